@@ -1,0 +1,1 @@
+"""From raw PET/CT to masks on the CT's grid."""
