@@ -1,0 +1,153 @@
+"""Case lists: what a cohort on disk consists of, before a voxel is read."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hnseg.errors import HnsegError
+
+EXTENSIONS = (".nii.gz", ".nii", ".mha")  # in the order in which they are preferred
+HEADS = "heads"  # ROOT/heads/CASE.nii.gz: masks for the head stage, not a case
+LAYOUT = "ROOT/CASE/CASE__CT.nii.gz, CASE__PT.nii.gz and, where known, CASE.nii.gz"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's PET/CT: CT (HU), PET (SUV), and the label map on the CT's grid where there is one."""
+
+    case_id: str
+    ct: Path
+    pet: Path
+    label: Path | None = None
+    center: str = ""
+
+
+def read_cases(source: Path, *, strict: bool = True) -> list[Case]:
+    """List the cases of a cohort.
+
+    Args:
+        source: a folder in the HECKTOR layout (facts.md §4), or a CSV with the header
+            `case_id, ct, pet[, label, center]` whose paths are relative to its own folder. `pt` is
+            taken for `pet`; an empty `ct` or `pet` cell stands for the HECKTOR name beside the CSV.
+        strict: refuse a list that names a file which does not exist (training). Otherwise the case
+            keeps the path and fails alone when it is read (inference).
+
+    Returns:
+        The cases, sorted by case_id. A case's centre is the CSV's `center`, else the part of its
+        name before the first '-'.
+
+    Raises:
+        HnsegError: no such source, no case in it, missing files (strict), or a malformed CSV:
+            missing columns, repeated case ids, or ids that are not plain file names.
+    """
+    source = Path(source)
+    if source.is_dir():
+        cases = list(_folder_cases(source))
+        if not cases:
+            raise HnsegError(f"{source}: no case in this folder; expected {LAYOUT}")
+    elif not source.exists():
+        raise HnsegError(f"{source}: no such folder or CSV; check the path")
+    elif source.suffix.lower() == ".csv":
+        cases = list(_csv_cases(source))
+        if not cases:
+            raise HnsegError(f"{source}: no case in this CSV; add a line for each case under the header")
+    else:
+        raise HnsegError(f"{source}: neither a folder nor a .csv; give a case list (folder: {LAYOUT})")
+    if strict:
+        _require_files(cases)
+    return sorted(cases, key=lambda case: case.case_id)
+
+
+def check_case_id(case_id: str, where: str) -> None:
+    """Refuse a case id that is not a plain file name: it becomes part of output paths.
+
+    Raises:
+        HnsegError: empty, longer than 100 characters, starting with a dot, or with a slash,
+            backslash or control character in it.
+    """
+    plain = case_id.isprintable() and not {"/", "\\"} & set(case_id) and not case_id.startswith(".")
+    if not plain or not 0 < len(case_id) <= 100:
+        raise HnsegError(f"{where}: case id {case_id[:100]!r} is not a plain file name; rename the case")
+
+
+def center_of(case_id: str) -> str:
+    """The centre in a HECKTOR case name: CHUM-001 → CHUM; '' for a name without '-'."""
+    return case_id.partition("-")[0] if "-" in case_id else ""
+
+
+def case_files(folder: Path) -> dict[str, Path]:
+    """The files of a case folder that have a part in it, under 'ct', 'pet' and 'label'."""
+    names = {"ct": f"{folder.name}__CT", "pet": f"{folder.name}__PT", "label": folder.name}
+    candidates = {part: [folder / f"{name}{ext}" for ext in EXTENSIONS] for part, name in names.items()}
+    return {
+        part: found[0] for part, paths in candidates.items() if (found := [p for p in paths if p.is_file()])
+    }
+
+
+def _folder_cases(root: Path) -> Iterator[Case]:
+    for folder in root.iterdir():
+        if folder.name.startswith(".") or folder.name == HEADS or not folder.is_dir():
+            continue
+        files = case_files(folder)
+        if not files:
+            continue
+        name = folder.name
+        check_case_id(name, str(root))
+        ct = files.get("ct", folder / f"{name}__CT.nii.gz")
+        pet = files.get("pet", folder / f"{name}__PT.nii.gz")
+        yield Case(name, ct, pet, files.get("label"), center_of(name))
+
+
+def _csv_cases(path: Path) -> Iterator[Case]:
+    seen: set[str] = set()
+    for line, row in _csv_rows(path):
+        where = f"{path} line {line}"
+        case_id = row["case_id"]
+        check_case_id(case_id, where)
+        if case_id in seen:
+            raise HnsegError(f"{where}: case id {case_id!r} appears twice; give each case one line")
+        seen.add(case_id)
+        ct = path.parent / (row["ct"] or f"{case_id}__CT.nii.gz")
+        pet = path.parent / (row["pet"] or f"{case_id}__PT.nii.gz")
+        label = path.parent / row["label"] if row.get("label") else None
+        yield Case(case_id, ct, pet, label, row.get("center") or center_of(case_id))
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells by column name, stripped; empty lines left out."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = [name.strip().lower() for name in next(reader, [])]
+            header = ["pet" if name == "pt" else name for name in header]
+            missing = [name for name in ("case_id", "ct", "pet") if name not in header]
+            if missing:
+                raise HnsegError(
+                    f"{path}: header {','.join(header)!r} lacks {', '.join(missing)}; "
+                    "write case_id,ct,pet[,label,center] in the first line"
+                )
+            for cells in reader:
+                values = [cell.strip() for cell in cells]
+                if not any(values):
+                    continue
+                if len(values) > len(header):
+                    raise HnsegError(
+                        f"{path} line {reader.line_num}: {len(values)} cells under {len(header)} columns; "
+                        "quote cells that hold a comma"
+                    )
+                values += [""] * (len(header) - len(values))
+                yield reader.line_num, dict(zip(header, values, strict=True))
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise HnsegError(
+            f"{path}: cannot be read as CSV ({error}); save it as comma-separated UTF-8"
+        ) from error
+
+
+def _require_files(cases: list[Case]) -> None:
+    for case in cases:
+        for part, path in (("CT", case.ct), ("PET", case.pet), ("label", case.label)):
+            if path is not None and not path.is_file():
+                raise HnsegError(
+                    f"{path}: the {part} of case {case.case_id} is missing; add it or remove the case"
+                )

@@ -1,0 +1,181 @@
+"""Image files in and out: the only door between disk, SimpleITK and numpy.
+
+Arrays are (z, y, x); points, sizes and spacings in patient space are (x, y, z) in LPS millimetres,
+both as SimpleITK has them.
+"""
+
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from hnseg.errors import HnsegError
+
+EXTENSIONS = (".nii.gz", ".nii", ".mha")
+LABELS = (0, 1, 2)  # background, GTVp, GTVn
+
+# What matters is raised as an exception or checked here; the rest would only break progress bars.
+sitk.ProcessObject.GlobalWarningDisplayOff()
+
+
+def extension(path: Path) -> str:
+    """The image extension of `path` (".nii.gz", ".nii" or ".mha"), or HnsegError naming those accepted."""
+    for known in EXTENSIONS:
+        if path.name.lower().endswith(known):
+            return known
+    raise HnsegError(f"{path}: '{path.suffix}' is not an image extension; use {', '.join(EXTENSIONS)}")
+
+
+def read_image(path: Path) -> sitk.Image:
+    """Read a CT or PET volume.
+
+    Args:
+        path: NIfTI or MetaImage file.
+
+    Returns:
+        A 3-D scalar image, float32, in the file's own units (HU, SUV), every value finite.
+
+    Raises:
+        HnsegError: missing, empty, damaged or misnamed file; not 3-D; several values a voxel;
+            impossible spacing; NaN or infinite values.
+    """
+    image = _read(path, sitk.sitkFloat32)
+    values = sitk.GetArrayViewFromImage(image)
+    # One pass without a temporary: a single NaN or infinity makes the sum non-finite.
+    with np.errstate(invalid="ignore", over="ignore"):
+        finite = np.isfinite(values.sum(dtype=np.float64))
+    if not finite:
+        count = int(values.size - np.isfinite(values).sum())
+        raise HnsegError(f"{path}: {count} NaN or infinite values; replace them (air: -1000 HU, SUV 0)")
+    return image
+
+
+def read_label(path: Path) -> sitk.Image:
+    """Read a label map.
+
+    Args:
+        path: NIfTI or MetaImage file, integers or floats that are integers.
+
+    Returns:
+        A 3-D image, uint8, values 0 (background), 1 (GTVp) and 2 (GTVn) only.
+
+    Raises:
+        HnsegError: as `read_image`, or values other than 0, 1 and 2.
+    """
+    image = _read(path, sitk.sitkUnknown)
+    values = sitk.GetArrayViewFromImage(image)
+    foreign = ~np.isin(values, LABELS)
+    if foreign.any():
+        found = np.unique(values[foreign])
+        shown = ", ".join(f"{value:g}" for value in found[:5]) + (", …" if len(found) > 5 else "")
+        raise HnsegError(
+            f"{path}: label values {shown}; only 0, 1 (GTVp) and 2 (GTVn) are allowed: remap them"
+        )
+    return sitk.Cast(image, sitk.sitkUInt8)
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Write `image` compressed to `path`, whole or not at all, creating its folder where needed.
+
+    Raises:
+        HnsegError: an extension other than .nii.gz, .nii and .mha, or a folder that cannot be written.
+    """
+    # The temporary file must keep the extension, from which ITK takes the format.
+    temporary = path.with_name(f".{uuid.uuid4().hex}{extension(path)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(image, str(temporary), useCompression=True)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise HnsegError(
+            f"{path}: cannot be written ({_condense(error)}); check the folder and its space"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_array(image: sitk.Image) -> np.ndarray:
+    """The voxels of `image` as a new array (z, y, x)."""
+    return sitk.GetArrayFromImage(image)
+
+
+def from_array(array: np.ndarray, like: sitk.Image) -> sitk.Image:
+    """An image of `array` (z, y, x) with the spacing, origin and direction of `like`.
+
+    Raises:
+        ValueError: the array's shape is not the image's size reversed.
+    """
+    if array.shape != like.GetSize()[::-1]:
+        raise ValueError(f"array (z, y, x) {array.shape} does not fit image size (x, y, z) {like.GetSize()}")
+    image = sitk.GetImageFromArray(array)
+    image.CopyInformation(like)
+    return image
+
+
+def same_grid(a: sitk.Image, b: sitk.Image, tolerance: float = 1e-3) -> bool:
+    """Whether both images have one size and their corner voxels coincide.
+
+    Args:
+        a: A 3-D image.
+        b: A 3-D image.
+        tolerance: largest distance between corresponding corners, in voxels of `a`.
+    """
+    if a.GetSize() != b.GetSize():
+        return False
+    corners = [
+        [0 if bit == "0" else size - 1 for bit, size in zip(f"{n:03b}", a.GetSize(), strict=True)]
+        for n in range(8)
+    ]
+    there = [a.TransformPhysicalPointToContinuousIndex(b.TransformIndexToPhysicalPoint(c)) for c in corners]
+    return bool(np.abs(np.subtract(there, corners)).max() <= tolerance)
+
+
+def _read(path: Path, pixel_type: int) -> sitk.Image:
+    """Check the header, then read the voxels as `pixel_type` (sitkUnknown: as stored)."""
+    extension(path)
+    if not path.exists():
+        raise HnsegError(f"{path}: no such file; check the path")
+    if not path.is_file():
+        raise HnsegError(f"{path}: is a folder; name a file ({', '.join(EXTENSIONS)})")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetOutputPixelType(pixel_type)
+    try:
+        if path.stat().st_size == 0:
+            raise HnsegError(f"{path}: the file is empty; copy or convert it again")
+        reader.ReadImageInformation()
+        _check_header(path, reader)
+        return reader.Execute()
+    except (OSError, RuntimeError) as error:
+        reason = _condense(error)
+        raise HnsegError(f"{path}: cannot be read ({reason}); copy or convert it again") from error
+
+
+def _check_header(path: Path, reader: Any) -> None:
+    """Refuse what is not one finite 3-D scalar volume before its voxels are read."""
+    size, spacing = reader.GetSize(), reader.GetSpacing()
+    if len(size) != 3 or min(size) < 2:
+        raise HnsegError(f"{path}: size {' x '.join(map(str, size))} is not a 3-D volume; give one 3-D image")
+    if reader.GetNumberOfComponents() != 1:
+        count = reader.GetNumberOfComponents()
+        raise HnsegError(f"{path}: {count} values a voxel (vector, RGB or complex); give one scalar image")
+    if not all(np.isfinite(s) and s > 0 for s in spacing):
+        raise HnsegError(f"{path}: spacing {spacing} mm is impossible; correct the header")
+    if not np.isfinite([*reader.GetOrigin(), *reader.GetDirection()]).all():
+        raise HnsegError(f"{path}: origin or direction is not finite; correct the header")
+
+
+def _condense(error: Exception) -> str:
+    """The telling line of an ITK error, without addresses and source locations."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = (
+        re.sub(r"^(sitk|itk|ITK)::?\s*ERROR:\s*|\w+\(0x[0-9a-f]+\):\s*", "", lines[-1])
+        if lines
+        else "no reason given"
+    )
+    return re.sub(r"\(?0x[0-9a-f]+\)?:?\s*", "", last).rstrip(".")
