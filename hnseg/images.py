@@ -13,6 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from hnseg.errors import HnsegError
+from hnseg.integrity import check_file, non_finite
 
 EXTENSIONS = (".nii.gz", ".nii", ".mha")
 LABELS = (0, 1, 2)  # background, GTVp, GTVn
@@ -48,8 +49,7 @@ def read_image(path: Path) -> sitk.Image:
     with np.errstate(invalid="ignore", over="ignore"):
         finite = np.isfinite(values.sum(dtype=np.float64))
     if not finite:
-        count = int(values.size - np.isfinite(values).sum())
-        raise HnsegError(f"{path}: {count} NaN or infinite values; replace them (air: -1000 HU, SUV 0)")
+        raise non_finite(path, int(values.size - np.isfinite(values).sum()))
     return image
 
 
@@ -134,7 +134,7 @@ def same_grid(a: sitk.Image, b: sitk.Image, tolerance: float = 1e-3) -> bool:
 
 
 def _read(path: Path, pixel_type: int) -> sitk.Image:
-    """Check the header, then read the voxels as `pixel_type` (sitkUnknown: as stored)."""
+    """Check the bytes and the header, then read the voxels as `pixel_type` (sitkUnknown: as stored)."""
     extension(path)
     if not path.exists():
         raise HnsegError(f"{path}: no such file; check the path")
@@ -146,6 +146,7 @@ def _read(path: Path, pixel_type: int) -> sitk.Image:
     try:
         if path.stat().st_size == 0:
             raise HnsegError(f"{path}: the file is empty; copy or convert it again")
+        check_file(path)
         reader.ReadImageInformation()
         _check_header(path, reader)
         return reader.Execute()
@@ -158,7 +159,7 @@ def _check_header(path: Path, reader: Any) -> None:
     """Refuse what is not one finite 3-D scalar volume before its voxels are read."""
     size, spacing = reader.GetSize(), reader.GetSpacing()
     if len(size) != 3 or min(size) < 2:
-        raise HnsegError(f"{path}: size {' x '.join(map(str, size))} is not a 3-D volume; give one 3-D image")
+        raise HnsegError(f"{path}: size {' x '.join(map(str, size))} is not one 3-D volume; give one")
     if reader.GetNumberOfComponents() != 1:
         count = reader.GetNumberOfComponents()
         raise HnsegError(f"{path}: {count} values a voxel (vector, RGB or complex); give one scalar image")
@@ -169,13 +170,10 @@ def _check_header(path: Path, reader: Any) -> None:
 
 
 def _condense(error: Exception) -> str:
-    """The telling line of an ITK error, without addresses and source locations."""
+    """The telling line of an error: ITK puts it last, after addresses and source locations."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = (
-        re.sub(r"^(sitk|itk|ITK)::?\s*ERROR:\s*|\w+\(0x[0-9a-f]+\):\s*", "", lines[-1])
-        if lines
-        else "no reason given"
+    last = str(error).strip().rpartition("\n")[2]
+    return (
+        re.sub(r"^.*ERROR:\s*|\w*\(?0x[0-9a-f]+\)?:\s*", "", last).strip().rstrip(".!") or "no reason given"
     )
-    return re.sub(r"\(?0x[0-9a-f]+\)?:?\s*", "", last).rstrip(".")
