@@ -1,0 +1,63 @@
+"""The official scores on arrays, and the same as a torchmetrics metric.
+
+`OfficialScores` is loaded on first use: scoring files takes no torch, whose import takes longer than that.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from hnseg.metrics.counts import (
+    CLASSES,
+    EMPTY_POLICIES,
+    GTVN,
+    GTVP,
+    CaseCounts,
+    EmptyPolicy,
+    Overlap,
+    Scores,
+    aggregate,
+    case_score_2026,
+    count_case,
+)
+from hnseg.metrics.matching import (
+    Connectivity,
+    Detections,
+    Matching,
+    label_lesions,
+    match,
+    overlapping_lesions,
+)
+from hnseg.metrics.surface import SurfaceDistance, surface_distance
+
+if TYPE_CHECKING:
+    from hnseg.metrics.official import OfficialScores
+
+__all__ = [
+    "CLASSES",
+    "EMPTY_POLICIES",
+    "GTVN",
+    "GTVP",
+    "CaseCounts",
+    "Connectivity",
+    "Detections",
+    "EmptyPolicy",
+    "Matching",
+    "OfficialScores",
+    "Overlap",
+    "Scores",
+    "SurfaceDistance",
+    "aggregate",
+    "case_score_2026",
+    "count_case",
+    "label_lesions",
+    "match",
+    "overlapping_lesions",
+    "surface_distance",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "OfficialScores":
+        from hnseg.metrics.official import OfficialScores
+
+        return OfficialScores
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

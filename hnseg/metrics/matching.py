@@ -1,0 +1,153 @@
+"""Lesions, and which predicted one answers which true one.
+
+A lesion is a connected component of one label. The organisers of HECKTOR 2025 count a detection where a
+true and a predicted lesion overlap enough; they leave connectivity and matching open, so both are options.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+Connectivity = Literal[6, 18, 26]
+Matching = Literal["greedy", "hungarian", "group"]
+
+
+class Detections(NamedTuple):
+    """Lesions found (tp), predicted where there is none (fp) and missed (fn)."""
+
+    tp: int
+    fp: int
+    fn: int
+
+
+class Overlaps(NamedTuple):
+    """Every overlapping pair of one true and one predicted lesion; the lesions count from 0.
+
+    Attributes:
+        truth: (pairs,) index of the true lesion.
+        prediction: (pairs,) index of the predicted lesion.
+        intersection: (pairs,) shared voxels.
+        truth_size: (true lesions,) voxels of each.
+        prediction_size: (predicted lesions,) voxels of each.
+    """
+
+    truth: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+    intersection: NDArray[np.int64]
+    truth_size: NDArray[np.int64]
+    prediction_size: NDArray[np.int64]
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """(pairs,) intersection over union of the whole lesions of each pair."""
+        union = self.truth_size[self.truth] + self.prediction_size[self.prediction] - self.intersection
+        return self.intersection / union
+
+
+def label_lesions(
+    mask: NDArray[np.bool_], connectivity: Connectivity = 26
+) -> tuple[NDArray[np.integer], int]:
+    """Number the connected components of a mask from 1 on, in the order of their first voxel.
+
+    Args:
+        mask: (z, y, x), true inside.
+        connectivity: 6 joins voxels that share a face, 18 also an edge, 26 also a corner.
+
+    Returns:
+        The numbered components (z, y, x), 0 outside, and how many there are.
+    """
+    lesions, count = cc3d.connected_components(
+        np.ascontiguousarray(mask), connectivity=connectivity, binary_image=True, return_N=True
+    )
+    return lesions, int(count)
+
+
+def overlapping_lesions(
+    prediction: NDArray[np.bool_], truth: NDArray[np.bool_], connectivity: Connectivity = 26
+) -> Overlaps:
+    """Split two masks (z, y, x) into lesions and intersect every pair of them."""
+    predicted, predicted_count = label_lesions(prediction, connectivity)
+    true, true_count = label_lesions(truth, connectivity)
+    both = prediction & truth
+    # One number for each pair of lesions; the last index of each side is never 0 inside `both`.
+    pair = (true[both].astype(np.int64) - 1) * predicted_count + predicted[both].astype(np.int64) - 1
+    pairs, intersection = np.unique(pair, return_counts=True)
+    truth_index, prediction_index = np.divmod(pairs, max(predicted_count, 1))
+    return Overlaps(
+        truth=truth_index,
+        prediction=prediction_index,
+        intersection=intersection,
+        truth_size=np.bincount(true[truth], minlength=true_count + 1)[1:],
+        prediction_size=np.bincount(predicted[prediction], minlength=predicted_count + 1)[1:],
+    )
+
+
+def match(overlaps: Overlaps, matching: Matching = "greedy", threshold: float = 0.30) -> Detections:
+    """Decide which lesions were found.
+
+    - `greedy` (the organisers'): pairs with IoU > threshold, the best first, accepted if neither side is
+      taken yet; ties go to the lower true lesion.
+    - `hungarian`: as many pairs with IoU > threshold as possible, among those the largest summed IoU.
+    - `group`: lesions that overlap form groups; a group is one lesion found if its IoU >= threshold,
+      otherwise one false and one missed.
+    """
+    lesions = len(overlaps.truth_size), len(overlaps.prediction_size)
+    if matching == "group":
+        return _match_groups(overlaps, threshold)
+    tp = (
+        _match_greedily(overlaps, threshold)
+        if matching == "greedy"
+        else _match_optimally(overlaps, threshold)
+    )
+    return Detections(tp=tp, fp=lesions[1] - tp, fn=lesions[0] - tp)
+
+
+def _match_greedily(overlaps: Overlaps, threshold: float) -> int:
+    iou = overlaps.iou
+    best_first = np.lexsort((overlaps.prediction, overlaps.truth, -iou))
+    found: set[int] = set()
+    used: set[int] = set()
+    for pair in best_first[iou[best_first] > threshold]:
+        g, p = int(overlaps.truth[pair]), int(overlaps.prediction[pair])
+        if g not in found and p not in used:
+            found.add(g)
+            used.add(p)
+    return len(found)
+
+
+def _match_optimally(overlaps: Overlaps, threshold: float) -> int:
+    iou = overlaps.iou
+    passes = iou > threshold
+    # All IoUs of an assignment together stay below one further pair, so that the number of pairs comes first.
+    gain = np.zeros((len(overlaps.truth_size), len(overlaps.prediction_size)))
+    gain[overlaps.truth[passes], overlaps.prediction[passes]] = 1 + iou[passes] / (min(gain.shape) + 1)
+    assigned = linear_sum_assignment(gain, maximize=True)
+    return int(np.count_nonzero(gain[assigned]))
+
+
+def _match_groups(overlaps: Overlaps, threshold: float) -> Detections:
+    true_count, predicted_count = len(overlaps.truth_size), len(overlaps.prediction_size)
+    edges = coo_array(
+        (np.ones(len(overlaps.truth)), (overlaps.truth, overlaps.prediction + true_count)),
+        shape=(true_count + predicted_count,) * 2,
+    )
+    count, group = connected_components(edges, directed=False)
+    of_truth, of_prediction = group[:true_count], group[true_count:]
+
+    def per_group(index: NDArray[np.integer], voxels: NDArray[np.int64]) -> NDArray[Any]:
+        return np.bincount(index, weights=voxels, minlength=count)
+
+    true = per_group(of_truth, overlaps.truth_size)
+    predicted = per_group(of_prediction, overlaps.prediction_size)
+    shared = per_group(of_truth[overlaps.truth], overlaps.intersection)
+    found = (shared > 0) & (shared / (true + predicted - shared) >= threshold)
+    return Detections(
+        tp=int(found.sum()),
+        fp=int(((predicted > 0) & ~found).sum()),
+        fn=int(((true > 0) & ~found).sum()),
+    )
