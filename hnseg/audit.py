@@ -1,0 +1,272 @@
+"""Read a cohort before anyone trains on it, and say what is wrong with it, case by case."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from hnseg.cases import EXTENSIONS, HEADS, Case, case_files
+from hnseg.checks import Finding, check_case, overlap, z_range
+from hnseg.errors import HnsegError
+from hnseg.images import read_image, read_label, to_array
+
+__all__ = ["CaseAudit", "Finding", "Geometry", "audit", "audit_case", "check_case", "find_orphans", "usable"]
+
+CLASSES = {1: "GTVp", 2: "GTVn"}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """An image's grid: size and spacing (x, y, z), orientation code (LPS: as ITK counts), reach in z."""
+
+    size: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    orientation: str
+    z_mm: tuple[float, float]
+
+    @classmethod
+    def of(cls, image: sitk.Image) -> "Geometry":
+        """The geometry of `image`."""
+        code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+        return cls(image.GetSize(), image.GetSpacing(), code, z_range(image))
+
+
+@dataclass(frozen=True)
+class CaseAudit:
+    """What was found in one case; fields are empty where a file could not be read.
+
+    `components` (26-connected) and `volumes_ml` are keyed by class name, GTVp and GTVn; they are empty
+    without a label. `digests` holds a hash of the voxels under "CT" and "PET".
+    """
+
+    case: Case
+    findings: tuple[Finding, ...] = ()
+    ct: Geometry | None = None
+    pet: Geometry | None = None
+    overlap: float | None = None
+    label_values: tuple[int, ...] = ()
+    components: dict[str, int] = field(default_factory=dict)
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the case can be trained on or segmented: no finding is an error."""
+        return all(finding.level != "error" for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """The audit as plain types, for `json.dumps`."""
+        plain = asdict(self) | {"usable": self.usable}
+        plain["case"] = {name: value and str(value) for name, value in plain["case"].items()}
+        return plain
+
+
+def audit_case(case: Case) -> CaseAudit:
+    """Read all files of a case and judge them; what cannot be read becomes a finding, not an exception."""
+    findings: list[Finding] = []
+    ct = _try(read_image, case.ct, findings)
+    pet = _try(read_image, case.pet, findings)
+    label = _try(read_label, case.label, findings) if case.label else None
+    share = None
+    if ct is not None and pet is not None:
+        findings += check_case(ct, pet, label)
+        share = overlap(ct, pet)
+    images = {name: image for name, image in (("CT", ct), ("PET", pet)) if image is not None}
+    return CaseAudit(
+        case=case,
+        findings=tuple(sorted(findings, key=lambda finding: finding.level)),
+        ct=Geometry.of(ct) if ct is not None else None,
+        pet=Geometry.of(pet) if pet is not None else None,
+        overlap=share,
+        digests={name: _digest(image) for name, image in images.items()},
+        **(_lesions(label) if label is not None else {}),
+    )
+
+
+def audit(cases: Sequence[Case], workers: int | None = None) -> list[CaseAudit]:
+    """Audit every case, in parallel with a progress bar on stderr, and look for repeated images.
+
+    Args:
+        cases: the cohort, best read with `strict=False` so that a missing file is a finding too.
+        workers: processes; a whole-body case takes about 1.5 GB in each. Default: up to four.
+
+    Returns:
+        One audit a case, in the order of `cases`.
+
+    Raises:
+        HnsegError: a worker was killed, most likely for want of memory.
+    """
+    workers = min(workers or min(4, os.cpu_count() or 1), len(cases))
+    if workers <= 1:
+        return _mark_duplicates(_with_bar(map(audit_case, cases), len(cases)))
+    # spawn: a forked child would inherit ITK's thread pool without its threads, and wait for ever.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread)
+    try:
+        with pool:
+            return _mark_duplicates(_with_bar(pool.map(audit_case, cases), len(cases)))
+    except BrokenProcessPool as error:
+        raise HnsegError(f"--workers {workers}: a worker was killed, likely out of memory; use fewer") from error
+
+
+def usable(self) -> bool:
+        """Whether the case can be trained on or segmented: no finding is an error."""
+        return all(finding.level != "error" for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """The audit as plain types, for `json.dumps`."""
+        plain = asdict(self) | {"usable": self.usable}
+        plain["case"] = {name: value and str(value) for name, value in plain["case"].items()}
+        return plain
+
+
+def audit_case(case: Case) -> CaseAudit:
+    """Read all files of a case and judge them; what cannot be read becomes a finding, not an exception."""
+    findings: list[Finding] = []
+    ct = _try(read_image, case.ct, findings)
+    pet = _try(read_image, case.pet, findings)
+    label = _try(read_label, case.label, findings) if case.label else None
+    share = None
+    if ct is not None and pet is not None:
+        findings += check_case(ct, pet, label)
+        share = overlap(ct, pet)
+    images = {name: image for name, image in (("CT", ct), ("PET", pet)) if image is not None}
+    return CaseAudit(
+        case=case,
+        findings=tuple(sorted(findings, key=lambda finding: finding.level)),
+        ct=Geometry.of(ct) if ct is not None else None,
+        pet=Geometry.of(pet) if pet is not None else None,
+        overlap=share,
+        digests={name: _digest(image) for name, image in images.items()},
+        **(_lesions(label) if label is not None else {}),
+    )
+
+
+def audit(cases: Sequence[Case], workers: int | None = None) -> list[CaseAudit]:
+    """Audit every case, in parallel with a progress bar on stderr, and look for repeated images.
+
+    Args:
+        cases: the cohort, best read with `strict=False` so that a missing file is a finding too.
+        workers: processes; a whole-body case takes about 1.5 GB in each. Default: up to four.
+
+    Returns:
+        One audit a case, in the order of `cases`.
+
+    Raises:
+        HnsegError: a worker was killed, most likely for want of memory.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    workers = min(workers or min(4, os.cpu_count() or 1), len(cases))
+    bar = {"description": "auditing", "total": len(cases), "console": Console(stderr=True)}
+    if workers <= 1:
+        return _mark_duplicates(list(track(map(audit_case, cases), **bar)))
+    # spawn: a forked child would inherit ITK's thread pool without its threads, and wait for ever.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread)
+    try:
+        with pool:
+            return _mark_duplicates(list(track(pool.map(audit_case, cases), **bar)))
+    except BrokenProcessPool as error:
+        raise HnsegError(
+            f"--workers {workers}: a worker was killed, likely out of memory; use fewer"
+        ) from error
+
+
+def usable(audits: Sequence[CaseAudit]) -> tuple[list[Case], dict[str, list[str]]]:
+    """The cases without an error, and for each other case id the reasons why it is refused."""
+    accepted = [audit.case for audit in audits if audit.usable]
+    refused = {
+        audit.case.case_id: [finding.text for finding in audit.findings if finding.level == "error"]
+        for audit in audits
+        if not audit.usable
+    }
+    return accepted, refused
+
+
+def find_orphans(root: Path) -> list[str]:
+    """Folders, image files and head masks in a HECKTOR folder that belong to no case, relative to it."""
+    return sorted(str(path.relative_to(root)) for path in _orphans(root))
+
+
+def _orphans(root: Path) -> Iterator[Path]:
+    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    cases = {folder.name: set(case_files(folder).values()) for folder in folders if folder.name != HEADS}
+    yield from _image_files(root)
+    for folder in folders:
+        if folder.name == HEADS:
+            yield from (path for path in _image_files(folder) if path.name.split(".")[0] not in cases)
+        elif not cases[folder.name]:
+            yield folder
+        else:
+            yield from (path for path in _image_files(folder) if path not in cases[folder.name])
+
+
+def _image_files(folder: Path) -> list[Path]:
+    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return [path for path in files if path.name.lower().endswith(EXTENSIONS)]
+
+
+def _with_bar(audits: Iterable[CaseAudit], total: int) -> list[CaseAudit]:
+    from rich.console import Console
+    from rich.progress import track
+
+    return list(track(audits, "auditing", total, console=Console(stderr=True)))
+
+
+def _try(read: Callable[[Path], sitk.Image], path: Path, faults: list[Finding]) -> sitk.Image | None:
+    try:
+        return read(path)
+    except HnsegError as error:
+        faults.append(Finding("error", str(error)))
+        return None
+
+
+def _lesions(label: sitk.Image) -> dict[str, Any]:
+    """Values, components (26-connected) and ml of each class in a label map."""
+    import cc3d
+
+    array = to_array(label)
+    ml = float(np.prod(label.GetSpacing())) / 1000
+    masks = {name: array == value for value, name in CLASSES.items()}
+    return {
+        "label_values": tuple(np.unique(array).tolist()),
+        "components": {name: int(cc3d.connected_components(m).max()) for name, m in masks.items()},
+        "volumes_ml": {name: float(m.sum()) * ml for name, m in masks.items()},
+    }
+
+
+def _digest(image: sitk.Image) -> str:
+    values = np.ascontiguousarray(sitk.GetArrayViewFromImage(image))
+    return hashlib.blake2b(values.data, digest_size=16).hexdigest()
+
+
+def _mark_duplicates(audits: list[CaseAudit]) -> list[CaseAudit]:
+    """Add a warning to every case whose CT or PET has the voxels of another one's."""
+    holders: dict[tuple[str, str], list[str]] = {}
+    for one in audits:
+        for digest in one.digests.items():
+            holders.setdefault(digest, []).append(one.case.case_id)
+    marked = []
+    for one in audits:
+        repeats = [
+            Finding(
+                "warning",
+                f"{name} is identical to that of {', '.join(others)}: keep one, or one fold for all",
+            )
+            for name, digest in one.digests.items()
+            if (others := [case for case in holders[name, digest] if case != one.case.case_id])
+        ]
+        marked.append(replace(one, findings=(*one.findings, *repeats)))
+    return marked
+
+
+def _one_thread() -> None:
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

@@ -1,0 +1,147 @@
+"""What makes one case's images unusable, or doubtful, told in one line each."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import SimpleITK as sitk
+
+from hnseg.images import same_grid
+
+# Air is near -1000 HU and bone above 200 HU, in every head-and-neck scan.
+HU_AIR, HU_BONE = -200.0, 200.0
+# SUV reaches some tens in the brain or bladder, some hundreds in the few voxels of an injection site.
+# Bq/ml are 1,400 to 5,000 times the SUV (facts.md §4): the whole body lies above this bound.
+SUV_LIMIT = 200.0
+MIN_OVERLAP = 0.5  # of the CT's volume
+MIN_EXTENT_MM = 60.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing wrong with a case: an "error" makes it unusable, a "warning" wants a look."""
+
+    level: Literal["error", "warning"]
+    text: str
+
+
+def check_case(ct: sitk.Image, pet: sitk.Image, label: sitk.Image | None = None) -> list[Finding]:
+    """Judge images that `hnseg.images` has read.
+
+    Args:
+        ct: CT, HU.
+        pet: PET, SUV, on a grid of its own.
+        label: label map 0/1/2 on the CT's grid, where there is one.
+
+    Returns:
+        The findings, errors first; an empty list for a case without fault.
+    """
+    findings = [*_check_intensities(ct, pet), *_check_overlap(ct, pet), *_check_extent(ct)]
+    if label is not None:
+        findings += _check_label(ct, label)
+    return sorted(findings, key=lambda finding: finding.level)
+
+
+def overlap(ct: sitk.Image, pet: sitk.Image) -> float:
+    """Fraction of the CT's volume that lies in the PET's field of view, by a lattice of 40³ points."""
+    size = np.array(ct.GetSize())
+    steps = (np.arange(40) + 0.5) / 40
+    lattice = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    index = lattice * size - 0.5  # voxel i reaches from i - 0.5 to i + 0.5
+    points = index @ _affine(ct).T + ct.GetOrigin()
+    there = (points - pet.GetOrigin()) @ np.linalg.inv(_affine(pet)).T
+    inside = (there >= -0.5) & (there <= np.array(pet.GetSize()) - 0.5)
+    return float(inside.all(axis=1).mean())
+
+
+def z_range(image: sitk.Image) -> tuple[float, float]:
+    """Lowest and highest patient coordinate z (towards the head) of the image's field of view, mm."""
+    size = np.array(image.GetSize())
+    corners = np.array(np.meshgrid(*((-0.5, s - 0.5) for s in size.tolist()))).reshape(3, -1).T
+    z = (corners @ _affine(image).T + image.GetOrigin())[:, 2]
+    return float(z.min()), float(z.max())
+
+
+def _affine(image: sitk.Image) -> np.ndarray:
+    """Matrix (3, 3) from index (x, y, z) to millimetres."""
+    return np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+
+
+def _check_intensities(ct: sitk.Image, pet: sitk.Image) -> list[Finding]:
+    hu, suv = sitk.GetArrayViewFromImage(ct), sitk.GetArrayViewFromImage(pet)
+    ct_low, ct_high = float(hu.min()), float(hu.max())
+    pet_low, pet_high = float(suv.min()), float(suv.max())
+    if ct_low > HU_AIR and pet_low < HU_AIR:
+        return [
+            _error("CT and PET look swapped (the PET holds air in HU, the CT none): exchange the two files")
+        ]
+    findings = []
+    if ct_low == ct_high:
+        findings.append(_error(f"CT is {ct_low:g} everywhere: export it again"))
+    elif ct_low > HU_AIR or ct_high < HU_BONE:
+        values = f"CT runs from {ct_low:g} to {ct_high:g}"
+        findings.append(
+            _error(f"{values}, not HU (air to bone): apply the DICOM rescale slope and intercept")
+        )
+    if pet_low == pet_high:
+        findings.append(_error(f"PET is {pet_low:g} everywhere: export it again"))
+    elif pet_high > SUV_LIMIT:
+        findings.append(_hot(suv, pet_high))
+    elif pet_high <= 1:
+        findings.append(
+            _warning(f"PET reaches {pet_high:.2g} only: check that it is SUV, not scaled to [0, 1]")
+        )
+    if pet_low < -1 and pet_low != pet_high:
+        findings.append(_warning(f"PET falls to {pet_low:.3g}: SUV is not negative, check its rescaling"))
+    return findings
+
+
+def _hot(suv: np.ndarray, high: float) -> Finding:
+    """PET above any SUV: everywhere in the body (another unit), or in a few voxels (an injection site)."""
+    bulk = float(np.percentile(suv[suv > 0], 99))
+    if bulk <= SUV_LIMIT:
+        return _warning(f"PET reaches {high:.3g} in places: check for an injection site or artefact")
+    remedy = "divide by (injected dose at scan start in Bq / body weight in g)"
+    return _error(f"PET reaches {high:.3g}: Bq/ml or counts, not SUV; if Bq/ml, {remedy}")
+
+
+def _check_overlap(ct: sitk.Image, pet: sitk.Image) -> list[Finding]:
+    share = overlap(ct, pet)
+    if share == 0:
+        return [_error("CT and PET do not overlap in space: check that both belong to one examination")]
+    if share < MIN_OVERLAP:
+        return [_warning(f"PET covers {share:.0%} of the CT only: lesions outside it are seen on CT alone")]
+    return []
+
+
+def _check_extent(ct: sitk.Image) -> list[Finding]:
+    low, high = z_range(ct)
+    spacing = ct.GetSpacing()
+    if min(spacing) < 0.1 or max(spacing) > 10:
+        shown = " x ".join(f"{step:.3g}" for step in spacing)
+        return [_warning(f"CT spacing {shown} mm: check the header's unit, and that no slice is missing")]
+    if high - low < MIN_EXTENT_MM:
+        return [_warning(f"CT covers {high - low:.0f} mm in z only: check that slices are not missing")]
+    return []
+
+
+def _check_label(ct: sitk.Image, label: sitk.Image) -> list[Finding]:
+    if not same_grid(ct, label):
+        grids = f"label {_grid(label)}, CT {_grid(ct)}"
+        return [_error(f"label is not on the CT's grid ({grids}): resample it, nearest neighbour")]
+    if not sitk.GetArrayViewFromImage(label).any():
+        return [_warning("label is empty: check that the patient has neither GTVp nor GTVn")]
+    return []
+
+
+def _grid(image: sitk.Image) -> str:
+    size = "x".join(map(str, image.GetSize()))
+    return f"{size} at ({', '.join(f'{c:.1f}' for c in image.GetOrigin())}) mm"
+
+
+def _error(text: str) -> Finding:
+    return Finding("error", text)
+
+
+def _warning(text: str) -> Finding:
+    return Finding("warning", text)
