@@ -1,0 +1,78 @@
+"""The one door between a command line, Hydra and the function that does the work."""
+
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from hnseg.folds import expand_arguments
+from hnseg.hydra_errors import explain
+
+
+def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Runs a function under Hydra, from any working directory and with any launcher.
+
+    The configs are those of the folder `conf` beside the file that defines `main`; the YAML files in
+    the folder `sweeps` beside it make up the group `sweeps`. Folds may be written as `fold=0-4,7`.
+    A user's mistake becomes one line on stderr and exit status 2; `HYDRA_FULL_ERROR=1` in the
+    environment shows the traceback instead.
+
+    Args:
+        main: takes the composed config of one job, and may return a score for a sweeper to optimise.
+        config_name: the primary config, without `.yaml`.
+    """
+    root = Path(inspect.getfile(main)).resolve().parent
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them its way
+    _let_jobs_raise_quietly()
+    # Hydra makes a warning of a callback that fails: a sweep would go on with folds nobody can read.
+    warnings.filterwarnings("error", message="Callback ExpandFolds")
+    try:
+        sys.argv[1:] = expand_arguments(sys.argv[1:])
+        _register_sweeps(root / "sweeps")
+        hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=config_name)(main)()
+    except Exception as error:
+        groups = [folder.name for folder in (root / "conf").glob("*/")] + ["sweeps"]
+        line = None if wants_traceback else explain(error, groups)
+        if line is None:
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _register_sweeps(folder: Path) -> None:
+    """Makes the YAML files of a folder the options of the group `sweeps`.
+
+    The folder's parent could be a search path instead, but then every folder in it (data, runs,
+    environments) would be a config group, which `--help` walks through.
+    """
+    for path in sorted(folder.glob("*.yaml")):
+        ConfigStore.instance().store(
+            group="sweeps",
+            name=path.stem,
+            node=OmegaConf.load(path),
+            package="_global_",
+            provider=str(folder),
+        )
+
+
+def _let_jobs_raise_quietly() -> None:
+    """Makes the overrides of a failed job a note on its exception, where Hydra prints a line of its own."""
+
+    def return_value(job: JobReturn) -> Any:
+        if job.status is JobStatus.FAILED:
+            if job.hydra_cfg and job.hydra_cfg.hydra.mode == RunMode.MULTIRUN:
+                job._return_value.add_note(f"in the job {' '.join(job.overrides or ())}")
+            raise job._return_value
+        return job._return_value
+
+    JobReturn.return_value = JobReturn.return_value.getter(return_value)  # type: ignore[attr-defined, method-assign]
