@@ -58,7 +58,65 @@ class CaseAudit:
     digests: dict[str, str] = field(default_factory=dict)
 
     @property
-    def usable(audits: Sequence[CaseAudit]) -> tuple[list[Case], dict[str, list[str]]]:
+    def usable(self) -> bool:
+        """Whether the case can be trained on or segmented: no finding is an error."""
+        return all(finding.level != "error" for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """The audit as plain types, for `json.dumps`."""
+        plain = asdict(self) | {"usable": self.usable}
+        plain["case"] = {name: value and str(value) for name, value in plain["case"].items()}
+        return plain
+
+
+def audit_case(case: Case) -> CaseAudit:
+    """Read all files of a case and judge them; what cannot be read becomes a finding, not an exception."""
+    findings: list[Finding] = []
+    ct = _try(read_image, case.ct, findings)
+    pet = _try(read_image, case.pet, findings)
+    label = _try(read_label, case.label, findings) if case.label else None
+    share = None
+    if ct is not None and pet is not None:
+        findings += check_case(ct, pet, label)
+        share = overlap(ct, pet)
+    images = {name: image for name, image in (("CT", ct), ("PET", pet)) if image is not None}
+    return CaseAudit(
+        case=case,
+        findings=tuple(sorted(findings, key=lambda finding: finding.level)),
+        ct=Geometry.of(ct) if ct is not None else None,
+        pet=Geometry.of(pet) if pet is not None else None,
+        overlap=share,
+        digests={name: _digest(image) for name, image in images.items()},
+        **(_lesions(label) if label is not None else {}),
+    )
+
+
+def audit(cases: Sequence[Case], workers: int | None = None) -> list[CaseAudit]:
+    """Audit every case, in parallel with a progress bar on stderr, and look for repeated images.
+
+    Args:
+        cases: the cohort, best read with `strict=False` so that a missing file is a finding too.
+        workers: processes; a whole-body case takes about 1.5 GB in each. Default: up to four.
+
+    Returns:
+        One audit a case, in the order of `cases`.
+
+    Raises:
+        HnsegError: a worker was killed, most likely for want of memory.
+    """
+    workers = min(workers or min(4, os.cpu_count() or 1), len(cases))
+    if workers <= 1:
+        return _mark_duplicates(_with_bar(map(audit_case, cases), len(cases)))
+    # spawn: a forked child would inherit ITK's thread pool without its threads, and wait for ever.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread)
+    try:
+        with pool:
+            return _mark_duplicates(_with_bar(pool.map(audit_case, cases), len(cases)))
+    except BrokenProcessPool as error:
+        raise HnsegError(f"--workers {workers}: a worker was killed, likely for memory; use fewer") from error
+
+
+def usable(audits: Sequence[CaseAudit]) -> tuple[list[Case], dict[str, list[str]]]:
     """The cases without an error, and for each other case id the reasons why it is refused."""
     accepted = [audit.case for audit in audits if audit.usable]
     refused = {
