@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from hnseg.cases import EXTENSIONS, HEADS, Case, case_files
 from hnseg.checks import Finding, check_case, overlap, z_range
 from hnseg.errors import HnsegError
-from hnseg.images import read_image, read_label, to_array
+from hnseg.images import extension, read_image, read_label, to_array
 
 __all__ = ["CaseAudit", "Finding", "Geometry", "audit", "audit_case", "check_case", "find_orphans", "usable"]
 
@@ -118,11 +118,11 @@ def audit(cases: Sequence[Case], workers: int | None = None) -> list[CaseAudit]:
 
 def usable(audits: Sequence[CaseAudit]) -> tuple[list[Case], dict[str, list[str]]]:
     """The cases without an error, and for each other case id the reasons why it is refused."""
-    accepted = [audit.case for audit in audits if audit.usable]
+    accepted = [one.case for one in audits if one.usable]
     refused = {
-        audit.case.case_id: [finding.text for finding in audit.findings if finding.level == "error"]
-        for audit in audits
-        if not audit.usable
+        one.case.case_id: [finding.text for finding in one.findings if finding.level == "error"]
+        for one in audits
+        if not one.usable
     }
     return accepted, refused
 
@@ -138,7 +138,7 @@ def _orphans(root: Path) -> Iterator[Path]:
     yield from _image_files(root)
     for folder in folders:
         if folder.name == HEADS:
-            yield from (path for path in _image_files(folder) if path.name.split(".")[0] not in cases)
+            yield from (path for path in _image_files(folder) if _stem(path) not in cases)
         elif not cases[folder.name]:
             yield folder
         else:
@@ -148,6 +148,10 @@ def _orphans(root: Path) -> Iterator[Path]:
 def _image_files(folder: Path) -> list[Path]:
     files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     return [path for path in files if path.name.lower().endswith(EXTENSIONS)]
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(extension(path))
 
 
 def _with_bar(audits: Iterable[CaseAudit], total: int) -> list[CaseAudit]:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from hnseg.cases import EXTENSIONS
 from hnseg.errors import HnsegError
 from hnseg.integrity import check_file, non_finite
 
-EXTENSIONS = (".nii.gz", ".nii", ".mha")
 LABELS = (0, 1, 2)  # background, GTVp, GTVn
 
 # What matters is raised as an exception or checked here; the rest would only break progress bars.

@@ -1,0 +1,169 @@
+"""`hnseg`: the commands around training and inference, which are train.py and infer.py.
+
+Each command imports what it needs when it runs, so that `hnseg --help` answers at once.
+"""
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from hnseg import __version__
+from hnseg.errors import HnsegError
+
+app = typer.Typer(
+    help="Coarse-to-fine segmentation of head-and-neck tumours and lymph nodes in PET/CT.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Root = Annotated[Path, typer.Argument(metavar="ROOT", help="A folder in the HECKTOR layout, or a CSV.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: chosen from the cores.")]
+
+
+def main() -> None:
+    """Run the command line; a mistake in the input ends it with one line and status 2."""
+    try:
+        app()
+    except HnsegError as error:
+        line = " ".join(str(error).splitlines())
+        print(f"hnseg: error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"hnseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Coarse-to-fine segmentation of head-and-neck tumours and lymph nodes in PET/CT."""
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    cases: Annotated[int, typer.Option(help="How many.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    size: Annotated[
+        Literal["small", "full"], typer.Option(help="full: grids as large as real scans'.")
+    ] = "small",
+    workers: Workers = None,
+) -> None:
+    """Make a synthetic PET/CT cohort in the HECKTOR layout."""
+    from hnseg.data.phantom import make_cohort
+
+    make_cohort(out, cases, seed, size=size, workers=workers)
+    print(f"{cases} cases in {out}")
+
+
+@app.command()
+def audit(root: Root, json_file: Json = None, workers: Workers = None) -> None:
+    """List a cohort's faults; exit status 1 if a case is unusable."""
+    from hnseg.audit import audit as audit_cases
+    from hnseg.audit import find_orphans
+    from hnseg.audit_table import print_audit
+    from hnseg.cases import read_cases
+
+    audits = audit_cases(read_cases(root, strict=False), workers)
+    orphans = find_orphans(root) if root.is_dir() else []
+    print_audit(audits, orphans)
+    if json_file:
+        _write_json({"cases": [one.as_json() for one in audits], "orphans": orphans}, json_file)
+    if not all(one.usable for one in audits):
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    truth: Annotated[Path, typer.Argument(metavar="GT_DIR", help="CASE.nii.gz, or a HECKTOR folder.")],
+    predictions: Annotated[Path, typer.Argument(metavar="PRED_DIR", help="CASE.nii.gz on the same grids.")],
+    json_file: Json = None,
+    overlays: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw a picture of each case into this folder.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="ROOT", help="The CT and PET to draw on; default: GT_DIR.")
+    ] = None,
+    empty: Annotated[
+        Literal["one", "zero", "skip"], typer.Option(help="GTVp DSC where both masks lack it.")
+    ] = "one",
+    matching: Annotated[
+        Literal["greedy", "hungarian", "group"], typer.Option(help="How nodes are paired.")
+    ] = "greedy",
+    connectivity: Annotated[Literal["6", "18", "26"], typer.Option(help="What makes one node.")] = "26",
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="IoU above which a node counts as found.")
+    ] = 0.3,
+) -> None:
+    """Score predicted masks with the official metrics."""
+    from hnseg.evaluation.score import evaluate as score
+    from hnseg.evaluation.score import print_report, write_json
+
+    choices: Any = {"empty": empty, "matching": matching, "connectivity": int(connectivity)}
+    report = score(truth, predictions, threshold=threshold, **choices)
+    print_report(report)
+    if json_file:
+        write_json(report, json_file)
+    if overlays:
+        _draw(truth, predictions, images or truth, overlays)
+
+
+def _draw(truth: Path, predictions: Path, images: Path, out: Path) -> None:
+    """Write OUT/CASE.png for every case that has a true mask."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from hnseg.cases import read_cases
+    from hnseg.evaluation.overlay import overlay
+    from hnseg.evaluation.score import find_masks
+
+    true, predicted = find_masks(truth), find_masks(predictions)
+    cases = {case.case_id: case for case in read_cases(images, strict=False)}
+    if missing := sorted(true.keys() - cases.keys()):
+        raise HnsegError(f"{images}: no CT and PET of {', '.join(missing)}; name their folder with --images")
+    for name, mask in track(true.items(), "drawing", console=Console(stderr=True)):
+        overlay(replace(cases[name], label=mask), predicted[name], out / f"{name}.png")
+
+
+@app.command()
+def threshold(root: Root, json_file: Json = None) -> None:
+    """Score the best SUV threshold that the truth can pick."""
+    from hnseg.cases import read_cases
+    from hnseg.evaluation.threshold import oracle_threshold
+
+    result = oracle_threshold(read_cases(root))
+    print(result)
+    if json_file:
+        _write_json(asdict(result), json_file)
+
+
+@app.command()
+def export(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that train.py wrote.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The bundle to make.")],
+) -> None:
+    """Bundle trained members into a folder that infer.py loads."""
+    from hnseg.models.bundle import export_bundle
+
+    export_bundle(runs, out)
+    print(f"bundle in {out}")
+
+
+def _write_json(content: dict[str, Any], path: Path) -> None:
+    from hnseg.evaluation.files import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
