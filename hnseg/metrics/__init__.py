@@ -17,8 +17,11 @@ from hnseg.metrics.counts import (
     aggregate,
     case_score_2026,
     count_case,
+    f1_agg,
 )
 from hnseg.metrics.matching import (
+    CONNECTIVITIES,
+    MATCHINGS,
     Connectivity,
     Detections,
     Matching,
@@ -33,9 +36,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLASSES",
+    "CONNECTIVITIES",
     "EMPTY_POLICIES",
     "GTVN",
     "GTVP",
+    "MATCHINGS",
     "CaseCounts",
     "Connectivity",
     "Detections",
@@ -48,6 +53,7 @@ __all__ = [
     "aggregate",
     "case_score_2026",
     "count_case",
+    "f1_agg",
     "label_lesions",
     "match",
     "overlapping_lesions",

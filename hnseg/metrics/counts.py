@@ -7,7 +7,7 @@ patients. A patient enters as `CaseCounts`; patients may come in any order and f
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import fsum, prod
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ CLASSES = {"gtvp": GTVP, "gtvn": GTVN}
 
 EmptyPolicy = Literal["one", "zero", "skip"]
 """What a patient without a class in truth and prediction scores; the organisers do not say."""
-EMPTY_POLICIES: tuple[EmptyPolicy, ...] = ("one", "zero", "skip")
+EMPTY_POLICIES: tuple[EmptyPolicy, ...] = get_args(EmptyPolicy)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def aggregate(counts: Iterable[CaseCounts], *, empty: EmptyPolicy = "one") -> Sc
     return Scores(
         gtvp_dsc=gtvp_dsc[empty],
         gtvn_dsc_agg=ratio_or_one(2 * intersection, volume),
-        gtvn_f1_agg=ratio_or_one(2 * tp, 2 * tp + fp + fn),
+        gtvn_f1_agg=f1_agg(case.lesions for case in counts),
         tp=tp,
         fp=fp,
         fn=fn,
@@ -138,6 +138,12 @@ def case_score_2026(case: CaseCounts, empty: EmptyPolicy = "one") -> float | Non
     return _mean([case.gtvp.dice_or(empty), case.gtvn.dice_or(empty)])
 
 
+def f1_agg(detections: Iterable[Detections]) -> float:
+    """Return F1agg = 2TP / (2TP + FP + FN), summed over patients; 1 without any lesion."""
+    tp, fp, fn = np.sum([(0, 0, 0), *detections], axis=0).tolist()
+    return ratio_or_one(2 * tp, 2 * tp + fp + fn)
+
+
 def ratio_or_one(numerator: float, denominator: float) -> float:
     """An aggregated score: 1 where there was nothing to find and nothing was found."""
     return numerator / denominator if denominator else 1.0
@@ -145,7 +151,7 @@ def ratio_or_one(numerator: float, denominator: float) -> float:
 
 def _overlap(prediction: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: Sequence[float]) -> Overlap:
     voxel = prod(float(edge) for edge in spacing)
-    voxels = (np.count_nonzero(mask) for mask in (prediction & truth, prediction, truth))
+    voxels = (int(np.count_nonzero(mask)) for mask in (prediction & truth, prediction, truth))
     return Overlap(*(count * voxel for count in voxels))
 
 

@@ -4,7 +4,7 @@ A lesion is a connected component of one label. The organisers of HECKTOR 2025 c
 true and a predicted lesion overlap enough; they leave connectivity and matching open, so both are options.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import cc3d
 import numpy as np
@@ -15,6 +15,8 @@ from scipy.sparse.csgraph import connected_components
 
 Connectivity = Literal[6, 18, 26]
 Matching = Literal["greedy", "hungarian", "group"]
+CONNECTIVITIES: tuple[Connectivity, ...] = get_args(Connectivity)
+MATCHINGS: tuple[Matching, ...] = get_args(Matching)
 
 
 class Detections(NamedTuple):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from hnseg.metrics.counts import EmptyPolicy, count_case, ratio_or_one
-from hnseg.metrics.matching import Connectivity, Matching
+from hnseg.metrics.counts import EmptyPolicy, count_case, f1_agg, ratio_or_one
+from hnseg.metrics.matching import Connectivity, Detections, Matching
 
 
 class OfficialScores(Metric):
@@ -89,11 +89,10 @@ class OfficialScores(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return scalars `gtvp_dsc` (NaN without any patient), `gtvn_dsc_agg` and `gtvn_f1_agg`."""
-        tp, fp, fn = self.lesions.tolist()
         scores = {
             "gtvp_dsc": self.gtvp_dice / self.gtvp_patients,
             "gtvn_dsc_agg": ratio_or_one(2 * self.gtvn_intersection.item(), self.gtvn_volume.item()),
-            "gtvn_f1_agg": ratio_or_one(2 * tp, 2 * tp + fp + fn),
+            "gtvn_f1_agg": f1_agg([Detections(*self.lesions.tolist())]),
         }
         return {
             name: torch.as_tensor(score, dtype=torch.float64, device=self.lesions.device)

@@ -1,0 +1,183 @@
+"""Folders of predicted and true masks → the official scores, case by case and for the cohort."""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from scipy.ndimage import find_objects
+
+from hnseg.cases import case_files, center_of
+from hnseg.errors import HnsegError
+from hnseg.evaluation.report import CaseScore, Options, Report, print_report, write_json
+from hnseg.images import EXTENSIONS, read_label, same_grid, to_array
+from hnseg.metrics import (
+    CLASSES,
+    CONNECTIVITIES,
+    GTVN,
+    MATCHINGS,
+    Connectivity,
+    EmptyPolicy,
+    Matching,
+    count_case,
+    match,
+    overlapping_lesions,
+    surface_distance,
+)
+
+__all__ = ["Report", "evaluate", "find_masks", "print_report", "score_case", "write_json"]
+
+
+def evaluate(
+    truth: Path,
+    predictions: Path,
+    *,
+    empty: EmptyPolicy = "one",
+    connectivity: Connectivity = 26,
+    matching: Matching = "greedy",
+    threshold: float = 0.30,
+    workers: int | None = None,
+) -> Report:
+    """Score every case that has a true mask.
+
+    Args:
+        truth: Folder of CASE.nii.gz (or .nii, .mha), or a cohort in the HECKTOR layout, CASE/CASE.nii.gz.
+        predictions: Folder of the same, on the truth's grids.
+        empty: What a patient without a class on either side scores.
+        connectivity: Of GTVn lesions, see `hnseg.metrics.label_lesions`.
+        matching: Of GTVn lesions, see `hnseg.metrics.match`.
+        threshold: IoU above which a GTVn lesion counts as found.
+        workers: Cases at a time; by default one a processor, at most eight.
+
+    Raises:
+        HnsegError: No case, predictions missing or on another grid, labels other than 0, 1 and 2, files that
+            cannot be read.
+    """
+    true, predicted = find_masks(truth), find_masks(predictions)
+    if not true:
+        raise HnsegError(f"{truth}: no case to score; expected CASE.nii.gz or CASE/CASE.nii.gz in it")
+    if missing := [case_id for case_id in true if case_id not in predicted]:
+        raise HnsegError(
+            f"{predictions}: no prediction for {len(missing)} of {len(true)} cases ({', '.join(missing)}); "
+            f"predict them, or take them out of {truth}"
+        )
+    options = Options(empty, connectivity, matching, threshold)
+
+    def score(case_id: str) -> CaseScore:
+        return _score_files(case_id, predicted[case_id], true[case_id], options)
+
+    # Reading and distance transforms release Python's lock, so threads do.
+    with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
+        scores = _with_progress(pool.map(score, true), total=len(true))
+    return Report(options, scores, extra=sorted(predicted.keys() - true.keys()))
+
+
+def find_masks(folder: Path) -> dict[str, Path]:
+    """List the masks in a folder by case: CASE.nii.gz (or .nii, .mha) or, HECKTOR layout, CASE/CASE.nii.gz.
+
+    Files with `__` in their name hold something else, as in CASE__CT.nii.gz.
+
+    Raises:
+        HnsegError: No such folder, or two masks of one case.
+    """
+    if not folder.is_dir():
+        raise HnsegError(f"{folder}: no such folder; give the folder that holds CASE.nii.gz")
+    masks: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        case_id, mask = _mask_of(path)
+        if mask is None:
+            continue
+        if case_id in masks:
+            raise HnsegError(f"{mask}: case {case_id} also has {masks[case_id]}; keep one of them")
+        masks[case_id] = mask
+    return masks
+
+
+def score_case(
+    case_id: str,
+    prediction: NDArray[np.uint8],
+    truth: NDArray[np.uint8],
+    spacing: tuple[float, ...],
+    options: Options,
+) -> CaseScore:
+    """Score one patient.
+
+    Args:
+        case_id: Name of the case; its prefix names the centre.
+        prediction: Labels (z, y, x).
+        truth: Labels on the same grid.
+        spacing: (x, y, z) in mm.
+        options: What the organisers leave open.
+    """
+    prediction, truth = _crop_to_labels(prediction, truth)
+    detections = {}
+    for connectivity in CONNECTIVITIES:
+        overlaps = overlapping_lesions(prediction == GTVN, truth == GTVN, connectivity)
+        for matching in MATCHINGS:
+            detections[connectivity, matching] = match(overlaps, matching, options.threshold)
+    return CaseScore(
+        case_id=case_id,
+        center=center_of(case_id),
+        counts=count_case(
+            prediction,
+            truth,
+            spacing,
+            connectivity=options.connectivity,
+            matching=options.matching,
+            threshold=options.threshold,
+        ),
+        detections=detections,
+        distances={
+            name: surface_distance(prediction == label, truth == label, spacing)
+            for name, label in CLASSES.items()
+        },
+    )
+
+
+def _mask_of(path: Path) -> tuple[str, Path | None]:
+    """The case a folder's entry belongs to, and its mask if it is or holds one."""
+    if path.name.startswith("."):
+        return "", None
+    if path.is_dir():
+        return path.name, case_files(path).get("label")
+    for extension in EXTENSIONS:
+        case_id = path.name.removesuffix(extension)
+        if case_id != path.name and "__" not in case_id:
+            return case_id, path
+    return "", None
+
+
+def _score_files(case_id: str, prediction: Path, truth: Path, options: Options) -> CaseScore:
+    predicted, true = read_label(prediction), read_label(truth)
+    if not same_grid(predicted, true):
+        raise HnsegError(
+            f"{prediction}: its grid ({_describe(predicted)}) is not that of {truth} ({_describe(true)}); "
+            "resample it onto the CT's grid"
+        )
+    return score_case(case_id, to_array(predicted), to_array(true), true.GetSpacing(), options)
+
+
+def _crop_to_labels(
+    prediction: NDArray[np.uint8], truth: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Cut both maps (z, y, x) to the box that holds every label: scans are large, lesions small."""
+    (box,) = find_objects(((prediction | truth) > 0).view(np.uint8)) or [(slice(0, 1),) * 3]
+    return prediction[box], truth[box]
+
+
+def _describe(image: sitk.Image) -> str:
+    orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+    size = " x ".join(str(n) for n in image.GetSize())
+    spacing = " x ".join(f"{mm:.4g}" for mm in image.GetSpacing())
+    origin = ", ".join(f"{mm:.5g}" for mm in image.GetOrigin())
+    return f"{size} voxels of {spacing} mm, origin {origin}, {orientation}"
+
+
+def _with_progress(scores: Iterable[Any], total: int) -> list[Any]:
+    return list(track(scores, description="Scoring", total=total, console=Console(stderr=True)))

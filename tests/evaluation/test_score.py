@@ -1,0 +1,158 @@
+"""Folders of masks → scores, JSON and table; mistakes are told by name."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from hnseg.errors import HnsegError
+from hnseg.evaluation.score import evaluate, print_report, write_json
+
+
+@pytest.fixture
+def folders(tmp_path, masks, write):
+    for case_id, (prediction, truth) in masks.items():
+        write(tmp_path / "truth" / f"{case_id}.nii.gz", truth)
+        write(tmp_path / "predictions" / f"{case_id}.nii.gz", prediction)
+    return tmp_path / "truth", tmp_path / "predictions"
+
+
+def printed(report):
+    console = Console(record=True, width=120, quiet=True)
+    with console.capture() as capture:
+        console.quiet = False
+        print_report(report, console)
+    return capture.get()
+
+
+def test_official_scores(folders):
+    official = evaluate(*folders).official
+    assert official["gtvp_dsc"] == pytest.approx((1 + 0.75 + 1) / 3)
+    assert official["gtvn_dsc_agg"] == pytest.approx(4 * 64 / (5 * 64))
+    assert official["gtvn_f1_agg"] == pytest.approx(4 / 5)
+    assert [official[key] for key in ("tp", "fp", "fn", "cases")] == [2, 1, 0, 3]
+
+
+def test_json_holds_official_scores_and_cases(folders, tmp_path):
+    write_json(evaluate(*folders, empty="skip"), tmp_path / "out" / "scores.json")
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert set(scores) == {"official", "cases"}
+    official = scores["official"]
+    assert official["gtvp_dsc"] == pytest.approx(1.75 / 2)
+    by_policy = {"one": 2.75 / 3, "zero": 1.75 / 3, "skip": 1.75 / 2}
+    assert official["gtvp_dsc_by_empty_policy"] == pytest.approx(by_policy)
+    assert official["gtvp_both_empty"] == 1
+    assert official["centers"]["CHUM"]["gtvp_dsc"] == pytest.approx(1.75 / 2)
+    assert official["centers"]["MDA"]["gtvp_dsc"] is None
+    assert list(scores["cases"]) == ["CHUM-001", "CHUM-002", "MDA-001"]
+    shifted, false = scores["cases"]["CHUM-002"], scores["cases"]["MDA-001"]
+    assert (shifted["gtvp_dice"], shifted["gtvp_ml"]) == pytest.approx((0.75, 0.192))
+    assert (shifted["gtvp_hd95_mm"], shifted["gtvn_hd95_mm"]) == (1.0, 0.0)
+    assert (false["gtvp_dice"], false["gtvn_dice"], false["gtvn_hd95_mm"]) == (None, 0.0, None)
+    assert (false["tp"], false["fp"], false["fn"]) == (0, 1, 0)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scores.json"]
+
+
+def test_the_table_shows_scores_centres_and_policies(folders):
+    text = printed(evaluate(*folders))
+    rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
+    assert re.findall(r"[\d.]+", rows["All"]) == ["3", "0.9167", "0.8000", "0.8000", "2", "1", "0"]
+    assert re.findall(r"[\d.]+", rows["CHUM"]) == ["2", "0.8750", "1.0000", "1.0000", "2", "0", "0"]
+    assert "GTVp in neither mask: 1 of 3 patients" in text
+    assert "one 0.9167, zero 0.5833, skip 0.8750" in text
+
+
+def test_options_change_the_lesions_and_the_spread_shows_it(tmp_path, write):
+    corner = np.zeros((12, 16, 16), np.uint8)
+    corner[3, 3, 3] = corner[4, 4, 4] = 2
+    one = np.where(np.arange(12)[:, None, None] < 4, corner, 0).astype(np.uint8)
+    write(tmp_path / "truth" / "A.nii.gz", corner)
+    write(tmp_path / "predictions" / "A.nii.gz", one)
+    official = evaluate(tmp_path / "truth", tmp_path / "predictions", connectivity=6).official
+    assert (official["tp"], official["fp"], official["fn"]) == (1, 0, 1)
+    strict = evaluate(tmp_path / "truth", tmp_path / "predictions", threshold=0.5)
+    assert (strict.official["tp"], strict.official["fp"], strict.official["fn"]) == (0, 1, 1)
+    spread = strict.f1_spread
+    assert spread[6, "greedy"] == pytest.approx(2 / 3)
+    assert (spread[26, "greedy"], spread[26, "group"]) == (0.0, 1.0)
+
+
+def test_hector_layout_metaimages_and_extra_predictions(tmp_path, masks, write):
+    for case_id, (prediction, truth) in masks.items():
+        write(tmp_path / "cohort" / case_id / f"{case_id}.nii.gz", truth)
+        write(tmp_path / "cohort" / case_id / f"{case_id}__CT.nii.gz", truth)
+        write(tmp_path / "cohort" / "heads" / f"{case_id}.nii.gz", truth)
+        write(tmp_path / "predictions" / f"{case_id}.mha", prediction)
+    write(tmp_path / "predictions" / "USZ-009.mha", prediction)
+    write(tmp_path / "predictions" / "USZ-009__entropy.nii.gz", prediction)
+    report = evaluate(tmp_path / "cohort", tmp_path / "predictions")
+    assert [case.case_id for case in report.cases] == list(masks)
+    assert report.extra == ["USZ-009"]
+    assert report.to_json()["official"]["extra_predictions"] == ["USZ-009"]
+    assert "USZ-009" in printed(report)
+
+
+def test_scores_do_not_depend_on_the_storage_orientation_of_the_pair(tmp_path, masks, write):
+    flip = np.diag([-1.0, -1.0, 1.0])
+    for case_id, pair in masks.items():
+        for folder, array in zip(("predictions", "truth"), pair, strict=True):
+            write(tmp_path / folder / f"{case_id}.nii.gz", array[:, ::-1, ::-1].copy(), direction=flip)
+    assert evaluate(tmp_path / "truth", tmp_path / "predictions").official["gtvp_dsc"] == pytest.approx(
+        2.75 / 3
+    )
+
+
+def test_missing_predictions_are_listed(folders):
+    truth, predictions = folders
+    for case_id in ("CHUM-002", "MDA-001"):
+        (predictions / f"{case_id}.nii.gz").unlink()
+    with pytest.raises(HnsegError, match=r"predictions: .*2 of 3 cases \(CHUM-002, MDA-001\)"):
+        evaluate(truth, predictions)
+
+
+@pytest.mark.parametrize(
+    "change", [{"spacing": (1.0, 1.0, 2.5)}, {"origin": (0.0, 0.0, 0.0)}, {"direction": np.diag([-1, -1, 1])}]
+)
+def test_another_grid_is_refused_by_both_names(folders, masks, write, change):
+    truth, predictions = folders
+    path = write(predictions / "CHUM-002.nii.gz", masks["CHUM-002"][0], **change)
+    with pytest.raises(HnsegError) as caught:
+        evaluate(truth, predictions)
+    message = str(caught.value)
+    assert str(path) in message
+    assert str(truth / "CHUM-002.nii.gz") in message
+    assert "\n" not in message
+    here, there = re.findall(r"\((.*?, [A-Z]{3})\)", message)
+    assert here != there
+
+
+def test_foreign_labels_are_refused_by_name(folders, masks, write):
+    truth, predictions = folders
+    path = write(predictions / "CHUM-001.nii.gz", masks["CHUM-001"][0] * 3)
+    with pytest.raises(HnsegError, match=rf"{path}.*3, 6"):
+        evaluate(truth, predictions)
+
+
+def test_nothing_to_score_is_refused(folders, tmp_path):
+    truth, predictions = folders
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(HnsegError, match="empty: no case to score"):
+        evaluate(tmp_path / "empty", predictions)
+    with pytest.raises(HnsegError, match="nowhere: no such folder"):
+        evaluate(truth, tmp_path / "nowhere")
+
+
+def test_two_masks_of_one_case_are_refused(folders, masks, write):
+    truth, predictions = folders
+    write(predictions / "MDA-001.mha", masks["MDA-001"][0])
+    with pytest.raises(HnsegError, match=r"case MDA-001 also has .*MDA-001\."):
+        evaluate(truth, predictions)
+
+
+def test_a_file_that_cannot_be_written_is_told(folders, tmp_path):
+    report = evaluate(*folders)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(HnsegError, match=r"scores\.json: cannot be written"):
+        write_json(report, tmp_path / "file" / "scores.json")
