@@ -91,7 +91,10 @@ def _remedy(name: str, known: Collection[str]) -> str:
 
 
 def _in_their_words(chain: list[BaseException]) -> str:
-    text = ": ".join(line for cause in chain if (line := _on_one_line(str(cause))))
+    """Hydra's or OmegaConf's own words; the key goes first where they leave it out."""
+    key = getattr(chain[0], "full_key", None)
+    text = f"{key}: " if key else ""
+    text += ": ".join(line for cause in chain if (line := _on_one_line(str(cause))))
     if text.startswith("Ambiguous value for argument"):
         override = text.split("'")[1]
         return f"{override}: several values, several jobs; add -m (--multirun) to run one job for each"
