@@ -1,0 +1,157 @@
+"""Cached volumes → TorchIO subjects: training patches, and whole ROIs for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torchio as tio
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, Sampler
+
+from hnseg.data.intensity import InputSpec
+from hnseg.data.prepare import StageVolume
+
+Shape = tuple[int, int, int]
+
+
+class EpochSampler(Sampler[int]):
+    """Sample numbers that go on from epoch to epoch, so that every number is drawn only once.
+
+    A sample's case, position and augmentation follow from its number and the seed alone, whichever
+    worker makes it. Lightning calls `set_epoch`.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self.samples, self.epoch = samples, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch that the next iteration gives."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.epoch * self.samples
+        return iter(range(first, first + self.samples))
+
+    def __len__(self) -> int:
+        return self.samples
+
+
+class PatchDataset(Dataset[dict[str, Any]]):
+    """Training patches, numbered without end.
+
+    The order is: jittered ROI → intensity chain → patch → augmentation. Where the patch is the whole
+    (padded) ROI nothing is cut, and no queue is needed: one case is read for one patch either way.
+
+    Args:
+        volumes: Cached cases of the training folds.
+        spec: The input chain.
+        patch: Patch shape (z, y, x).
+        batch_size: Samples of a batch, among which nnU-Net's rule forces the last ones onto
+            foreground: a random voxel of a random class present is in the patch's middle.
+        augment: Transform of subjects with `image` and `label`, or None.
+        seed: Of cases, positions and augmentation.
+        foreground: Share of each batch that is forced onto foreground, rounded as nnU-Net does
+            (0.33: 1 of 2, 1 of 4, none of 1).
+        jitter: Shift the ROI at random within the cached margin.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[StageVolume],
+        spec: InputSpec,
+        patch: Shape,
+        batch_size: int,
+        augment: tio.Transform | None,
+        seed: int,
+        foreground: float = 0.33,
+        jitter: bool = False,
+    ) -> None:
+        self.volumes, self.patch, self.augment, self.seed = list(volumes), patch, augment, seed
+        self.batch_size, self.jitter = batch_size, jitter
+        self.unforced = round(batch_size * (1 - foreground))
+        self.transform = spec.transform()
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.seed, number])
+        volume = self.volumes[self._case(number)]
+        shift = [int(rng.integers(0, 2 * m + 1)) if self.jitter else m for m in volume.margin]
+        subject = self.transform(roi_subject(volume, shift))
+        # Fixed by the sample's place in its batch, as nnU-Net does, not drawn.
+        forced = number % self.batch_size >= self.unforced
+        subject = self._cut(subject, forced, rng)
+        if self.augment is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(rng.integers(2**62)))
+                subject = self.augment(subject)
+        return {
+            "image": subject["image"].data,
+            "label": subject["label"].data[0].long(),
+            "case_id": volume.case_id,
+        }
+
+    def _case(self, number: int) -> int:
+        """Cases in shuffled rounds: each is seen once before any is seen again."""
+        turn, place = divmod(number, len(self.volumes))
+        return int(np.random.default_rng([self.seed, turn]).permutation(len(self.volumes))[place])
+
+    def _cut(self, subject: tio.Subject, forced: bool, rng: np.random.Generator) -> tio.Subject:
+        shape = subject["image"].spatial_shape
+        if tuple(shape) == tuple(self.patch):
+            return subject
+        room = np.asarray(shape) - np.asarray(self.patch)
+        label = subject["label"].data[0].numpy()
+        classes = np.unique(label[label > 0]) if forced else np.array([])
+        if len(classes):
+            voxels = np.argwhere(label == rng.choice(classes))
+            start = voxels[rng.integers(len(voxels))] - np.asarray(self.patch) // 2
+        else:
+            start = rng.integers(0, room + 1)
+        start = np.clip(start, 0, room)
+        box = tuple(slice(int(a), int(a) + n) for a, n in zip(start, self.patch, strict=True))
+        return tio.Subject(
+            image=tio.ScalarImage(tensor=subject["image"].data[(slice(None), *box)].contiguous()),
+            label=tio.LabelMap(tensor=subject["label"].data[(slice(None), *box)].contiguous()),
+        )
+
+
+class VolumeDataset(Dataset[dict[str, Any]]):
+    """Whole ROIs in fixed order, without augmentation: validation and test.
+
+    Args:
+        volumes: Cached cases.
+        spec: The input chain.
+    """
+
+    def __init__(self, volumes: Sequence[StageVolume], spec: InputSpec) -> None:
+        self.volumes, self.transform = list(volumes), spec.transform()
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        volume = self.volumes[index]
+        subject = self.transform(roi_subject(volume, volume.margin))
+        return {
+            "image": subject["image"].data,
+            "label": subject["label"].data[0].long(),
+            "case_id": volume.case_id,
+        }
+
+
+def roi_subject(volume: StageVolume, start: Sequence[int]) -> tio.Subject:
+    """The ROI of a cached volume that begins at voxel `start` (z, y, x), as `ct`, `pet`, `label`."""
+    arrays = {name: volume.load(name) for name in ("ct", "pet", "label")}
+    size = [n - 2 * m for n, m in zip(arrays["ct"].shape, volume.margin, strict=True)]
+    box = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
+    return tio.Subject(
+        ct=tio.ScalarImage(tensor=_tensor(arrays["ct"][box])),
+        pet=tio.ScalarImage(tensor=_tensor(arrays["pet"][box])),
+        label=tio.LabelMap(tensor=_tensor(arrays["label"][box], np.uint8)),
+    )
+
+
+def _tensor(array: NDArray[Any], dtype: type = np.float32) -> torch.Tensor:
+    return torch.from_numpy(np.array(array, dtype))[None]

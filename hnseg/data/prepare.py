@@ -1,0 +1,228 @@
+"""Cases → cached stage volumes.
+
+The cache holds geometry only: CT in HU (int16), PET in SUV (float32) and labels (uint8) on the stage's
+grid, with a margin around the ROI. Windows, enhancement and jitter can change without preparing again.
+What a case was made from is hashed into its entry; a changed file or stage makes a new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from hnseg.checks import check_case
+from hnseg.cases import Case
+from hnseg.data.resample import AIR_HU, NO_SUV, label_to_grid, to_grid
+from hnseg.errors import HnsegError
+from hnseg.geometry import Grid
+from hnseg.images import read_image, read_label, to_array
+from hnseg.stage import Stage
+
+# Raise when the arrays of an entry would come out differently for the same inputs.
+FORMAT = 1
+
+_console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class StageVolume:
+    """One case on one stage's grid, as it lies in the cache.
+
+    Args:
+        case_id: The case.
+        folder: Holds ct.npy, pet.npy, label.npy (z, y, x) and meta.json.
+    """
+
+    case_id: str
+    folder: Path
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """What made the entry: key, grid (with margin), margin in voxels (x, y, z), ml outside the ROI."""
+        return json.loads((self.folder / "meta.json").read_text())
+
+    @property
+    def margin(self) -> tuple[int, int, int]:
+        """Voxels around the ROI, (z, y, x)."""
+        x, y, z = self.meta["margin"]
+        return z, y, x
+
+    def load(self, name: str) -> NDArray[Any]:
+        """`ct`, `pet` or `label` as a memory map (z, y, x), margin included."""
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+
+
+def prepare(
+    cases: Sequence[Case],
+    stage: Stage,
+    cache: Path,
+    *,
+    heads: Path | None = None,
+    margin_mm: float = 0.0,
+    workers: int | None = None,
+) -> list[StageVolume]:
+    """Brings cases onto a stage's grid, in parallel, reusing whatever has not changed.
+
+    Args:
+        cases: Cases with labels (the head stage needs head masks instead).
+        stage: The stage.
+        cache: Folder of the cache; entries of different stages and settings live side by side.
+        heads: Folder of head masks CASE.nii.gz: the head stage's labels, and what places the coarse ROI.
+        margin_mm: Anatomy kept around the ROI for jitter, mm.
+        workers: Processes; all cores by default.
+
+    Returns:
+        One volume a case, in the order given.
+
+    Raises:
+        HnsegError: Cases that cannot be used, each by name and reason; the others are kept.
+    """
+    folder = cache / f"{stage.name}-{_digest({'stage': asdict(stage), 'margin': margin_mm, 'format': FORMAT})}"
+    heads = heads if _needs_head(stage) else None
+    work = partial(_prepare_or_reason, stage=stage, folder=folder, heads=heads, margin_mm=margin_mm)
+    todo = [case for case in cases if not _ready(case, folder / case.case_id, heads)]
+    failures: list[str] = []
+    if todo:
+        workers = min(workers or os.cpu_count() or 1, len(todo))
+        # spawn: a fork of a process that has started torch or ITK threads can hang.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+            reasons = track(
+                pool.map(work, todo), f"Preparing {stage.name} volumes", len(todo), console=_console
+            )
+            failures = [reason for reason in reasons if reason]
+    if failures:
+        raise HnsegError(
+            f"{len(failures)} of {len(cases)} cases cannot be used for the {stage.name} stage: "
+            + "; ".join(failures)
+            + " (mend them, or leave them out with data.exclude=[CASE,...])"
+        )
+    return [StageVolume(case.case_id, folder / case.case_id) for case in cases]
+
+
+def _prepare_or_reason(
+    case: Case, *, stage: Stage, folder: Path, heads: Path | None, margin_mm: float
+) -> str | None:
+    try:
+        prepare_case(case, stage, folder, heads=heads, margin_mm=margin_mm)
+    except HnsegError as error:
+        return str(error) if case.case_id in str(error) else f"{case.case_id}: {error}"
+    return None
+
+
+def prepare_case(
+    case: Case, stage: Stage, folder: Path, *, heads: Path | None = None, margin_mm: float = 0.0
+) -> StageVolume:
+    """Writes one case's entry, whole or not at all. Arguments and errors as for `prepare`."""
+    ct, pet = read_image(case.ct), read_image(case.pet)
+    lesions = None if case.label is None else read_label(case.label)
+    faults = [f.text for f in check_case(ct, pet, lesions) if f.level == "error"]
+    if faults:
+        raise HnsegError(f"{case.case_id}: {faults[0]}")
+    head = _read_head(case, heads) if _needs_head(stage) else None
+    label = head if stage.name == "head" else lesions
+    if label is None:
+        raise HnsegError(f"{case.case_id}: no label image {case.case_id}.nii.gz to train the {stage.name} stage on")
+    try:
+        inner = stage.grid(ct, lesions if stage.placement == "lesions" else head)
+    except ValueError as error:
+        raise HnsegError(f"{case.case_id}: {error}") from error
+    margin = stage.voxels(margin_mm)
+    grid = inner.padded(margin)
+    arrays = {
+        "ct": _rounded(to_grid(ct, grid, fill=AIR_HU, antialias=stage.antialias)),
+        "pet": to_grid(pet, grid, fill=NO_SUV, antialias=stage.antialias),
+        "label": label_to_grid(label, grid),
+    }
+    meta = {
+        "key": _sources(case, heads),
+        "grid": grid.to_dict(),
+        "margin": list(margin),
+        "ml_outside_roi": _ml_outside(label, inner),
+    }
+    _write_entry(arrays, meta, folder / case.case_id)
+    return StageVolume(case.case_id, folder / case.case_id)
+
+
+def _write_entry(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        (temporary / "meta.json").write_text(json.dumps(meta))
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rounded(hu: NDArray[np.float32]) -> NDArray[np.int16]:
+    return np.clip(np.rint(hu), -32768, 32767).astype(np.int16)
+
+
+def _ml_outside(label: sitk.Image, grid: Grid) -> dict[str, float]:
+    """Volume of each class that the ROI does not hold, in ml."""
+    voxel_ml = float(np.prod(label.GetSpacing())) / 1000
+    array = to_array(label)
+    outside = {}
+    low, high = grid.corners.min(axis=0), grid.corners.max(axis=0)
+    direction = np.asarray(label.GetDirection()).reshape(3, 3) * np.asarray(label.GetSpacing())
+    for value in np.unique(array[array > 0]):
+        points = np.argwhere(array == value)[:, ::-1] @ direction.T + np.asarray(label.GetOrigin())
+        outside[str(value)] = float(np.any((points < low) | (points > high), axis=1).sum() * voxel_ml)
+    return outside
+
+
+def _needs_head(stage: Stage) -> bool:
+    return stage.name == "head" or stage.placement == "below_head"
+
+
+def _read_head(case: Case, heads: Path | None) -> sitk.Image:
+    path = None if heads is None else heads / f"{case.case_id}.nii.gz"
+    if path is None or not path.exists():
+        raise HnsegError(
+            f"{case.case_id}: no head mask {path or 'since data.heads is not set'}; label some scans for the "
+            "head stage, then let it label the rest (python infer.py until=head out=HEADS)"
+        )
+    return read_label(path)
+
+
+def _ready(case: Case, entry: Path, heads: Path | None) -> bool:
+    meta = entry / "meta.json"
+    return meta.exists() and json.loads(meta.read_text())["key"] == _sources(case, heads)
+
+
+def _sources(case: Case, heads: Path | None) -> str:
+    """Hash of the files an entry is made from: their names, sizes and times of change."""
+    paths = [case.ct, case.pet, case.label, None if heads is None else heads / f"{case.case_id}.nii.gz"]
+    states = []
+    for path in paths:
+        if path is not None and path.exists():
+            stat = path.stat()
+            states.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    return _digest(states)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _one_thread() -> None:
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

@@ -1,0 +1,104 @@
+"""Dice + cross-entropy under deep supervision (paper section 2.4), one loss for all networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DiceCELoss(nn.Module):
+    """The sum, in equal parts, of soft Dice and cross-entropy of softmax probabilities.
+
+    Dice_c = 2 Σ p g / (Σ p² + Σ g²), over the voxels of each sample alone (batch Dice off), and
+    1 - mean over samples and classes, as the paper's equation; nnU-Net's form has plain sums in the
+    denominator and leaves the background out.
+
+    Args:
+        squared: Squares in the denominator (paper) or plain sums (nnU-Net).
+        background: Whether the background is one of the classes averaged.
+        smooth_top: Added to the numerator.
+        smooth_bottom: Added to the denominator; without it an absent and unpredicted class has no Dice.
+    """
+
+    def __init__(
+        self,
+        *,
+        squared: bool = True,
+        background: bool = True,
+        smooth_top: float = 1e-5,
+        smooth_bottom: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.squared, self.background = squared, background
+        self.smooth_top, self.smooth_bottom = smooth_top, smooth_bottom
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of one depth.
+
+        Args:
+            logits: (B, K, z, y, x), any precision; the loss is taken in float32.
+            target: (B, z, y, x) integer labels below K.
+
+        Returns:
+            Scalar.
+        """
+        logits = logits.float() if logits.dtype != torch.float64 else logits
+        return self.dice(logits.softmax(1), target) + F.cross_entropy(logits, target)
+
+    def dice(self, probabilities: Tensor, target: Tensor) -> Tensor:
+        """1 - mean soft Dice. Arguments as `forward`, but probabilities (B, K, z, y, x)."""
+        truth = F.one_hot(target, probabilities.shape[1]).movedim(-1, 1).to(probabilities.dtype)
+        if not self.background:
+            probabilities, truth = probabilities[:, 1:], truth[:, 1:]
+        space = tuple(range(2, probabilities.ndim))
+        overlap = (probabilities * truth).sum(space)
+        predicted = (probabilities.square() if self.squared else probabilities).sum(space)
+        dice = (2 * overlap + self.smooth_top) / (predicted + truth.sum(space) + self.smooth_bottom)
+        return 1 - dice.mean()
+
+
+class DeepSupervision(nn.Module):
+    """Weighted sum of a loss over all supervised depths.
+
+    Args:
+        loss: Loss of one depth.
+        weights: `nnunet`: 1, 1/2, 1/4, ..., the lowest resolution 0, normalised to sum 1; `monai`:
+            1, 1/2, 1/4, ... as they are.
+    """
+
+    def __init__(self, loss: nn.Module, weights: Literal["nnunet", "monai"] = "nnunet") -> None:
+        super().__init__()
+        self.loss, self.rule = loss, weights
+
+    def weights(self, depths: int) -> list[float]:
+        """Weight of each depth, finest first."""
+        raw = [0.5**k for k in range(depths)]
+        if self.rule == "monai" or depths == 1:
+            return raw
+        raw[-1] = 0.0
+        return [w / sum(raw) for w in raw]
+
+    def forward(self, logits: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
+        """Loss over depths.
+
+        Args:
+            logits: (B, K, z, y, x), or a list of them, finest first.
+            target: (B, z, y, x) on the finest grid; coarser targets are taken by nearest neighbour.
+        """
+        depths = [logits] if isinstance(logits, Tensor) else list(logits)
+        total = torch.zeros((), device=target.device)
+        for weight, output in zip(self.weights(len(depths)), depths, strict=True):
+            if weight:
+                total = total + weight * self.loss(output, nearest(target, output.shape[2:]))
+        return total
+
+
+def nearest(target: Tensor, shape: Sequence[int]) -> Tensor:
+    """Labels (B, z, y, x) on a coarser grid, by nearest neighbour as nnU-Net and MONAI take it."""
+    if tuple(target.shape[1:]) == tuple(shape):
+        return target
+    return F.interpolate(target[:, None].float(), tuple(shape), mode="nearest-exact")[:, 0].long()

@@ -1,0 +1,106 @@
+"""The Lightning module: steps, optimiser, schedule, scores; nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+from hnseg.metrics import OfficialScores
+
+Batch = dict[str, Any]
+# The key under which a checkpoint says everything needed to run its network.
+CARD = "hnseg"
+
+
+class SegmentationModule(L.LightningModule):
+    """Trains one network on one stage.
+
+    Args:
+        network: Follows the contract of `hnseg.models.nets`.
+        loss: (logits of all depths, target) → scalar.
+        predict: (network, image) → logits of a whole ROI, for validation.
+        optimizer: Parameters → optimiser.
+        scheduler: Optimiser → schedule, stepped once an epoch.
+        classes: Foreground classes in the order of their labels.
+        spacing: Voxel size of the stage's grid in mm, (x, y, z).
+        card: Plain description of the network and its input, saved into every checkpoint.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        predict: Callable[[nn.Module, Tensor], Tensor],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler],
+        *,
+        classes: Sequence[str],
+        spacing: tuple[float, float, float],
+        card: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.network, self.loss, self.predict = network, loss, predict
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.classes, self.spacing, self.card = tuple(classes), spacing, card
+        self.dice = nn.ModuleDict({name: MeanMetric() for name in classes})
+        # The official scores are those of tumours and nodes; the head stage has neither.
+        self.official = OfficialScores() if len(classes) == 2 else None
+
+    def on_fit_start(self) -> None:
+        """Channels-last is what the convolutions run fastest in."""
+        self.network.to(memory_format=torch.channels_last_3d)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """Loss over all supervised depths of a batch of patches."""
+        image = batch["image"].contiguous(memory_format=torch.channels_last_3d)
+        loss = self.loss(self.network(image), batch["label"])
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(image))
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Scores whole ROIs, one at a time."""
+        logits = self.predict(self.network, batch["image"])
+        target = batch["label"]
+        self.log("val/loss", self.loss(logits, target), batch_size=1, sync_dist=True)
+        decided = logits.argmax(1)
+        for label, name in enumerate(self.classes, start=1):
+            self.dice[name].update(_dice(decided == label, target == label))
+        if self.official is not None:
+            self.official.update(decided, target, self.spacing)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs Dice per class, their mean `val/dice`, and the official scores inside the ROI."""
+        dice = {name: metric.compute() for name, metric in self.dice.items()}
+        self.log_dict({f"val/dice_{name}": value for name, value in dice.items()})
+        self.log("val/dice", torch.stack(list(dice.values())).mean(), prog_bar=True)
+        for metric in self.dice.values():
+            metric.reset()
+        if self.official is not None:
+            self.log_dict({f"val/{name}": value for name, value in self.official.compute().items()})
+            self.official.reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The injected optimiser and schedule."""
+        optimizer = self.make_optimizer(self.network.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint knows what it is, how its input was made, and what it scored."""
+        metrics = self.trainer.callback_metrics
+        scores = {name: float(value) for name, value in metrics.items() if name.startswith("val/")}
+        checkpoint[CARD] = {**self.card, "scores": scores}
+
+
+def _dice(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Dice of one case and class; 1 where both are empty, as the official policy has it."""
+    total = predicted.sum() + truth.sum()
+    if total == 0:
+        return torch.ones((), device=truth.device)
+    return 2 * (predicted & truth).sum() / total

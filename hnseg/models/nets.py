@@ -1,0 +1,190 @@
+"""Three networks behind one contract.
+
+In training mode a network returns its logits at every supervised depth, finest first; in evaluation
+mode it returns the finest logits alone. Input and logits are (B, C, z, y, x). `divisor` (z, y, x) is
+what each side of the input must be a multiple of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from monai.networks.nets import SegResNetDS
+from torch import Tensor, nn
+
+from hnseg.errors import HnsegError
+
+Strides = Sequence[int | Sequence[int]]
+
+
+@runtime_checkable
+class SegmentationNetwork(Protocol):
+    """What the training module and the predictor ask of a network."""
+
+    divisor: tuple[int, int, int]
+
+    def __call__(self, image: Tensor) -> Tensor | list[Tensor]: ...
+
+
+class UNet(nn.Module):
+    """nnU-Net's networks: deep supervision follows the mode, as the contract wants it."""
+
+    def __init__(self, network: PlainConvUNet | ResidualEncoderUNet, strides: Strides) -> None:
+        super().__init__()
+        self.network = network
+        self.divisor = divisor(strides)
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Logits (B, K, z, y, x); in training a list of them, finest first."""
+        self.network.decoder.deep_supervision = self.training
+        return self.network(image)
+
+
+class SegResNet(nn.Module):
+    """MONAI's SegResNetDS as Auto3DSeg builds it; it follows the contract by itself."""
+
+    def __init__(self, network: SegResNetDS) -> None:
+        super().__init__()
+        self.network = network
+        self.divisor = tuple(int(f) for f in network.shape_factor())
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Logits (B, K, z, y, x); in training a list of them, finest first."""
+        logits = self.network(image)
+        return list(logits) if self.training and not isinstance(logits, Tensor) else logits
+
+
+def plainconv(
+    in_channels: int,
+    out_channels: int,
+    *,
+    features: Sequence[int],
+    strides: Strides,
+    convolutions: int | Sequence[int] = 2,
+    decoder_convolutions: int | Sequence[int] = 2,
+) -> UNet:
+    """nnU-Net's PlainConvUNet (paper Tables 1 and 2): InstanceNorm, LeakyReLU, biased 3x3x3 kernels.
+
+    Args:
+        in_channels: Input channels.
+        out_channels: Classes, background included.
+        features: Feature maps a stage.
+        strides: Downsampling a stage, a number or (z, y, x); 1 for the first.
+        convolutions: Convolutions a stage of the encoder.
+        decoder_convolutions: Convolutions a stage of the decoder.
+    """
+    network = PlainConvUNet(
+        in_channels,
+        len(features),
+        list(features),
+        num_classes=out_channels,
+        strides=_strides(strides),
+        n_conv_per_stage=_counts(convolutions),
+        n_conv_per_stage_decoder=_counts(decoder_convolutions),
+        **_unet_style(),
+    )
+    return UNet(network.apply(network.initialize), strides)
+
+
+def resenc(
+    in_channels: int,
+    out_channels: int,
+    *,
+    features: Sequence[int],
+    strides: Strides,
+    blocks: Sequence[int],
+    decoder_convolutions: int | Sequence[int] = 1,
+) -> UNet:
+    """nnU-Net's ResidualEncoderUNet (paper Table 3). Arguments as for `plainconv`; `blocks` a stage."""
+    network = ResidualEncoderUNet(
+        in_channels,
+        len(features),
+        list(features),
+        num_classes=out_channels,
+        strides=_strides(strides),
+        n_blocks_per_stage=list(blocks),
+        n_conv_per_stage_decoder=_counts(decoder_convolutions),
+        **_unet_style(),
+    )
+    return UNet(network.apply(network.initialize), strides)
+
+
+def segresnet(
+    in_channels: int,
+    out_channels: int,
+    *,
+    init_filters: int,
+    blocks_down: Sequence[int],
+    depths: int,
+) -> SegResNet:
+    """MONAI's SegResNetDS (paper Table 4): instance norm, ReLU, `depths` supervised depths."""
+    return SegResNet(
+        SegResNetDS(
+            spatial_dims=3,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            init_filters=init_filters,
+            blocks_down=tuple(blocks_down),
+            dsdepth=depths,
+            norm="INSTANCE",
+        )
+    )
+
+
+ARCHITECTURES = {"plainconv": plainconv, "resenc": resenc, "segresnet": segresnet}
+
+
+def build(architecture: str, in_channels: int, out_channels: int, **settings: object) -> UNet | SegResNet:
+    """Builds a network by name, from the plain settings that a checkpoint carries.
+
+    Raises:
+        HnsegError: Unknown name.
+    """
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise HnsegError(f"model.architecture={architecture} is unknown; choose one of {known}")
+    return ARCHITECTURES[architecture](in_channels, out_channels, **settings)  # type: ignore[operator]
+
+
+def divisor(strides: Strides) -> tuple[int, int, int]:
+    """The product of all strides along (z, y, x)."""
+    steps = np.prod([np.broadcast_to(s, 3) for s in strides], axis=0)
+    return int(steps[0]), int(steps[1]), int(steps[2])
+
+
+def check_patch(patch: Sequence[int], network: SegmentationNetwork, name: str) -> None:
+    """Refuses a patch that the network would have to crop or pad on its own.
+
+    Raises:
+        HnsegError: A side is not a multiple of the network's divisor.
+    """
+    if any(n % d for n, d in zip(patch, network.divisor, strict=True)):
+        fitting = [int(np.ceil(n / d) * d) for n, d in zip(patch, network.divisor, strict=True)]
+        raise HnsegError(
+            f"patch={list(patch)} does not fit model {name}, whose sides must be multiples of "
+            f"{list(network.divisor)} (z, y, x); use patch={fitting}"
+        )
+
+
+def _unet_style() -> dict[str, object]:
+    return {
+        "conv_op": nn.Conv3d,
+        "kernel_sizes": 3,
+        "conv_bias": True,
+        "norm_op": nn.InstanceNorm3d,
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": nn.LeakyReLU,
+        "nonlin_kwargs": {"inplace": True},
+        "deep_supervision": True,
+    }
+
+
+def _strides(strides: Strides) -> list[int | list[int]]:
+    return [s if isinstance(s, int) else list(s) for s in strides]
+
+
+def _counts(counts: int | Sequence[int]) -> int | list[int]:
+    return counts if isinstance(counts, int) else list(counts)

@@ -1,0 +1,71 @@
+"""What can be refused before anything heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hnseg.cases import Case, read_cases
+from hnseg.errors import HnsegError
+
+
+def find_cohort(root: str | None, exclude: Sequence[str]) -> list[Case]:
+    """The cases to train on.
+
+    Raises:
+        HnsegError: No root, nothing usable under it, or an excluded case that is not there.
+    """
+    if root is None:
+        raise HnsegError(
+            "data.root names the folder with the PET/CT cases and is not set: python train.py data.root=PATH ... "
+            "(without data, `make demo` makes a synthetic cohort and trains on it)"
+        )
+    cases = read_cases(Path(root))
+    unknown = sorted(set(exclude) - {case.case_id for case in cases})
+    if unknown:
+        raise HnsegError(f"data.exclude={','.join(unknown)}: no such case in {root}; check the names")
+    return [case for case in cases if case.case_id not in exclude]
+
+
+def divisor(model: Mapping[str, Any]) -> tuple[int, int, int]:
+    """What each side (z, y, x) of a network's input must be a multiple of.
+
+    Args:
+        model: `architecture` and its `settings`, as in conf/model.
+    """
+    settings = model["settings"]
+    if model["architecture"] == "segresnet":
+        side = 2 ** (len(settings["blocks_down"]) - 1)
+        return side, side, side
+    steps = np.prod([np.broadcast_to(stride, 3) for stride in settings["strides"]], axis=0)
+    return int(steps[0]), int(steps[1]), int(steps[2])
+
+
+def check_patch(patch: Sequence[int] | None, model: Mapping[str, Any], stage: str) -> None:
+    """Refuses a patch that the network would have to crop or pad on its own.
+
+    Raises:
+        HnsegError: No patch is set for this pair of stage and model, or a side does not fit.
+    """
+    name = model["name"]
+    if patch is None:
+        raise HnsegError(
+            f"training.patch is not set, and there is no conf/stage_model for stage={stage} model={name}; "
+            "choose another pair or give training.patch=[z,y,x]"
+        )
+    sides = divisor(model)
+    if len(patch) != 3 or any(n % d or n < d for n, d in zip(patch, sides, strict=True)):
+        remedy = [int(np.ceil(n / d) * d) for n, d in zip(patch, sides, strict=False)]
+        raise HnsegError(
+            f"training.patch={list(patch)} does not fit model={name}, whose sides (z, y, x) must be multiples "
+            f"of {list(sides)}; use training.patch={remedy}"
+        )
+
+
+def padding(patch: Sequence[int], shape: Sequence[int]) -> tuple[int, int, int] | None:
+    """Shape (z, y, x) to which a stage's ROI is padded so that a patch is never larger; None if it fits."""
+    z, y, x = (max(int(p), int(n)) for p, n in zip(patch, shape, strict=True))
+    return None if (z, y, x) == tuple(shape) else (z, y, x)

@@ -1,0 +1,91 @@
+"""One folder a run: started once, resumed by the same command, never overwritten unasked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from hnseg.errors import HnsegError
+
+State = Literal["fresh", "interrupted", "finished"]
+
+
+class RunFolder:
+    """What a training leaves on disk: config.json, best.ckpt, last.ckpt, metrics.csv, score.json.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best validation Dice."""
+        return self.path / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint, from which an interrupted run goes on."""
+        return self.path / "last.ckpt"
+
+    def begin(self, config: dict[str, Any], *, overwrite: bool = False) -> State:
+        """Claims the folder for a configuration.
+
+        Returns:
+            `fresh`, `interrupted` (resume from `last`) or `finished`.
+
+        Raises:
+            HnsegError: The folder holds a run with other settings; the first that differs is named.
+        """
+        stored = self.path / "config.json"
+        if overwrite:
+            for name in ("config.json", "score.json", "metrics.csv", "best.ckpt", "last.ckpt"):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "wandb", ignore_errors=True)
+        if stored.exists():
+            before, now = _flat(json.loads(stored.read_text())), _flat(json.loads(json.dumps(config)))
+            for key in sorted(before.keys() | now.keys()):
+                if before.get(key) != now.get(key):
+                    raise HnsegError(
+                        f"{self.path} holds a run with {key}={before.get(key)}, not {now.get(key)}; "
+                        "give this one another name=..., or overwrite=true"
+                    )
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write(stored, config)
+        if (self.path / "score.json").exists():
+            return "finished"
+        return "interrupted" if self.last.exists() else "fresh"
+
+    def finish(self, scores: dict[str, float]) -> None:
+        """Marks the run as finished, with the scores of its best checkpoint."""
+        _write(self.path / "score.json", scores)
+
+    def scores(self) -> dict[str, float]:
+        """What `finish` wrote."""
+        return json.loads((self.path / "score.json").read_text())
+
+
+# What does not change the result may differ when a run is taken up again.
+_IRRELEVANT = ("overwrite", "trainer.device", "trainer.threads", "data.workers", "data.prepare_workers", "logger")
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, dict):
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if not name.startswith(_IRRELEVANT):
+            flat |= _flat(value, name)
+    return flat
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,81 @@
+"""What a stage is: a grid, the rule that places it, and the classes it tells apart (paper section 2.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import SimpleITK as sitk
+
+from hnseg import geometry
+from hnseg.geometry import Grid, Triple
+
+Placement = Literal["top_of_scan", "below_head", "lesions", "scan"]
+LESIONS = ("GTVp", "GTVn")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the cascade.
+
+    Args:
+        name: head, coarse or fine.
+        size: Voxels of the grid, (x, y, z).
+        spacing: Voxel size in mm, (x, y, z).
+        placement: `top_of_scan` hangs the grid from the top of the scan, `below_head` from a head
+            mask, `lesions` centres it on all lesion voxels (ground truth when training, the coarse
+            prediction when inferring), `scan` on the middle of the scan.
+        classes: Foreground classes in the order of their labels 1, 2, ...
+        antialias: Smooth images before sampling them on a coarser grid.
+        top: For `below_head`, height of the ROI's top face as a fraction of the head's box.
+    """
+
+    name: str
+    size: tuple[int, int, int]
+    spacing: Triple
+    placement: Placement
+    classes: tuple[str, ...] = LESIONS
+    antialias: bool = False
+    top: float = 0.7
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Stage:
+        """Builds a stage from plain lists and numbers (YAML, JSON)."""
+        lists = {key: tuple(fields[key]) for key in ("size", "spacing", "classes") if key in fields}
+        return cls(**{**fields, **lists})
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the stage's arrays, (z, y, x)."""
+        return self.size[2], self.size[1], self.size[0]
+
+    def grid(self, ct: sitk.Image, reference: sitk.Image | None = None) -> Grid:
+        """Places the stage's grid on one case.
+
+        Args:
+            ct: The case's CT.
+            reference: The head mask for `below_head`, a lesion label image for `lesions`.
+
+        Raises:
+            ValueError: The placement needs a reference, and there is none or it is empty.
+        """
+        match self.placement:
+            case "top_of_scan":
+                return geometry.head_grid(ct, self.size, self.spacing)
+            case "scan":
+                return geometry.scan_grid(ct, self.size, self.spacing)
+            case "below_head":
+                if reference is None:
+                    raise ValueError("no head mask to place the ROI by")
+                return geometry.coarse_grid(reference, self.size, self.spacing, self.top)
+            case "lesions":
+                center = None if reference is None else geometry.centroid(reference)
+                if center is None:
+                    raise ValueError("no lesion voxel to centre the ROI on")
+                return Grid.centred(center, self.size, self.spacing)
+
+    def voxels(self, mm: float) -> tuple[int, int, int]:
+        """A length in mm as whole voxels along (x, y, z), rounded up."""
+        x, y, z = (int(n) for n in np.ceil(mm / np.asarray(self.spacing)))
+        return x, y, z

@@ -1,0 +1,46 @@
+"""What a training needs beside the module: checkpoints, averaged weights, quiet libraries."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+
+
+def checkpoints(folder: Path, ema: float | None) -> list[L.Callback]:
+    """best.ckpt by validation Dice, last.ckpt to resume from, and averaged weights if asked for.
+
+    Args:
+        folder: The run's folder.
+        ema: Decay of the exponential moving average that is validated and saved; None for none.
+    """
+    callbacks: list[L.Callback] = [] if ema is None else [EMAWeightAveraging(decay=ema)]
+    best = ModelCheckpoint(
+        folder,
+        filename="best",
+        monitor="val/dice",
+        mode="max",
+        save_last=True,
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+    )
+    return [*callbacks, best]
+
+
+def validation_scores(trainer: L.Trainer, best: Path) -> dict[str, float]:
+    """The validation scores that the best checkpoint had when it was saved."""
+    stored = torch.load(best, map_location="cpu", weights_only=True)
+    return {name: float(value) for name, value in stored["hnseg"]["scores"].items()}
+
+
+def quiet() -> None:
+    """Leaves the terminal to the progress bar: libraries speak only of what went wrong."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", module="torchio")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
