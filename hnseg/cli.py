@@ -7,12 +7,15 @@ import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hnseg import __version__
 from hnseg.errors import HnsegError
+
+if TYPE_CHECKING:
+    from hnseg.cases import Case
 
 app = typer.Typer(
     help="Coarse-to-fine segmentation of head-and-neck tumours and lymph nodes in PET/CT.",
@@ -112,30 +115,39 @@ def evaluate(
     from hnseg.evaluation.score import evaluate as score
     from hnseg.evaluation.score import print_report, write_json
 
+    cases = _cases_to_draw(truth, images or truth) if overlays else []  # before the long work
     choices: Any = {"empty": empty, "matching": matching, "connectivity": int(connectivity)}
     report = score(truth, predictions, threshold=threshold, **choices)
     print_report(report)
     if json_file:
         write_json(report, json_file)
     if overlays:
-        _draw(truth, predictions, images or truth, overlays)
+        _draw(cases, predictions, overlays)
 
 
-def _draw(truth: Path, predictions: Path, images: Path, out: Path) -> None:
-    """Write OUT/CASE.png for every case that has a true mask."""
+def _cases_to_draw(truth: Path, images: Path) -> "list[Case]":
+    """The cases of `images` that have a true mask, with that mask for label."""
+    from hnseg.cases import read_cases
+    from hnseg.evaluation.score import find_masks
+
+    masks = find_masks(truth)
+    cases = {case.case_id: case for case in read_cases(images, strict=False)}
+    if missing := sorted(masks.keys() - cases.keys()):
+        raise HnsegError(f"{images}: no CT and PET of {', '.join(missing)}; name their folder with --images")
+    return [replace(cases[name], label=mask) for name, mask in masks.items()]
+
+
+def _draw(cases: "list[Case]", predictions: Path, out: Path) -> None:
+    """Write OUT/CASE.png for every case."""
     from rich.console import Console
     from rich.progress import track
 
-    from hnseg.cases import read_cases
     from hnseg.evaluation.overlay import overlay
     from hnseg.evaluation.score import find_masks
 
-    true, predicted = find_masks(truth), find_masks(predictions)
-    cases = {case.case_id: case for case in read_cases(images, strict=False)}
-    if missing := sorted(true.keys() - cases.keys()):
-        raise HnsegError(f"{images}: no CT and PET of {', '.join(missing)}; name their folder with --images")
-    for name, mask in track(true.items(), "drawing", console=Console(stderr=True)):
-        overlay(replace(cases[name], label=mask), predicted[name], out / f"{name}.png")
+    predicted = find_masks(predictions)
+    for case in track(cases, "drawing", console=Console(stderr=True)):
+        overlay(case, predicted[case.case_id], out / f"{case.case_id}.png")
 
 
 @app.command()

@@ -1,0 +1,208 @@
+"""Images are read whole or refused by name, and written whole or not at all."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from fabricate import ct_image, label_image, volume
+
+from hnseg.errors import HnsegError
+from hnseg.images import from_array, read_image, read_label, same_grid, to_array, write_image
+
+FORMATS = [".nii.gz", ".nii", ".mha"]
+
+
+def noise(dtype: type = np.float32) -> sitk.Image:
+    values = np.random.default_rng(0).normal(0, 100, (12, 14, 16)).astype(dtype)
+    return volume(values, (1.5, 2, 3), (-10, 20, -300))
+
+
+def refusal(path: Path, read=read_image) -> str:
+    """The one line with which `path` is refused; it must name the file."""
+    with pytest.raises(HnsegError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("ext", FORMATS)
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64])
+def test_reads_what_simpleitk_wrote_as_float32(tmp_path, ext, dtype):
+    original = noise(dtype)
+    sitk.WriteImage(original, str(tmp_path / f"a{ext}"), useCompression=True)
+    image = read_image(tmp_path / f"a{ext}")
+    assert image.GetPixelID() == sitk.sitkFloat32
+    np.testing.assert_array_equal(to_array(image), sitk.GetArrayFromImage(original).astype(np.float32))
+    assert same_grid(image, original)
+
+
+@pytest.mark.parametrize("ext", FORMATS)
+def test_writes_what_simpleitk_reads_and_leaves_nothing_else(tmp_path, ext):
+    path = tmp_path / "new" / "folder" / f"a{ext}"
+    write_image(noise(), path)
+    again = sitk.ReadImage(str(path))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(again), sitk.GetArrayFromImage(noise()))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_write_that_fails_keeps_the_old_file_and_leaves_no_temporary(tmp_path, monkeypatch):
+    path = tmp_path / "a.nii.gz"
+    write_image(noise(), path)
+    before = path.read_bytes()
+
+    def full_disk(image, name, **_):
+        Path(name).write_bytes(b"half")
+        raise RuntimeError("Exception thrown\nitk::ERROR: NiftiImageIO(0x5cf3d0): No space left on device.")
+
+    monkeypatch.setattr(sitk, "WriteImage", full_disk)
+    with pytest.raises(HnsegError, match=r"a\.nii\.gz: cannot be written \(No space left on device\)"):
+        write_image(noise(), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ext", FORMATS)
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.999])
+def test_a_file_cut_short_is_refused(tmp_path, ext, share):
+    # ITK itself fills what is missing of a NIfTI with zeros.
+    sitk.WriteImage(noise(), str(tmp_path / f"a{ext}"), useCompression=True)
+    whole = (tmp_path / f"a{ext}").read_bytes()
+    (tmp_path / f"b{ext}").write_bytes(whole[: int(len(whole) * share)])
+    assert any(word in refusal(tmp_path / f"b{ext}") for word in ("cut short", "header is not"))
+
+
+@pytest.mark.parametrize("ext", [".nii.gz", ".mha"])
+def test_a_damaged_compressed_file_is_refused(tmp_path, ext):
+    path = tmp_path / f"a{ext}"
+    sitk.WriteImage(noise(), str(path), useCompression=True)
+    content = bytearray(path.read_bytes())
+    content[len(content) * 3 // 4] ^= 0xFF
+    path.write_bytes(content)
+    assert "damaged" in refusal(path)
+
+
+@pytest.mark.parametrize("ext", FORMATS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_that_are_not_finite_are_counted(tmp_path, ext, value, dtype):
+    # ITK itself turns those of a NIfTI into 0.
+    values = np.zeros((4, 5, 6), dtype)
+    values[1, 2, :3] = value
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / f"a{ext}"))
+    assert "3 NaN or infinite values" in refusal(tmp_path / f"a{ext}")
+
+
+@pytest.mark.parametrize("ext", FORMATS)
+@pytest.mark.parametrize(
+    ("values", "is_vector", "telling"),
+    [
+        (np.zeros((5, 6)), False, "6 x 5 is not one 3-D volume"),
+        (np.zeros((2, 5, 6, 7)), False, "7 x 6 x 5 x 2 is not one 3-D volume"),
+        (np.zeros((5, 6, 7, 3)), True, "3 values a voxel"),
+    ],
+    ids=["2-D", "4-D", "RGB"],
+)
+def test_what_is_not_one_scalar_volume_is_refused(tmp_path, ext, values, is_vector, telling):
+    path = tmp_path / f"a{ext}"
+    sitk.WriteImage(sitk.GetImageFromArray(values.astype(np.uint8), isVector=is_vector), str(path))
+    assert telling in refusal(path)
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, np.nan, np.inf])
+def test_an_impossible_nifti_spacing_is_refused(tmp_path, step):
+    path = tmp_path / "a.nii"
+    sitk.WriteImage(noise(), str(path))
+    content = bytearray(path.read_bytes())
+    content[80:84] = struct.pack("<f", step)  # pixdim[1]
+    path.write_bytes(content)
+    assert "mm is impossible" in refusal(path)
+
+
+@pytest.mark.parametrize("step", ["0", "-1"])
+def test_an_impossible_metaimage_spacing_is_refused(tmp_path, step):
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(noise(), str(path))
+    path.write_bytes(path.read_bytes().replace(b"ElementSpacing = 1.5", f"ElementSpacing = {step}".encode()))
+    assert "mm is impossible" in refusal(path)
+
+
+def test_a_sheared_nifti_is_refused(tmp_path):
+    path = tmp_path / "a.nii"
+    sitk.WriteImage(noise(), str(path))
+    content = bytearray(path.read_bytes())
+    content[252:256] = struct.pack("<2h", 0, 1)  # qform and sform codes: the sform alone
+    content[280:328] = struct.pack("<12f", 1, 0.5, 0, 0, 0, 2, 0, 0, 0, 0, 3, 0)
+    path.write_bytes(content)
+    assert "orthonormal" in refusal(path)
+
+
+def test_files_that_are_no_images_are_refused(tmp_path):
+    assert "no such file" in refusal(tmp_path / "none.nii.gz")
+    (tmp_path / "folder.nii.gz").mkdir()
+    assert "is a folder" in refusal(tmp_path / "folder.nii.gz")
+    (tmp_path / "a.txt").write_text("x")
+    assert "'.txt' is not an image extension; use .nii.gz, .nii, .mha" in refusal(tmp_path / "a.txt")
+    for ext in FORMATS:
+        path = tmp_path / f"a{ext}"
+        path.write_bytes(b"")
+        assert "the file is empty" in refusal(path)
+        path.write_bytes(np.random.default_rng(1).bytes(4000))
+        assert "its header is not" in refusal(path)
+
+
+@pytest.mark.parametrize("ext", FORMATS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
+def test_labels_come_as_uint8(tmp_path, ext, dtype):
+    values = sitk.GetArrayFromImage(label_image())
+    sitk.WriteImage(sitk.GetImageFromArray(values.astype(dtype)), str(tmp_path / f"a{ext}"))
+    label = read_label(tmp_path / f"a{ext}")
+    assert label.GetPixelID() == sitk.sitkUInt8
+    np.testing.assert_array_equal(to_array(label), values)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "shown"), [(np.uint8, 3, "3"), (np.int16, -1, "-1"), (np.float32, 0.5, "0.5")]
+)
+def test_other_label_values_are_named(tmp_path, dtype, value, shown):
+    values = np.zeros((4, 5, 6), dtype)
+    values[0, 0, :2] = 1, value
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / "a.nii.gz"))
+    assert f"label values {shown};" in refusal(tmp_path / "a.nii.gz", read_label)
+
+
+def test_arrays_are_zyx_and_keep_the_geometry():
+    image = ct_image()
+    array = to_array(image)
+    assert array.shape == image.GetSize()[::-1]
+    assert array[3, 2, 1] == image.GetPixel(1, 2, 3)
+    assert same_grid(from_array(array, image), image)
+    with pytest.raises(ValueError, match="does not fit"):
+        from_array(array.T[1:], image)
+
+
+def test_same_grid_sees_every_part_of_the_geometry():
+    image = ct_image()
+    for change in ("SetOrigin", "SetSpacing"):
+        other = sitk.Image(image)
+        getattr(other, change)([value + 0.01 for value in getattr(other, change.replace("Set", "Get"))()])
+        assert not same_grid(image, other)
+    other = sitk.Image(image)
+    other.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    assert not same_grid(image, other)
+    assert not same_grid(image, image[:, :, 1:])
+
+
+def test_same_grid_forgives_what_nifti_rounds(tmp_path):
+    image = sitk.Image(30, 40, 50, sitk.sitkUInt8)
+    turn = sitk.Euler3DTransform()
+    turn.SetRotation(0.1, -0.2, 3.1)
+    image.SetDirection(turn.GetMatrix())
+    image.SetSpacing((0.9765625, 0.9765625, 2.7))
+    image.SetOrigin((-249.51171875, 411.3, -1287.123))
+    write_image(image, tmp_path / "a.nii.gz")
+    write_image(image, tmp_path / "a.mha")
+    assert same_grid(read_label(tmp_path / "a.nii.gz"), read_label(tmp_path / "a.mha"))
