@@ -1,0 +1,117 @@
+"""What a picture of a case shows: the part of the scan around its largest lesion, in one orientation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from hnseg.cases import Case
+from hnseg.errors import HnsegError
+from hnseg.images import read_image, read_label, same_grid, to_array
+from hnseg.metrics import CLASSES, CaseCounts, count_case, label_lesions
+
+VIEW_MM = 240.0  # wide enough for a neck with both sides and for the skull base down to the clavicles
+
+
+@dataclass(frozen=True)
+class View:
+    """Arrays (z, y, x) on one grid: x runs to the patient's left, y to the back, z to the head.
+
+    Attributes:
+        ct: In HU.
+        pet: In SUV, 0 outside its field of view.
+        truth: Labels; None where they are not known.
+        prediction: Labels.
+        spacing: (x, y, z) in mm.
+        focus: Index (x, y, z) of the voxel the slices run through.
+        focus_mm: The same in patient space (x, y, z), LPS mm.
+        counts: Scores of the whole scan; None without truth.
+    """
+
+    ct: NDArray[np.float32]
+    pet: NDArray[np.float32]
+    truth: NDArray[np.uint8] | None
+    prediction: NDArray[np.uint8]
+    spacing: tuple[float, float, float]
+    focus: tuple[int, int, int]
+    focus_mm: tuple[float, float, float]
+    counts: CaseCounts | None
+
+
+def load_view(case: Case, prediction: Path) -> View:
+    """Read a case and its prediction, turn them to LPS and crop them around the focus.
+
+    The focus lies in the largest lesion of the truth, else of the prediction, else at the PET maximum.
+
+    Raises:
+        HnsegError: A file that cannot be read, or a mask that is not on the CT's grid.
+    """
+    ct = read_image(case.ct)
+    truth = None if case.label is None else _to_lps(_read_mask(case.label, ct, case.ct))
+    predicted = _to_lps(_read_mask(prediction, ct, case.ct))
+    ct, pet = _to_lps(ct), read_image(case.pet)
+    labels = [to_array(mask) for mask in (truth, predicted) if mask is not None]
+    focus = _focus(labels) or _maximum(pet, ct)
+    start, size = _window(ct, focus)
+    ct = sitk.RegionOfInterest(ct, size, start)
+    return View(
+        ct=to_array(ct),
+        pet=to_array(sitk.Resample(pet, ct, sitk.Transform(), sitk.sitkLinear, 0.0)),
+        truth=None if truth is None else to_array(sitk.RegionOfInterest(truth, size, start)),
+        prediction=to_array(sitk.RegionOfInterest(predicted, size, start)),
+        spacing=ct.GetSpacing(),
+        focus=(focus[0] - start[0], focus[1] - start[1], focus[2] - start[2]),
+        focus_mm=ct.TransformIndexToPhysicalPoint([int(f - s) for f, s in zip(focus, start, strict=True)]),
+        counts=None if truth is None else count_case(labels[1], labels[0], ct.GetSpacing()),
+    )
+
+
+def _read_mask(path: Path, ct: sitk.Image, ct_path: Path) -> sitk.Image:
+    mask = read_label(path)
+    if not same_grid(mask, ct):
+        raise HnsegError(f"{path}: is not on the grid of {ct_path}; resample it onto the CT's grid")
+    return mask
+
+
+def _to_lps(image: sitk.Image) -> sitk.Image:
+    return sitk.DICOMOrient(image, "LPS")
+
+
+def _focus(masks: list[NDArray[np.uint8]]) -> tuple[int, int, int] | None:
+    """Index (x, y, z) of the voxel nearest the middle of the largest lesion of the first mask with any."""
+    for mask in masks:
+        if not mask.any():
+            continue
+        voxels = max((_largest_lesion(mask == label) for label in CLASSES.values()), key=len)
+        nearest = np.abs(voxels - voxels.mean(axis=0)).sum(axis=1).argmin()
+        z, y, x = voxels[nearest].tolist()
+        return x, y, z
+    return None
+
+
+def _largest_lesion(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Indices (voxels, 3) of the mask's largest component, in the order z, y, x."""
+    lesions, count = label_lesions(mask)
+    sizes = np.bincount(lesions[mask], minlength=count + 1)
+    return np.argwhere(mask & (lesions == sizes.argmax()))
+
+
+def _maximum(pet: sitk.Image, ct: sitk.Image) -> tuple[int, int, int]:
+    """Index (x, y, z) in `ct` of the PET maximum, moved into the CT where it lies outside."""
+    values = to_array(pet)
+    z, y, x = (int(i) for i in np.unravel_index(values.argmax(), values.shape))
+    index = ct.TransformPhysicalPointToIndex(pet.TransformIndexToPhysicalPoint((x, y, z)))
+    x, y, z = (min(max(i, 0), size - 1) for i, size in zip(index, ct.GetSize(), strict=True))
+    return x, y, z
+
+
+def _window(ct: sitk.Image, focus: tuple[int, int, int]) -> tuple[list[int], list[int]]:
+    """Start and size (x, y, z) of a cube of `VIEW_MM` around the focus, moved and cut to fit the scan."""
+    start, size = [], []
+    for index, spacing, available in zip(focus, ct.GetSpacing(), ct.GetSize(), strict=True):
+        length = min(max(round(VIEW_MM / spacing), 1), available)
+        start.append(min(max(index - length // 2, 0), available - length))
+        size.append(length)
+    return start, size
