@@ -18,17 +18,11 @@ def checkpoints(folder: Path, ema: float | None) -> list[L.Callback]:
         folder: The run's folder.
         ema: Decay of the exponential moving average that is validated and saved; None for none.
     """
+    named = {"auto_insert_metric_name": False, "enable_version_counter": False}
     callbacks: list[L.Callback] = [] if ema is None else [EMAWeightAveraging(decay=ema)]
-    best = ModelCheckpoint(
-        folder,
-        filename="best",
-        monitor="val/dice",
-        mode="max",
-        save_last=True,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )
-    return [*callbacks, best]
+    best = ModelCheckpoint(folder, filename="best", monitor="val/dice", mode="max", **named)
+    last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, **named)
+    return [*callbacks, best, last]
 
 
 def validation_scores(trainer: L.Trainer, best: Path) -> dict[str, float]:

@@ -1,0 +1,60 @@
+"""Where the next stage looks, and what is done when the stage before found nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import SimpleITK as sitk
+
+from hnseg import geometry
+from hnseg.geometry import Grid
+from hnseg.stage import Stage
+
+# An adult head is 3 to 5 litres; a component this small is a stray.
+MIN_HEAD_ML = 200.0
+# Smoothing before the hottest voxel is sought: one noisy voxel is no lesion.
+_SMOOTHING_MM = 6.0
+
+
+def place(stage: Stage, ct: sitk.Image, pet: sitk.Image, found: sitk.Image | None) -> tuple[Grid, str | None]:
+    """Places a stage's grid on a case.
+
+    Args:
+        stage: The stage.
+        ct: CT, HU.
+        pet: PET, SUV.
+        found: What the stage before found, on its own grid: a head mask or lesion labels.
+
+    Returns:
+        The grid, and the fallback that was taken, if one was.
+    """
+    if stage.placement == "below_head" and not _is_head(found):
+        return geometry.body_top_grid(ct, stage.size, stage.spacing), "no head: ROI hung from the top of the scan"
+    if stage.placement == "lesions" and (found is None or geometry.centroid(found) is None):
+        center, what = _hottest(pet, found, ct)
+        return Grid.centred(center, stage.size, stage.spacing), f"nothing coarse: ROI on {what}"
+    return stage.grid(ct, found), None
+
+
+def _is_head(mask: sitk.Image | None) -> bool:
+    if mask is None or not sitk.GetArrayViewFromImage(mask).any():
+        return False
+    low, high = geometry.mask_bounds(mask)
+    voxels = float(np.count_nonzero(sitk.GetArrayViewFromImage(mask)))
+    return voxels * float(np.prod(mask.GetSpacing())) / 1000 >= MIN_HEAD_ML and bool(np.all(high > low))
+
+
+def _hottest(pet: sitk.Image, region: sitk.Image | None, ct: sitk.Image) -> tuple[geometry.Point, str]:
+    """The brightest smoothed PET voxel inside the coarse ROI (the whole CT without one)."""
+    inside = sitk.Resample(
+        sitk.SmoothingRecursiveGaussian(pet, _SMOOTHING_MM),
+        region if region is not None else ct,
+        sitk.Transform(),
+        sitk.sitkLinear,
+        0.0,
+    )
+    array = sitk.GetArrayViewFromImage(inside)
+    low, high = geometry.bounds(inside)
+    if float(array.max()) <= float(array.min()):
+        return (low + high) / 2, "the middle of the coarse ROI"
+    index = np.unravel_index(int(array.argmax()), array.shape)[::-1]
+    return np.asarray(inside.TransformIndexToPhysicalPoint([int(i) for i in index])), "the brightest PET"
