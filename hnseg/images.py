@@ -173,7 +173,6 @@ def _condense(error: Exception) -> str:
     """The telling line of an error: ITK puts it last, after addresses and source locations."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
-    last = str(error).strip().rpartition("\n")[2]
-    return (
-        re.sub(r"^.*ERROR:\s*|\w*\(?0x[0-9a-f]+\)?:\s*", "", last).strip().rstrip(".!") or "no reason given"
-    )
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Reason:")]
+    last = lines[-1] if lines else "no reason given"
+    return re.sub(r"^.*ERROR:\s*|\w*\(?0x[0-9a-f]+\)?:\s*", "", last).strip().rstrip(".!")

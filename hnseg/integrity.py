@@ -20,6 +20,10 @@ from hnseg.errors import HnsegError
 _CHUNK = 1 << 24  # bytes; a multiple of every voxel's size
 _NIFTI_FLOATS = {16: "f4", 64: "f8"}  # NIfTI datatype code → numpy type
 _META_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
+# MetaImage keys that hold one number for each axis (1), or for each pair of them (2).
+_META_LISTS = dict.fromkeys(("DimSize", "ElementSpacing", "ElementSize"), 1)
+_META_LISTS |= dict.fromkeys(("Offset", "Position", "Origin", "CenterOfRotation"), 1)
+_META_LISTS |= dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), 2)
 
 
 def check_file(path: Path) -> None:
@@ -74,7 +78,7 @@ def _check_nifti(path: Path, read: Callable[[int], bytes]) -> None:
     if not all(math.isfinite(step) and step > 0 for step in spatial):
         spacing = ", ".join(f"{step:g}" for step in spatial)
         raise HnsegError(f"{path}: spacing ({spacing}) mm is impossible; correct the header")
-    read(offset - len(header))
+    read(min(max(offset - len(header), 0), _CHUNK))  # extensions
     dtype = order + _NIFTI_FLOATS[datatype] if datatype in _NIFTI_FLOATS else None
     expected = math.prod(dim[1 : dim[0] + 1]) * bits // 8
     held, bad = _scan(read, expected, dtype)
@@ -96,30 +100,40 @@ def _scan(read: Callable[[int], bytes], expected: int, dtype: str | None) -> tup
 
 
 def _check_metaimage(path: Path, file: BinaryIO) -> None:
-    """Header lines up to ElementDataFile, then the voxels, packed by zlib or plain."""
-    header: dict[str, str] = {}
-    while "ElementDataFile" not in header:
-        key, equals, value = file.readline(10_000).decode("ascii").partition("=")
-        if not equals:
-            raise ValueError("not MetaImage")
-        header[key.strip()] = value.strip()
+    """Header, then the voxels, packed by zlib or plain."""
+    header = _meta_header(file)
     if header["ElementDataFile"] != "LOCAL":
         raise HnsegError(f"{path}: its voxels lie in another file; write them into one .mha")
     voxels = math.prod(int(size) for size in header["DimSize"].split())
     channels = int(header.get("ElementNumberOfChannels", "1"))
-    kind = header["ElementType"].removeprefix("MET_").removesuffix("_ARRAY").replace("UCHAR", "CHAR")
-    size = _META_BYTES[kind.removeprefix("U")]
+    kind = header["ElementType"].removeprefix("MET_").removesuffix("_ARRAY").removeprefix("U")
     packed = header.get("CompressedData", "False").lower() == "true"
-    _require_all(path, _unpacked_bytes(file) if packed else _plain_bytes(file), voxels * channels * size)
+    held = _unpacked_bytes(file) if packed else _plain_bytes(file)
+    _require_all(path, held, voxels * channels * _META_BYTES[kind])
+
+
+def _meta_header(file: BinaryIO) -> dict[str, str]:
+    """The lines up to ElementDataFile, which comes last."""
+    header: dict[str, str] = {}
+    while "ElementDataFile" not in header:
+        key, equals, value = file.readline(10_000).decode("latin-1").partition("=")
+        if not equals:
+            raise ValueError("not MetaImage")
+        header[key.strip()] = value.strip()
+    # MetaIO reads as many numbers as NDims says, past the end of a shorter list, and may crash.
+    dimensions = int(header["NDims"])
+    for key, power in _META_LISTS.items():
+        if key in header and len([float(n) for n in header[key].split()]) != dimensions**power:
+            raise ValueError(f"{key} is not {dimensions}-D")
+    return header
 
 
 def _unpacked_bytes(file: BinaryIO) -> int:
     unpack = zlib.decompressobj(wbits=47)  # zlib or gzip, whichever it is
     held = 0
-    while not unpack.eof and (
-        chunk := file.read(1 << 16)
-    ):  # small: it may unpack to a thousand times as much
-        held += len(unpack.decompress(chunk))
+    # A small piece at a time: it may unpack to a thousand times as much.
+    while not unpack.eof and (piece := file.read(1 << 16)):
+        held += len(unpack.decompress(piece))
     if not unpack.eof:
         raise EOFError("compressed voxels end early")
     return held

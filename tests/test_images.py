@@ -140,6 +140,14 @@ def test_a_sheared_nifti_is_refused(tmp_path):
     assert "orthonormal" in refusal(path)
 
 
+def test_a_metaimage_whose_lists_are_too_short_is_refused(tmp_path):
+    # MetaIO itself reads on behind the list, and may crash.
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(noise(), str(path))
+    path.write_bytes(path.read_bytes().replace(b"NDims = 3", b"NDims = 9"))
+    assert "its header is not MetaImage" in refusal(path)
+
+
 def test_files_that_are_no_images_are_refused(tmp_path):
     assert "no such file" in refusal(tmp_path / "none.nii.gz")
     (tmp_path / "folder.nii.gz").mkdir()
