@@ -170,8 +170,8 @@ def export(
     """Bundle trained members into a folder that infer.py loads."""
     from hnseg.models.bundle import export_bundle
 
-    export_bundle(runs, out)
-    print(f"bundle in {out}")
+    members = export_bundle(runs, out)
+    print(f"{out}: {', '.join(members)}")
 
 
 def _write_json(content: dict[str, Any], path: Path) -> None:
