@@ -19,9 +19,10 @@ from hnseg.evaluation.files import replacing
 from hnseg.evaluation.view import View, load_view
 from hnseg.metrics import CLASSES, CaseCounts
 
+WIDTH = 13.0  # inches
 CT_WINDOW = (-160.0, 240.0)  # HU, soft tissue
 PET_COLOURS = "hot"
-LESS_THAN_SUV = 5.0  # the scale's smallest upper end: noise must not look like uptake
+LEAST_SUV = 5.0  # the PET scale reaches at least so far: noise must not look like uptake
 NAMES = {"gtvp": "GTVp", "gtvn": "GTVn"}
 # Truth, and a lighter tint for the prediction: where both run together the truth shows between the dashes.
 COLOURS = {"gtvp": ("#0a9dff", "#8ff0ff"), "gtvn": ("#1fbf24", "#c8ff5a")}
@@ -66,21 +67,18 @@ def overlay(case: Case, prediction: Path, out: Path) -> Path:
     planes = list(_planes(view))
     widths = [plane.edge[0] * view.ct[plane.index].shape[1] for plane in planes]
     heights = [plane.edge[1] * view.ct[plane.index].shape[0] for plane in planes]
-    width = 13.0
-    scale = (width - 1.0) / sum(widths)
-    figure = Figure(figsize=(width, 2 * max(heights) * scale + 1.1), facecolor="black", layout="constrained")
+    inches_per_mm = (WIDTH - 1.0) / sum(widths)  # an inch for the PET scale, one for title and legend
+    size = (WIDTH, 2 * max(heights) * inches_per_mm + 1.1)
+    figure = Figure(figsize=size, facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
     rows = figure.subplots(2, 3, width_ratios=widths)
-    suv = Normalize(0, max(LESS_THAN_SUV, float(np.percentile(view.pet, 99.9))))
+    suv = Normalize(0, max(LEAST_SUV, float(np.percentile(view.pet, 99.9))))
     for row, with_pet in zip(rows, (False, True), strict=True):
         for axes, plane in zip(row, planes, strict=True):
             _draw(axes, view, plane, suv if with_pet else None)
-    for axes, plane in zip(rows[0], planes, strict=True):
-        axes.set_title(plane.title, color="white", fontsize=10)
+            axes.set_title("" if with_pet else plane.title, color="white", fontsize=10)
     figure.suptitle(_title(case.case_id, view.counts), color="white", fontsize=14)
-    bar = figure.colorbar(ScalarMappable(suv, PET_COLOURS), ax=rows[1].tolist(), pad=0.01, fraction=0.02)
-    bar.set_label("PET (SUV)", color="white")
-    bar.ax.tick_params(colors="white")
+    _add_scale(figure, rows[1].tolist(), suv)
     _add_legend(figure, view.truth is not None)
     with replacing(out) as temporary:
         figure.savefig(temporary, format="png", dpi=110, facecolor="black")
@@ -136,6 +134,12 @@ def _outline(axes: Axes, labels: NDArray[np.uint8], edge: tuple[float, float], k
 
 def _line(name: str, kind: int) -> dict[str, Any]:
     return {"color": COLOURS[name][kind], "ls": ("solid", (0, (3, 2)))[kind]}
+
+
+def _add_scale(figure: Figure, row: list[Axes], suv: Normalize) -> None:
+    bar = figure.colorbar(ScalarMappable(suv, PET_COLOURS), ax=row, pad=0.01, fraction=0.02)
+    bar.set_label("PET (SUV)", color="white")
+    bar.ax.tick_params(colors="white")
 
 
 def _add_legend(figure: Figure, with_truth: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hnseg.evaluation.files import replacing
@@ -144,7 +145,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print(f"Segmentation score of 2026: {_number(official['segmentation_score_2026'])}")
     console.print(_spread_table(report))
     if report.extra:
-        names = ", ".join(report.extra)
+        names = escape(", ".join(report.extra))
         console.print(f"[yellow]Warning:[/] {len(report.extra)} predictions without truth left out: {names}")
 
 
@@ -163,7 +164,7 @@ def _score_table(report: Report) -> Table:
     add("All", report.official, style="bold", end_section=True)
     if any(report.centers):
         for name, scores in report.centers.items():
-            add(name or "(no centre)", scores)
+            add(escape(name) or "(no centre)", scores)
     return table
 
 

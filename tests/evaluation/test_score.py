@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -79,7 +81,7 @@ def test_options_change_the_lesions_and_the_spread_shows_it(tmp_path, write):
     assert (spread[26, "greedy"], spread[26, "group"]) == (0.0, 1.0)
 
 
-def test_hector_layout_metaimages_and_extra_predictions(tmp_path, masks, write):
+def test_hecktor_layout_metaimages_and_extra_predictions(tmp_path, masks, write):
     for case_id, (prediction, truth) in masks.items():
         write(tmp_path / "cohort" / case_id / f"{case_id}.nii.gz", truth)
         write(tmp_path / "cohort" / case_id / f"{case_id}__CT.nii.gz", truth)
@@ -156,3 +158,8 @@ def test_a_file_that_cannot_be_written_is_told(folders, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(HnsegError, match=r"scores\.json: cannot be written"):
         write_json(report, tmp_path / "file" / "scores.json")
+
+
+def test_scoring_does_not_wait_for_torch():
+    code = "import sys, hnseg.evaluation.score; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
