@@ -1,0 +1,9 @@
+"""A seeded synthetic PET/CT cohort in the HECKTOR layout, for tests and the demonstration.
+
+A case reads in this order: the centre and its grids (scanner), the patient's build and posture (patient), the
+healthy body (anatomy), the tumours and nodes (lesions), the images (imaging), the files (cohort).
+"""
+
+from hnseg.data.phantom.cohort import PhantomCase, make_case, make_cohort, write_case
+
+__all__ = ["PhantomCase", "make_case", "make_cohort", "write_case"]

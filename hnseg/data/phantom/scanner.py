@@ -1,0 +1,102 @@
+"""The centres: how each one scans and stores its patients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from hnseg.data.phantom.patient import Patient, rotation
+from hnseg.data.phantom.solids import ScanGrid, Vector, vector
+
+Size = Literal["small", "full"]
+Pair = tuple[float, float]
+
+UPRIGHT = np.eye(3)
+BOTTOM_UP = np.diag([1.0, 1.0, -1.0])  # slices stored from the top down
+RAS = np.diag([-1.0, -1.0, 1.0])
+SAGITTAL = vector([[0, 0, 1], [1, 0, 0], [0, -1, 0]])  # columns: index x runs along y, y along -z, z along x
+OBLIQUE = rotation(vector([0.06, 0.03, -0.04]))
+
+
+@dataclass(frozen=True)
+class Centre:
+    """A centre's protocol.
+
+    Attributes:
+        share: of HECKTOR 2025's 680 training cases (facts.md §4).
+        below: how far the CT reaches below the vertex, mm.
+        spacing: CT in plane and between slices, mm, at full size.
+        pet_spacing: in plane and between slices, mm.
+        pet_width: in-plane field of view, mm.
+        shift: of the patient to the left, mm.
+        offset: of all CT numbers, HU.
+        ct_noise: standard deviation in soft tissue, HU.
+        pet_noise: standard deviation at SUV 1; it grows with the square root of SUV.
+        pet_fwhm: of the PET's point spread, mm.
+        direction: of the CT's index axes.
+        pet_direction: of the PET's.
+    """
+
+    name: str
+    share: int
+    below: float
+    spacing: Pair
+    pet_spacing: Pair
+    pet_width: float
+    shift: float
+    offset: float
+    ct_noise: float
+    pet_noise: float
+    pet_fwhm: float
+    direction: Vector
+    pet_direction: Vector
+
+
+CENTRES = (
+    Centre("MDA", 396, 460, (0.98, 2.5), (4.1, 3.3), 500, 0, 0, 20, 0.12, 6.5, UPRIGHT, UPRIGHT),
+    Centre("CHUS", 72, 950, (1.17, 3.0), (4.0, 4.0), 570, 8, 5, 18, 0.10, 7.0, BOTTOM_UP, BOTTOM_UP),
+    Centre("CHUP", 72, 330, (0.98, 1.5), (3.0, 3.0), 320, -6, -7, 26, 0.16, 5.5, RAS, RAS),
+    Centre("CHUM", 56, 460, (0.98, 2.0), (4.0, 4.0), 420, 14, 4, 22, 0.12, 6.0, OBLIQUE, UPRIGHT),
+    Centre("HGJ", 55, 950, (0.98, 3.0), (3.65, 3.27), 600, -18, -3, 19, 0.11, 7.5, UPRIGHT, BOTTOM_UP),
+    Centre("HMR", 18, 320, (0.98, 1.5), (4.0, 5.0), 280, 25, 8, 28, 0.14, 7.0, SAGITTAL, UPRIGHT),
+    Centre("USZ", 11, 950, (0.98, 3.0), (5.47, 3.27), 800, 0, -5, 16, 0.13, 8.0, UPRIGHT, RAS),
+)
+NAMES = tuple(centre.name for centre in CENTRES)
+
+
+def draw_centre(rng: np.random.Generator, names: Sequence[str] | None = None, index: int = 0) -> Centre:
+    """One of the seven, in HECKTOR's proportions; of `names`, each in turn by the case's index."""
+    shares = vector([centre.share for centre in CENTRES])
+    drawn = CENTRES[int(rng.choice(len(CENTRES), p=shares / shares.sum()))]
+    return CENTRES[NAMES.index(names[index % len(names)])] if names else drawn
+
+
+def draw_grids(
+    rng: np.random.Generator, centre: Centre, patient: Patient, size: Size
+) -> tuple[ScanGrid, ScanGrid]:
+    """The CT's and the PET's grid for one scan.
+
+    Both are centred on the couch, not on the patient. Small scans are coarser and stop at the chest: about
+    1.5 MB a case instead of 100.
+    """
+    below, width, depth = centre.below * patient.scale[2], 512 * centre.spacing[0], 512 * centre.spacing[0]
+    fineness = rng.uniform(0.96, 1.0)
+    spacing = vector([centre.spacing[0], centre.spacing[0], centre.spacing[1] * fineness])
+    pet_width, pet_spacing = centre.pet_width, vector(centre.pet_spacing)[[0, 0, 1]]
+    if size == "small":
+        below, width, depth = min(below, 600.0), 340.0, 290.0
+        spacing = vector([1, 1, 1]) * (2.4 + centre.spacing[0]) * fineness
+        spacing[2] = 2.4 + 0.7 * centre.spacing[1] * fineness
+        pet_width, pet_spacing = 0.75 * pet_width, pet_spacing * 1.0
+    top = patient.offset[2] + rng.uniform(4, 22)
+    bottom = patient.offset[2] - below
+    x, y = patient.offset[0] - centre.shift - rng.normal(0, 3), patient.offset[1] + 20
+    grid = ScanGrid.covering(
+        [x - width / 2, y - depth / 2, bottom], [x + width / 2, y + depth / 2, top], spacing, centre.direction
+    )
+    pet_low = [x - pet_width / 2, y - pet_width / 2, bottom + rng.uniform(-20, 25)]
+    pet_high = [x + pet_width / 2, y + pet_width / 2, top + rng.uniform(-12, 15)]
+    return grid, ScanGrid.covering(pet_low, pet_high, pet_spacing, centre.pet_direction)
