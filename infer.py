@@ -27,7 +27,9 @@ def main(cfg: DictConfig) -> None:
         raise HnsegError(f"until={cfg.until} is no stage; choose head, coarse or fine")
     cases = read_cases(Path(cfg.cases), strict=False)
     if not (Path(cfg.bundle) / "bundle.yaml").exists():
-        raise HnsegError(f"bundle={cfg.bundle}: no bundle.yaml there; make a bundle with hnseg export RUNS --out DIR")
+        raise HnsegError(
+            f"bundle={cfg.bundle}: no bundle.yaml there; make a bundle with hnseg export RUNS --out DIR"
+        )
 
     import torch
 

@@ -39,7 +39,7 @@ class Grid:
     origin: Triple
 
     @classmethod
-    def centred(cls, center: Sequence[float], size: Sequence[int], spacing: Sequence[float]) -> Grid:
+    def centred(cls, center: Sequence[float] | Point, size: Sequence[int], spacing: Sequence[float]) -> Grid:
         """Places a grid of `size` voxels so that its middle is at `center` (mm)."""
         origin = np.asarray(center) - (np.asarray(size) - 1) / 2 * np.asarray(spacing)
         return cls(_ints(size), _floats(spacing), _floats(origin))
@@ -95,9 +95,8 @@ def head_grid(ct: sitk.Image, size: Sequence[int], spacing: Sequence[float]) -> 
     corner; centring on the body is the `best` column's rule for any orientation and lateral shift.
     """
     extent = np.asarray(size) * np.asarray(spacing)
-    low, high = bounds(ct)
     center = body_center(ct, depth=float(extent[2]))
-    center[2] = high[2] - extent[2] / 2
+    center[2] = bounds(ct)[1][2] - extent[2] / 2
     return Grid.centred(center, size, spacing)
 
 

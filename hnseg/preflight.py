@@ -20,8 +20,8 @@ def find_cohort(root: str | None, exclude: Sequence[str]) -> list[Case]:
     """
     if root is None:
         raise HnsegError(
-            "data.root names the folder with the PET/CT cases and is not set: python train.py data.root=PATH ... "
-            "(without data, `make demo` makes a synthetic cohort and trains on it)"
+            "data.root names the folder with the PET/CT cases and is not set: python train.py data.root=PATH "
+            "... (without data, `make demo` makes a synthetic cohort and trains on it)"
         )
     cases = read_cases(Path(root))
     unknown = sorted(set(exclude) - {case.case_id for case in cases})
@@ -60,8 +60,8 @@ def check_patch(patch: Sequence[int] | None, model: Mapping[str, Any], stage: st
     if len(patch) != 3 or any(n % d or n < d for n, d in zip(patch, sides, strict=True)):
         remedy = [int(np.ceil(n / d) * d) for n, d in zip(patch, sides, strict=False)]
         raise HnsegError(
-            f"training.patch={list(patch)} does not fit model={name}, whose sides (z, y, x) must be multiples "
-            f"of {list(sides)}; use training.patch={remedy}"
+            f"training.patch={list(patch)} does not fit model={name}, whose sides (z, y, x) must be "
+            f"multiples of {list(sides)}; use training.patch={remedy}"
         )
 
 

@@ -55,14 +55,20 @@ class RunProgress(L.Callback):
         self.progress.update(self.task, scores=scores)
         epoch = trainer.current_epoch + 1
         tenth = max(1, self.epochs // 10)
-        if not self.console.is_terminal and trainer.is_global_zero and (epoch % tenth == 0 or epoch == self.epochs):
+        if (
+            not self.console.is_terminal
+            and trainer.is_global_zero
+            and (epoch % tenth == 0 or epoch == self.epochs)
+        ):
             self.console.print(f"{self.title}: epoch {epoch}/{self.epochs}  {scores}", highlight=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leaves the finished bar on the screen."""
         self.progress.stop()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Gives the terminal back before the error is shown."""
         if hasattr(self, "progress"):
             self.progress.stop()

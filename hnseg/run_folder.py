@@ -71,7 +71,14 @@ class RunFolder:
 
 
 # What does not change the result may differ when a run is taken up again.
-_IRRELEVANT = ("overwrite", "trainer.device", "trainer.threads", "data.workers", "data.prepare_workers", "logger")
+_IRRELEVANT = (
+    "overwrite",
+    "trainer.device",
+    "trainer.threads",
+    "data.workers",
+    "data.prepare_workers",
+    "logger",
+)
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

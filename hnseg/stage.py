@@ -42,8 +42,8 @@ class Stage:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Stage:
         """Builds a stage from plain lists and numbers (YAML, JSON)."""
-        lists = {key: tuple(fields[key]) for key in ("size", "spacing", "classes") if key in fields}
-        return cls(**{**fields, **lists})
+        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        return cls(**plain)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -18,7 +19,7 @@ def checkpoints(folder: Path, ema: float | None) -> list[L.Callback]:
         folder: The run's folder.
         ema: Decay of the exponential moving average that is validated and saved; None for none.
     """
-    named = {"auto_insert_metric_name": False, "enable_version_counter": False}
+    named: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
     callbacks: list[L.Callback] = [] if ema is None else [EMAWeightAveraging(decay=ema)]
     best = ModelCheckpoint(folder, filename="best", monitor="val/dice", mode="max", **named)
     last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, **named)

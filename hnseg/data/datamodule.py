@@ -62,7 +62,12 @@ class StageDataModule(L.LightningDataModule):
         self.cases = {"train": list(train), "validation": list(validation)}
         self.stage, self.spec, self.patch, self.batch_size = stage, spec, patch, batch_size
         self.cache, self.samples, self.heads, self.augment = cache, samples, heads, augment
-        self.jitter_mm, self.workers, self.prepare_workers, self.seed = jitter_mm, workers, prepare_workers, seed
+        self.jitter_mm, self.workers, self.prepare_workers, self.seed = (
+            jitter_mm,
+            workers,
+            prepare_workers,
+            seed,
+        )
 
     def prepare_data(self) -> None:
         """Fills the cache; what has not changed is reused. Called on one process only."""

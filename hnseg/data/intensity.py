@@ -128,7 +128,8 @@ class InputSpec:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> InputSpec:
         """Reads what `to_dict` wrote."""
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
+        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+        return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for the checkpoint and the bundle."""

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from hnseg.checks import check_case
 from hnseg.cases import Case
+from hnseg.checks import check_case
 from hnseg.data.resample import AIR_HU, NO_SUV, label_to_grid, to_grid
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid
@@ -93,7 +93,9 @@ def prepare(
     Raises:
         HnsegError: Cases that cannot be used, each by name and reason; the others are kept.
     """
-    folder = cache / f"{stage.name}-{_digest({'stage': asdict(stage), 'margin': margin_mm, 'format': FORMAT})}"
+    folder = (
+        cache / f"{stage.name}-{_digest({'stage': asdict(stage), 'margin': margin_mm, 'format': FORMAT})}"
+    )
     heads = heads if _needs_head(stage) else None
     work = partial(_prepare_or_reason, stage=stage, folder=folder, heads=heads, margin_mm=margin_mm)
     todo = [case for case in cases if not _ready(case, folder / case.case_id, heads)]
@@ -137,14 +139,16 @@ def prepare_case(
     head = _read_head(case, heads) if _needs_head(stage) else None
     label = head if stage.name == "head" else lesions
     if label is None:
-        raise HnsegError(f"{case.case_id}: no label image {case.case_id}.nii.gz to train the {stage.name} stage on")
+        raise HnsegError(
+            f"{case.case_id}: no label image {case.case_id}.nii.gz to train the {stage.name} stage on"
+        )
     try:
         inner = stage.grid(ct, lesions if stage.placement == "lesions" else head)
     except ValueError as error:
         raise HnsegError(f"{case.case_id}: {error}") from error
     margin = stage.voxels(margin_mm)
     grid = inner.padded(margin)
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "ct": _rounded(to_grid(ct, grid, fill=AIR_HU, antialias=stage.antialias)),
         "pet": to_grid(pet, grid, fill=NO_SUV, antialias=stage.antialias),
         "label": label_to_grid(label, grid),

@@ -36,7 +36,9 @@ def to_grid(image: sitk.Image, grid: Grid, *, fill: float, antialias: bool = Fal
         return np.full(grid.shape, fill, np.float32)
     if antialias:
         cropped = _smooth(cropped, grid)
-    return sitk.GetArrayFromImage(_sample(cropped, grid, sitk.sitkBSpline, fill)).astype(np.float32, copy=False)
+    return sitk.GetArrayFromImage(_sample(cropped, grid, sitk.sitkBSpline, fill)).astype(
+        np.float32, copy=False
+    )
 
 
 def label_to_grid(label: sitk.Image, grid: Grid) -> NDArray[np.uint8]:

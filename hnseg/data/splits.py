@@ -44,7 +44,9 @@ class Split:
         try:
             folds = tuple(tuple(fold) for fold in json.loads(path.read_text())["folds"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise HnsegError(f'{path}: not a split file ({error}); it holds {{"folds": [[CASE, ...], ...]}}') from error
+            raise HnsegError(
+                f'{path}: not a split file ({error}); it holds {{"folds": [[CASE, ...], ...]}}'
+            ) from error
         listed = [case_id for fold in folds for case_id in fold]
         twice = sorted({c for c in listed if listed.count(c) > 1})
         absent = sorted(set(listed) - {case.case_id for case in cases})

@@ -10,7 +10,13 @@ from time import perf_counter
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from hnseg.cases import Case
 from hnseg.checks import check_case
@@ -43,7 +49,14 @@ def segment_cases(cases: Sequence[Case], cascade: Cascade, out: Path) -> list[Ou
     """
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "left", TimeRemainingColumn())
+    columns = (
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        "left",
+        TimeRemainingColumn(),
+    )
     outcomes = []
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("Segmenting", total=len(cases))

@@ -44,8 +44,8 @@ class StageEnsemble:
         for member in self.members:
             if member.stage != self.stage:
                 raise HnsegError(
-                    f"bundle: {self.members[0].card['name']} and {member.card['name']} are of one stage but differ "
-                    "in its grid; export members trained with one stage configuration"
+                    f"bundle: {self.members[0].card['name']} and {member.card['name']} are of one stage but "
+                    "differ in its grid; export members trained with one stage configuration"
                 )
 
     def probabilities(self, ct: sitk.Image, pet: sitk.Image, grid: Grid) -> NDArray[np.float32]:
@@ -80,7 +80,7 @@ class StageEnsemble:
     def _run(self, member: Member, image: Tensor) -> Tensor:
         network = member.network()
         member.load_into(network)
-        network.to(self.device, memory_format=torch.channels_last_3d)
+        network.to(self.device).to(memory_format=torch.channels_last_3d)
         predictor = Predictor(tuple(member.card["patch"]), mirror=self.mirror, precision=self.precision)
         return predictor(network, image).softmax(1)[0]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -40,7 +40,7 @@ class Predictor:
         Returns:
             (1, K, z, y, x) float32, averaged over windows (Gaussian weights) and mirrorings.
         """
-        flips = _mirrorings() if self.mirror else [()]
+        flips = _mirrorings() if self.mirror else [[]]
         total = torch.zeros(())
         for axes in flips:
             logits = self._windows(network, image.flip(axes) if axes else image)
@@ -54,9 +54,10 @@ class Predictor:
 
         if tuple(image.shape[2:]) == self.patch:
             return run(image)
-        return sliding_window_inference(image, self.patch, 1, run, overlap=self.overlap, mode="gaussian")
+        stitched = sliding_window_inference(image, self.patch, 1, run, overlap=self.overlap, mode="gaussian")
+        assert isinstance(stitched, Tensor)
+        return stitched
 
 
-def _mirrorings() -> list[Sequence[int]]:
-    spatial = (2, 3, 4)
-    return [axes for n in range(4) for axes in combinations(spatial, n)]
+def _mirrorings() -> list[list[int]]:
+    return [list(axes) for n in range(4) for axes in combinations((2, 3, 4), n)]

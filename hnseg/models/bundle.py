@@ -62,7 +62,9 @@ class Member:
             load_model(network, self.weights)
         except (SafetensorError, RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise HnsegError(f"{self.weights}: cannot be loaded ({reason}); export the bundle again") from error
+            raise HnsegError(
+                f"{self.weights}: cannot be loaded ({reason}); export the bundle again"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,15 @@ class Bundle:
         try:
             listing = yaml.safe_load((path / "bundle.yaml").read_text())
         except OSError as error:
-            raise HnsegError(f"{path}: not a bundle (no bundle.yaml); make one with hnseg export RUNS --out {path}") from error
+            raise HnsegError(
+                f"{path}: not a bundle (no bundle.yaml); make one with hnseg export RUNS --out {path}"
+            ) from error
         except yaml.YAMLError as error:
             raise HnsegError(f"{path / 'bundle.yaml'}: damaged; export the bundle again") from error
         if listing.get("format") != FORMAT:
-            raise HnsegError(f"{path}: bundle format {listing.get('format')}, this hnseg reads {FORMAT}; export it again")
+            raise HnsegError(
+                f"{path}: bundle format {listing.get('format')}, this hnseg reads {FORMAT}; export it again"
+            )
         members = []
         for name, hashes in listing["members"].items():
             for file, digest in hashes.items():
@@ -136,7 +142,9 @@ def export_bundle(runs: Sequence[Path], out: Path) -> list[str]:
         cards = [_export_member(folder / "best.ckpt", temporary) for folder in folders]
         for card in cards:
             name = card["name"]
-            listing["members"][name] = {file.name: _digest(file) for file in sorted((temporary / name).iterdir())}
+            listing["members"][name] = {
+                file.name: _digest(file) for file in sorted((temporary / name).iterdir())
+            }
         listing["decision"] = _decision(cards)
         (temporary / "bundle.yaml").write_text(yaml.safe_dump(listing, sort_keys=False))
         shutil.rmtree(out, ignore_errors=True)
@@ -166,7 +174,9 @@ def _export_member(checkpoint: Path, out: Path) -> dict[str, Any]:
 
 def _decision(cards: list[dict[str, Any]]) -> dict[str, Any]:
     """The rules of the last stage; all its members must agree on them."""
-    last = next(stage for stage in ("fine", "coarse", "head") if any(c["stage"]["name"] == stage for c in cards))
+    last = next(
+        stage for stage in ("fine", "coarse", "head") if any(c["stage"]["name"] == stage for c in cards)
+    )
     rules = [card["decision"] for card in cards if card["stage"]["name"] == last]
     if any(rule != rules[0] for rule in rules):
         raise HnsegError(f"the {last} members disagree on recipe.decision; export runs of one recipe")

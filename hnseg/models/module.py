@@ -33,6 +33,10 @@ class SegmentationModule(L.LightningModule):
         card: Plain description of the network and its input, saved into every checkpoint.
     """
 
+    # nn.Module types its attributes as tensors or modules; these are neither to a type checker.
+    loss: Callable[[Tensor | list[Tensor], Tensor], Tensor]  # type: ignore[assignment]
+    official: OfficialScores | None
+
     def __init__(
         self,
         network: nn.Module,
@@ -49,7 +53,7 @@ class SegmentationModule(L.LightningModule):
         self.network, self.loss, self.predict = network, loss, predict
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.classes, self.spacing, self.card = tuple(classes), spacing, card
-        self.dice = nn.ModuleDict({name: MeanMetric() for name in classes})
+        self.dice = nn.ModuleList(MeanMetric() for _ in classes)
         # The official scores are those of tumours and nodes; the head stage has neither.
         self.official = OfficialScores() if len(classes) == 2 else None
 
@@ -70,23 +74,23 @@ class SegmentationModule(L.LightningModule):
         target = batch["label"]
         self.log("val/loss", self.loss(logits, target), batch_size=1, sync_dist=True)
         decided = logits.argmax(1)
-        for label, name in enumerate(self.classes, start=1):
-            self.dice[name].update(_dice(decided == label, target == label))
+        for label in range(1, len(self.classes) + 1):
+            self.dice[label - 1].update(_dice(decided == label, target == label))
         if self.official is not None:
             self.official.update(decided, target, self.spacing)
 
     def on_validation_epoch_end(self) -> None:
         """Logs Dice per class, their mean `val/dice`, and the official scores inside the ROI."""
-        dice = {name: metric.compute() for name, metric in self.dice.items()}
+        dice = {name: metric.compute() for name, metric in zip(self.classes, self.dice, strict=True)}
         self.log_dict({f"val/dice_{name}": value for name, value in dice.items()})
         self.log("val/dice", torch.stack(list(dice.values())).mean(), prog_bar=True)
-        for metric in self.dice.values():
+        for metric in self.dice:
             metric.reset()
         if self.official is not None:
             self.log_dict({f"val/{name}": value for name, value in self.official.compute().items()})
             self.official.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """The injected optimiser and schedule."""
         optimizer = self.make_optimizer(self.network.parameters())
         return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}

@@ -1,0 +1,48 @@
+# Python 3.11+ and make are all that is needed: every target sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/demo
+TRAIN := $(BIN)/python train.py experiment=demo
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test setup check clean-demo
+
+demo: .venv/ready ## the whole pipeline on a synthetic cohort, about 10 minutes on 2 cores
+	$(BIN)/hnseg phantom $(DEMO)/data/train --cases 80 --seed 0
+	$(BIN)/hnseg phantom $(DEMO)/data/test --cases 12 --seed 1
+	$(TRAIN) stage=head model=plainconv fold=all
+	$(TRAIN) stage=coarse model=plainconv fold=all
+	$(TRAIN) stage=fine model=resenc,segresnet fold=0-1 -m
+	$(BIN)/hnseg export $(DEMO)/train --out $(DEMO)/bundle
+	$(BIN)/python infer.py cases=$(DEMO)/data/test bundle=$(DEMO)/bundle out=$(DEMO)/predictions
+	$(BIN)/hnseg threshold $(DEMO)/data/test
+	$(BIN)/hnseg evaluate $(DEMO)/data/test $(DEMO)/predictions --json $(DEMO)/scores.json --overlays $(DEMO)/overlays
+	@echo "In $(DEMO)/: data, train (runs), bundle, predictions/CASE.nii.gz, scores.json, overlays/CASE.png"
+
+clean-demo: ## start the demo anew; without it, finished steps are skipped
+	rm -rf $(DEMO)
+
+test: .venv/ready-dev ## the fast tests
+	$(BIN)/pytest
+
+check: .venv/ready-dev ## lint, format, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: .venv/ready-dev ## .venv with everything for development
+
+.venv/uv:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("hnseg needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet uv
+	touch $@
+
+.venv/ready: .venv/uv pyproject.toml constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e .
+	touch $@
+
+.venv/ready-dev: .venv/uv pyproject.toml constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	touch $@ .venv/ready
