@@ -15,7 +15,7 @@ demo: .venv/ready ## the whole pipeline on a synthetic cohort, about 10 minutes 
 	$(TRAIN) stage=fine model=resenc,segresnet fold=0-1 -m
 	$(BIN)/hnseg export $(DEMO)/train --out $(DEMO)/bundle
 	$(BIN)/python infer.py cases=$(DEMO)/data/test bundle=$(DEMO)/bundle out=$(DEMO)/predictions
-	$(BIN)/hnseg threshold $(DEMO)/data/test
+	$(BIN)/hnseg threshold $(DEMO)/data/test --json $(DEMO)/threshold.json
 	$(BIN)/hnseg evaluate $(DEMO)/data/test $(DEMO)/predictions --json $(DEMO)/scores.json --overlays $(DEMO)/overlays
 	@echo "In $(DEMO)/: data, train (runs), bundle, predictions/CASE.nii.gz, scores.json, overlays/CASE.png"
 

@@ -42,7 +42,7 @@ class Stage:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Stage:
         """Builds a stage from plain lists and numbers (YAML, JSON)."""
-        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         return cls(**plain)
 
     @property

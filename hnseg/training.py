@@ -9,11 +9,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 
 
 def checkpoints(folder: Path, ema: float | None) -> list[L.Callback]:
-    """best.ckpt by validation Dice, last.ckpt to resume from, and averaged weights if asked for.
+    """best.ckpt by validation Dice, last.ckpt to resume from, averaged weights if asked for, and the learning rate in the log.
 
     Args:
         folder: The run's folder.
@@ -23,7 +23,7 @@ def checkpoints(folder: Path, ema: float | None) -> list[L.Callback]:
     callbacks: list[L.Callback] = [] if ema is None else [EMAWeightAveraging(decay=ema)]
     best = ModelCheckpoint(folder, filename="best", monitor="val/dice", mode="max", **named)
     last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, **named)
-    return [*callbacks, best, last]
+    return [*callbacks, best, last, LearningRateMonitor()]
 
 
 def validation_scores(trainer: L.Trainer, best: Path) -> dict[str, float]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
 
 from hnseg.metrics import OfficialScores
 
@@ -53,7 +52,6 @@ class SegmentationModule(L.LightningModule):
         self.network, self.loss, self.predict = network, loss, predict
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.classes, self.spacing, self.card = tuple(classes), spacing, card
-        self.dice = nn.ModuleList(MeanMetric() for _ in classes)
         # The official scores are those of tumours and nodes; the head stage has neither.
         self.official = OfficialScores() if len(classes) == 2 else None
 
@@ -69,23 +67,22 @@ class SegmentationModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        """Scores whole ROIs, one at a time."""
+        """Scores whole ROIs, one at a time: Dice per class and `val/dice`, their mean, over cases."""
         logits = self.predict(self.network, batch["image"])
         target = batch["label"]
-        self.log("val/loss", self.loss(logits, target), batch_size=1, sync_dist=True)
         decided = logits.argmax(1)
-        for label in range(1, len(self.classes) + 1):
-            self.dice[label - 1].update(_dice(decided == label, target == label))
+        dice = {
+            f"val/dice_{name}": _dice(decided == label, target == label)
+            for label, name in enumerate(self.classes, start=1)
+        }
+        mean = torch.stack(list(dice.values())).mean()
+        scores = {"val/loss": self.loss(logits, target), "val/dice": mean, **dice}
+        self.log_dict(scores, batch_size=1, sync_dist=True)
         if self.official is not None:
             self.official.update(decided, target, self.spacing)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs Dice per class, their mean `val/dice`, and the official scores inside the ROI."""
-        dice = {name: metric.compute() for name, metric in zip(self.classes, self.dice, strict=True)}
-        self.log_dict({f"val/dice_{name}": value for name, value in dice.items()})
-        self.log("val/dice", torch.stack(list(dice.values())).mean(), prog_bar=True)
-        for metric in self.dice:
-            metric.reset()
+        """Logs the official scores inside the ROI."""
         if self.official is not None:
             self.log_dict({f"val/{name}": value for name, value in self.official.compute().items()})
             self.official.reset()
