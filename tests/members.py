@@ -1,0 +1,105 @@
+"""Run folders as train.py leaves them, without training: random networks, and one that is right by construction."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hnseg.models import nets
+from hnseg.models.bundle import Bundle, export_bundle
+
+DECISION = {"rule": "half", "min_component_ml": 0.0, "mirror": False}
+# Absolute scales, so that a threshold in HU or SUV is a threshold of the network's input.
+INPUT = {"ct_window": [-200.0, 200.0], "pet": "suv", "pet_upper": 20.0, "normalise": "none"}
+TINY = {
+    "plainconv": {"features": [4, 8, 8], "strides": [1, 2, 2], "convolutions": 1, "decoder_convolutions": 1},
+    "resenc": {"features": [4, 8, 8], "strides": [1, 2, 2], "blocks": [1, 1, 1]},
+    "segresnet": {"init_filters": 8, "blocks_down": [1, 1, 1], "depths": 2},
+}
+STAGES: dict[str, dict[str, Any]] = {
+    "head": {"size": [24, 24, 16], "spacing": [10.0, 10.0, 12.0], "placement": "top_of_scan", "classes": ["head"]},
+    "coarse": {"size": [24, 24, 24], "spacing": [6.0, 6.0, 6.0], "placement": "below_head"},
+    "fine": {"size": [24, 24, 24], "spacing": [3.0, 3.0, 3.0], "placement": "lesions"},
+}
+
+
+class Pointwise(nn.Module):
+    """Logits that are weighted sums of the voxel's own input channels; its weights are its settings."""
+
+    def __init__(self, weights: Sequence[Sequence[float]], biases: Sequence[float]) -> None:
+        super().__init__()
+        self.sum = nn.Conv3d(len(weights[0]), len(weights), 1)
+        self.sum.weight.data = torch.tensor(weights).reshape(self.sum.weight.shape)
+        self.sum.bias.data = torch.tensor(biases)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.sum(image)
+
+
+@pytest.fixture
+def pointwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the architecture `pointwise` known."""
+
+    def build(in_channels: int, out_channels: int, **settings: Any) -> Pointwise:
+        return Pointwise(**settings)
+
+    monkeypatch.setitem(nets.ARCHITECTURES, "pointwise", build)
+
+
+def never(classes: int = 2, channels: int = 2) -> dict[str, Any]:
+    """Settings of a pointwise network that finds background everywhere."""
+    return {"weights": [[0.0] * channels] * (classes + 1), "biases": [10.0] + [-10.0] * classes}
+
+
+def card(stage: str, architecture: str, settings: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """A member's description; `changes` go to the card, `input` is merged and `grid` goes to the stage."""
+    fields = {"name": stage, "classes": ["GTVp", "GTVn"], **STAGES[stage], **changes.pop("grid", {})}
+    modalities = ["ct"] if stage == "head" else ["ct", "pet"]
+    spec = {"modalities": modalities, "cte": False, **INPUT, **changes.pop("input", {})}
+    size = fields["size"]
+    network = {
+        "architecture": architecture,
+        "in_channels": (3 if spec["cte"] else 1) + len(modalities) - 1,
+        "out_channels": len(fields["classes"]) + 1,
+        **(TINY[architecture] if settings is None else settings),
+    }
+    patch = spec.get("pad_to") or size[::-1]
+    usual = {"name": f"{stage}_{architecture}_fold_0", "model": architecture, "fold": 0, "stage": fields}
+    return usual | {"input": spec, "network": network, "patch": patch, "decision": DECISION} | changes
+
+
+def write_run(root: Path, card: dict[str, Any], *, seed: int = 0, finished: bool = True) -> Path:
+    """A run folder whose best checkpoint holds the network of `card` with seeded weights."""
+    torch.manual_seed(seed)
+    network = nets.build(**card["network"])
+    folder = root / card["name"]
+    folder.mkdir(parents=True)
+    weights = {f"network.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": weights, "hnseg": card | {"scores": {"val/dice": 0.5}}}, folder / "best.ckpt")
+    (folder / "config.json").write_text("{}")
+    if finished:
+        (folder / "score.json").write_text(json.dumps({"val/dice": 0.5}))
+    return folder
+
+
+def make_bundle(folder: Path, *cards: dict[str, Any]) -> Bundle:
+    """Run folders of all cards, exported and loaded."""
+    for seed, one in enumerate(cards):
+        write_run(folder / "runs", one, seed=seed)
+    export_bundle([folder / "runs"], folder / "bundle")
+    return Bundle.load(folder / "bundle")
+
+
+def rotation(degrees: float, axis: int) -> np.ndarray:
+    """Direction matrix of a turn about x, y or z."""
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.eye(3)
+    a, b = (i for i in range(3) if i != axis)
+    turn[a, a] = turn[b, b] = cosine
+    turn[a, b], turn[b, a] = -sine, sine
+    return turn
