@@ -5,7 +5,7 @@ DEMO := runs/demo
 TRAIN := $(BIN)/python train.py experiment=demo
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test setup check clean-demo
+.PHONY: demo open-data test setup check clean-demo
 
 demo: .venv/ready ## the whole pipeline on a synthetic cohort, about 10 minutes on 2 cores
 	$(BIN)/hnseg phantom $(DEMO)/data/train --cases 80 --seed 0
@@ -18,6 +18,16 @@ demo: .venv/ready ## the whole pipeline on a synthetic cohort, about 10 minutes 
 	$(BIN)/hnseg threshold $(DEMO)/data/test --json $(DEMO)/threshold.json
 	$(BIN)/hnseg evaluate $(DEMO)/data/test $(DEMO)/predictions --json $(DEMO)/scores.json --overlays $(DEMO)/overlays
 	@echo "In $(DEMO)/: data, train (runs), bundle, predictions/CASE.nii.gz, scores.json, overlays/CASE.png"
+
+OPEN := runs/open_data
+open-data: .venv/ready ## the fine stage on open sarcoma PET/CT: make open-data DATA=PATH
+	$(BIN)/python train.py experiment=open_data data.root="$(DATA)" fold=0-3 -m
+	for k in 0 1 2 3; do \
+	  $(BIN)/hnseg export $(OPEN)/fine_plainconv/fold_$$k --out $(OPEN)/bundle_$$k --checkpoint last && \
+	  $(BIN)/python infer.py cases="$(DATA)" bundle=$(OPEN)/bundle_$$k unseen=true out=$(OPEN)/predictions \
+	  || exit 1; \
+	done
+	$(BIN)/hnseg evaluate "$(DATA)" $(OPEN)/predictions --json $(OPEN)/scores.json
 
 clean-demo: ## start the demo anew; without it, finished steps are skipped
 	rm -rf $(DEMO)

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from hnseg.cases import read_cases
+from hnseg.cases import Case, read_cases
 from hnseg.errors import HnsegError
 from hnseg.hydra_app import run
+
+if TYPE_CHECKING:
+    from hnseg.models.bundle import Member
 
 
 def main(cfg: DictConfig) -> None:
@@ -44,13 +48,27 @@ def main(cfg: DictConfig) -> None:
         torch.set_num_threads(cfg.trainer.threads)
     device = pick_device(cfg.trainer.device)
     precision = pick_precision(device, cfg.trainer.precision)
-    cascade = Cascade(Bundle.load(Path(cfg.bundle)), device, precision, until=cfg.until, mirror=cfg.mirror)
+    bundle = Bundle.load(Path(cfg.bundle))
+    cascade = Cascade(bundle, device, precision, until=cfg.until, mirror=cfg.mirror)
+    if cfg.unseen:
+        cases = without_training_cases(cases, bundle.members)
     outcomes = segment_cases(cases, cascade, Path(cfg.out))
     failed = [outcome.case_id for outcome in outcomes if outcome.status == "error"]
     print(f"{len(outcomes) - len(failed)} of {len(outcomes)} cases segmented: {cfg.out}")
     if failed:
         print(f"not segmented: {', '.join(failed)} (reasons in {cfg.out}/cases.csv)", file=sys.stderr)
         sys.exit(1)
+
+
+def without_training_cases(cases: list[Case], members: tuple[Member, ...]) -> list[Case]:
+    """The cases that no member was trained on."""
+    seen = {case_id for member in members for case_id in member.card["trained_on"]}
+    unseen = [case for case in cases if case.case_id not in seen]
+    if not unseen:
+        raise HnsegError(
+            f"unseen=true: some member was trained on each of the {len(cases)} cases; name others"
+        )
+    return unseen
 
 
 if __name__ == "__main__":

@@ -166,11 +166,14 @@ def threshold(root: Root, json_file: Json = None) -> None:
 def export(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that train.py wrote.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The bundle to make.")],
+    checkpoint: Annotated[
+        Literal["best", "last"], typer.Option(help="Best by validation Dice, or the last of the training.")
+    ] = "best",
 ) -> None:
     """Bundle trained members into a folder that infer.py loads."""
     from hnseg.models.bundle import export_bundle
 
-    members = export_bundle(runs, out)
+    members = export_bundle(runs, out, checkpoint=checkpoint)
     print(f"{out}: {', '.join(members)}")
 
 

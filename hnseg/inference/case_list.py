@@ -25,6 +25,9 @@ from hnseg.images import read_image, write_image
 from hnseg.inference.cascade import Cascade
 
 
+COLUMNS = ["case_id", "status", "seconds", "fallbacks", "message"]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One line of cases.csv."""
@@ -90,10 +93,17 @@ def _segment(case: Case, cascade: Cascade, out: Path) -> Outcome:
 
 
 def _write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Lines of earlier calls stay, unless their case was segmented again."""
+    rows = _read_rows(path) if path.exists() else {}
+    rows |= {o.case_id: [o.case_id, o.status, f"{o.seconds:.2f}", o.fallbacks, o.message] for o in outcomes}
     temporary = path.with_name(f".{path.name}")
     with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["case_id", "status", "seconds", "fallbacks", "message"])
-        for o in outcomes:
-            writer.writerow([o.case_id, o.status, f"{o.seconds:.2f}", o.fallbacks, o.message])
+        writer.writerow(COLUMNS)
+        writer.writerows(rows[case_id] for case_id in sorted(rows))
     temporary.replace(path)
+
+
+def _read_rows(path: Path) -> dict[str, list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row[0]: row for row in csv.reader(file) if row and row != COLUMNS}

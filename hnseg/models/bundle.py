@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -113,12 +113,15 @@ class Bundle:
         return [member for member in self.members if member.stage.name == name]
 
 
-def export_bundle(runs: Sequence[Path], out: Path) -> list[str]:
-    """Gathers the best checkpoints of finished runs into a bundle, written whole or not at all.
+def export_bundle(
+    runs: Sequence[Path], out: Path, *, checkpoint: Literal["best", "last"] = "best"
+) -> list[str]:
+    """Gathers one checkpoint each of finished runs into a bundle, written whole or not at all.
 
     Args:
         runs: Run folders, or folders of them.
         out: The bundle; an older bundle there is replaced.
+        checkpoint: `best` by validation Dice, or `last`, which the validation cases had no say in.
 
     Returns:
         The members' names.
@@ -139,7 +142,7 @@ def export_bundle(runs: Sequence[Path], out: Path) -> list[str]:
     temporary.chmod(0o755)
     try:
         listing: dict[str, Any] = {"format": FORMAT, "members": {}, "decision": {}}
-        cards = [_export_member(folder / "best.ckpt", temporary) for folder in folders]
+        cards = [_export_member(folder / f"{checkpoint}.ckpt", temporary) for folder in folders]
         for card in cards:
             name = card["name"]
             listing["members"][name] = {
