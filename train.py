@@ -10,7 +10,7 @@ The same command again takes an interrupted run up where it stopped, and reports
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,134 +21,173 @@ from hnseg.hydra_app import run
 from hnseg.preflight import check_patch, find_cohort, padding
 from hnseg.run_folder import RunFolder
 
+# Everything heavy is imported where it is used, so that a mistake is answered in a second.
+if TYPE_CHECKING:
+    from hnseg.data.datamodule import StageDataModule
+    from hnseg.data.intensity import InputSpec
+    from hnseg.hardware import Precision
+    from hnseg.models.module import SegmentationModule
+    from hnseg.stage import Stage
+
+Config = dict[str, Any]
+
 
 def main(cfg: DictConfig) -> float:
     """Composes, checks, fits, and returns the validation Dice of the best checkpoint."""
     patch = None if OmegaConf.is_missing(cfg.training, "patch") else list(cfg.training.patch)
     check_patch(patch, cfg.model, cfg.stage.name)
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config: Config = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     cases, split = read_cohort(config["data"])
     train, validation = split.assign(cases, config["fold"])
     folder = RunFolder(Path(config["run_dir"]))
-    state = folder.begin(config, overwrite=config["overwrite"])
     title = f"{config['arm']} fold {config['fold']}"
-    if state == "finished":
+    if folder.begin(config, overwrite=config["overwrite"]) == "finished":
         print(f"{title}: finished before, {folder.path} (overwrite=true trains it anew)")
         return folder.scores()["val/dice"]
     split.write(folder.path / "split.json")
-    scores = fit(config, cfg, train, validation, split, folder, title)
+
+    import lightning as L
+    import torch
+
+    from hnseg.data.intensity import InputSpec
+    from hnseg.hardware import pick_device, pick_precision
+    from hnseg.stage import Stage
+    from hnseg.training import quiet
+
+    quiet()
+    L.seed_everything(config["seed"], workers=True, verbose=False)
+    if config["trainer"]["threads"]:
+        torch.set_num_threads(config["trainer"]["threads"])
+    device = pick_device(config["trainer"]["device"])
+    precision = pick_precision(device, config["trainer"]["precision"])
+    stage = Stage.from_dict(config["stage"])
+    spec = InputSpec(
+        modalities=("ct",) if stage.name == "head" else ("ct", "pet"),
+        cte=config["cte"],
+        pad_to=padding(config["training"]["patch"], stage.shape),
+        **InputSpec.recipe(config["recipe"]),
+    )
+    cohort = build_cohort(config, cfg, train, validation, stage, spec)
+    card = describe(config, train, split, spec)
+    module = build_module(config, cfg, stage, card, precision)
+    scores = fit(config, module, cohort, folder, title, device.type, precision)
     print(f"{title}: val/dice {scores['val/dice']:.4f}, {folder.best}")
     return scores["val/dice"]
 
 
-def read_cohort(data: dict[str, Any]) -> tuple[list[Case], Split]:
+def read_cohort(data: Config) -> tuple[list[Case], Split]:
     """The cases of the configuration, and how they are dealt into folds."""
     cases = find_cohort(data["root"], data["exclude"])
-    if data["split"]:  # relative to here or to the repository, whichever holds it
-        here = Path(data["split"])
-        path = here if here.exists() else Path(__file__).parent / here
-        return cases, Split.read(path, cases)
-    return cases, Split.make(cases, data["folds"], data["split_seed"])
+    if not data["split"]:
+        return cases, Split.make(cases, data["folds"], data["split_seed"])
+    here = Path(data["split"])  # relative to the working directory or to the repository
+    return cases, Split.read(here if here.exists() else Path(__file__).parent / here, cases)
 
 
-def fit(
-    config: dict[str, Any],
+def build_cohort(
+    config: Config,
     cfg: DictConfig,
     train: list[Case],
     validation: list[Case],
-    split: Split,
-    folder: RunFolder,
-    title: str,
-) -> dict[str, float]:
-    """Trains and returns the best checkpoint's validation scores. Everything heavy is imported here."""
-    import lightning as L
-    import torch
+    stage: Stage,
+    spec: InputSpec,
+) -> StageDataModule:
+    """Cached volumes and patches of one fold."""
     from hydra.utils import instantiate
 
     from hnseg.data.datamodule import StageDataModule
-    from hnseg.data.intensity import InputSpec
-    from hnseg.hardware import LIGHTNING, pick_device, pick_precision
-    from hnseg.inference.predictor import Predictor
-    from hnseg.models.module import SegmentationModule
-    from hnseg.models.nets import build
-    from hnseg.progress import RunProgress
-    from hnseg.stage import Stage
-    from hnseg.tracking import loggers
-    from hnseg.training import checkpoints, quiet, validation_scores
 
-    quiet()
-    trainer, training, data = config["trainer"], config["training"], config["data"]
-    L.seed_everything(config["seed"], workers=True, verbose=False)
-    if trainer["threads"]:
-        torch.set_num_threads(trainer["threads"])
-    device = pick_device(trainer["device"])
-    precision = pick_precision(device, trainer["precision"])
-    stage = Stage.from_dict(config["stage"])
-    patch = tuple(training["patch"])
-    recipe = config["recipe"]
-    spec = InputSpec(
-        modalities=("ct",) if stage.name == "head" else ("ct", "pet"),
-        ct_window=tuple(recipe["ct_window"]),
-        cte=config["cte"],
-        pet=recipe["pet"],
-        pet_upper=recipe["pet_upper"],
-        normalise=recipe["normalise"],
-        pad_to=padding(patch, stage.shape),
-    )
+    training, data = config["training"], config["data"]
     iterations = training["iterations"]
-    cohort = StageDataModule(
+    return StageDataModule(
         train,
         validation,
         stage=stage,
         spec=spec,
-        patch=patch,
+        patch=tuple(training["patch"]),
         batch_size=training["batch_size"],
         samples=iterations and iterations * training["batch_size"],
         cache=Path(data["cache"]),
         heads=Path(data["heads"]),
         augment=instantiate(cfg.augment),
-        jitter_mm=recipe["jitter_mm"] if stage.placement == "lesions" else 0.0,
+        jitter_mm=config["recipe"]["jitter_mm"] if stage.placement == "lesions" else 0.0,
         workers=data["workers"],
         prepare_workers=data["prepare_workers"],
         seed=config["seed"],
     )
-    network = {
-        "architecture": config["model"]["architecture"],
-        "in_channels": spec.channels,
-        "out_channels": len(stage.classes) + 1,
-        **config["model"]["settings"],
+
+
+def describe(config: Config, train: list[Case], split: Split, spec: InputSpec) -> Config:
+    """What a checkpoint must say for its network to be run: its card."""
+    return {
+        "name": f"{config['arm']}_fold_{config['fold']}",
+        "model": config["model"]["name"],
+        "fold": config["fold"],
+        "stage": config["stage"],
+        "input": spec.to_dict(),
+        "network": {
+            "architecture": config["model"]["architecture"],
+            "in_channels": spec.channels,
+            "out_channels": len(config["stage"]["classes"]) + 1,
+            **config["model"]["settings"],
+        },
+        "patch": config["training"]["patch"],
+        "recipe": config["recipe"]["name"],
+        "decision": config["recipe"]["decision"],
+        "split": split.hash,
+        "trained_on": [case.case_id for case in train],
     }
-    module = SegmentationModule(
-        build(**network),
+
+
+def build_module(
+    config: Config, cfg: DictConfig, stage: Stage, card: Config, precision: Precision
+) -> SegmentationModule:
+    """Network, loss, optimiser and schedule of the configuration."""
+    from hydra.utils import instantiate
+
+    from hnseg.inference.predictor import Predictor
+    from hnseg.models.module import SegmentationModule
+    from hnseg.models.nets import build
+
+    return SegmentationModule(
+        build(**card["network"]),
         instantiate(cfg.loss),
-        Predictor(patch, precision=precision),
+        Predictor(tuple(config["training"]["patch"]), precision=precision),
         instantiate(cfg.optimizer.step),
         instantiate(cfg.optimizer.schedule),
         classes=stage.classes,
         spacing=stage.spacing,
-        card={
-            "name": f"{config['arm']}_fold_{config['fold']}",
-            "model": config["model"]["name"],
-            "fold": config["fold"],
-            "stage": config["stage"],
-            "input": spec.to_dict(),
-            "network": network,
-            "patch": list(patch),
-            "recipe": recipe["name"],
-            "decision": recipe["decision"],
-            "split": split.hash,
-            "trained_on": [case.case_id for case in train],
-        },
+        card=card,
     )
+
+
+def fit(
+    config: Config,
+    module: SegmentationModule,
+    cohort: StageDataModule,
+    folder: RunFolder,
+    title: str,
+    accelerator: str,
+    precision: Precision,
+) -> dict[str, float]:
+    """Trains, from the last checkpoint where there is one, and returns the best one's scores."""
+    import lightning as L
+
+    from hnseg.hardware import LIGHTNING
+    from hnseg.progress import RunProgress
+    from hnseg.tracking import loggers
+    from hnseg.training import checkpoints, validation_scores
+
+    training = config["training"]
     with loggers(folder.path, config, arm=config["arm"], group=config["name"], **config["logger"]) as logger:
-        runner = L.Trainer(
-            accelerator=device.type,
+        trainer = L.Trainer(
+            accelerator=accelerator,
             devices=1,
             precision=LIGHTNING[precision],  # type: ignore[arg-type]
             max_epochs=training["epochs"],
             gradient_clip_val=config["optimizer"]["clip"],
             check_val_every_n_epoch=training["validate_every"],
-            deterministic=trainer["deterministic"],
+            deterministic=config["trainer"]["deterministic"],
             logger=logger,
             callbacks=[*checkpoints(folder.path, training["ema"]), RunProgress(title)],
             num_sanity_val_steps=0,
@@ -156,10 +195,10 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        runner.fit(module, cohort, ckpt_path=folder.last if folder.last.exists() else None)
-        if runner.interrupted:
-            raise HnsegError(f"{title}: stopped; the same command goes on from {folder.last}")
-        scores = validation_scores(runner, folder.best)
+        trainer.fit(module, cohort, ckpt_path=folder.last if folder.last.exists() else None)
+    if trainer.interrupted:
+        raise HnsegError(f"{title}: stopped; the same command goes on from {folder.last}")
+    scores = validation_scores(folder.best)
     folder.finish(scores)
     return scores
 

@@ -11,9 +11,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 
+from hnseg.models.module import CARD
+
 
 def checkpoints(folder: Path, ema: float | None) -> list[L.Callback]:
-    """best.ckpt by validation Dice, last.ckpt to resume from, averaged weights if asked for, and the learning rate in the log.
+    """best.ckpt by validation Dice, last.ckpt to resume from, averaged weights if asked for.
 
     Args:
         folder: The run's folder.
@@ -26,10 +28,10 @@ def checkpoints(folder: Path, ema: float | None) -> list[L.Callback]:
     return [*callbacks, best, last, LearningRateMonitor()]
 
 
-def validation_scores(trainer: L.Trainer, best: Path) -> dict[str, float]:
+def validation_scores(best: Path) -> dict[str, float]:
     """The validation scores that the best checkpoint had when it was saved."""
     stored = torch.load(best, map_location="cpu", weights_only=True)
-    return {name: float(value) for name, value in stored["hnseg"]["scores"].items()}
+    return {name: float(value) for name, value in stored[CARD]["scores"].items()}
 
 
 def quiet() -> None:

@@ -135,6 +135,12 @@ class InputSpec:
         """Plain lists and numbers, for the checkpoint and the bundle."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
+    @staticmethod
+    def recipe(fields: dict[str, Any]) -> dict[str, Any]:
+        """The part of a recipe that concerns the input, as arguments of `InputSpec`."""
+        chosen = {key: fields[key] for key in ("ct_window", "pet", "pet_upper", "normalise")}
+        return {**chosen, "ct_window": tuple(chosen["ct_window"])}
+
     @property
     def channels(self) -> int:
         """Number of input channels of the network."""
