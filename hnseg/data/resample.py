@@ -34,7 +34,8 @@ def to_grid(image: sitk.Image, grid: Grid, *, fill: float, antialias: bool = Fal
     cropped = _crop(image, grid)
     if cropped is None:
         return np.full(grid.shape, fill, np.float32)
-    if antialias:
+    # ITK's recursive Gaussian needs four voxels a side; a few slices are sampled as they are.
+    if antialias and min(cropped.GetSize()) >= 4:
         cropped = _smooth(cropped, grid)
     return sitk.GetArrayFromImage(_sample(cropped, grid, sitk.sitkBSpline, fill)).astype(
         np.float32, copy=False

@@ -47,8 +47,10 @@ def _is_head(mask: sitk.Image | None) -> bool:
 
 def _hottest(pet: sitk.Image, region: sitk.Image | None, ct: sitk.Image) -> tuple[geometry.Point, str]:
     """The brightest smoothed PET voxel inside the coarse ROI (the whole CT without one)."""
+    # ITK's recursive Gaussian needs four voxels a side; thinner PET is searched as it is.
+    smooth = sitk.SmoothingRecursiveGaussian(pet, _SMOOTHING_MM) if min(pet.GetSize()) >= 4 else pet
     inside = sitk.Resample(
-        sitk.SmoothingRecursiveGaussian(pet, _SMOOTHING_MM),
+        smooth,
         region if region is not None else ct,
         sitk.Transform(),
         sitk.sitkLinear,
