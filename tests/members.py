@@ -1,4 +1,4 @@
-"""Run folders as train.py leaves them, without training: random networks, and one that is right by construction."""
+"""Run folders as train.py leaves them, without training: random networks, and one right by construction."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -22,7 +21,12 @@ TINY = {
     "segresnet": {"init_filters": 8, "blocks_down": [1, 1, 1], "depths": 2},
 }
 STAGES: dict[str, dict[str, Any]] = {
-    "head": {"size": [24, 24, 16], "spacing": [10.0, 10.0, 12.0], "placement": "top_of_scan", "classes": ["head"]},
+    "head": {
+        "size": [24, 24, 16],
+        "spacing": [10.0, 10.0, 12.0],
+        "placement": "top_of_scan",
+        "classes": ["head"],
+    },
     "coarse": {"size": [24, 24, 24], "spacing": [6.0, 6.0, 6.0], "placement": "below_head"},
     "fine": {"size": [24, 24, 24], "spacing": [3.0, 3.0, 3.0], "placement": "lesions"},
 }
@@ -41,22 +45,14 @@ class Pointwise(nn.Module):
         return self.sum(image)
 
 
-@pytest.fixture
-def pointwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the architecture `pointwise` known."""
-
-    def build(in_channels: int, out_channels: int, **settings: Any) -> Pointwise:
-        return Pointwise(**settings)
-
-    monkeypatch.setitem(nets.ARCHITECTURES, "pointwise", build)
-
-
 def never(classes: int = 2, channels: int = 2) -> dict[str, Any]:
     """Settings of a pointwise network that finds background everywhere."""
     return {"weights": [[0.0] * channels] * (classes + 1), "biases": [10.0] + [-10.0] * classes}
 
 
-def card(stage: str, architecture: str, settings: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+def card(
+    stage: str, architecture: str, settings: dict[str, Any] | None = None, **changes: Any
+) -> dict[str, Any]:
     """A member's description; `changes` go to the card, `input` is merged and `grid` goes to the stage."""
     fields = {"name": stage, "classes": ["GTVp", "GTVn"], **STAGES[stage], **changes.pop("grid", {})}
     modalities = ["ct"] if stage == "head" else ["ct", "pet"]
@@ -70,7 +66,8 @@ def card(stage: str, architecture: str, settings: dict[str, Any] | None = None, 
     }
     patch = spec.get("pad_to") or size[::-1]
     usual = {"name": f"{stage}_{architecture}_fold_0", "model": architecture, "fold": 0, "stage": fields}
-    return usual | {"input": spec, "network": network, "patch": patch, "decision": DECISION} | changes
+    usual |= {"input": spec, "network": network, "patch": patch, "decision": DECISION, "trained_on": []}
+    return usual | changes
 
 
 def write_run(root: Path, card: dict[str, Any], *, seed: int = 0, finished: bool = True) -> Path:

@@ -68,6 +68,8 @@ class Cascade:
             present = ", ".join(dict.fromkeys(member.stage.name for member in bundle.members))
             raise HnsegError(f"until={until}: {bundle.path} has no {until} member, only {present}; set until")
         mirrored = self.decision["mirror"] if mirror is None else mirror
+        for name in wanted:
+            _require_placing_stage(bundle, name)
         self.stages = [
             StageEnsemble(bundle.of_stage(name), device, precision, mirror=mirrored and name == until)
             for name in wanted
@@ -107,3 +109,12 @@ class Cascade:
             decided = decide(maps, self.decision["rule"])
             labels[box] = remove_small(decided, voxel_ml, self.decision["min_component_ml"])
         return from_array(labels, ct)
+
+
+def _require_placing_stage(bundle: Bundle, name: str) -> None:
+    """Refuses a bundle in which every case would have to fall back."""
+    placing = {"below_head": "head", "lesions": "coarse"}.get(bundle.of_stage(name)[0].stage.placement)
+    if placing and not bundle.of_stage(placing):
+        raise HnsegError(
+            f"{bundle.path} has no {placing} member to place the {name} ROI by; export a {placing} run too"
+        )

@@ -43,7 +43,9 @@ def test_windows_of_a_pointwise_network_leave_no_seam() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 8, 8), (3, 5, 7), (5, 20, 8)])
-def test_a_volume_smaller_than_the_patch_keeps_its_shape(network: nn.Module, shape: tuple[int, int, int]) -> None:
+def test_a_volume_smaller_than_the_patch_keeps_its_shape(
+    network: nn.Module, shape: tuple[int, int, int]
+) -> None:
     sizes = []
 
     def spy(window: Tensor) -> Tensor:
@@ -63,7 +65,9 @@ def test_a_small_volume_is_shown_among_zeros() -> None:
 
 def test_mirroring_is_the_mean_over_eight_flips(network: nn.Module) -> None:
     volume = image(8, 8, 8)
-    flips = [[axis for axis, on in zip((2, 3, 4), bits, strict=True) if on] for bits in product((0, 1), repeat=3)]
+    flips = [
+        [axis for axis, on in zip((2, 3, 4), bits, strict=True) if on] for bits in product((0, 1), repeat=3)
+    ]
     by_hand = torch.stack([network(volume.flip(axes)).flip(axes) for axes in flips]).mean(0)
     torch.testing.assert_close(Predictor((8, 8, 8), mirror=True)(network, volume), by_hand.detach())
 

@@ -1,0 +1,117 @@
+"""Members of one stage: their mean, their inputs, their memory."""
+
+import gc
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from fabricate import ct_image, pet_image
+from members import card, make_bundle
+
+from hnseg.errors import HnsegError
+from hnseg.geometry import Grid
+from hnseg.inference.ensemble import StageEnsemble
+from hnseg.models.bundle import Bundle, Member
+
+CPU = torch.device("cpu")
+GRID = Grid.centred((39, 40, 43), (24, 24, 24), (3.0, 3.0, 3.0))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """Two channels, four channels, padded, and normalised as the paper has it."""
+    return make_bundle(
+        tmp_path,
+        card("fine", "resenc", input={"cte": True}),
+        card("fine", "segresnet"),
+        card("fine", "plainconv", input={"pad_to": [32, 32, 32]}),
+        card("fine", "plainconv", name="paper", input={"pet": "minmax", "normalise": "zscore"}),
+    )
+
+
+def predict(members: list[Member] | tuple[Member, ...], **settings: bool) -> np.ndarray:
+    return StageEnsemble(members, CPU, "float32", **settings).probabilities(ct_image(), pet_image(), GRID)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_mean_is_that_of_the_members_run_alone(bundle: Bundle, mirror: bool) -> None:
+    alone = [predict([member], mirror=mirror) for member in bundle.members]
+    assert len({one.tobytes() for one in alone}) == 4
+    together = predict(bundle.members, mirror=mirror)
+    np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-6)
+
+
+def test_probabilities_are_a_distribution_on_the_stages_grid(bundle: Bundle) -> None:
+    probabilities = predict(bundle.members)
+    assert probabilities.shape == (3, *GRID.shape)
+    np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
+
+
+def test_the_input_is_what_was_cut_from_the_images(pointwise: None, tmp_path: Path) -> None:
+    """A network that passes its PET channel on shows the PET, SUV / 20, where SimpleITK samples it."""
+    shown = card("fine", "pointwise", {"weights": [[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]], "biases": [0.0] * 3})
+    probabilities = predict(make_bundle(tmp_path, shown).members)
+    seen = np.log(probabilities[1] / probabilities[0]) * 20
+    reference = GRID.image(np.zeros(GRID.shape, np.float32))
+    sampled = sitk.GetArrayFromImage(
+        sitk.Resample(pet_image(), reference, sitk.Transform(), sitk.sitkBSpline)
+    )
+    np.testing.assert_allclose(seen, np.clip(sampled, 0, 20), atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [24, 25])
+def test_padding_is_taken_off_where_it_was_put(pointwise: None, tmp_path: Path, size: int) -> None:
+    """A pointwise network cannot tell whether its input was padded, on odd sizes either."""
+    settings = {"weights": [[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]], "biases": [0.0] * 3}
+    grid = {"size": [size] * 3, "spacing": [3.0] * 3}
+    plain = card("fine", "pointwise", settings, grid=grid)
+    padded = card("fine", "pointwise", settings, grid=grid, name="padded", input={"pad_to": [32, 32, 32]})
+    bundle = make_bundle(tmp_path, plain, padded)
+    cube = Grid.centred((39, 40, 43), (size,) * 3, (3.0, 3.0, 3.0))
+    one, other = (
+        StageEnsemble([member], CPU, "float32").probabilities(ct_image(), pet_image(), cube)
+        for member in bundle.members
+    )
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_members_of_different_grids_are_refused_by_name(tmp_path: Path) -> None:
+    bundle = make_bundle(
+        tmp_path,
+        card("fine", "resenc", name="three_mm"),
+        card("fine", "resenc", name="four_mm", grid={"spacing": [4.0] * 3}),
+    )
+    with pytest.raises(HnsegError, match=r"three_mm.*four_mm|four_mm.*three_mm"):
+        StageEnsemble(bundle.members, CPU, "float32")
+
+
+def test_one_network_is_in_memory_at_a_time(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+    most = 0
+    build = Member.network
+
+    def counted(member: Member) -> torch.nn.Module:
+        nonlocal most
+        network = build(member)
+        alive.add(network)
+        most = max(most, len(alive))
+        return network
+
+    monkeypatch.setattr(Member, "network", counted)
+    gc.disable()
+    try:
+        predict(bundle.members)
+    finally:
+        gc.enable()
+    assert most == 1
+    assert not alive
+
+
+def test_the_images_are_left_as_they_are(bundle: Bundle) -> None:
+    ct, pet = ct_image(), pet_image()
+    StageEnsemble(bundle.members, CPU, "float32").probabilities(ct, pet, GRID)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(ct), sitk.GetArrayFromImage(ct_image()))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(pet), sitk.GetArrayFromImage(pet_image()))
