@@ -1,0 +1,185 @@
+"""The input chain by hand-worked numbers and nnU-Net's formula; training and inference see the same."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchio as tio
+import yaml
+from fabricate import ct_image, pet_image
+from members import card
+
+from hnseg.data.dataset import VolumeDataset
+from hnseg.data.intensity import EnhanceCT, InputSpec, ScalePET, WindowCT, window
+from hnseg.data.prepare import prepare_case
+from hnseg.data.resample import AIR_HU
+from hnseg.geometry import Grid
+from hnseg.inference.ensemble import StageEnsemble, _network_input, _uncrop
+from hnseg.models.bundle import Member
+from hnseg.stage import Stage
+
+RAW = InputSpec(normalise="none")
+
+
+def channels(values: list[float], dtype: type = np.float32) -> torch.Tensor:
+    """One row of voxels (1, 1, 1, n)."""
+    return torch.from_numpy(np.array(values, dtype)).reshape(1, 1, 1, -1)
+
+
+def subject(ct: list[float], pet: list[float]) -> tio.Subject:
+    label = tio.LabelMap(tensor=torch.ones((1, 1, 1, len(ct)), dtype=torch.uint8))
+    images = {"ct": tio.ScalarImage(tensor=channels(ct)), "pet": tio.ScalarImage(tensor=channels(pet))}
+    return tio.Subject(**images, label=label)
+
+
+def made(spec: InputSpec, ct: list[float], pet: list[float]) -> np.ndarray:
+    """What the chain makes of a row of voxels, (C, n)."""
+    return spec.transform()(subject(ct, pet))["image"].data[:, 0, 0].numpy()
+
+
+def volumes(shape: tuple[int, int, int], seed: int = 0) -> dict[str, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    return {
+        "ct": torch.from_numpy(rng.uniform(-1000, 1000, shape).astype(np.float32))[None],
+        "pet": torch.from_numpy(rng.gamma(1, 3, shape).astype(np.float32))[None],
+    }
+
+
+def test_the_window_clips_and_scales():
+    # The paper's window: -110 → -1, 40 → 0, 115 → 0.5, 190 → 1, and clipped beyond.
+    hu = channels([-1024, -110, 40, 115, 190, 3000])
+    np.testing.assert_allclose(window(hu, -110, 190).ravel(), [-1, -1, 0, 0.5, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(
+        made(RAW, [-1024, -110, 40, 115, 190, 3000], [0] * 5 + [1])[0], [-1, -1, 0, 0.5, 1, 1], atol=1e-6
+    )
+
+
+def test_enhancement_takes_the_powers_on_the_unit_interval():
+    # Unit values 0, 1/8, 1/2, 1: squares 0, 1/64, 1/4, 1; cube roots 0, 1/2, 0.793701, 1; then 2x - 1.
+    hu = [-110, -72.5, 40, 190]
+    x, square, root, pet = made(replace(RAW, cte=True), hu, [0, 1, 2, 4])
+    np.testing.assert_allclose(x, [-1, -0.75, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(square, [-1, -0.96875, -0.5, 1], atol=1e-6)
+    np.testing.assert_allclose(root, [-1, 0, 0.587401, 1], atol=1e-6)
+    np.testing.assert_allclose(pet, [0, 0.25, 0.5, 1], atol=1e-6)
+
+
+def test_every_enhanced_channel_rises_with_hu_and_keeps_to_its_range():
+    hu = np.linspace(-500, 500, 301).tolist()
+    enhanced = made(replace(RAW, cte=True), hu, hu)[:3]
+    assert np.isfinite(enhanced).all()
+    assert enhanced.min() == -1
+    assert enhanced.max() == 1
+    assert np.all(np.diff(enhanced, axis=1) >= 0)
+    inside = np.diff(enhanced[:, 130:190], axis=1)  # well inside the window: strictly, and apart
+    assert np.all(inside > 0)
+
+
+def test_pet_is_scaled_by_its_own_range_or_by_a_fixed_suv():
+    np.testing.assert_allclose(made(RAW, [0] * 4, [2, 4, 7, 12])[1], [0, 0.2, 0.5, 1], atol=1e-6)
+    suv = replace(RAW, pet="suv", pet_upper=20.0)
+    np.testing.assert_allclose(made(suv, [0] * 4, [0, 5, 20, 90])[1], [0, 0.25, 1, 1], atol=1e-6)
+    # Undershoot of the B-spline is no activity, and no reason to shift the scale.
+    np.testing.assert_allclose(made(RAW, [0] * 3, [-1, 0, 10])[1], [0, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(made(suv, [0] * 3, [-1, 0, 10])[1], [0, 0, 0.5], atol=1e-6)
+    assert made(RAW, [0] * 3, [3, 3, 3])[1].tolist() == [0, 0, 0]
+
+
+def test_the_z_score_is_nnunet_s():
+    data = volumes((6, 7, 8))
+    raw = _network_input(data, RAW)[0].numpy()
+    ours = _network_input(data, InputSpec())[0].numpy()
+    for channel, scored in zip(raw, ours, strict=True):
+        # ZScoreNormalization without mask: image -= mean; image /= max(std, 1e-8)
+        np.testing.assert_allclose(scored, (channel - channel.mean()) / max(channel.std(), 1e-8), atol=1e-4)
+
+
+def test_a_flat_channel_stays_finite():
+    assert made(InputSpec(), [-1000] * 4, [0] * 4).tolist() == [[0] * 4, [0] * 4]
+
+
+@pytest.mark.parametrize(
+    ("modalities", "cte", "count"),
+    [(("ct",), False, 1), (("ct", "pet"), False, 2), (("ct", "pet"), True, 4), (("ct",), True, 3)],
+)
+def test_the_number_of_channels_is_known_beforehand(modalities, cte, count):
+    spec = InputSpec(modalities=modalities, cte=cte)
+    assert spec.channels == count
+    assert _network_input(volumes((4, 5, 6)), spec).shape == (1, count, 4, 5, 6)
+
+
+@pytest.mark.parametrize("shape", [(10, 10, 10), (9, 10, 11), (12, 7, 16)])
+def test_padding_is_zero_in_the_image_and_background_in_the_label(shape):
+    rng = np.random.default_rng(0)
+    label = torch.from_numpy(rng.integers(1, 3, shape).astype(np.uint8))[None]
+    images = {name: tio.ScalarImage(tensor=data) for name, data in volumes(shape).items()}
+    spec = InputSpec(pad_to=(16, 16, 16))
+    padded = spec.transform()(tio.Subject(**images, label=tio.LabelMap(tensor=label)))
+    bare = replace(spec, pad_to=None).transform()(tio.Subject(**images))
+    image, truth = padded["image"].data, padded["label"].data
+    assert image.shape == (2, 16, 16, 16)
+    # Normalised first, padded afterwards: what is not padding is untouched, what is padding is 0.
+    torch.testing.assert_close(_uncrop(image, shape), bare["image"].data)
+    torch.testing.assert_close(_uncrop(truth, shape), label)
+    assert image.abs().sum().item() == pytest.approx(bare["image"].data.abs().sum().item(), rel=1e-5)
+    assert int((truth > 0).sum()) == label.numel()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        InputSpec(),
+        InputSpec(("ct",), (-105.0, 195.0)),
+        InputSpec(cte=True, pet="suv", pet_upper=15.0, normalise="none", pad_to=(160, 160, 160)),
+    ],
+)
+def test_a_chain_survives_being_written_down(spec):
+    assert InputSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert InputSpec.from_dict(yaml.safe_load(yaml.safe_dump(spec.to_dict()))) == spec
+    assert hash(InputSpec.from_dict(spec.to_dict())) == hash(spec)
+
+
+def test_the_raw_images_are_left_as_they_are():
+    data = volumes((5, 6, 7))
+    before = {name: tensor.clone() for name, tensor in data.items()}
+    _network_input(data, InputSpec(cte=True, pad_to=(8, 8, 8)))
+    for name, tensor in data.items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_each_step_is_a_torchio_transform():
+    raw = subject([-110, 40, 190], [0, 1, 2])
+    np.testing.assert_allclose(WindowCT(-110, 190)(raw)["ct"].data.ravel(), [-1, 0, 1])
+    assert EnhanceCT()(WindowCT(-110, 190)(raw))["ct"].num_channels == 3
+    np.testing.assert_allclose(ScalePET("suv", 4)(raw)["pet"].data.ravel(), [0, 0.25, 0.5])
+    assert raw["ct"].data.ravel().tolist() == [-110, 40, 190]
+
+
+@pytest.mark.parametrize("pad_to", [None, (24, 32, 32)])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_inference_feeds_the_network_what_training_fed_it(cohort, tmp_path, monkeypatch, pad_to, antialias):
+    case = cohort[0]
+    fields = {"size": [20, 21, 19], "spacing": [3.0, 3.0, 3.5], "placement": "scan", "antialias": antialias}
+    spec = InputSpec(cte=True, pad_to=pad_to)
+    member = Member(card("fine", "plainconv", grid=fields, input=spec.to_dict()), tmp_path / "none")
+    stage: Stage = member.stage
+    trained = VolumeDataset([prepare_case(case, stage, tmp_path, margin_mm=7)], spec)[0]["image"]
+    shown = []
+
+    def run(self, member, image):
+        shown.append(image[0])
+        return torch.zeros((3, *image.shape[2:]))
+
+    monkeypatch.setattr(StageEnsemble, "_run", run)
+    ensemble = StageEnsemble([member], torch.device("cpu"), "float32")
+    ct, pet = ct_image(), pet_image()
+    grid: Grid = stage.grid(ct)
+    found = ensemble.probabilities(ct, pet, grid)
+    assert found.shape == (3, *grid.shape)
+    torch.testing.assert_close(shown[0], trained, rtol=1e-4, atol=1e-4)
+
+
+def test_air_outside_the_scan_is_the_bottom_of_the_window():
+    assert made(RAW, [AIR_HU, 0], [0, 1])[0][0] == -1
