@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+
+from hnseg.errors import HnsegError
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is the GPU where there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    """`auto` is the GPU where there is one, else the CPU.
+
+    Raises:
+        HnsegError: Neither auto, cpu nor cuda, or cuda where no GPU is usable.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise HnsegError(f"trainer.device={name} is unknown; choose auto, cpu or cuda")
+    usable = torch.cuda.is_available()
+    if name == "cuda" and not usable:
+        raise HnsegError("trainer.device=cuda, but torch sees no usable GPU; choose auto or cpu")
+    return torch.device("cuda" if usable and name != "cpu" else "cpu")
 
 
 def pick_precision(device: torch.device, wanted: str = "auto") -> Precision:
@@ -21,9 +30,16 @@ def pick_precision(device: torch.device, wanted: str = "auto") -> Precision:
 
     bfloat16 with channels-last ran these networks 1.6 to 3.7 times faster than float32 on CPUs with
     AVX512-BF16 or AMX; emulated elsewhere it would be slower.
+
+    Raises:
+        HnsegError: An arithmetic that is none of `Precision`.
     """
-    if wanted in ("float32", "bfloat16", "float16"):
+    if wanted in get_args(Precision):
         return wanted  # type: ignore[return-value]
+    if wanted != "auto":
+        raise HnsegError(
+            f"trainer.precision={wanted} is unknown; choose auto, {', '.join(get_args(Precision))}"
+        )
     if device.type == "cuda":
         # Reported as supported on older cards too, where it is emulated.
         return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float16"
