@@ -10,11 +10,11 @@ Nothing in it is pickled, so that loading a bundle runs nobody's code.
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -29,6 +29,7 @@ from hnseg.models.nets import build
 from hnseg.stage import Stage
 
 FORMAT = 1
+WEIGHTS, CARD_FILE = "weights.safetensors", "member.yaml"
 
 
 @dataclass(frozen=True)
@@ -90,23 +91,19 @@ class Bundle:
         """
         try:
             listing = yaml.safe_load((path / "bundle.yaml").read_text())
+            version, members, decision = listing["format"], listing["members"], listing["decision"]
         except OSError as error:
             raise HnsegError(
                 f"{path}: not a bundle (no bundle.yaml); make one with hnseg export RUNS --out {path}"
             ) from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
             raise HnsegError(f"{path / 'bundle.yaml'}: damaged; export the bundle again") from error
-        if listing.get("format") != FORMAT:
-            raise HnsegError(
-                f"{path}: bundle format {listing.get('format')}, this hnseg reads {FORMAT}; export it again"
-            )
-        members = []
-        for name, hashes in listing["members"].items():
+        if version != FORMAT:
+            raise HnsegError(f"{path}: bundle format {version}, this hnseg reads {FORMAT}; export it again")
+        for name, hashes in members.items():
             for file, digest in hashes.items():
                 _verify(path / name / file, digest)
-            card = yaml.safe_load((path / name / "member.yaml").read_text())
-            members.append(Member(card, path / name / "weights.safetensors"))
-        return cls(path, tuple(members), listing["decision"])
+        return cls(path, tuple(_read_member(path / name) for name in members), decision)
 
     def of_stage(self, name: str) -> list[Member]:
         """The members of one stage."""
@@ -135,44 +132,58 @@ def export_bundle(
     unfinished = [str(folder) for folder in folders if not (folder / "score.json").exists()]
     if unfinished:
         raise HnsegError(f"not finished: {', '.join(unfinished)}; run the same training command again")
-    if out.exists() and any(out.iterdir()) and not (out / "bundle.yaml").exists():
+    if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / "bundle.yaml").exists()):
         raise HnsegError(f"{out}: holds something other than a bundle; choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    temporary.chmod(0o755)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+        new = Path(temporary, "new")
+        new.mkdir()
+        names = _write_bundle([folder / f"{checkpoint}.ckpt" for folder in folders], new)
+        if out.exists():
+            out.replace(Path(temporary, "old"))
+        new.replace(out)
+    return names
+
+
+def _write_bundle(checkpoints: Sequence[Path], out: Path) -> list[str]:
+    cards = {}
+    for checkpoint in checkpoints:
+        card, network = _read_checkpoint(checkpoint)
+        if card["name"] in cards:
+            raise HnsegError(f"{checkpoint}: a second member {card['name']}; export runs of one experiment")
+        cards[card["name"]] = card
+        _write_member(card, network, out / card["name"])
+    hashes = {name: {file.name: _digest(file) for file in sorted((out / name).iterdir())} for name in cards}
+    listing = {"format": FORMAT, "members": hashes, "decision": _decision(list(cards.values()))}
+    (out / "bundle.yaml").write_text(yaml.safe_dump(listing, sort_keys=False))
+    return list(cards)
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], nn.Module]:
+    """A member's description, and its network with the checkpoint's weights."""
     try:
-        listing: dict[str, Any] = {"format": FORMAT, "members": {}, "decision": {}}
-        cards = [_export_member(folder / f"{checkpoint}.ckpt", temporary) for folder in folders]
-        for card in cards:
-            name = card["name"]
-            listing["members"][name] = {
-                file.name: _digest(file) for file in sorted((temporary / name).iterdir())
-            }
-        listing["decision"] = _decision(cards)
-        (temporary / "bundle.yaml").write_text(yaml.safe_dump(listing, sort_keys=False))
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return list(listing["members"])
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        card: dict[str, Any] = stored[CARD]
+        network = build(**card["network"])
+        prefix = "network."
+        weights = {k.removeprefix(prefix): v for k, v in stored["state_dict"].items() if k.startswith(prefix)}
+        network.load_state_dict(weights)
+    except (OSError, EOFError, RuntimeError, UnpicklingError, LookupError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise HnsegError(f"{path}: cannot be read ({reason}); train it again with overwrite=true") from error
+    return card, network
 
 
-def _export_member(checkpoint: Path, out: Path) -> dict[str, Any]:
-    stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    card: dict[str, Any] = stored[CARD]
-    folder = out / card["name"]
-    if folder.exists():
-        raise HnsegError(f"{checkpoint}: a second member {card['name']}; export runs of one experiment")
+def _write_member(card: dict[str, Any], network: nn.Module, folder: Path) -> None:
     folder.mkdir()
-    prefix = "network."
-    weights = {k.removeprefix(prefix): v for k, v in stored["state_dict"].items() if k.startswith(prefix)}
-    network = build(**card["network"])
-    network.load_state_dict(weights)
     # nnU-Net's decoder holds its encoder: save_model writes a tensor with two names once.
-    save_model(network, str(folder / "weights.safetensors"))
-    (folder / "weights.safetensors").chmod(0o644)
-    (folder / "member.yaml").write_text(yaml.safe_dump(card, sort_keys=False))
-    return card
+    save_model(network, str(folder / WEIGHTS))
+    (folder / WEIGHTS).chmod(0o644)
+    (folder / CARD_FILE).write_text(yaml.safe_dump(card, sort_keys=False))
+
+
+def _read_member(folder: Path) -> Member:
+    return Member(yaml.safe_load((folder / CARD_FILE).read_text()), folder / WEIGHTS)
 
 
 def _decision(cards: list[dict[str, Any]]) -> dict[str, Any]:

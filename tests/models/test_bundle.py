@@ -1,0 +1,199 @@
+"""Bundles: the same network comes out as went in, and nothing else is taken for one."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from members import card, make_bundle, write_run
+
+from hnseg.errors import HnsegError
+from hnseg.models import nets
+from hnseg.models.bundle import Bundle, export_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path, card("coarse", "plainconv"), card("fine", "resenc", input={"cte": True}))
+
+
+@pytest.mark.parametrize("architecture", ["plainconv", "resenc", "segresnet"])
+def test_a_member_gives_the_checkpoints_own_logits(tmp_path: Path, architecture: str) -> None:
+    (member,) = make_bundle(tmp_path, card("fine", architecture)).members
+    restored = member.network()
+    image = torch.randn(1, 2, 16, 16, 16)
+    stored = torch.load(tmp_path / "runs" / member.card["name"] / "best.ckpt", weights_only=True)
+    trained = nets.build(**member.card["network"]).eval()
+    trained.load_state_dict({key.removeprefix("network."): w for key, w in stored["state_dict"].items()})
+    with torch.no_grad():
+        assert not torch.equal(restored(image), trained(image))
+        member.load_into(restored)
+        assert torch.equal(restored(image), trained(image))
+
+
+def test_the_last_checkpoint_can_be_taken_instead(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs", card("fine", "segresnet"))
+    stored = torch.load(run / "best.ckpt", weights_only=True)
+    stored["state_dict"] = {key: torch.zeros_like(value) for key, value in stored["state_dict"].items()}
+    torch.save(stored, run / "last.ckpt")
+    for checkpoint, zero in (("best", False), ("last", True)):
+        export_bundle([tmp_path / "runs"], tmp_path / "bundle", checkpoint=checkpoint)  # type: ignore[arg-type]
+        (member,) = Bundle.load(tmp_path / "bundle").members
+        network = member.network()
+        member.load_into(network)
+        assert all((weight == 0).all() for weight in network.parameters()) == zero
+
+
+def test_members_know_their_stage_and_the_bundle_its_decision(tmp_path: Path) -> None:
+    decision = {"rule": "argmax", "min_component_ml": 0.5, "mirror": True}
+    bundle = make_bundle(
+        tmp_path, card("coarse", "plainconv"), card("fine", "segresnet", decision=decision, fold=3)
+    )
+    assert bundle.decision == decision
+    (fine,) = bundle.of_stage("fine")
+    assert fine.card["fold"] == 3
+    assert fine.stage.spacing == (3.0, 3.0, 3.0)
+    assert bundle.of_stage("head") == []
+
+
+def test_nothing_in_it_is_pickled(bundle: Bundle) -> None:
+    files = [file for file in bundle.path.rglob("*") if file.is_file()]
+    assert {file.name for file in files} == {"bundle.yaml", "member.yaml", "weights.safetensors"}
+    for file in files:
+        if file.suffix == ".yaml":
+            yaml.safe_load(file.read_text())  # plain data: no tags that build objects
+        else:
+            assert file.read_bytes()[8:9] == b"{"  # a safetensors header, neither zip nor pickle
+
+
+def test_everyone_may_read_it(bundle: Bundle) -> None:
+    modes = {path.stat().st_mode & 0o444 for path in bundle.path.rglob("*")}
+    assert modes == {0o444}
+
+
+def test_a_bundle_can_be_moved(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.move(bundle.path, tmp_path / "elsewhere")
+    for member in Bundle.load(tmp_path / "elsewhere").members:
+        member.load_into(member.network())
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "member.yaml"])
+def test_an_altered_file_is_named(bundle: Bundle, file: str) -> None:
+    path = next(bundle.path.rglob(file))
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(HnsegError, match=rf"{file}: altered"):
+        Bundle.load(bundle.path)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "member.yaml"])
+def test_a_missing_file_is_named(bundle: Bundle, file: str) -> None:
+    next(bundle.path.rglob(file)).unlink()
+    with pytest.raises(HnsegError, match=rf"{file}: missing"):
+        Bundle.load(bundle.path)
+
+
+@pytest.mark.parametrize(
+    "listing", [b"", b"[1, 2]", b"a: [", b"format: 1", b"\xff\xfe\x00", b"!!python/object:os.system {}"]
+)
+def test_a_damaged_listing_is_one_line(bundle: Bundle, listing: bytes) -> None:
+    (bundle.path / "bundle.yaml").write_bytes(listing)
+    with pytest.raises(HnsegError, match=r"bundle\.yaml: damaged"):
+        Bundle.load(bundle.path)
+
+
+def test_another_format_is_told(bundle: Bundle) -> None:
+    listing = yaml.safe_load((bundle.path / "bundle.yaml").read_text())
+    (bundle.path / "bundle.yaml").write_text(yaml.safe_dump(listing | {"format": 99}))
+    with pytest.raises(HnsegError, match="format 99"):
+        Bundle.load(bundle.path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: None])
+def test_what_is_no_bundle_is_told(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "thing")
+    with pytest.raises(HnsegError, match=r"thing: not a bundle.*hnseg export"):
+        Bundle.load(tmp_path / "thing")
+
+
+def test_weights_of_another_network_are_told(bundle: Bundle) -> None:
+    coarse, fine = bundle.members
+    with pytest.raises(HnsegError, match=r"weights\.safetensors: cannot be loaded"):
+        coarse.load_into(fine.network())
+
+
+def test_unfinished_runs_are_all_named(tmp_path: Path) -> None:
+    for fold in range(3):
+        name = f"fold_{fold}"
+        write_run(tmp_path / "runs", card("fine", "segresnet", name=name), finished=fold == 0)
+    with pytest.raises(HnsegError, match=r"not finished:.*fold_1.*fold_2"):
+        export_bundle([tmp_path / "runs"], tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_no_run_at_all_is_told(tmp_path: Path) -> None:
+    with pytest.raises(HnsegError, match="no run below"):
+        export_bundle([tmp_path / "nothing"], tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: bytes | None) -> None:
+    checkpoint = write_run(tmp_path / "runs", card("fine", "segresnet")) / "best.ckpt"
+    if damage is None:
+        checkpoint.unlink()
+    else:
+        checkpoint.write_bytes(damage)
+    with pytest.raises(HnsegError, match=r"best\.ckpt: cannot be read"):
+        export_bundle([tmp_path / "runs"], tmp_path / "bundle")
+
+
+def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
+    for root in ("a", "b"):
+        write_run(tmp_path / root, card("fine", "segresnet"))
+    with pytest.raises(HnsegError, match="a second member fine_segresnet_fold_0"):
+        export_bundle([tmp_path / "a", tmp_path / "b"], tmp_path / "bundle")
+
+
+def test_members_of_different_recipes_are_refused(tmp_path: Path) -> None:
+    other = {"rule": "argmax", "min_component_ml": 0.1, "mirror": True}
+    with pytest.raises(HnsegError, match=r"disagree on recipe\.decision"):
+        make_bundle(tmp_path, card("fine", "segresnet"), card("fine", "resenc", decision=other))
+
+
+def test_a_run_named_twice_is_one_member(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs", card("fine", "segresnet"))
+    assert export_bundle([run, tmp_path / "runs"], tmp_path / "bundle") == ["fine_segresnet_fold_0"]
+
+
+def test_an_older_bundle_is_replaced_whole(bundle: Bundle, tmp_path: Path) -> None:
+    write_run(tmp_path / "new", card("fine", "segresnet"))
+    export_bundle([tmp_path / "new"], bundle.path)
+    assert [member.card["name"] for member in Bundle.load(bundle.path).members] == ["fine_segresnet_fold_0"]
+    assert {path.name for path in bundle.path.iterdir()} == {"bundle.yaml", "fine_segresnet_fold_0"}
+
+
+def test_a_failed_export_leaves_the_older_bundle_and_no_trace(bundle: Bundle, tmp_path: Path) -> None:
+    (write_run(tmp_path / "runs", card("fine", "segresnet")) / "best.ckpt").write_bytes(b"")
+    before = set(tmp_path.iterdir())
+    with pytest.raises(HnsegError):
+        export_bundle([tmp_path / "runs"], bundle.path)
+    assert len(Bundle.load(bundle.path).members) == 2
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", card("fine", "segresnet"))
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "precious.nii.gz").touch()
+    for out in (tmp_path / "scans", tmp_path / "scans" / "precious.nii.gz"):
+        with pytest.raises(HnsegError, match="something other than a bundle"):
+            export_bundle([tmp_path / "runs"], out)
+    assert (tmp_path / "scans" / "precious.nii.gz").exists()
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", card("fine", "segresnet"))
+    (tmp_path / "bundle").mkdir()
+    export_bundle([tmp_path / "runs"], tmp_path / "bundle")
+    assert Bundle.load(tmp_path / "bundle").members
