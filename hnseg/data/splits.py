@@ -38,22 +38,28 @@ class Split:
         """Reads a saved split and holds it against the cases on disk.
 
         Raises:
-            HnsegError: The file is missing or malformed, a case stands in two folds, or a case of the
-                split is not on disk; each by name.
+            HnsegError: The file is missing or malformed, has fewer than two folds or an empty one, a
+                case stands in two folds, or a case of the split is not on disk; each by name.
         """
         try:
-            folds = tuple(tuple(fold) for fold in json.loads(path.read_text())["folds"])
+            folds = tuple(tuple(map(str, fold)) for fold in json.loads(path.read_text())["folds"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise HnsegError(
                 f'{path}: not a split file ({error}); it holds {{"folds": [[CASE, ...], ...]}}'
             ) from error
+        if len(folds) < 2 or not all(folds):
+            raise HnsegError(
+                f"{path}: {len(folds)} folds, {folds.count(())} of them empty; give two or more, none empty"
+            )
         listed = [case_id for fold in folds for case_id in fold]
         twice = sorted({c for c in listed if listed.count(c) > 1})
         absent = sorted(set(listed) - {case.case_id for case in cases})
         if twice:
             raise HnsegError(f"{path}: in two folds: {', '.join(twice)}; keep each case in one")
         if absent:
-            raise HnsegError(f"{path}: cases that are not on disk: {', '.join(absent)}; check data.root")
+            raise HnsegError(
+                f"{path}: cases that are not there: {', '.join(absent)}; check data.root and data.exclude"
+            )
         return cls(folds)
 
     def write(self, path: Path) -> None:
@@ -77,7 +83,7 @@ class Split:
         if fold == "all":
             held = set(self.folds[0])
             return list(cases), [case for case in cases if case.case_id in held]
-        if not isinstance(fold, int) or not 0 <= fold < len(self.folds):
+        if type(fold) is not int or not 0 <= fold < len(self.folds):  # True is an int, and no fold
             raise HnsegError(f"fold={fold}: this split has folds 0 to {len(self.folds) - 1}, or fold=all")
         held = set(self.folds[fold])
         listed = {case_id for ids in self.folds for case_id in ids}
