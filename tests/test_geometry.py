@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from fabricate import volume
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from members import rotation
+from scipy.spatial.transform import Rotation
 
 from hnseg import geometry
 from hnseg.geometry import Grid
@@ -17,6 +17,11 @@ from hnseg.geometry import Grid
 ORIENTATIONS = [
     "".join(letters) for order in permutations(("LR", "AP", "IS")) for letters in product(*order)
 ][::5]
+
+
+def rotation(degrees: float, axis: int) -> np.ndarray:
+    """Turn about x, y or z."""
+    return Rotation.from_euler("xyz"[axis], degrees, degrees=True).as_matrix()
 
 
 def body_ct(**table: int) -> sitk.Image:

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from multiprocessing import get_context
@@ -170,11 +171,24 @@ def _write_entry(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: 
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array)
         (temporary / "meta.json").write_text(json.dumps(meta))
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.replace(target)
+        _put_in_place(temporary, target, meta["key"])
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, target: Path, key: str) -> None:
+    """Folds may prepare one case at the same time: an entry is whole or absent, and the first one stays."""
+    if _key(target) == key:
+        return
+    outdated = temporary.with_name(f"{temporary.name}.old")
+    with suppress(FileNotFoundError):
+        target.replace(outdated)
+    try:
+        temporary.replace(target)
+    except OSError:
+        if _key(target) != key:
+            raise
+    shutil.rmtree(outdated, ignore_errors=True)
 
 
 def _rounded(hu: NDArray[np.float32]) -> NDArray[np.int16]:
@@ -209,8 +223,15 @@ def _read_head(case: Case, heads: Path | None) -> sitk.Image:
 
 
 def _ready(case: Case, entry: Path, heads: Path | None) -> bool:
-    meta = entry / "meta.json"
-    return meta.exists() and json.loads(meta.read_text())["key"] == _sources(case, heads)
+    return _key(entry) == _sources(case, heads)
+
+
+def _key(entry: Path) -> str | None:
+    """Hash of what an entry was made from; None if there is no entry."""
+    try:
+        return json.loads((entry / "meta.json").read_text())["key"]
+    except FileNotFoundError:
+        return None
 
 
 def _sources(case: Case, heads: Path | None) -> str:

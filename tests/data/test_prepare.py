@@ -1,0 +1,290 @@
+"""Cached volumes: the right voxels, made once, made again when something changed, whole or not at all."""
+
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from fabricate import ct_image, label_image, pet_image, volume, write_case
+from scipy.spatial.transform import Rotation
+
+from hnseg.cases import Case, read_cases
+from hnseg.data import prepare as module
+from hnseg.data.prepare import StageVolume, prepare, prepare_case
+from hnseg.data.resample import AIR_HU
+from hnseg.errors import HnsegError
+from hnseg.stage import Stage
+
+FINE = Stage("fine", (14, 12, 10), (3.0, 3.5, 5.0), "lesions")
+HEAD = Stage("head", (10, 10, 8), (10.0, 10.0, 12.0), "top_of_scan", ("head",))
+COARSE = Stage("coarse", (18, 18, 18), (4.0, 4.0, 4.0), "below_head")
+
+
+class InThisProcess:
+    """Stands in for ProcessPoolExecutor, whose start costs seconds."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    map = staticmethod(map)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ProcessPoolExecutor", InThisProcess)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two cases of one's own, to be changed."""
+    for seed, name in enumerate(("A-1", "A-2")):
+        write_case(tmp_path / "data", name, seed=seed)
+    return tmp_path / "data"
+
+
+def write_heads(root: Path, *names: str) -> Path:
+    """Box-shaped heads of x 16-64, y 16-64, z 30-90 mm on the CT's grid."""
+    heads = root / "heads"
+    heads.mkdir(exist_ok=True)
+    mask = np.zeros((30, 40, 40), np.uint8)
+    mask[10:, 8:32, 8:32] = 1
+    for name in names:
+        sitk.WriteImage(volume(mask, (2, 2, 3)), str(heads / f"{name}.nii.gz"))
+    return heads
+
+
+def times(volumes: list[StageVolume]) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for v in volumes for path in v.folder.iterdir()}
+
+
+def touch(path: Path) -> None:
+    """Moves a file's time of change by a minute."""
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 60 * 10**9))
+
+
+def test_an_entry_holds_what_simpleitk_samples_on_the_stage_grid(cohort, tmp_path):
+    entry = prepare_case(cohort[0], FINE, tmp_path)
+    grid = FINE.grid(ct_image(), label_image())
+    reference = {}
+    for name, image, how, fill in (
+        ("ct", ct_image(), sitk.sitkBSpline, AIR_HU),
+        ("pet", pet_image(), sitk.sitkBSpline, 0.0),
+        ("label", label_image(), sitk.sitkNearestNeighbor, 0.0),
+    ):
+        target = grid.image(np.zeros(grid.shape, np.uint8))
+        reference[name] = sitk.GetArrayFromImage(sitk.Resample(image, target, sitk.Transform(), how, fill))
+    assert {name: entry.load(name).dtype for name in reference} == {
+        "ct": np.int16,
+        "pet": np.float32,
+        "label": np.uint8,
+    }
+    assert entry.load("ct").shape == (10, 12, 14)
+    assert np.abs(entry.load("ct") - reference["ct"]).max() <= 0.51  # whole HU
+    np.testing.assert_allclose(entry.load("pet"), reference["pet"], atol=1e-4)
+    np.testing.assert_array_equal(entry.load("label"), reference["label"])
+    assert set(np.unique(entry.load("label"))) == {0, 1, 2}
+
+
+def test_the_margin_surrounds_the_same_roi(cohort, tmp_path):
+    bare = prepare_case(cohort[0], FINE, tmp_path / "bare")
+    wide = prepare_case(cohort[0], FINE, tmp_path / "wide", margin_mm=9.0)
+    # 9 mm are 3 voxels of 3 mm in x, 3 of 3.5 mm in y and 2 of 5 mm in z, rounded up.
+    assert wide.margin == (2, 3, 3)  # z, y, x
+    assert bare.margin == (0, 0, 0)
+    assert wide.load("ct").shape == (14, 18, 20)
+    for name in ("ct", "pet", "label"):
+        inner = wide.load(name)[2:-2, 3:-3, 3:-3]
+        np.testing.assert_allclose(inner, bare.load(name), atol=1 if name == "ct" else 1e-4)
+    assert wide.meta["ml_outside_roi"] == bare.meta["ml_outside_roi"]
+
+
+def test_the_margin_is_counted_axis_by_axis(cohort, tmp_path):
+    stage = replace(FINE, spacing=(1.0, 2.0, 4.0))
+    entry = prepare_case(cohort[0], stage, tmp_path, margin_mm=8.0)
+    assert entry.margin == (2, 4, 8)  # z, y, x
+    assert entry.load("label").shape == (10 + 4, 12 + 8, 14 + 16)
+
+
+def test_nothing_is_made_again_when_nothing_changed(root, tmp_path, in_this_process):
+    cases = read_cases(root)
+    first = prepare(cases, FINE, tmp_path / "cache", workers=1)
+    before = times(first)
+    assert [v.case_id for v in first] == ["A-1", "A-2"]
+    again = prepare(cases[::-1], FINE, tmp_path / "cache", workers=1)
+    assert [v.case_id for v in again] == ["A-2", "A-1"]
+    assert times(again) == before
+    assert len(before) == 2 * 4
+
+
+def test_a_changed_file_makes_its_case_again_and_no_other(root, tmp_path, in_this_process):
+    cases = read_cases(root)
+    before = times(prepare(cases, FINE, tmp_path / "cache", workers=1))
+    for path in (cases[0].ct, cases[0].pet, cases[0].label):
+        touch(path)
+        after = times(prepare(cases, FINE, tmp_path / "cache", workers=1))
+        changed = {path.parent.name for path in after if after[path] != before[path]}
+        assert changed == {"A-1"}
+        before = after
+
+
+@pytest.mark.parametrize("change", [{"spacing": (3.0, 3.5, 4.0)}, {"antialias": True}, {"placement": "scan"}])
+def test_another_stage_is_another_entry_beside_the_first(root, tmp_path, in_this_process, change):
+    cases = read_cases(root)[:1]
+    first = prepare(cases, FINE, tmp_path / "cache", workers=1)
+    before = times(first)
+    other = prepare(cases, replace(FINE, **change), tmp_path / "cache", workers=1)
+    wide = prepare(cases, FINE, tmp_path / "cache", margin_mm=6, workers=1)
+    assert len({entry.folder for entry in (*first, *other, *wide)}) == 3
+    assert times(prepare(cases, FINE, tmp_path / "cache", workers=1)) == before
+
+
+def test_processes_prepare_in_parallel_and_name_all_bad_cases_at_once(tmp_path):
+    root = tmp_path / "data"
+    for name in ("A-1", "A-2", "A-3"):
+        write_case(root, name)
+    write_case(root, "B-1", ct=volume(np.zeros((30, 40, 40), np.float32), (2, 2, 3)))
+    write_case(root, "B-2", label=None)
+    write_case(root, "B-3", label=volume(np.zeros((30, 40, 40), np.uint8), (2, 2, 3)))
+    with pytest.raises(HnsegError) as caught:
+        prepare(read_cases(root), FINE, tmp_path / "cache", workers=2)
+    message = str(caught.value)
+    assert message.startswith("3 of 6 cases cannot be used for the fine stage: ")
+    assert "B-1: CT is 0 everywhere" in message
+    assert "no label image B-2.nii.gz" in message
+    assert "B-3: no lesion voxel" in message
+    assert "data.exclude" in message
+    assert "\n" not in message
+    # The others are kept.
+    made = [path.parent.name for path in (tmp_path / "cache").rglob("meta.json")]
+    assert sorted(made) == ["A-1", "A-2", "A-3"]
+
+
+@pytest.mark.parametrize("moment", ["save", "rename"])
+def test_a_case_that_is_cut_off_leaves_no_half_entry(cohort, tmp_path, monkeypatch, moment):
+    calls = []
+
+    def cut_off(*args: Any, **_: Any) -> None:
+        calls.append(args)
+        if moment == "rename" or len(calls) == 2:
+            raise KeyboardInterrupt
+
+    if moment == "save":
+        monkeypatch.setattr(module.np, "save", cut_off)
+    else:
+        monkeypatch.setattr(Path, "replace", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_case(cohort[0], FINE, tmp_path / "cache")
+    assert calls
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_folds_that_prepare_at_the_same_time_do_not_disturb_each_other(root, tmp_path):
+    case = read_cases(root)[0]
+    entry = prepare_case(case, FINE, tmp_path)
+    pet, inode = entry.load("pet"), (entry.folder / "pet.npy").stat().st_ino
+    touch(case.ct)
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(lambda _: prepare_case(case, FINE, tmp_path), range(24)))) == 24
+    assert (entry.folder / "pet.npy").stat().st_ino != inode
+    np.testing.assert_array_equal(StageVolume("A-1", entry.folder).load("pet"), pet)
+    # Only the entry is left; and one that is up to date stays where others have it open.
+    assert [path.name for path in tmp_path.iterdir() if path != root] == ["A-1"]
+    inode = (entry.folder / "pet.npy").stat().st_ino
+    prepare_case(case, FINE, tmp_path)
+    assert (entry.folder / "pet.npy").stat().st_ino == inode
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [np.eye(3), Rotation.from_euler("zx", (20, -15), degrees=True).as_matrix(), np.diag([-1.0, -1.0, 1.0])],
+)
+def test_the_volume_outside_the_roi_is_counted_voxel_by_voxel(tmp_path, turn):
+    rng = np.random.default_rng(0)
+    label = volume((rng.uniform(size=(30, 40, 40)) < 0.01).astype(np.uint8), (2, 2, 3))
+    values = sitk.GetArrayFromImage(label)
+    values[values > 0] = rng.integers(1, 3, int(values.sum()))
+    images = {"ct": ct_image(), "pet": pet_image(), "label": volume(values, (2, 2, 3))}
+    for image in images.values():
+        image.SetOrigin((turn @ image.GetOrigin()).tolist())
+        image.SetDirection(turn.ravel().tolist())
+    write_case(tmp_path / "data", "A-1", **images)
+    entry = prepare_case(read_cases(tmp_path / "data")[0], FINE, tmp_path / "cache")
+    grid = FINE.grid(images["ct"], images["label"])
+    low, high = grid.corners.min(0), grid.corners.max(0)
+    outside = {"1": 0.0, "2": 0.0}
+    for z, y, x in np.argwhere(values):
+        point = images["label"].TransformIndexToPhysicalPoint([int(x), int(y), int(z)])
+        if any(p < a or p > b for p, a, b in zip(point, low, high, strict=True)):
+            outside[str(values[z, y, x])] += 0.012  # 2 x 2 x 3 mm³
+    assert entry.meta["ml_outside_roi"] == pytest.approx(outside)
+    assert min(outside.values()) > 0
+
+
+def test_the_head_stage_learns_head_masks(root, tmp_path, in_this_process):
+    heads = write_heads(root, "A-1", "A-2")
+    entry = prepare(read_cases(root), HEAD, tmp_path, heads=heads)[0]
+    grid = HEAD.grid(ct_image())
+    x, y, z = (
+        o + step * np.arange(n) for o, step, n in zip(grid.origin, grid.spacing, grid.size, strict=True)
+    )
+    # The mask's voxels 8 to 31 of 2 mm and 10 to 29 of 3 mm; a voxel's face lies half a step before it.
+    inside = ((z > 28.5) & (z < 88.5))[:, None, None] & ((y > 15) & (y < 63))[:, None]
+    inside = inside & ((x > 15) & (x < 63))
+    np.testing.assert_array_equal(entry.load("label") == 1, inside)
+    assert inside.any()
+
+
+def test_the_coarse_stage_is_placed_by_the_head_but_learns_lesions(root, tmp_path, in_this_process):
+    heads = write_heads(root, "A-1", "A-2")
+    entry = prepare(read_cases(root), COARSE, tmp_path, heads=heads)[0]
+    grid = COARSE.grid(ct_image(), sitk.ReadImage(str(heads / "A-1.nii.gz")))
+    assert entry.meta["grid"] == grid.to_dict()
+    assert set(np.unique(entry.load("label"))) == {0, 1, 2}
+    before = times([entry])
+    touch(heads / "A-1.nii.gz")
+    assert times(prepare(read_cases(root), COARSE, tmp_path, heads=heads)[:1]) != before
+
+
+def test_head_masks_do_not_concern_the_fine_stage(root, tmp_path, in_this_process):
+    heads = write_heads(root, "A-1", "A-2")
+    before = times(prepare(read_cases(root), FINE, tmp_path, heads=heads))
+    shutil.rmtree(heads)
+    assert times(prepare(read_cases(root), FINE, tmp_path, heads=heads)) == before
+
+
+@pytest.mark.parametrize("stage", [HEAD, COARSE])
+def test_a_missing_head_mask_is_named_with_the_remedy(root, tmp_path, in_this_process, stage):
+    heads = write_heads(root, "A-1")
+    with pytest.raises(HnsegError) as caught:
+        prepare(read_cases(root), stage, tmp_path, heads=heads)
+    assert str(caught.value).startswith(f"1 of 2 cases cannot be used for the {stage.name} stage: A-2")
+    assert str(heads / "A-2.nii.gz") in str(caught.value)
+    assert "until=head" in str(caught.value)
+    with pytest.raises(HnsegError, match=r"data\.heads is not set"):
+        prepare(read_cases(root), stage, tmp_path)
+
+
+def test_an_empty_head_mask_cannot_place_the_coarse_roi(root, tmp_path, in_this_process):
+    heads = write_heads(root, "A-1", "A-2")
+    sitk.WriteImage(sitk.Image(40, 40, 30, sitk.sitkUInt8), str(heads / "A-2.nii.gz"))
+    with pytest.raises(HnsegError, match=r"A-2: .*empty"):
+        prepare(read_cases(root), COARSE, tmp_path, heads=heads)
+
+
+def test_the_meta_file_tells_what_made_the_entry(cohort: list[Case], tmp_path):
+    entry = prepare_case(cohort[0], FINE, tmp_path, margin_mm=4)
+    meta = json.loads((entry.folder / "meta.json").read_text())
+    assert meta["margin"] == [2, 2, 1]  # x, y, z
+    assert meta["grid"]["size"] == [18, 16, 12]
+    assert meta["grid"]["spacing"] == [3.0, 3.5, 5.0]
