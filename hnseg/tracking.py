@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def loggers(
     Raises:
         HnsegError: Unknown kind or mode, or online without an API key.
     """
-    chosen: list[Logger] = [CSVLogger(folder, name="", version="")]
+    chosen: list[Logger] = [_csv_logger(folder)]
     if kind == "csv":
         yield chosen
         return
@@ -73,3 +74,16 @@ def loggers(
     finally:
         # Multirun jobs share a process: without this, they would share a W&B run.
         run.finish()
+
+
+def _csv_logger(folder: Path) -> CSVLogger:
+    """Goes on with the metrics.csv of an interrupted run, which Lightning's logger would delete."""
+    path = folder / "metrics.csv"
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    logger = CSVLogger(folder, name="", version="")
+    logger.experiment.metrics = rows
+    logger.save()
+    return logger
