@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,6 @@ from hnseg.checks import check_case
 from hnseg.errors import HnsegError
 from hnseg.images import read_image, write_image
 from hnseg.inference.cascade import Cascade
-
 
 COLUMNS = ["case_id", "status", "seconds", "fallbacks", "message"]
 
@@ -49,8 +49,14 @@ def segment_cases(cases: Sequence[Case], cascade: Cascade, out: Path) -> list[Ou
 
     Returns:
         What became of each case, in order.
+
+    Raises:
+        HnsegError: `out` cannot be a folder.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HnsegError(f"out={out}: {error.strerror}; choose another folder") from error
     console = Console(stderr=True)
     columns = (
         "{task.description}",
@@ -69,15 +75,16 @@ def segment_cases(cases: Sequence[Case], cascade: Cascade, out: Path) -> list[Ou
             outcomes.append(outcome)
             _write_csv(outcomes, out / "cases.csv")
             progress.advance(task)
-            if outcome.message or outcome.fallbacks:
+            if remarks := "; ".join(filter(None, (outcome.fallbacks, outcome.message))):
                 style = "red" if outcome.status == "error" else "yellow"
-                text = escape(f"{case.case_id}: {outcome.status}: {outcome.message or outcome.fallbacks}")
+                text = escape(f"{case.case_id}: {outcome.status}: {remarks}")
                 progress.console.print(f"[{style}]{text}[/]", soft_wrap=True, highlight=False)
     return outcomes
 
 
 def _segment(case: Case, cascade: Cascade, out: Path) -> Outcome:
     start = perf_counter()
+    target = out / f"{case.case_id}.nii.gz"
     try:
         ct, pet = read_image(case.ct), read_image(case.pet)
         findings = check_case(ct, pet)
@@ -85,9 +92,14 @@ def _segment(case: Case, cascade: Cascade, out: Path) -> Outcome:
         if faults:
             raise HnsegError(faults[0])
         result = cascade(ct, pet)
-        write_image(result.mask, out / f"{case.case_id}.nii.gz")
-    except HnsegError as error:
-        return Outcome(case.case_id, "error", perf_counter() - start, message=str(error))
+        write_image(result.mask, target)
+    except Exception as error:
+        target.unlink(missing_ok=True)  # an earlier call's mask would pass for this one's
+        message = str(error)
+        if not isinstance(error, HnsegError):  # a defect, or no memory left; the next case may do well
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {' '.join(message.split())} (a defect, please report it)"
+        return Outcome(case.case_id, "error", perf_counter() - start, message=message)
     warnings = "; ".join(f.text for f in findings)
     return Outcome(case.case_id, "ok", perf_counter() - start, "; ".join(result.fallbacks), warnings)
 

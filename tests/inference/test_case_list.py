@@ -1,0 +1,189 @@
+"""Case lists with good and bad cases: the good ones finish, the bad are named, nothing is half written."""
+
+import csv
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from fabricate import ct_image, pet_image, volume, write_case
+from members import card, make_bundle
+
+from hnseg.cases import read_cases
+from hnseg.errors import HnsegError
+from hnseg.inference.cascade import Cascade
+from hnseg.inference.case_list import Outcome, segment_cases
+
+# SUV above 4 is a tumour, wherever the fine grid on the whole scan lies.
+HOT = {"weights": [[0.0, 0.0], [0.0, 400.0], [0.0, 0.0]], "biases": [0.0, -80.0, -500.0]}
+WHOLE = {"placement": "scan", "size": [32] * 3, "spacing": [3.0] * 3}
+
+
+@pytest.fixture
+def cascade(pointwise: None, tmp_path: Path) -> Cascade:
+    bundle = make_bundle(tmp_path, card("fine", "pointwise", HOT, grid=WHOLE))
+    return Cascade(bundle, torch.device("cpu"), "float32")
+
+
+def segment(source: Path, cascade: Cascade, out: Path) -> dict[str, Outcome]:
+    outcomes = segment_cases(read_cases(source, strict=False), cascade, out)
+    return {outcome.case_id: outcome for outcome in outcomes}
+
+
+def table(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "cases.csv").open(newline="") as file:
+        return {row["case_id"]: row for row in csv.DictReader(file)}
+
+
+def damage(root: Path) -> None:
+    """One sound case and five that cannot be segmented."""
+    for name in ("B-missing", "C-truncated", "F-headless"):
+        write_case(root, name)
+    write_case(root, "A-sound")
+    (root / "B-missing" / "B-missing__PT.nii.gz").unlink()
+    truncated = root / "C-truncated" / "C-truncated__CT.nii.gz"
+    truncated.write_bytes(truncated.read_bytes()[:2000])
+    (root / "F-headless" / "F-headless__PT.nii.gz").write_bytes(gzip.compress(b"no image"))
+    far = pet_image()
+    far.SetOrigin((5000.0, 0.0, 0.0))
+    write_case(root, "D-apart", pet=far)
+    write_case(root, "E-becquerel", pet=pet_image() * 3000)
+    write_case(root, "Z-sound")
+
+
+def test_good_cases_finish_and_bad_ones_are_named(
+    cascade: Cascade, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(tmp_path / "scans")
+    outcomes = segment(tmp_path / "scans", cascade, tmp_path / "out")
+    bad = {"B-missing": "__PT.nii.gz", "C-truncated": "__CT.nii.gz", "D-apart": "overlap"}
+    bad |= {"E-becquerel": "Bq/ml", "F-headless": "__PT.nii.gz"}
+    for name, part in bad.items():
+        assert outcomes[name].status == "error"
+        assert part in outcomes[name].message
+        assert len(outcomes[name].message.splitlines()) == 1
+    assert {name for name, one in outcomes.items() if one.status == "ok"} == {"A-sound", "Z-sound"}
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"A-sound.nii.gz", "Z-sound.nii.gz", "cases.csv"}
+    told = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
+    assert [line.split(":")[0] for line in told] == sorted(bad)
+
+
+def test_cases_csv_says_what_became_of_each(cascade: Cascade, tmp_path: Path) -> None:
+    damage(tmp_path / "scans")
+    outcomes = segment(tmp_path / "scans", cascade, tmp_path / "out")
+    rows = table(tmp_path / "out")
+    assert list(rows) == sorted(outcomes)
+    for name, row in rows.items():
+        assert (row["status"], row["message"]) == (outcomes[name].status, outcomes[name].message)
+        assert float(row["seconds"]) >= 0
+
+
+def test_the_mask_is_of_the_case(cascade: Cascade, tmp_path: Path) -> None:
+    """The hot spot of the fabricated PET, SUV 12, lies at x, y 25 to 37 and z 41 to 56 mm."""
+    write_case(tmp_path / "scans", "A")
+    segment(tmp_path / "scans", cascade, tmp_path / "out")
+    mask = sitk.ReadImage(str(tmp_path / "out" / "A.nii.gz"))
+    assert mask.GetPixelID() == sitk.sitkUInt8
+    assert mask.GetSize() == ct_image().GetSize()
+    index = np.argwhere(sitk.GetArrayFromImage(mask) == 1)[:, ::-1]
+    middle = mask.TransformContinuousIndexToPhysicalPoint(index.mean(0).tolist())
+    np.testing.assert_allclose(middle, (1 + 4 * 7, 1 + 4 * 7, 1 + 5 * 9), atol=2.5)
+
+
+def test_metaimage_nifti_and_csv_lists_give_the_same_mask(cascade: Cascade, tmp_path: Path) -> None:
+    write_case(tmp_path / "scans", "A")
+    for extension in ("mha", "nii"):
+        sitk.WriteImage(ct_image(), str(tmp_path / f"ct.{extension}"))
+        sitk.WriteImage(pet_image(), str(tmp_path / f"pet.{extension}"))
+    (tmp_path / "list.csv").write_text(
+        "case_id,ct,pt\nmha,ct.mha,pet.mha\nnii,ct.nii,pet.nii\nmixed,ct.nii,scans/A/A__PT.nii.gz\n"
+    )
+    segment(tmp_path / "scans", cascade, tmp_path / "out")
+    segment(tmp_path / "list.csv", cascade, tmp_path / "out")
+    masks = [
+        sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (tmp_path / "out").glob("*.nii.gz")
+    ]
+    assert len(masks) == 4
+    assert masks[0].any()
+    assert all((mask == masks[0]).all() for mask in masks)
+    assert list(table(tmp_path / "out")) == ["A", "mha", "mixed", "nii"]  # the first call's line stays
+
+
+@pytest.mark.parametrize("name", ["../escape", "a/b", ".hidden", "a\\b", "x" * 101])
+def test_hostile_names_are_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "list.csv").write_text(f'case_id,ct,pet\n"{name}",a.nii.gz,b.nii.gz\n')
+    with pytest.raises(HnsegError, match="plain file name"):
+        read_cases(tmp_path / "list.csv", strict=False)
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(
+    cascade: Cascade, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.csv").write_text("case_id,ct,pet\n[red]A[bold],none.nii.gz,none.nii.gz\n")
+    assert segment(tmp_path / "list.csv", cascade, tmp_path / "out")["[red]A[bold]"].status == "error"
+    assert "[red]A[bold]: error" in capsys.readouterr().err
+
+
+def test_warnings_and_fallbacks_are_told_but_do_not_fail(
+    cascade: Cascade, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thin = volume(sitk.GetArrayFromImage(ct_image())[:10], (2, 2, 3))
+    write_case(tmp_path / "scans", "A", ct=thin, label=None)
+    outcome = segment(tmp_path / "scans", cascade, tmp_path / "out")["A"]
+    assert outcome.status == "ok"
+    assert "30 mm" in outcome.message
+    assert "A: ok: " in capsys.readouterr().err
+
+
+def test_a_defect_costs_its_case_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cascade: Cascade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("A", "B"):
+        write_case(tmp_path / "scans", name)
+    work, calls = Cascade.__call__, []
+
+    def fail_once(self: Cascade, ct: sitk.Image, pet: sitk.Image) -> object:
+        calls.append(ct)
+        if len(calls) == 1:
+            raise MemoryError("no\nroom")
+        return work(self, ct, pet)
+
+    monkeypatch.setattr(Cascade, "__call__", fail_once)
+    outcomes = segment(tmp_path / "scans", cascade, tmp_path / "out")
+    assert (outcomes["A"].status, outcomes["B"].status) == ("error", "ok")
+    assert "MemoryError: no room" in outcomes["A"].message
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_case_that_fails_now_does_not_keep_an_earlier_mask(cascade: Cascade, tmp_path: Path) -> None:
+    write_case(tmp_path / "scans", "A")
+    segment(tmp_path / "scans", cascade, tmp_path / "out")
+    (tmp_path / "scans" / "A" / "A__PT.nii.gz").unlink()
+    segment(tmp_path / "scans", cascade, tmp_path / "out")
+    assert table(tmp_path / "out")["A"]["status"] == "error"
+    assert not (tmp_path / "out" / "A.nii.gz").exists()
+
+
+def test_a_mask_that_cannot_be_written_leaves_nothing_behind(
+    cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_case(tmp_path / "scans", "A")
+
+    def full(image: sitk.Image, name: str, **settings: bool) -> None:
+        Path(name).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sitk, "WriteImage", full)
+    outcome = segment(tmp_path / "scans", cascade, tmp_path / "out")["A"]
+    assert "No space left" in outcome.message
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cases.csv"]
+
+
+def test_an_output_that_is_a_file_is_told(cascade: Cascade, tmp_path: Path) -> None:
+    write_case(tmp_path / "scans", "A")
+    (tmp_path / "out").touch()
+    with pytest.raises(HnsegError, match=r"out=.*File exists"):
+        segment(tmp_path / "scans", cascade, tmp_path / "out")
