@@ -205,10 +205,10 @@ def test_folds_that_prepare_at_the_same_time_do_not_disturb_each_other(root, tmp
     assert (entry.folder / "pet.npy").stat().st_ino == inode
 
 
-@pytest.mark.parametrize(
-    "turn",
-    [np.eye(3), Rotation.from_euler("zx", (20, -15), degrees=True).as_matrix(), np.diag([-1.0, -1.0, 1.0])],
-)
+TILTED = Rotation.from_euler("zx", (20, -15), degrees=True).as_matrix()
+
+
+@pytest.mark.parametrize("turn", [np.eye(3), TILTED, np.diag([-1.0, -1.0, 1.0])])
 def test_the_volume_outside_the_roi_is_counted_voxel_by_voxel(tmp_path, turn):
     rng = np.random.default_rng(0)
     label = volume((rng.uniform(size=(30, 40, 40)) < 0.01).astype(np.uint8), (2, 2, 3))

@@ -1,0 +1,183 @@
+"""A sample follows from its number and the seed; nnU-Net's share of each batch holds foreground."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import torchio as tio
+from torch.utils.data import DataLoader
+from volumes import lesions, numbered, write_volume
+
+from hnseg.data.augment import RandomScaleShift
+from hnseg.data.dataset import EpochSampler, PatchDataset, VolumeDataset, roi_subject
+from hnseg.data.intensity import InputSpec
+from hnseg.data.prepare import StageVolume
+
+SPEC = InputSpec()
+# PET as it is, but for a factor that `place` takes off again.
+PLACE = InputSpec(normalise="none", pet="suv", pet_upper=1e6)
+SHAPE = (12, 14, 16)
+
+
+@pytest.fixture
+def volumes(tmp_path) -> list[StageVolume]:
+    return [write_volume(tmp_path, f"A-{n}", lesions(SHAPE, n), seed=n) for n in range(5)]
+
+
+def patches(volumes, patch=(6, 7, 8), batch_size=2, augment=None, seed=0, **options) -> PatchDataset:
+    return PatchDataset(volumes, options.pop("spec", SPEC), patch, batch_size, augment, seed, **options)
+
+
+def same(a: dict, b: dict) -> bool:
+    return (
+        a["case_id"] == b["case_id"]
+        and torch.equal(a["image"], b["image"])
+        and torch.equal(a["label"], b["label"])
+    )
+
+
+def place(sample: dict, shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """First voxel of a patch cut from a `numbered` volume of `shape`, (z, y, x)."""
+    number = round(sample["image"][1, 0, 0, 0].item() * PLACE.pet_upper)
+    return tuple(int(i) for i in np.unravel_index(number, shape))
+
+
+def test_a_sample_follows_from_its_number_whatever_was_drawn_before(volumes):
+    augment = tio.Compose([tio.RandomAffine(), tio.RandomNoise(), RandomScaleShift()])
+    data = patches(volumes, augment=augment)
+    forwards = [data[n] for n in range(8)]
+    torch.manual_seed(99)
+    np.random.seed(99)
+    backwards = [patches(volumes, augment=augment)[n] for n in reversed(range(8))]
+    assert all(same(a, b) for a, b in zip(forwards, reversed(backwards), strict=True))
+    other = [patches(volumes, augment=augment, seed=1)[n] for n in range(8)]
+    assert not any(torch.equal(a["image"], b["image"]) for a, b in zip(forwards, other, strict=True))
+
+
+def test_workers_make_the_same_batches_as_the_training_process(volumes):
+    augment = tio.RandomFlip(axes=(0, 1, 2))
+    alone, shared = (
+        list(DataLoader(patches(volumes, augment=augment), 2, sampler=EpochSampler(6), num_workers=workers))
+        for workers in (0, 2)
+    )
+    for a, b in zip(alone, shared, strict=True):
+        assert a["case_id"] == b["case_id"]
+        torch.testing.assert_close(a["image"], b["image"], rtol=0, atol=0)
+        torch.testing.assert_close(a["label"], b["label"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("batch_size", "forced"), [(1, 0), (2, 1), (3, 1), (4, 1), (6, 2)])
+def test_the_last_samples_of_a_batch_hold_foreground(volumes, batch_size, forced):
+    # nnU-Net: sample i is forced unless i < round(batch_size * (1 - 0.33)).
+    assert forced == batch_size - round(batch_size * (1 - 0.33))
+    data = patches(volumes, patch=(3, 3, 3), batch_size=batch_size)
+    slots = [[] for _ in range(batch_size)]
+    for number in range(30 * batch_size):
+        slots[number % batch_size].append(bool(data[number]["label"].any()))
+    assert all(all(slot) for slot in slots[batch_size - forced :])
+    # A patch of 27 of 2688 voxels meets one of some ten by chance about once in ten times.
+    assert all(np.mean(slot) < 0.5 for slot in slots[: batch_size - forced])
+
+
+def test_forcing_chooses_between_the_classes_evenly_and_then_a_voxel(volumes, tmp_path):
+    label = np.zeros(SHAPE, np.uint8)
+    label[2, 2, 2] = 1
+    label[8:, 8:, 8:] = 2
+    data = patches([write_volume(tmp_path / "one", "A", label)], patch=(3, 3, 3), batch_size=2)
+    seen = Counter(int(data[number]["label"].max()) for number in range(1, 400, 2))
+    assert seen.total() == 200
+    assert 70 <= seen[1] <= 130  # binomial(200, 1/2): 60 and 140 lie six standard deviations out
+
+
+def test_a_forced_voxel_is_in_the_middle_of_its_patch_where_there_is_room(tmp_path):
+    label = np.zeros((15, 15, 15), np.uint8)
+    label[7, 7, 7] = 1
+    data = patches([write_volume(tmp_path, "A", label)], patch=(5, 5, 5), batch_size=2)
+    for number in (1, 3, 5):
+        assert data[number]["label"].nonzero().tolist() == [[2, 2, 2]]
+
+
+def test_a_case_without_lesion_gives_any_patch(tmp_path):
+    data = patches([write_volume(tmp_path, "A", np.zeros(SHAPE, np.uint8))], batch_size=2)
+    assert data[1]["image"].shape == (2, 6, 7, 8)
+
+
+def test_unforced_patches_reach_every_corner(tmp_path):
+    data = patches([numbered(tmp_path, (5, 6, 7), (0, 0, 0))], patch=(4, 4, 4), batch_size=1, spec=PLACE)
+    starts = {place(data[number], (5, 6, 7)) for number in range(200)}
+    assert starts == {(z, y, x) for z in range(2) for y in range(3) for x in range(4)}
+
+
+def test_a_patch_as_large_as_the_roi_is_the_roi(volumes):
+    whole = VolumeDataset(volumes, SPEC)
+    data = patches(volumes, patch=SHAPE, batch_size=2)
+    for number in range(6):
+        sample = data[number]
+        reference = whole[int(sample["case_id"].removeprefix("A-"))]
+        assert same(sample, reference)
+
+
+def test_a_padded_roi_is_its_own_patch(volumes):
+    spec = InputSpec(pad_to=(16, 16, 16))
+    sample = patches(volumes, patch=(16, 16, 16), spec=spec)[1]
+    assert sample["image"].shape == (2, 16, 16, 16)
+    assert sample["label"].shape == (16, 16, 16)
+
+
+def test_batches_are_what_losses_and_networks_expect(volumes):
+    sample = patches(volumes)[0]
+    assert sample["image"].dtype == torch.float32
+    assert sample["label"].dtype == torch.int64
+    assert sample["image"].shape == (2, 6, 7, 8)
+    assert sample["label"].shape == (6, 7, 8)
+
+
+def test_jitter_shifts_the_roi_within_the_margin_and_no_further(tmp_path):
+    shape, margin = (9, 12, 15), (1, 2, 3)
+    volume = numbered(tmp_path, shape, margin)
+    roi = tuple(n - 2 * m for n, m in zip(shape, margin, strict=True))
+    data = patches([volume], patch=roi, batch_size=1, spec=PLACE, jitter=True)
+    starts = {place(data[number], shape) for number in range(700)}
+    assert starts == {(z, y, x) for z in range(3) for y in range(5) for x in range(7)}
+    still = patches([volume], patch=roi, batch_size=1, spec=PLACE)
+    assert {place(still[number], shape) for number in range(20)} == {margin}
+    assert place(VolumeDataset([volume], PLACE)[0], shape) == margin
+
+
+def test_every_case_is_seen_once_before_any_is_seen_again(volumes):
+    data = patches(volumes)
+    orders = [[data[number]["case_id"] for number in range(5 * turn, 5 * turn + 5)] for turn in range(6)]
+    assert all(sorted(order) == [v.case_id for v in volumes] for order in orders)
+    assert len({tuple(order) for order in orders}) > 1
+
+
+def test_the_sampler_goes_on_where_the_epoch_before_ended():
+    sampler = EpochSampler(4)
+    assert len(sampler) == 4
+    assert list(sampler) == [0, 1, 2, 3]
+    sampler.set_epoch(3)
+    assert list(sampler) == [12, 13, 14, 15]
+
+
+def test_validation_shows_each_roi_whole_and_in_order(volumes):
+    data = VolumeDataset(volumes, SPEC)
+    assert len(data) == 5
+    assert [data[n]["case_id"] for n in range(5)] == [v.case_id for v in volumes]
+    np.testing.assert_array_equal(data[2]["label"], np.load(volumes[2].folder / "label.npy"))
+
+
+def test_image_and_label_are_cut_at_the_same_place(tmp_path):
+    volume = numbered(tmp_path, SHAPE, (0, 0, 0))
+    np.save(volume.folder / "label.npy", (np.arange(np.prod(SHAPE)).reshape(SHAPE) % 3).astype(np.uint8))
+    data = patches([volume], patch=(5, 5, 5), batch_size=4, spec=PLACE)
+    for number in range(12):
+        sample = data[number]
+        voxels = np.rint(sample["image"][1].numpy() * PLACE.pet_upper).astype(int)
+        np.testing.assert_array_equal(sample["label"], voxels % 3)
+
+
+def test_a_subject_of_the_roi_has_all_three_images(volumes):
+    subject = roi_subject(volumes[0], (0, 0, 0))
+    assert set(subject.get_images_dict(intensity_only=False)) == {"ct", "pet", "label"}
+    assert subject.spatial_shape == SHAPE
