@@ -95,7 +95,8 @@ class Cascade:
             if ensemble is self.stages[-1]:
                 result.mask = self._mask(foreground, grid, ct)
             else:
-                found = grid.image(decide(foreground, self.decision["rule"]))
+                # The recipe's rule is for the mask; what only places the next ROI is the likeliest class.
+                found = grid.image(decide(foreground, "argmax"))
             result.seconds[stage.name] = perf_counter() - start
         return result
 
