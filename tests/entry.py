@@ -1,0 +1,90 @@
+"""The entry points: composed and called in this process, or run as a user runs them."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import SimpleITK as sitk
+from fabricate import volume, write_case
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Grids, networks and schedules that fit fabricated cases of 80 x 80 x 90 mm and seconds.
+TINY_STAGE = ["stage.size=[16,16,16]", "stage.spacing=[6,6,6]", "training.patch=[16,16,16]"]
+TINY_MODEL = {
+    "plainconv": ["model.settings.features=[4,8]", "model.settings.strides=[1,2]"],
+    "resenc": [
+        "model.settings.features=[4,8]",
+        "model.settings.strides=[1,2]",
+        "model.settings.blocks=[1,1]",
+    ],
+    "segresnet": [
+        "model.settings.init_filters=8",
+        "model.settings.blocks_down=[1,1]",
+        "model.settings.depths=2",
+    ],
+}
+BRIEF = ["training.epochs=1", "training.iterations=1", "training.batch_size=2", "training.validate_every=1"]
+
+
+def compose_job(name: str, *overrides: str) -> DictConfig:
+    """The configuration of one job, without Hydra's own node."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def load(name: str) -> ModuleType:
+    """An entry point as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs an entry point, or the command `hnseg`, in a process of its own."""
+    clean = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    program = ["-m", "hnseg"] if script == "hnseg" else [str(ROOT / script)]
+    return subprocess.run(
+        [sys.executable, *program, *arguments],
+        cwd=cwd,
+        env=clean | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a refusal."""
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def write_cohort(root: Path, cases: int = 4) -> Path:
+    """Fabricated cases of two centres, with head masks."""
+    head = np.zeros((30, 40, 40), np.uint8)
+    head[10:, 8:32, 8:32] = 1
+    (root / "heads").mkdir(parents=True)
+    for n in range(cases):
+        name = f"{'AB'[n % 2]}-{n}"
+        write_case(root, name, seed=n)
+        sitk.WriteImage(volume(head, (2, 2, 3)), str(root / "heads" / f"{name}.nii.gz"))
+    return root
+
+
+def tiny(model: str, cohort: Path, runs: Path) -> list[str]:
+    """Overrides that train any stage on a fabricated cohort within a second."""
+    places = [f"data.root={cohort}", f"data.cache={cohort.parent / 'cache'}", f"runs={runs}"]
+    machine = ["trainer.device=cpu", "trainer.precision=float32", "data.folds=2", "data.prepare_workers=1"]
+    return [f"model={model}", *TINY_STAGE, *TINY_MODEL[model], *BRIEF, *places, *machine]
