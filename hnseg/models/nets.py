@@ -1,16 +1,14 @@
 """Three networks behind one contract.
 
 In training mode a network returns its logits at every supervised depth, finest first; in evaluation
-mode it returns the finest logits alone. Input and logits are (B, C, z, y, x). `divisor` (z, y, x) is
-what each side of the input must be a multiple of.
+mode it returns the finest logits alone. Input and logits are (B, C, z, y, x); what the sides of the
+input must be multiples of, `hnseg.preflight.divisor` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
-import numpy as np
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from monai.networks.nets import SegResNetDS
 from torch import Tensor, nn
@@ -20,22 +18,12 @@ from hnseg.errors import HnsegError
 Strides = Sequence[int | Sequence[int]]
 
 
-@runtime_checkable
-class SegmentationNetwork(Protocol):
-    """What the training module and the predictor ask of a network."""
-
-    divisor: tuple[int, int, int]
-
-    def __call__(self, image: Tensor) -> Tensor | list[Tensor]: ...
-
-
 class UNet(nn.Module):
     """nnU-Net's networks: deep supervision follows the mode, as the contract wants it."""
 
-    def __init__(self, network: PlainConvUNet | ResidualEncoderUNet, strides: Strides) -> None:
+    def __init__(self, network: PlainConvUNet | ResidualEncoderUNet) -> None:
         super().__init__()
         self.network = network
-        self.divisor = divisor(strides)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Logits (B, K, z, y, x); in training a list of them, finest first."""
@@ -49,7 +37,6 @@ class SegResNet(nn.Module):
     def __init__(self, network: SegResNetDS) -> None:
         super().__init__()
         self.network = network
-        self.divisor = tuple(int(f) for f in network.shape_factor())
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Logits (B, K, z, y, x); in training a list of them, finest first."""
@@ -86,7 +73,7 @@ def plainconv(
         n_conv_per_stage_decoder=_counts(decoder_convolutions),
         **_unet_style(),
     )
-    return UNet(network.apply(network.initialize), strides)
+    return UNet(network.apply(network.initialize))
 
 
 def resenc(
@@ -109,7 +96,7 @@ def resenc(
         n_conv_per_stage_decoder=_counts(decoder_convolutions),
         **_unet_style(),
     )
-    return UNet(network.apply(network.initialize), strides)
+    return UNet(network.apply(network.initialize))
 
 
 def segresnet(
@@ -147,26 +134,6 @@ def build(architecture: str, in_channels: int, out_channels: int, **settings: ob
         known = ", ".join(ARCHITECTURES)
         raise HnsegError(f"model.architecture={architecture} is unknown; choose one of {known}")
     return ARCHITECTURES[architecture](in_channels, out_channels, **settings)  # type: ignore[operator]
-
-
-def divisor(strides: Strides) -> tuple[int, int, int]:
-    """The product of all strides along (z, y, x)."""
-    steps = np.prod([np.broadcast_to(s, 3) for s in strides], axis=0)
-    return int(steps[0]), int(steps[1]), int(steps[2])
-
-
-def check_patch(patch: Sequence[int], network: SegmentationNetwork, name: str) -> None:
-    """Refuses a patch that the network would have to crop or pad on its own.
-
-    Raises:
-        HnsegError: A side is not a multiple of the network's divisor.
-    """
-    if any(n % d for n, d in zip(patch, network.divisor, strict=True)):
-        fitting = [int(np.ceil(n / d) * d) for n, d in zip(patch, network.divisor, strict=True)]
-        raise HnsegError(
-            f"patch={list(patch)} does not fit model {name}, whose sides must be multiples of "
-            f"{list(network.divisor)} (z, y, x); use patch={fitting}"
-        )
 
 
 def _unet_style() -> dict[str, object]:
