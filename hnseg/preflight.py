@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def find_cohort(root: str | None, exclude: Sequence[str]) -> list[Case]:
             "... (without data, `make demo` makes a synthetic cohort and trains on it)"
         )
     cases = read_cases(Path(root))
+    exclude = [str(case_id) for case_id in exclude]  # Hydra reads data.exclude=[12] as a number
     unknown = sorted(set(exclude) - {case.case_id for case in cases})
     if unknown:
         raise HnsegError(f"data.exclude={','.join(unknown)}: no such case in {root}; check the names")
@@ -48,7 +50,7 @@ def check_patch(patch: Sequence[int] | None, model: Mapping[str, Any], stage: st
     """Refuses a patch that the network would have to crop or pad on its own.
 
     Raises:
-        HnsegError: No patch is set for this pair of stage and model, or a side does not fit.
+        HnsegError: No patch is set for this pair of stage and model, or its sides do not fit.
     """
     name = model["name"]
     if patch is None:
@@ -57,11 +59,13 @@ def check_patch(patch: Sequence[int] | None, model: Mapping[str, Any], stage: st
             "choose another pair or give training.patch=[z,y,x]"
         )
     sides = divisor(model)
-    if len(patch) != 3 or any(n % d or n < d for n, d in zip(patch, sides, strict=True)):
-        remedy = [int(np.ceil(n / d) * d) for n, d in zip(patch, sides, strict=False)]
+    misfit = len(patch) != 3 or any(n % d or n < d for n, d in zip(patch, sides, strict=True))
+    # A single voxel at the deepest stage has no variance for the instance norm.
+    if misfit or tuple(patch) == sides:
+        remedy = [max(int(np.ceil(n / d)), 2) * d for n, d in zip_longest(patch[:3], sides, fillvalue=1)]
         raise HnsegError(
             f"training.patch={list(patch)} does not fit model={name}, whose sides (z, y, x) must be "
-            f"multiples of {list(sides)}; use training.patch={remedy}"
+            f"multiples of {list(sides)}, and not all the least; use training.patch={remedy}"
         )
 
 

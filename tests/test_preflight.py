@@ -1,0 +1,131 @@
+"""What train.py refuses before anything heavy is imported; and what it takes for an answer."""
+
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from fabricate import write_case
+from members import TINY
+
+from hnseg.errors import HnsegError
+from hnseg.models.nets import build
+from hnseg.preflight import check_patch, divisor, find_cohort, padding
+
+ANISOTROPIC = {
+    "plainconv": {"features": [4, 8, 8], "strides": [1, [1, 2, 2], 2]},
+    "resenc": {"features": [4, 8, 8, 8], "strides": [1, 2, [1, 2, 1], [2, 2, 1]], "blocks": [1, 1, 1, 1]},
+}
+MODELS = [*TINY.items(), *ANISOTROPIC.items()]
+
+
+def accepts(network: torch.nn.Module, patch: tuple[int, ...]) -> bool:
+    """Whether a network trains on a patch and gives logits of its size."""
+    try:
+        return network.train()(torch.zeros((1, 2, *patch)))[0].shape[2:] == patch
+    except (ValueError, RuntimeError):
+        return False
+
+
+@pytest.mark.parametrize(("architecture", "settings"), MODELS)
+def test_the_divisor_is_what_the_network_really_needs(architecture, settings):
+    network = build(architecture, 2, 3, **settings)
+    model = {"name": architecture, "architecture": architecture, "settings": settings}
+    for factors in product((1, 1.5, 2), repeat=3):
+        patch = tuple(int(d * f) for d, f in zip(divisor(model), factors, strict=True))
+        try:
+            check_patch(patch, model, "fine")
+            refused = False
+        except HnsegError:
+            refused = True
+        assert accepts(network, patch) != refused, patch
+
+
+def test_the_divisor_of_the_segresnet_is_monai_s():
+    for blocks in ([1, 2, 2, 4, 4], [1, 1]):
+        settings = {"init_filters": 8, "blocks_down": blocks, "depths": 2}
+        expected = tuple(build("segresnet", 2, 3, **settings).network.shape_factor())
+        assert divisor({"architecture": "segresnet", "settings": settings}) == expected
+
+
+SIX = {"name": "resenc", "architecture": "resenc", "settings": {"strides": [1, 2, 2, 2, 2, 2]}}
+HEAD = {"name": "plainconv", "architecture": "plainconv", "settings": {"strides": [1, 2, 2, 2, 2, [1, 2, 2]]}}
+
+
+def test_the_paper_s_patches_fit():
+    check_patch([160, 160, 160], SIX, "fine")
+    check_patch([128, 128, 128], SIX, "coarse")
+    check_patch([96, 160, 160], HEAD, "head")
+    segresnet = {
+        "name": "segresnet",
+        "architecture": "segresnet",
+        "settings": {"blocks_down": [1, 2, 2, 4, 4]},
+    }
+    check_patch([144, 144, 144], segresnet, "fine")
+
+
+@pytest.mark.parametrize(
+    ("patch", "model", "remedy"),
+    [
+        ([144, 144, 144], SIX, "[160, 160, 160]"),
+        ([100, 160, 160], HEAD, "[112, 160, 160]"),
+        ([32, 32, 32], SIX, "[64, 64, 64]"),
+        ([0, 160, 160], SIX, "[64, 160, 160]"),
+        ([160, 160], SIX, "[160, 160, 64]"),
+        ([160, 160, 160, 160], SIX, "[160, 160, 160]"),
+    ],
+)
+def test_a_patch_that_does_not_fit_is_refused_with_one_that_does(patch, model, remedy):
+    with pytest.raises(HnsegError) as caught:
+        check_patch(patch, model, "fine")
+    message = str(caught.value)
+    assert f"training.patch={patch}" in message
+    assert f"model={model['name']}" in message
+    assert message.endswith(f"use training.patch={remedy}")
+    assert "\n" not in message
+
+
+def test_a_pair_without_settings_is_named():
+    with pytest.raises(HnsegError, match=r"no conf/stage_model for stage=head model=resenc"):
+        check_patch(None, SIX, "head")
+
+
+def test_a_roi_is_padded_to_its_patch_and_never_cut():
+    assert padding([160] * 3, [144] * 3) == (160, 160, 160)
+    assert padding([144] * 3, [144] * 3) is None
+    assert padding([96, 160, 160], [128, 256, 256]) is None
+    assert padding([96, 160, 160], [80, 200, 150]) == (96, 200, 160)
+
+
+def test_a_cohort_is_listed_without_its_excluded_cases(tmp_path):
+    for name in ("A-1", "A-2", "12"):
+        write_case(tmp_path, name)
+    assert [case.case_id for case in find_cohort(str(tmp_path), ["A-1"])] == ["12", "A-2"]
+    assert [case.case_id for case in find_cohort(str(tmp_path), [12])] == ["A-1", "A-2"]
+    with pytest.raises(HnsegError, match=r"data\.exclude=A-9: no such case in .*"):
+        find_cohort(str(tmp_path), ["A-2", "A-9"])
+
+
+def test_without_data_the_key_and_the_demo_are_named(tmp_path):
+    with pytest.raises(HnsegError, match=r"data\.root .*make demo"):
+        find_cohort(None, [])
+    with pytest.raises(HnsegError, match="no such folder"):
+        find_cohort(str(tmp_path / "nowhere"), [])
+
+
+def test_looking_ahead_imports_nothing_heavy():
+    code = (
+        "import sys, hnseg.preflight, hnseg.run_folder, hnseg.data.splits\n"
+        "heavy = {'torch', 'monai', 'torchio', 'lightning', 'wandb', 'matplotlib', 'SimpleITK'}\n"
+        "sys.exit(', '.join(heavy & sys.modules.keys()) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
