@@ -43,9 +43,10 @@ class RunFolder:
         """
         stored = self.path / "config.json"
         if overwrite:
-            for name in ("config.json", "score.json", "metrics.csv", "best.ckpt", "last.ckpt"):
-                (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / "wandb", ignore_errors=True)
+            # The configuration goes last: cut off here, the old checkpoints must not pass for another run's.
+            for name in ("score.json", "metrics.csv", "last.ckpt", "best.ckpt", "config.json"):
+                (self.path / name).unlink(missing_ok=True)
         if stored.exists():
             before, now = _flat(json.loads(stored.read_text())), _flat(json.loads(json.dumps(config)))
             for key in sorted(before.keys() | now.keys()):

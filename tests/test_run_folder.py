@@ -1,0 +1,118 @@
+"""A run's folder: fresh, interrupted or finished, and never another run's."""
+
+import json
+
+import pytest
+
+from hnseg.errors import HnsegError
+from hnseg.run_folder import RunFolder
+
+CONFIG = {
+    "fold": 0,
+    "seed": 0,
+    "overwrite": False,
+    "training": {"patch": [160, 160, 160], "epochs": 1000},
+    "trainer": {"device": "auto", "threads": None, "precision": "auto"},
+    "data": {"root": "data", "workers": 0, "prepare_workers": None},
+    "logger": {"kind": "wandb", "mode": "offline"},
+}
+
+
+def changed(key: str, value: object) -> dict:
+    """CONFIG with one dotted key changed."""
+    config = json.loads(json.dumps(CONFIG))
+    *path, last = key.split(".")
+    node = config
+    for name in path:
+        node = node[name]
+    node[last] = value
+    return config
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    return RunFolder(tmp_path / "runs" / "fold_0")
+
+
+def test_a_run_is_fresh_then_interrupted_then_finished(folder):
+    assert folder.begin(CONFIG) == "fresh"
+    assert folder.begin(CONFIG) == "fresh"  # stopped before the first checkpoint
+    folder.last.write_bytes(b"weights")
+    assert folder.begin(CONFIG) == "interrupted"
+    folder.finish({"val/dice": 0.7})
+    assert folder.begin(CONFIG) == "finished"
+    assert folder.scores() == {"val/dice": 0.7}
+    assert json.loads((folder.path / "config.json").read_text()) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "before"),
+    [
+        ("seed", 1, "0"),
+        ("training.epochs", 10, "1000"),
+        ("training.patch", [128, 128, 128], r"\[160, 160, 160\]"),
+        ("data.root", "elsewhere", "data"),
+        ("trainer.precision", "float32", "auto"),
+        ("training.ema", 0.9, "None"),
+    ],
+)
+def test_other_settings_are_refused_by_name(folder, key, value, before):
+    folder.begin(CONFIG)
+    with pytest.raises(HnsegError, match=rf"holds a run with {key}={before}, not ") as caught:
+        folder.begin(changed(key, value))
+    assert str(folder.path) in str(caught.value)
+    assert "overwrite=true" in str(caught.value)
+    assert json.loads((folder.path / "config.json").read_text()) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trainer.device", "cpu"),
+        ("trainer.threads", 2),
+        ("data.workers", 4),
+        ("data.prepare_workers", 1),
+        ("logger.mode", "online"),
+        ("overwrite", True),
+    ],
+)
+def test_what_does_not_change_the_result_may_change(folder, key, value):
+    folder.begin(CONFIG)
+    folder.last.write_bytes(b"weights")
+    assert folder.begin(changed(key, value)) == "interrupted"
+
+
+def test_overwriting_starts_again_under_new_settings(folder):
+    folder.begin(CONFIG)
+    folder.last.write_bytes(b"old")
+    folder.best.write_bytes(b"old")
+    folder.finish({"val/dice": 0.7})
+    (folder.path / "mine.txt").write_text("kept")
+    other = changed("seed", 1)
+    assert folder.begin(other, overwrite=True) == "fresh"
+    assert {path.name for path in folder.path.iterdir()} == {"config.json", "mine.txt"}
+    assert folder.begin(other) == "fresh"
+
+
+def test_overwriting_that_is_cut_off_does_not_pass_old_weights_for_new(folder, monkeypatch):
+    folder.begin(CONFIG)
+    folder.last.write_bytes(b"old")
+    folder.best.write_bytes(b"old")
+    unlink, left = type(folder.path).unlink, [2]
+
+    def cut_off(path, missing_ok=False):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(type(folder.path), "unlink", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        folder.begin(changed("seed", 1), overwrite=True)
+    monkeypatch.undo()
+    with pytest.raises(HnsegError, match="seed=0, not 1"):
+        folder.begin(changed("seed", 1))
+
+
+def test_overwriting_nothing_is_a_fresh_run(folder):
+    assert folder.begin(CONFIG, overwrite=True) == "fresh"
