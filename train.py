@@ -9,6 +9,7 @@ The same command again takes an interrupted run up where it stopped, and reports
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from hnseg.cases import Case
 from hnseg.data.splits import Split
-from hnseg.errors import HnsegError
 from hnseg.hydra_app import run
-from hnseg.preflight import check_patch, find_cohort, padding
+from hnseg.preflight import check_length, check_patch, find_cohort, padding
 from hnseg.run_folder import RunFolder
 
 # Everything heavy is imported where it is used, so that a mistake is answered in a second.
@@ -37,6 +37,7 @@ def main(cfg: DictConfig) -> float:
     patch = None if OmegaConf.is_missing(cfg.training, "patch") else list(cfg.training.patch)
     check_patch(patch, cfg.model, cfg.stage.name)
     config: Config = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    check_length(config["training"])
     cases, split = read_cohort(config["data"])
     train, validation = split.assign(cases, config["fold"])
     folder = RunFolder(Path(config["run_dir"]))
@@ -195,9 +196,11 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module, cohort, ckpt_path=folder.last if folder.last.exists() else None)
-    if trainer.interrupted:
-        raise HnsegError(f"{title}: stopped; the same command goes on from {folder.last}")
+        try:
+            trainer.fit(module, cohort, ckpt_path=folder.last if folder.last.exists() else None)
+        except SystemExit:  # what Lightning makes of Ctrl-C; it ends a whole sweep
+            print(f"{title}: stopped; the same command goes on where it stopped", file=sys.stderr)
+            raise
     scores = validation_scores(folder.best)
     folder.finish(scores)
     return scores

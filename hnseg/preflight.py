@@ -69,6 +69,25 @@ def check_patch(patch: Sequence[int] | None, model: Mapping[str, Any], stage: st
         )
 
 
+def check_length(training: Mapping[str, Any]) -> None:
+    """Refuses a training that would never step, or never be validated.
+
+    Raises:
+        HnsegError: Epochs, batch size, iterations or validation interval that are no counting numbers,
+            or fewer epochs than the interval.
+    """
+    for key in ("epochs", "batch_size", "iterations", "validate_every"):
+        value = training[key]
+        unset = key == "iterations" and value is None  # one pass over the training cases
+        if not unset and not (isinstance(value, int) and value >= 1):
+            raise HnsegError(f"training.{key}={value}: give a number of at least 1")
+    epochs, interval = training["epochs"], training["validate_every"]
+    if interval > epochs:
+        raise HnsegError(
+            f"training.validate_every={interval} with training.epochs={epochs} validates never; lower it"
+        )
+
+
 def padding(patch: Sequence[int], shape: Sequence[int]) -> tuple[int, int, int] | None:
     """Shape (z, y, x) to which a stage's ROI is padded so that a patch is never larger; None if it fits."""
     z, y, x = (max(int(p), int(n)) for p, n in zip(patch, shape, strict=True))

@@ -1,0 +1,211 @@
+"""train.py as typed: mistakes told at once, runs that resume, finish once and are never mixed up."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from entry import ROOT, compose_job, load, refused, run, tiny, write_cohort
+
+from hnseg.errors import HnsegError
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cohort(tmp_path_factory.mktemp("cohort") / "scans")
+
+
+@pytest.fixture
+def light(tmp_path: Path) -> dict[str, str]:
+    """An environment in which importing anything heavy ends the program."""
+    for name in ("torch", "monai", "lightning", "torchio", "wandb"):
+        (tmp_path / "heavy").mkdir(exist_ok=True)
+        (tmp_path / "heavy" / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
+    return {"PYTHONPATH": str(tmp_path / "heavy")}
+
+
+def test_without_data_one_line_names_the_key_and_the_demo(tmp_path: Path, light: dict[str, str]) -> None:
+    line = refused(run("train.py", "stage=fine", "model=resenc", cwd=tmp_path, **light))
+    assert line.startswith("train.py: error: data.root")
+    assert "make demo" in line
+
+
+@pytest.fixture(scope="module")
+def names_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight cases of empty files: names are all that is looked at before training starts."""
+    scans = tmp_path_factory.mktemp("names") / "scans"
+    for n in range(8):
+        (scans / f"A-{n}").mkdir(parents=True)
+        for suffix in ("__CT", "__PT", ""):
+            (scans / f"A-{n}" / f"A-{n}{suffix}.nii.gz").touch()
+    return scans
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["stage=middle"], ["stage=middle", "coarse, fine, head"]),
+        (["fold=5"], ["fold=5", "folds 0 to 4"]),
+        (["training.patch=[150,160,160]"], ["training.patch=[150, 160, 160]", "[160, 160, 160]"]),
+        (["training.epoch=5"], ["training.epoch", "epochs"]),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_heavy(
+    names_only: Path, tmp_path: Path, light: dict[str, str], arguments: list[str], parts: list[str]
+) -> None:
+    line = refused(run("train.py", f"data.root={names_only}", *arguments, cwd=tmp_path, **light))
+    for part in parts:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fold=-1"], r"fold=-1: .*folds 0 to 4, or fold=all"),
+        (["fold=first"], r"fold=first: .*folds 0 to 4, or fold=all"),
+        (["training.patch=[160,160]"], r"training\.patch=\[160, 160\]"),
+        (["stage=head", "model=segresnet"], r"training\.patch is not set.*stage=head model=segresnet"),
+        (["training.epochs=0"], r"training\.epochs=0"),
+        (["training.batch_size=0"], r"training\.batch_size=0"),
+        (["training.iterations=-1"], r"training\.iterations=-1"),
+        (
+            ["training.epochs=3", "training.validate_every=4"],
+            r"training\.validate_every=4.*training\.epochs=3",
+        ),
+        (["data.folds=9"], r"data\.folds=9 with 8 cases"),
+        (["data.exclude=[A-99]"], r"data\.exclude=A-99"),
+        (["data.split=nowhere.json"], r"nowhere\.json"),
+    ],
+)
+def test_impossible_settings_are_told(
+    names_only: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    cfg = compose_job("train", f"data.root={names_only}", f"runs={tmp_path}", *arguments)
+    with pytest.raises(HnsegError, match=message):
+        load("train").main(cfg)
+    assert not any(tmp_path.iterdir())  # no run was begun
+
+
+def test_a_range_of_folds_is_five_jobs(tmp_path: Path, light: dict[str, str]) -> None:
+    """Each job gets as far as the missing data, in a folder of its own."""
+    refused(run("train.py", "stage=fine", "model=resenc", "fold=0-4", "-m", cwd=tmp_path, **light))
+    jobs = sorted(path.parents[1].name for path in tmp_path.glob("runs/*/*/*/hydra/overrides.yaml"))
+    assert jobs == [f"fold_{n}" for n in range(5)]
+
+
+def job(cohort: Path, runs: Path, *overrides: str) -> float:
+    cfg = compose_job("train", "stage=fine", *tiny("resenc", cohort, runs), "logger=csv", *overrides)
+    return load("train").main(cfg)
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run_dir / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_run_leaves_what_is_documented(cohort: Path, tmp_path: Path) -> None:
+    dice = job(cohort, tmp_path)
+    (folder,) = tmp_path.glob("hecktor/fine_resenc_cte/fold_0")
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "split.json", "metrics.csv", "score.json", "best.ckpt", "last.ckpt"}
+    scores = json.loads((folder / "score.json").read_text())
+    assert scores["val/dice"] == dice
+    assert {"val/gtvp_dsc", "val/gtvn_dsc_agg", "val/gtvn_f1_agg"} <= scores.keys()
+    card = torch.load(folder / "best.ckpt", weights_only=True)["hnseg"]
+    assert (card["stage"]["name"], card["network"]["architecture"], card["fold"]) == ("fine", "resenc", 0)
+    held = set(json.loads((folder / "split.json").read_text())["folds"][0])
+    assert held
+    assert not held & set(card["trained_on"])
+
+
+def test_the_same_command_again_reports_the_finished_run(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dice = job(cohort, tmp_path)
+    checkpoint = next(tmp_path.rglob("last.ckpt"))
+    before = checkpoint.stat().st_mtime_ns
+    assert job(cohort, tmp_path, "trainer.threads=1") == dice
+    assert "finished before" in capsys.readouterr().out
+    assert checkpoint.stat().st_mtime_ns == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(cohort: Path, tmp_path: Path) -> None:
+    job(cohort, tmp_path)
+    with pytest.raises(HnsegError, match=r"optimizer\.step\.lr=0\.01, not 0\.1.*overwrite=true"):
+        job(cohort, tmp_path, "optimizer.step.lr=0.1")
+    job(cohort, tmp_path, "optimizer.step.lr=0.1", "overwrite=true")
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(cohort: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        job(cohort, tmp_path, f"name={name}", f"seed={seed}")
+    a, b, c = (weights(tmp_path / name / "fine_resenc_cte" / "fold_0") for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not all(torch.equal(a[key], c[key]) for key in a)
+
+
+@pytest.mark.parametrize("ema", ["null", "0.9"])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
+    cohort: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ema: str,
+) -> None:
+    from hnseg.progress import RunProgress
+
+    settings = ["training.epochs=3", "training.iterations=2", f"training.ema={ema}"]
+    job(cohort, tmp_path, "name=whole", *settings)
+    start = RunProgress.on_train_epoch_start
+
+    def interrupt(self: RunProgress, trainer: object, module: object) -> None:
+        if trainer.current_epoch == 1:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+        start(self, trainer, module)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunProgress, "on_train_epoch_start", interrupt)
+        with pytest.raises(SystemExit):
+            job(cohort, tmp_path, "name=parts", *settings)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning turns Ctrl-C off on its way out
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+    job(cohort, tmp_path, "name=parts", *settings)
+    whole, parts = (tmp_path / name / "fine_resenc_cte" / "fold_0" for name in ("whole", "parts"))
+    assert json.loads((whole / "score.json").read_text()) == json.loads((parts / "score.json").read_text())
+    for key, value in weights(whole).items():
+        torch.testing.assert_close(weights(parts)[key], value)
+    epochs = []
+    for folder in (whole, parts):
+        with (folder / "metrics.csv").open(newline="") as file:
+            epochs.append([row["epoch"] for row in csv.DictReader(file) if row["train/loss"]])
+    assert epochs == [["0", "1", "2"]] * 2
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes(cohort: Path, tmp_path: Path) -> None:
+    settings = [*tiny("resenc", cohort, tmp_path), "training.epochs=400", "training.iterations=2"]
+    command = [sys.executable, str(ROOT / "train.py"), "stage=fine", *settings]
+    last = tmp_path / "hecktor" / "fine_resenc_cte" / "fold_0" / "last.ckpt"
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert last.exists()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    stopped = torch.load(last, weights_only=True)["epoch"]
+    # Going on to a nearer end is another configuration, but one that this test may pretend was meant.
+    stored = last.with_name("config.json")
+    config = json.loads(stored.read_text())
+    config["training"]["epochs"] = config["optimizer"]["schedule"]["total_iters"] = stopped + 3
+    stored.write_text(json.dumps(config))
+    done = run("train.py", "stage=fine", *settings, f"training.epochs={stopped + 3}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert torch.load(last, weights_only=True)["epoch"] == stopped + 2
+    assert last.with_name("score.json").exists()
+    assert "epoch 1/" not in done.stderr  # it did not begin again
