@@ -54,7 +54,7 @@ class ThresholdScore:
 
 
 @dataclass(frozen=True)
-class Split:
+class Found:
     """What one threshold finds in one case, in mm³."""
 
     gtvp: Overlap
@@ -68,7 +68,7 @@ def oracle_threshold(
 
     The truth places the ROI (144 mm, centred on the mean voxel of all labels), picks the threshold, and gives
     each 26-connected component above it a class: those whose union has the highest GTVp DSC are GTVp, the
-    rest GTVn. No other choice of classes scores higher on GTVp. Scores are official (evaluation.md), on the
+    rest GTVn. Scores are official (evaluation.md), on the
     CT's grid, and lesions outside the ROI count as missed.
 
     Args:
@@ -83,7 +83,7 @@ def oracle_threshold(
         raise HnsegError(f"{', '.join(unlabelled)}: no label; a threshold can only be scored against one")
     shown = track(cases, "thresholds", console=Console(stderr=True))
     table = [_try_all(case, suvs) for case in shown]  # cases × thresholds
-    dice = [[split.gtvp.dice_or(empty) for split in row] for row in table]
+    dice = [[found.gtvp.dice_or(empty) for found in row] for row in table]
     # Whether a case is scored depends on its truth alone: with skip, components without GTVp become GTVn.
     scored = np.array([row for row in dice if None not in row], dtype=np.float64)
     if not scored.size:
@@ -126,7 +126,7 @@ def split_components(suv: NDArray[Any], truth: NDArray[Any], threshold: float) -
     return classes[components]
 
 
-def _try_all(case: Case, suvs: Sequence[float]) -> list[Split]:
+def _try_all(case: Case, suvs: Sequence[float]) -> list[Found]:
     """Every threshold on one case."""
     assert case.label is not None
     label = read_label(case.label)
@@ -134,7 +134,7 @@ def _try_all(case: Case, suvs: Sequence[float]) -> list[Split]:
     whole = {name: voxel * int((to_array(label) == name).sum()) for name in (GTVP, GTVN)}
     centre = centroid(label)
     if centre is None:
-        return [Split(Overlap(0, 0, 0), Overlap(0, 0, 0))] * len(suvs)
+        return [Found(Overlap(0, 0, 0), Overlap(0, 0, 0))] * len(suvs)
     suv, truth = _roi(
         read_image(case.pet), label, Grid.centred(centre.tolist(), (48, 48, 48), (3.0, 3.0, 3.0))
     )
@@ -144,7 +144,7 @@ def _try_all(case: Case, suvs: Sequence[float]) -> list[Split]:
         return Overlap(both * voxel, np.count_nonzero(found == name) * voxel, whole[name])
 
     labelled = (split_components(suv, truth, threshold) for threshold in suvs)
-    return [Split(overlap(found, GTVP), overlap(found, GTVN)) for found in labelled]
+    return [Found(overlap(labels, GTVP), overlap(labels, GTVN)) for labels in labelled]
 
 
 def _roi(pet: sitk.Image, label: sitk.Image, grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

@@ -1,9 +1,11 @@
 """A seeded synthetic PET/CT cohort in the HECKTOR layout, for tests and the demonstration.
 
-A case reads in this order: the centre and its grids (scanner), the patient's build and posture (patient), the
-healthy body (anatomy), the tumours and nodes (lesions), the images (imaging), the files (cohort).
+A case is made in this order: the centre and its grids (scanner), the patient's build and posture (patient),
+the healthy body (anatomy), the tumours and nodes (lesions), the images (imaging). All shapes are analytic
+(solids).
 """
 
-from hnseg.data.phantom.cohort import PhantomCase, make_case, make_cohort, write_case
+from hnseg.data.phantom.case import PhantomCase, make_case, write_case
+from hnseg.data.phantom.cohort import make_cohort
 
 __all__ = ["PhantomCase", "make_case", "make_cohort", "write_case"]

@@ -80,21 +80,21 @@ HEAD: list[Row] = [
 ]
 
 MUCOSA: list[Row] = [
-    ("nasopharynx wall", (0, -7, -158), (18, 13, 19), 0, MUSCLE, (1.5, 3.0)),
-    ("oropharynx wall", (0, -8, -192), (19, 13, 26), 1, MUSCLE, (1.5, 3.0)),
-    ("hypopharynx wall", (0, -6, -235), (15, 12, 28), 1, MUSCLE, (1.3, 2.5)),
+    ("nasopharynx wall", (0, -7, -158), (18, 13, 19), 0, MUSCLE, (3.5, 7.5)),
+    ("oropharynx wall", (0, -8, -192), (19, 13, 26), 1, MUSCLE, (3.5, 7.5)),
+    ("hypopharynx wall", (0, -6, -235), (15, 12, 28), 1, MUSCLE, (3.5, 7.5)),
 ]
 
 # Sites of physiological uptake: their CT is that of muscle.
 GLANDS: list[Row] = [
-    ("adenoid", (0, 5, -158), (14, 6, 10), 0, MUSCLE, (2.5, 6.0)),
-    ("soft palate", (0, -23, -178), (14, 9, 6), 0, MUSCLE, (2.5, 6.5)),
-    ("palatine tonsil", (20, -11, -191), (8.5, 10, 14), 0, MUSCLE, (3.5, 10.0)),
-    ("lingual tonsil", (0, -25, -209), (16, 8, 9), 0, MUSCLE, (3.0, 9.0)),
-    ("parotid gland", (50, -2, -176), (12, 17, 25), 0, MUSCLE, (2.0, 6.0)),
-    ("submandibular gland", (31, -35, -214), (10, 14, 12), 0, MUSCLE, (2.5, 7.0)),
-    ("sublingual gland", (13, -58, -212), (6, 14, 6), 0, MUSCLE, (2.5, 6.0)),
-    ("larynx", (8, -14, -251), (6, 11, 7), 0, MUSCLE, (2.0, 8.0)),
+    ("adenoid", (0, 5, -158), (14, 6, 10), 0, MUSCLE, (4.0, 8.0)),
+    ("soft palate", (0, -23, -178), (14, 9, 6), 0, MUSCLE, (4.0, 8.0)),
+    ("palatine tonsil", (20, -11, -191), (8.5, 10, 14), 0, MUSCLE, (5.0, 12.0)),
+    ("lingual tonsil", (0, -25, -209), (16, 8, 9), 0, MUSCLE, (4.5, 11.0)),
+    ("parotid gland", (50, -2, -176), (12, 17, 25), 0, MUSCLE, (2.5, 6.0)),
+    ("submandibular gland", (31, -35, -214), (10, 14, 12), 0, MUSCLE, (4.0, 8.0)),
+    ("sublingual gland", (13, -58, -212), (6, 14, 6), 0, MUSCLE, (3.5, 7.0)),
+    ("larynx", (8, -14, -251), (6, 11, 7), 0, MUSCLE, (3.0, 10.0)),
     ("thyroid gland", (17, -8, -278), (8, 9, 18), 0, MUSCLE, (1.2, 5.0)),
     ("neck muscle", (44, 22, -235), (7, 12, 34), 0, MUSCLE, (1.0, 3.5)),
 ]
@@ -144,11 +144,10 @@ def build(patient: Patient, lumps: Sequence[Solid], rng: np.random.Generator) ->
     return parts + _tissue(patient, AIRWAY, rng, jitter=0.8)
 
 
-def table(patient: Patient) -> Part:
-    """The couch: a foam slab under the patient, flat whatever the head does."""
-    top = 20 + 118 * 1.02
-    slab = Solid(vector([0, top + 14, -600]), vector([230, 12, 1200]), flatness=3)
-    return Part("table", patient.lay(slab), -650.0, 0.0)
+def table(patient: Patient) -> list[Part]:
+    """The couch: foam in a thin shell under the patient, flat whatever the head does."""
+    slab = patient.lay(Solid(vector([0, 154, -600]), vector([220, 15, 1200]), flatness=3))
+    return [Part("table", slab, -200.0, 0.0), Part("table", slab.grown(margin=-3), -900.0, 0.0)]
 
 
 def _limbs(patient: Patient, hu: float, inset: float) -> Iterator[Part]:

@@ -16,13 +16,14 @@ GTVP, GTVN = 1, 2
 # facts.md §4: 680 cases, volumes in ml at the percentiles 0 (ours), 5, 25, 50, 75, 95 and 100 (ours).
 PRESENCE: tuple[tuple[tuple[int, ...], int], ...] = (((GTVP, GTVN), 575), ((GTVP,), 77), ((GTVN,), 28))
 PERCENTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
-VOLUMES = {GTVP: (0.8, 1.5, 4, 8, 17, 40, 60), GTVN: (0.5, 1, 5, 13, 24, 50, 75)}
-MOST_NODES, SMALLEST = 13, 0.35  # ml
+VOLUMES = {GTVP: (0.9, 1.5, 4, 8, 17, 40, 60), GTVN: (0.5, 1, 5, 13, 24, 50, 75)}
+MOST_NODES = 13
+SMALLEST = {GTVP: 0.8, GTVN: 0.35}  # ml
 
 # How lesions look. The contrast to muscle is smaller than the noise of one voxel.
-CONTRAST = (12.0, 25.0)  # HU
-UPTAKE = (3.0, 15.0)  # SUV
-RIM, CORE = 0.6, 0.8  # uptake of the infiltrating rim against the core, and the core's share of the radius
+CONTRAST = (16.0, 25.0)  # HU
+UPTAKE = (4.0, 12.0)  # SUV
+RIM, CORE = 0.33, 0.73  # uptake of the infiltrating rim against the core, and the core's share of the radius
 NECROTIC = {GTVP: 0.15, GTVN: 0.3}  # of those thicker than 18 mm
 
 # Where primaries arise (atlas, mm; off-midline sites on either side) and how often.
@@ -72,9 +73,9 @@ def draw_lesions(patient: Patient, rng: np.random.Generator) -> list[Lesion]:
 def _shares(rng: np.random.Generator, label: int, count: int) -> Vector:
     """The class's volume in this patient (ml), shared among at most `count` lesions, largest first."""
     total = float(np.exp(np.interp(rng.random(), PERCENTILES, np.log(VOLUMES[label]))))
-    count = min(count, int(total / SMALLEST))
-    rest = total - count * SMALLEST
-    return np.sort(SMALLEST + rest * rng.dirichlet(np.full(count, 0.8)))[::-1]
+    smallest = SMALLEST[label]
+    count = max(1, min(count, int(total / smallest)))
+    return np.sort(smallest + (total - count * smallest) * rng.dirichlet(np.full(count, 0.8)))[::-1]
 
 
 def _primary_site(rng: np.random.Generator, radius: float, side: int) -> Vector:

@@ -34,7 +34,7 @@ class Patient:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, lateral_shift: float) -> Patient:
-        scale = 1 + np.clip(rng.normal(0, 0.045, 3), -0.1, 0.1)
+        scale = 1 + np.clip(rng.normal(0, 0.04, 3), -0.08, 0.08)
         angles = np.clip(rng.normal(0, [0.10, 0.06, 0.10]), -0.2, 0.2)
         offset = rng.normal([lateral_shift, 0, 0], [5.0, 6.0, 150.0])
         weight = 74 * scale[0] * scale[1] * scale[2] ** 2 * rng.lognormal(0, 0.12)

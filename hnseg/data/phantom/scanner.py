@@ -56,13 +56,13 @@ class Centre:
 
 
 CENTRES = (
-    Centre("MDA", 396, 460, (0.98, 2.5), (4.1, 3.3), 500, 0, 0, 20, 0.12, 6.5, UPRIGHT, UPRIGHT),
-    Centre("CHUS", 72, 950, (1.17, 3.0), (4.0, 4.0), 570, 8, 5, 18, 0.10, 7.0, BOTTOM_UP, BOTTOM_UP),
-    Centre("CHUP", 72, 330, (0.98, 1.5), (3.0, 3.0), 320, -6, -7, 26, 0.16, 5.5, RAS, RAS),
-    Centre("CHUM", 56, 460, (0.98, 2.0), (4.0, 4.0), 420, 14, 4, 22, 0.12, 6.0, OBLIQUE, UPRIGHT),
-    Centre("HGJ", 55, 950, (0.98, 3.0), (3.65, 3.27), 600, -18, -3, 19, 0.11, 7.5, UPRIGHT, BOTTOM_UP),
-    Centre("HMR", 18, 320, (0.98, 1.5), (4.0, 5.0), 280, 25, 8, 28, 0.14, 7.0, SAGITTAL, UPRIGHT),
-    Centre("USZ", 11, 950, (0.98, 3.0), (5.47, 3.27), 800, 0, -5, 16, 0.13, 8.0, UPRIGHT, RAS),
+    Centre("MDA", 396, 460, (0.98, 2.5), (4.1, 3.3), 500, 0, 0, 25, 0.12, 6.5, UPRIGHT, UPRIGHT),
+    Centre("CHUS", 72, 950, (1.17, 3.0), (4.0, 4.0), 570, 8, 5, 22, 0.10, 7.0, BOTTOM_UP, BOTTOM_UP),
+    Centre("CHUP", 72, 345, (0.98, 1.5), (3.0, 3.0), 320, -6, -7, 29, 0.16, 5.5, RAS, RAS),
+    Centre("CHUM", 56, 460, (0.98, 2.0), (4.0, 4.0), 420, 14, 4, 26, 0.12, 6.0, OBLIQUE, UPRIGHT),
+    Centre("HGJ", 55, 950, (0.98, 3.0), (3.65, 3.27), 600, -18, -3, 24, 0.11, 7.5, UPRIGHT, BOTTOM_UP),
+    Centre("HMR", 18, 335, (0.98, 1.5), (4.0, 5.0), 280, 25, 8, 30, 0.14, 7.0, SAGITTAL, UPRIGHT),
+    Centre("USZ", 11, 950, (0.98, 3.0), (5.47, 3.27), 800, 0, -5, 21, 0.13, 8.0, UPRIGHT, RAS),
 )
 NAMES = tuple(centre.name for centre in CENTRES)
 
@@ -87,10 +87,10 @@ def draw_grids(
     spacing = vector([centre.spacing[0], centre.spacing[0], centre.spacing[1] * fineness])
     pet_width, pet_spacing = centre.pet_width, vector(centre.pet_spacing)[[0, 0, 1]]
     if size == "small":
-        below, width, depth = min(below, 600.0), 340.0, 290.0
+        below, width, depth = min(below, 580.0), 320.0, 270.0
         spacing = vector([1, 1, 1]) * (2.4 + centre.spacing[0]) * fineness
         spacing[2] = 2.4 + 0.7 * centre.spacing[1] * fineness
-        pet_width, pet_spacing = 0.75 * pet_width, pet_spacing * 1.0
+        pet_width, pet_spacing = max(0.7 * pet_width, 256.0), np.minimum(1.25 * pet_spacing, 5.5)
     top = patient.offset[2] + rng.uniform(4, 22)
     bottom = patient.offset[2] - below
     x, y = patient.offset[0] - centre.shift - rng.normal(0, 3), patient.offset[1] + 20
