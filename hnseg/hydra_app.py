@@ -37,7 +37,8 @@ def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
     # Hydra makes a warning of a callback that fails: a sweep would go on with folds nobody can read.
     warnings.filterwarnings("error", message="Callback ExpandFolds")
     try:
-        sys.argv[1:] = expand_arguments(sys.argv[1:])
+        # argparse gives up on overrides that stand on both sides of a flag: -m goes last.
+        sys.argv[1:] = sorted(expand_arguments(sys.argv[1:]), key=lambda text: text in ("-m", "--multirun"))
         _register_sweeps(root / "sweeps")
         hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=config_name)(main)()
     except Exception as error:

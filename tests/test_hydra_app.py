@@ -114,6 +114,13 @@ def test_a_range_of_folds_becomes_as_many_jobs_of_a_typed_fold(shell: Shell) -> 
     assert shell.jobs() == {"coarse-0", "coarse-1", "coarse-2", "coarse-7"}
 
 
+@pytest.mark.parametrize("arguments", ["-m stage=coarse fold=0-1", "stage=coarse --multirun fold=0-1"])
+def test_the_flag_may_stand_anywhere(shell: Shell, arguments: str) -> None:
+    run = shell(*arguments.split())
+    assert run.returncode == 0, run.stderr
+    assert shell.jobs() == {"coarse-0", "coarse-1"}
+
+
 def test_a_sweep_file_is_found_from_any_folder_and_takes_the_same_text(shell: Shell) -> None:
     run = shell("sweeps=folds")
     assert run.returncode == 0, run.stderr
