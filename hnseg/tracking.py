@@ -69,11 +69,13 @@ def loggers(
         # The run's folder holds the configuration; nothing of the machine or the code is looked up.
         settings=wandb.Settings(save_code=False, disable_git=True, console="off", x_disable_meta=True),
     )
+    # Multirun jobs share a process: unless each run is closed, the next would go on with it.
     try:
         yield [*chosen, WandbLogger(experiment=run)]
-    finally:
-        # Multirun jobs share a process: without this, they would share a W&B run.
-        run.finish()
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
 
 
 def _csv_logger(folder: Path) -> CSVLogger:

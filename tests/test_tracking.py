@@ -69,22 +69,29 @@ def records(path: Path) -> Iterator[bytes]:
             record = b""
 
 
-def history(folder: Path) -> list[dict[str, Any]]:
-    """The metrics in the offline W&B file of a run folder."""
+def logged(folder: Path, kind: str) -> list[Any]:
+    """The records of one kind (history, exit, ...) in the offline W&B file of a run folder."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    parsed: list[Any] = []
+    found: dict[str, list[Any]] = {}
     # W&B's service process still writes when the run is finished; its last record is `exit`.
     for _ in range(300):
-        parsed = [Record.FromString(record) for record in records(path)]
-        if any(one.WhichOneof("record_type") == "exit" for one in parsed):
+        found = {}
+        for record in map(Record.FromString, records(path)):
+            name = record.WhichOneof("record_type")
+            found.setdefault(name, []).append(getattr(record, name))
+        if "exit" in found:
             break
         time.sleep(0.1)
+    return found.get(kind, [])
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The metrics, step by step."""
     return [
-        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in one.history.item}
-        for one in parsed
-        if one.WhichOneof("record_type") == "history"
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in step.item}
+        for step in logged(folder, "history")
     ]
 
 
@@ -141,13 +148,14 @@ def test_runs_of_one_process_do_not_merge(tmp_path: Path) -> None:
         assert entry["train/loss"] == loss
 
 
-def test_a_run_that_fails_is_closed_too(tmp_path: Path) -> None:
+def test_a_run_that_fails_is_closed_as_failed(tmp_path: Path) -> None:
     import wandb
 
     with pytest.raises(RuntimeError, match="lost"):  # noqa: SIM117
         with loggers(tmp_path, CONFIG, kind="wandb", arm="a", group="g"):
             raise RuntimeError("lost")
     assert wandb.run is None
+    assert [one.exit_code for one in logged(tmp_path, "exit")] == [1]
 
 
 def test_online_without_a_key_is_one_line_and_no_prompt(
