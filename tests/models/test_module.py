@@ -153,13 +153,16 @@ def one_hot(labels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.stack([labels == c for c in range(3)]).astype(np.float32))
 
 
-def validate(cases: list[tuple[np.ndarray, np.ndarray]], **options: Any) -> dict[str, float]:
-    """Validation scores of predictions against truths, with a network that gives back its input."""
+def echo(**options: Any) -> SegmentationModule:
+    """A module whose network gives back its input."""
+    return make_module(network=nn.Identity(), predict=lambda network, image: network(image), **options)
+
+
+def validate(module: SegmentationModule, cases: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Validation scores of predictions against truths."""
     batches = [{"image": one_hot(p), "label": torch.from_numpy(t).long()} for p, t in cases]
-    module = make_module(network=nn.Identity(), predict=lambda network, image: network(image), **options)
-    trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
-    )
+    silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = L.Trainer(accelerator="cpu", **silent)
     (scores,) = trainer.validate(module, DataLoader(batches, batch_size=1), verbose=False)
     return scores
 
@@ -171,7 +174,7 @@ def test_validation_scores_are_those_of_the_cases():
     cases = [(np.where(rng.uniform(size=t.shape) < 0.7, t, 0).astype(np.uint8), t) for t in truths]
     cases[1][1][cases[1][1] == 1] = 0  # a patient without GTVp, but with some predicted
     cases[2] = tuple(np.where(a == 1, 0, a) for a in cases[2])  # and one without on either side: Dice 1
-    scores = validate(cases)
+    scores = validate(echo(), cases)
     dice = {}
     for label, name in ((1, "GTVp"), (2, "GTVn")):
         each = []
@@ -190,10 +193,19 @@ def test_validation_scores_are_those_of_the_cases():
     assert scores["val/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+def test_a_validation_forgets_the_one_before():
+    right, wrong = np.zeros((2, 4, 4, 4), np.uint8)
+    right[0], right[2] = 1, 2
+    module = echo()
+    assert validate(module, [(wrong, right)])["val/gtvn_dsc_agg"] == 0
+    scores = validate(module, [(right, right)])
+    assert [scores[f"val/{name}"] for name in ("dice", "gtvp_dsc", "gtvn_dsc_agg", "gtvn_f1_agg")] == [1] * 4
+
+
 def test_the_head_stage_has_no_official_scores():
     head = np.zeros((4, 4, 4), np.uint8)
     head[:2] = 1
-    scores = validate([(head, head)], classes=("head",))
+    scores = validate(echo(classes=("head",)), [(head, head)])
     assert scores["val/dice"] == scores["val/dice_head"] == 1
     assert not any("gtv" in name for name in scores)
 
