@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from hnseg.cases import Case
 from hnseg.data.splits import Split
 from hnseg.hydra_app import run
-from hnseg.preflight import check_length, check_patch, find_cohort, padding
+from hnseg.preflight import check_length, check_patch, check_stages, find_cohort, padding
 from hnseg.run_folder import RunFolder
 
 # Everything heavy is imported where it is used, so that a mistake is answered in a second.
@@ -35,6 +35,7 @@ Config = dict[str, Any]
 def main(cfg: DictConfig) -> float:
     """Composes, checks, fits, and returns the validation Dice of the best checkpoint."""
     patch = None if OmegaConf.is_missing(cfg.training, "patch") else list(cfg.training.patch)
+    check_stages(cfg.model)
     check_patch(patch, cfg.model, cfg.stage.name)
     config: Config = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     check_length(config["training"])

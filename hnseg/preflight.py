@@ -46,6 +46,21 @@ def divisor(model: Mapping[str, Any]) -> tuple[int, int, int]:
     return int(steps[0]), int(steps[1]), int(steps[2])
 
 
+def check_stages(model: Mapping[str, Any]) -> None:
+    """Refuses a U-Net whose lists speak of different numbers of stages.
+
+    Raises:
+        HnsegError: `features`, `strides` and `blocks` differ in length.
+    """
+    settings = model["settings"]
+    lengths = {key: len(settings[key]) for key in ("features", "strides", "blocks") if key in settings}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{key} {count}" for key, count in lengths.items())
+        raise HnsegError(
+            f"model.settings of model={model['name']}: {counts} entries; give one for each stage"
+        )
+
+
 def check_patch(patch: Sequence[int] | None, model: Mapping[str, Any], stage: str) -> None:
     """Refuses a patch that the network would have to crop or pad on its own.
 

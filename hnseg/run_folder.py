@@ -74,6 +74,9 @@ class RunFolder:
 # What does not change the result may differ when a run is taken up again.
 _IRRELEVANT = (
     "overwrite",
+    "run_dir",
+    "runs",
+    "data.cache",
     "trainer.device",
     "trainer.threads",
     "data.workers",

@@ -12,7 +12,7 @@ from members import TINY
 
 from hnseg.errors import HnsegError
 from hnseg.models.nets import build
-from hnseg.preflight import check_patch, divisor, find_cohort, padding
+from hnseg.preflight import check_patch, check_stages, divisor, find_cohort, padding
 
 ANISOTROPIC = {
     "plainconv": {"features": [4, 8, 8], "strides": [1, [1, 2, 2], 2]},
@@ -129,3 +129,13 @@ def test_looking_ahead_imports_nothing_heavy():
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_network_with_uneven_stages_is_named() -> None:
+    model = {
+        "name": "resenc",
+        "architecture": "resenc",
+        "settings": {"features": [8, 16], "strides": [1, 2], "blocks": [1]},
+    }
+    with pytest.raises(HnsegError, match="model=resenc: features 2, strides 2, blocks 1"):
+        check_stages(model)

@@ -17,7 +17,7 @@ def decide(foreground: NDArray[np.float32], rule: Rule) -> NDArray[np.uint8]:
     Args:
         foreground: Class probabilities without background, (K, z, y, x); the background has the rest.
         rule: `half` wants at least 0.5, and takes the larger where several pass (paper); `argmax` wants
-            more than every other class and the background.
+            more than the background. Between equal classes the first wins.
 
     Returns:
         Labels (z, y, x): 0 background, 1 the first class, and so on.

@@ -18,7 +18,7 @@ class Predictor:
     """How a volume is shown to a network.
 
     Args:
-        patch: Window (z, y, x); a volume that is no larger is shown whole.
+        patch: Window (z, y, x); a volume of that shape is shown whole, a smaller one padded with zeros.
         overlap: Share of a window that the next one repeats (nnU-Net 0.5, Auto3DSeg 0.625).
         mirror: Average over all eight mirrorings.
         precision: Arithmetic of the network; logits are averaged in float32.
