@@ -37,7 +37,7 @@ def scan_ct(
     image = paint(grid, ((part.solid, part.hu) for part in parts), AIR)
     # Filtered back-projection takes the low frequencies out of the noise: it averages out over a lesion.
     noise = rng.standard_normal(grid.shape, np.float32)
-    noise -= gaussian_filter(noise, 1.0)
+    noise -= gaussian_filter(noise, 0.8)
     noise *= np.float32(centre.ct_noise / noise.std())
     noise *= np.where(image < -600, np.float32(0.35), np.float32(1))
     image += noise + np.float32(centre.offset)

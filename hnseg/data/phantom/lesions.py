@@ -21,7 +21,7 @@ MOST_NODES = 13
 SMALLEST = {GTVP: 0.8, GTVN: 0.35}  # ml
 
 # How lesions look. The contrast to muscle is smaller than the noise of one voxel.
-CONTRAST = (16.0, 25.0)  # HU
+CONTRAST = (18.0, 25.0)  # HU
 UPTAKE = (4.0, 12.0)  # SUV
 RIM, CORE = 0.33, 0.73  # uptake of the infiltrating rim against the core, and the core's share of the radius
 NECROTIC = {GTVP: 0.15, GTVN: 0.3}  # of those thicker than 18 mm

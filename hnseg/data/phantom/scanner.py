@@ -56,13 +56,13 @@ class Centre:
 
 
 CENTRES = (
-    Centre("MDA", 396, 460, (0.98, 2.5), (4.1, 3.3), 500, 0, 0, 25, 0.12, 6.5, UPRIGHT, UPRIGHT),
-    Centre("CHUS", 72, 950, (1.17, 3.0), (4.0, 4.0), 570, 8, 5, 22, 0.10, 7.0, BOTTOM_UP, BOTTOM_UP),
-    Centre("CHUP", 72, 345, (0.98, 1.5), (3.0, 3.0), 320, -6, -7, 29, 0.16, 5.5, RAS, RAS),
-    Centre("CHUM", 56, 460, (0.98, 2.0), (4.0, 4.0), 420, 14, 4, 26, 0.12, 6.0, OBLIQUE, UPRIGHT),
-    Centre("HGJ", 55, 950, (0.98, 3.0), (3.65, 3.27), 600, -18, -3, 24, 0.11, 7.5, UPRIGHT, BOTTOM_UP),
+    Centre("MDA", 396, 460, (0.98, 2.5), (4.1, 3.3), 500, 0, 0, 28, 0.12, 6.5, UPRIGHT, UPRIGHT),
+    Centre("CHUS", 72, 950, (1.17, 3.0), (4.0, 4.0), 570, 8, 5, 26, 0.10, 7.0, BOTTOM_UP, BOTTOM_UP),
+    Centre("CHUP", 72, 345, (0.98, 1.5), (3.0, 3.0), 320, -6, -7, 30, 0.16, 5.5, RAS, RAS),
+    Centre("CHUM", 56, 460, (0.98, 2.0), (4.0, 4.0), 420, 14, 4, 28, 0.12, 6.0, OBLIQUE, UPRIGHT),
+    Centre("HGJ", 55, 950, (0.98, 3.0), (3.65, 3.27), 600, -18, -3, 27, 0.11, 7.5, UPRIGHT, BOTTOM_UP),
     Centre("HMR", 18, 335, (0.98, 1.5), (4.0, 5.0), 280, 25, 8, 30, 0.14, 7.0, SAGITTAL, UPRIGHT),
-    Centre("USZ", 11, 950, (0.98, 3.0), (5.47, 3.27), 800, 0, -5, 21, 0.13, 8.0, UPRIGHT, RAS),
+    Centre("USZ", 11, 950, (0.98, 3.0), (5.47, 3.27), 800, 0, -5, 26, 0.13, 8.0, UPRIGHT, RAS),
 )
 NAMES = tuple(centre.name for centre in CENTRES)
 
