@@ -124,7 +124,7 @@ def _shape(rng: np.random.Generator, centre: Vector, radius: float) -> Blob:
 
 
 def _lesion(patient: Patient, rng: np.random.Generator, label: int, blob: Blob) -> Lesion:
-    """Places a blob, keeping its volume, and draws how it looks: contrast, uptake, hot side, necrosis."""
+    """Places a blob, keeping its volume, and draws its contrast, uptake and necrosis."""
     solid = patient.place(blob)
     solid = solid.grown(float(np.cbrt(blob.radii.prod() / solid.radii.prod())))
     hu = MUSCLE + rng.uniform(*CONTRAST)

@@ -82,15 +82,15 @@ def draw_grids(
     Both are centred on the couch, not on the patient. Small scans are coarser and stop at the chest: about
     1.5 MB a case instead of 100.
     """
-    below, width, depth = centre.below * patient.scale[2], 512 * centre.spacing[0], 512 * centre.spacing[0]
-    fineness = rng.uniform(0.96, 1.0)
-    spacing = vector([centre.spacing[0], centre.spacing[0], centre.spacing[1] * fineness])
-    pet_width, pet_spacing = centre.pet_width, vector(centre.pet_spacing)[[0, 0, 1]]
+    in_plane, between = centre.spacing
+    below, width, depth = centre.below * patient.scale[2], 512 * in_plane, 512 * in_plane
+    pet_width, pet_spacing = centre.pet_width, vector(centre.pet_spacing)
+    fineness = rng.uniform(0.96, 1.0)  # the slices of no two scans lie alike
     if size == "small":
+        in_plane, between = (2.4 + in_plane) * fineness, 2.4 / fineness + 0.7 * between
         below, width, depth = min(below, 580.0), 320.0, 270.0
-        spacing = vector([1, 1, 1]) * (2.4 + centre.spacing[0]) * fineness
-        spacing[2] = 2.4 + 0.7 * centre.spacing[1] * fineness
         pet_width, pet_spacing = max(0.7 * pet_width, 256.0), np.minimum(1.25 * pet_spacing, 5.5)
+    spacing = [in_plane, in_plane, between * fineness]
     top = patient.offset[2] + rng.uniform(4, 22)
     bottom = patient.offset[2] - below
     x, y = patient.offset[0] - centre.shift - rng.normal(0, 3), patient.offset[1] + 20
@@ -99,4 +99,4 @@ def draw_grids(
     )
     pet_low = [x - pet_width / 2, y - pet_width / 2, bottom + rng.uniform(-20, 25)]
     pet_high = [x + pet_width / 2, y + pet_width / 2, top + rng.uniform(-12, 15)]
-    return grid, ScanGrid.covering(pet_low, pet_high, pet_spacing, centre.pet_direction)
+    return grid, ScanGrid.covering(pet_low, pet_high, pet_spacing[[0, 0, 1]], centre.pet_direction)
