@@ -115,7 +115,22 @@ def prepare(
             + "; ".join(failures)
             + " (mend them, or leave them out with data.exclude=[CASE,...])"
         )
-    return [StageVolume(case.case_id, folder / case.case_id) for case in cases]
+    volumes = [StageVolume(case.case_id, folder / case.case_id) for case in cases]
+    if todo:
+        _report_lost(volumes, stage)
+    return volumes
+
+
+def _report_lost(volumes: Sequence[StageVolume], stage: Stage) -> None:
+    """Says how much of what is to be found the ROI does not hold: no network can find it there."""
+    lost = [sum(volume.meta["ml_outside_roi"].values()) for volume in volumes]
+    cut = sum(ml > 0 for ml in lost)
+    if cut:
+        _console.print(
+            f"{cut} of {len(volumes)} cases have {'/'.join(stage.classes)} outside the {stage.name} ROI, "
+            f"{sum(lost):.1f} ml in all",
+            highlight=False,
+        )
 
 
 def _prepare_or_reason(
