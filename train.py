@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from hnseg.cases import Case
 from hnseg.data.splits import Split
 from hnseg.hydra_app import run
-from hnseg.preflight import check_length, check_patch, check_stages, find_cohort, padding
+from hnseg.preflight import check_length, check_patch, check_stages, find_cohort, padding, with_head_mask
 from hnseg.run_folder import RunFolder
 
 # Everything heavy is imported where it is used, so that a mistake is answered in a second.
@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> float:
     check_patch(patch, cfg.model, cfg.stage.name)
     config: Config = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     check_length(config["training"])
-    cases, split = read_cohort(config["data"])
+    cases, split = read_cohort(config["data"], config["stage"]["name"])
     train, validation = split.assign(cases, config["fold"])
     folder = RunFolder(Path(config["run_dir"]))
     title = f"{config['arm']} fold {config['fold']}"
@@ -77,9 +77,11 @@ def main(cfg: DictConfig) -> float:
     return scores["val/dice"]
 
 
-def read_cohort(data: Config) -> tuple[list[Case], Split]:
+def read_cohort(data: Config, stage: str) -> tuple[list[Case], Split]:
     """The cases of the configuration, and how they are dealt into folds."""
     cases = find_cohort(data["root"], data["exclude"])
+    if stage == "head":
+        cases = with_head_mask(cases, Path(data["heads"]))
     if not data["split"]:
         return cases, Split.make(cases, data["folds"], data["split_seed"])
     here = Path(data["split"])  # relative to the working directory or to the repository

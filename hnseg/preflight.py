@@ -32,6 +32,24 @@ def find_cohort(root: str | None, exclude: Sequence[str]) -> list[Case]:
     return [case for case in cases if case.case_id not in exclude]
 
 
+def with_head_mask(cases: Sequence[Case], heads: Path) -> list[Case]:
+    """The cases that the head stage can learn from: few scans are labelled (forty in the paper).
+
+    Args:
+        cases: All cases of the cohort.
+        heads: Folder of head masks CASE.nii.gz.
+
+    Raises:
+        HnsegError: Not one case has a mask.
+    """
+    labelled = [case for case in cases if (heads / f"{case.case_id}.nii.gz").exists()]
+    if not labelled:
+        raise HnsegError(
+            f"data.heads={heads}: no head mask CASE.nii.gz for any of {len(cases)} cases; label some first"
+        )
+    return labelled
+
+
 def divisor(model: Mapping[str, Any]) -> tuple[int, int, int]:
     """What each side (z, y, x) of a network's input must be a multiple of.
 

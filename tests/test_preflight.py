@@ -10,9 +10,10 @@ import torch
 from fabricate import write_case
 from members import TINY
 
+from hnseg.cases import Case
 from hnseg.errors import HnsegError
 from hnseg.models.nets import build
-from hnseg.preflight import check_patch, check_stages, divisor, find_cohort, padding
+from hnseg.preflight import check_patch, check_stages, divisor, find_cohort, padding, with_head_mask
 
 ANISOTROPIC = {
     "plainconv": {"features": [4, 8, 8], "strides": [1, [1, 2, 2], 2]},
@@ -139,3 +140,11 @@ def test_a_network_with_uneven_stages_is_named() -> None:
     }
     with pytest.raises(HnsegError, match="model=resenc: features 2, strides 2, blocks 1"):
         check_stages(model)
+
+
+def test_the_head_stage_trains_on_the_labelled_cases(tmp_path: Path) -> None:
+    cases = [Case(f"A-{n}", tmp_path / "ct", tmp_path / "pet") for n in range(3)]
+    with pytest.raises(HnsegError, match=r"data\.heads=.*: no head mask .* for any of 3 cases"):
+        with_head_mask(cases, tmp_path)
+    (tmp_path / "A-1.nii.gz").touch()
+    assert with_head_mask(cases, tmp_path) == [cases[1]]
