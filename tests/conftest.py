@@ -1,10 +1,16 @@
-"""What all tests share: the helpers in this folder can be imported, and arithmetic keeps to one thread."""
+"""What all tests share: helpers to import, one thread for arithmetic, the same random examples every time."""
 
 import os
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A failure must mean a change of the code. To search further: pytest --hypothesis-profile=search
+settings.register_profile("search", deadline=None)
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture
