@@ -8,6 +8,7 @@ input must be multiples of, `hnseg.preflight.divisor` says.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from monai.networks.nets import SegResNetDS
@@ -63,17 +64,11 @@ def plainconv(
         convolutions: Convolutions a stage of the encoder.
         decoder_convolutions: Convolutions a stage of the decoder.
     """
-    network = PlainConvUNet(
-        in_channels,
-        len(features),
-        list(features),
-        num_classes=out_channels,
-        strides=_strides(strides),
-        n_conv_per_stage=_counts(convolutions),
-        n_conv_per_stage_decoder=_counts(decoder_convolutions),
-        **_unet_style(),
-    )
-    return UNet(network.apply(network.initialize))
+    counts = {
+        "n_conv_per_stage": _counts(convolutions),
+        "n_conv_per_stage_decoder": _counts(decoder_convolutions),
+    }
+    return _unet(PlainConvUNet, in_channels, out_channels, features, strides, counts)
 
 
 def resenc(
@@ -86,17 +81,8 @@ def resenc(
     decoder_convolutions: int | Sequence[int] = 1,
 ) -> UNet:
     """nnU-Net's ResidualEncoderUNet (paper Table 3). Arguments as for `plainconv`; `blocks` a stage."""
-    network = ResidualEncoderUNet(
-        in_channels,
-        len(features),
-        list(features),
-        num_classes=out_channels,
-        strides=_strides(strides),
-        n_blocks_per_stage=list(blocks),
-        n_conv_per_stage_decoder=_counts(decoder_convolutions),
-        **_unet_style(),
-    )
-    return UNet(network.apply(network.initialize))
+    counts = {"n_blocks_per_stage": list(blocks), "n_conv_per_stage_decoder": _counts(decoder_convolutions)}
+    return _unet(ResidualEncoderUNet, in_channels, out_channels, features, strides, counts)
 
 
 def segresnet(
@@ -136,21 +122,32 @@ def build(architecture: str, in_channels: int, out_channels: int, **settings: ob
     return ARCHITECTURES[architecture](in_channels, out_channels, **settings)  # type: ignore[operator]
 
 
-def _unet_style() -> dict[str, object]:
-    return {
-        "conv_op": nn.Conv3d,
-        "kernel_sizes": 3,
-        "conv_bias": True,
-        "norm_op": nn.InstanceNorm3d,
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "nonlin": nn.LeakyReLU,
-        "nonlin_kwargs": {"inplace": True},
-        "deep_supervision": True,
-    }
-
-
-def _strides(strides: Strides) -> list[int | list[int]]:
-    return [s if isinstance(s, int) else list(s) for s in strides]
+def _unet(
+    kind: type[PlainConvUNet] | type[ResidualEncoderUNet],
+    in_channels: int,
+    out_channels: int,
+    features: Sequence[int],
+    strides: Strides,
+    counts: dict[str, Any],
+) -> UNet:
+    """What nnU-Net's two networks have in common: kernels, norm, nonlinearity, initialisation."""
+    network = kind(
+        in_channels,
+        len(features),
+        list(features),
+        num_classes=out_channels,
+        strides=[s if isinstance(s, int) else list(s) for s in strides],
+        conv_op=nn.Conv3d,
+        kernel_sizes=3,
+        conv_bias=True,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=True,
+        **counts,
+    )
+    return UNet(network.apply(network.initialize))
 
 
 def _counts(counts: int | Sequence[int]) -> int | list[int]:
