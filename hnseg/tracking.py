@@ -50,6 +50,16 @@ def loggers(
         raise HnsegError(f"logger.kind={kind} is unknown; choose wandb or csv")
     if mode not in ("offline", "online"):
         raise HnsegError(f"logger.mode={mode} is unknown; choose offline or online")
+    name = f"{arm}_fold_{config['fold']}"
+    with _wandb_run(
+        folder, mode, project=project, group=group, job_type=arm, name=name, config=config
+    ) as run:
+        yield [*chosen, run]
+
+
+@contextmanager
+def _wandb_run(folder: Path, mode: str, **fields: Any) -> Iterator[Logger]:
+    """A W&B run that is closed at the end, as failed where the training failed."""
     os.environ["WANDB_MODE"] = mode
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
@@ -58,20 +68,12 @@ def loggers(
     if mode == "online" and not wandb.api.api_key:
         raise HnsegError("logger.mode=online needs WANDB_API_KEY in the environment; set it, or log offline")
     folder.mkdir(parents=True, exist_ok=True)
-    run = wandb.init(
-        dir=folder,
-        project=project,
-        group=group,
-        job_type=arm,
-        name=f"{arm}_fold_{config['fold']}",
-        mode=mode,  # type: ignore[arg-type]
-        config=config,
-        # The run's folder holds the configuration; nothing of the machine or the code is looked up.
-        settings=wandb.Settings(save_code=False, disable_git=True, console="off", x_disable_meta=True),
-    )
+    # The run's folder holds the configuration; nothing of the machine or the code is looked up.
+    settings = wandb.Settings(save_code=False, disable_git=True, console="off", x_disable_meta=True)
+    run = wandb.init(dir=folder, mode=mode, settings=settings, **fields)  # type: ignore[arg-type]
     # Multirun jobs share a process: unless each run is closed, the next would go on with it.
     try:
-        yield [*chosen, WandbLogger(experiment=run)]
+        yield WandbLogger(experiment=run)
     except BaseException:
         run.finish(exit_code=1)
         raise
