@@ -178,7 +178,7 @@ def export(
 
 
 def _write_json(content: dict[str, Any], path: Path) -> None:
-    from hnseg.evaluation.files import replacing
+    from hnseg.files import replacing
 
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

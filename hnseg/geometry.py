@@ -88,8 +88,9 @@ class Grid:
         return image
 
 
-def head_grid(ct: sitk.Image, size: Sequence[int], spacing: Sequence[float]) -> Grid:
-    """The head stage's grid: from the top of the scan down, centred on the body in x and y.
+def top_of_scan_grid(ct: sitk.Image, size: Sequence[int], spacing: Sequence[float]) -> Grid:
+    """A grid that hangs from the top of the scan, centred on the body in x and y: the head stage's, and
+    the coarse ROI where no head is found.
 
     Paper section 2.3 (256 x 256 x 128 voxels at 2 x 2 x 3 mm). The authors start at the image's
     corner; centring on the body is the `best` column's rule for any orientation and lateral shift.
@@ -119,14 +120,6 @@ def coarse_grid(head: sitk.Image, size: Sequence[int], spacing: Sequence[float],
     extent = np.asarray(size) * np.asarray(spacing)
     center = (low + high) / 2
     center[2] = low[2] + top * (high[2] - low[2]) - extent[2] / 2
-    return Grid.centred(center, size, spacing)
-
-
-def body_top_grid(ct: sitk.Image, size: Sequence[int], spacing: Sequence[float]) -> Grid:
-    """The coarse ROI where no head is found: hung from the top of the scan, centred on the body."""
-    extent = np.asarray(size) * np.asarray(spacing)
-    center = body_center(ct, depth=float(extent[2]))
-    center[2] = bounds(ct)[1][2] - extent[2] / 2
     return Grid.centred(center, size, spacing)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hnseg.errors import HnsegError
+from hnseg.files import replacing
 
 State = Literal["fresh", "interrupted", "finished"]
 
@@ -97,6 +98,5 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")

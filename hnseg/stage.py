@@ -62,7 +62,7 @@ class Stage:
         """
         match self.placement:
             case "top_of_scan":
-                return geometry.head_grid(ct, self.size, self.spacing)
+                return geometry.top_of_scan_grid(ct, self.size, self.spacing)
             case "scan":
                 return geometry.scan_grid(ct, self.size, self.spacing)
             case "below_head":

@@ -81,7 +81,7 @@ def test_the_height_of_the_coarse_roi_can_be_chosen():
 
 
 def test_the_head_crop_hangs_from_the_top_of_the_scan_centred_on_the_body():
-    grid = geometry.head_grid(body_ct(), (256, 256, 128), (2, 2, 3))
+    grid = geometry.top_of_scan_grid(body_ct(), (256, 256, 128), (2, 2, 3))
     low, high = grid.corners.min(0), grid.corners.max(0)
     assert high[2] == pytest.approx(600)
     assert low[2] == pytest.approx(600 - 384)
@@ -99,7 +99,7 @@ def test_a_table_does_not_shift_the_body(gap):
 def test_only_the_top_of_a_whole_body_places_the_head_crop():
     hu = sitk.GetArrayFromImage(body_ct())
     hu[:20, 12:32, :] = 40  # arms on both sides, far below
-    grid = geometry.head_grid(volume(hu, (8, 8, 8), (4, 4, 4)), (256, 256, 128), (2, 2, 3))
+    grid = geometry.top_of_scan_grid(volume(hu, (8, 8, 8), (4, 4, 4)), (256, 256, 128), (2, 2, 3))
     np.testing.assert_allclose(grid.center[:2], [192, 176])
 
 
@@ -110,7 +110,7 @@ def test_a_scan_of_air_is_its_own_middle():
 
 
 def test_without_a_head_the_coarse_roi_hangs_from_the_top_of_the_scan():
-    grid = geometry.body_top_grid(body_ct(), (144, 144, 144), (2, 2, 2))
+    grid = geometry.top_of_scan_grid(body_ct(), (144, 144, 144), (2, 2, 2))
     assert grid.corners.max(0)[2] == pytest.approx(600)
     assert grid.corners.min(0)[2] == pytest.approx(312)
     np.testing.assert_allclose(grid.center[:2], [192, 176])
@@ -137,8 +137,8 @@ def test_grids_do_not_depend_on_how_the_voxels_are_stored(orientation):
     ct, mask = body_ct(gap=2, thickness=2), head_mask()
     turned_ct, turned_mask = sitk.DICOMOrient(ct, orientation), sitk.DICOMOrient(mask, orientation)
     pairs = [
-        (geometry.head_grid(i, (64, 64, 48), (8, 8, 8)) for i in (ct, turned_ct)),
-        (geometry.body_top_grid(i, (48, 48, 48), (6, 6, 6)) for i in (ct, turned_ct)),
+        (geometry.top_of_scan_grid(i, (64, 64, 48), (8, 8, 8)) for i in (ct, turned_ct)),
+        (geometry.top_of_scan_grid(i, (48, 48, 48), (6, 6, 6)) for i in (ct, turned_ct)),
         (geometry.scan_grid(i, (48, 48, 48), (6, 6, 6)) for i in (ct, turned_ct)),
         (geometry.coarse_grid(i, (144, 144, 144), (2, 2, 2)) for i in (mask, turned_mask)),
     ]

@@ -32,7 +32,7 @@ def test_the_paper_s_stages_are_what_the_configuration_holds():
 def test_each_placement_follows_its_rule():
     ct, label = ct_image(), label_image()
     size, spacing = (8, 10, 12), (2.0, 3.0, 4.0)
-    assert stage("top_of_scan").grid(ct) == geometry.head_grid(ct, size, spacing)
+    assert stage("top_of_scan").grid(ct) == geometry.top_of_scan_grid(ct, size, spacing)
     assert stage("scan").grid(ct) == geometry.scan_grid(ct, size, spacing)
     assert stage("below_head", top=0.5).grid(ct, label) == geometry.coarse_grid(label, size, spacing, 0.5)
     np.testing.assert_allclose(stage("lesions").grid(ct, label).center, geometry.centroid(label))

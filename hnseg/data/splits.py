@@ -13,6 +13,7 @@ import numpy as np
 
 from hnseg.cases import Case
 from hnseg.errors import HnsegError
+from hnseg.files import replacing
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,8 @@ class Split:
 
     def write(self, path: Path) -> None:
         """Saves the folds as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(json.dumps({"folds": self.folds, "hash": self.hash}, indent=1) + "\n")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({"folds": self.folds, "hash": self.hash}, indent=1) + "\n")
 
     @property
     def hash(self) -> str:

@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from hnseg.cases import Case
-from hnseg.evaluation.files import replacing
 from hnseg.evaluation.view import View, load_view
+from hnseg.files import replacing
 from hnseg.metrics import CLASSES, CaseCounts
 
 WIDTH = 13.0  # inches

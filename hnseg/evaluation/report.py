@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hnseg.evaluation.files import replacing
+from hnseg.files import replacing
 from hnseg.metrics import (
     CONNECTIVITIES,
     EMPTY_POLICIES,

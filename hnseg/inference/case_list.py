@@ -22,6 +22,7 @@ from rich.progress import (
 from hnseg.cases import Case
 from hnseg.checks import check_case
 from hnseg.errors import HnsegError
+from hnseg.files import replacing
 from hnseg.images import read_image, write_image
 from hnseg.inference.cascade import Cascade
 
@@ -108,12 +109,10 @@ def _write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
     """Lines of earlier calls stay, unless their case was segmented again."""
     rows = _read_rows(path) if path.exists() else {}
     rows |= {o.case_id: [o.case_id, o.status, f"{o.seconds:.2f}", o.fallbacks, o.message] for o in outcomes}
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(rows[case_id] for case_id in sorted(rows))
-    temporary.replace(path)
 
 
 def _read_rows(path: Path) -> dict[str, list[str]]:

@@ -28,9 +28,8 @@ def place(stage: Stage, ct: sitk.Image, pet: sitk.Image, found: sitk.Image | Non
         The grid, and the fallback that was taken, if one was.
     """
     if stage.placement == "below_head" and not _is_head(found):
-        return geometry.body_top_grid(
-            ct, stage.size, stage.spacing
-        ), "no head: ROI hung from the top of the scan"
+        grid = geometry.top_of_scan_grid(ct, stage.size, stage.spacing)
+        return grid, "no head: ROI hung from the top of the scan"
     if stage.placement == "lesions" and (found is None or geometry.centroid(found) is None):
         center, what = _hottest(pet, found, ct)
         return Grid.centred(center, stage.size, stage.spacing), f"nothing coarse: ROI on {what}"
