@@ -4,7 +4,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from hnseg.errors import HnsegError
 from hnseg.folds import expand_arguments
 from hnseg.hydra_errors import explain
 
@@ -42,12 +43,35 @@ def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
         _register_sweeps(root / "sweeps")
         hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=config_name)(main)()
     except Exception as error:
-        groups = [folder.name for folder in (root / "conf").glob("*/")] + ["sweeps"]
-        line = None if wants_traceback else explain(error, groups)
+        line = None if wants_traceback else explain(error, _groups(root))
         if line is None:
             raise
         print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
         sys.exit(2)
+
+
+def compose_job(overrides: Sequence[str], config_name: str = "train") -> DictConfig:
+    """The configuration that one command would run with, from the `conf` beside the package.
+
+    Raises:
+        HnsegError: An override that does not fit, in the words the entry points use.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "conf" / f"{config_name}.yaml").exists():
+        raise HnsegError(f"{root / 'conf'}: not there; install hnseg from its repository (pip install -e .)")
+    _register_sweeps(root / "sweeps")
+    try:
+        with hydra.initialize_config_dir(str(root / "conf"), version_base="1.3"):
+            return hydra.compose(config_name, list(overrides))
+    except Exception as error:
+        line = explain(error, _groups(root))
+        if line is None:
+            raise
+        raise HnsegError(line) from error
+
+
+def _groups(root: Path) -> list[str]:
+    return [folder.name for folder in (root / "conf").glob("*/")] + ["sweeps"]
 
 
 def _register_sweeps(folder: Path) -> None:
