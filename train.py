@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from hnseg.cases import Case
-from hnseg.data.splits import Split
+from hnseg.data.splits import CENTRES, Split
 from hnseg.hydra_app import run
 from hnseg.preflight import check_length, check_patch, check_stages, find_cohort, padding, with_head_mask
 from hnseg.run_folder import RunFolder
@@ -79,13 +79,15 @@ def main(cfg: DictConfig) -> float:
 
 def read_cohort(data: Config, stage: str) -> tuple[list[Case], Split]:
     """The cases of the configuration, and how they are dealt into folds."""
-    cases = find_cohort(data["root"], data["exclude"])
-    if stage == "head":
-        cases = with_head_mask(cases, Path(data["heads"]))
+    cohort = find_cohort(data["root"], data["exclude"])
+    cases = with_head_mask(cohort, Path(data["heads"])) if stage == "head" else cohort
     if not data["split"]:
         return cases, Split.make(cases, data["folds"], data["split_seed"])
+    if data["split"] == CENTRES:
+        return cases, Split.leave_one_center_out(cohort).only(cases)
     here = Path(data["split"])  # relative to the working directory or to the repository
-    return cases, Split.read(here if here.exists() else Path(__file__).parent / here, cases)
+    here = here if here.exists() else Path(__file__).parent / here
+    return cases, Split.read(here, cohort).only(cases)
 
 
 def build_cohort(

@@ -1,90 +1,145 @@
-"""Folds: stratified by centre, seeded, saved, hashed."""
+"""Folds: stratified by centre and seeded, one a centre, or given; saved and hashed."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from hnseg.cases import Case
+from hnseg.data.split_files import Folds, hash_folds, read_split_file
 from hnseg.errors import HnsegError
 from hnseg.files import replacing
+
+CENTRES = "centres"  # the value of data.split that leaves one centre out
 
 
 @dataclass(frozen=True)
 class Split:
-    """Disjoint folds of case ids; fold k validates on `folds[k]` and trains on the rest."""
+    """Disjoint folds of case ids; fold k validates on `folds[k]` and trains on the rest.
 
-    folds: tuple[tuple[str, ...], ...]
+    Args:
+        folds: Case ids of each fold.
+        names: What each fold holds out, where that has a name: a centre.
+    """
+
+    folds: Folds
+    names: tuple[str, ...] = ()
 
     @classmethod
     def make(cls, cases: Sequence[Case], folds: int, seed: int) -> Split:
-        """Deals each centre's cases out in seeded order, going on where the centre before stopped."""
+        """Deals each centre's cases out in seeded order, going on where the centre before stopped.
+
+        No two folds differ by more than one case, in all or of any centre.
+
+        Raises:
+            HnsegError: Fewer than two folds, or more than there are cases.
+        """
         if not 2 <= folds <= len(cases):
             raise HnsegError(f"data.folds={folds} with {len(cases)} cases; choose 2 to {len(cases)}")
-        centers: dict[str, list[str]] = defaultdict(list)
-        for case in cases:
-            centers[case.center].append(case.case_id)
+        centers = _by_center(cases)
         rng = np.random.default_rng(seed)
-        dealt = [case_id for name in sorted(centers) for case_id in rng.permutation(sorted(centers[name]))]
+        dealt = [case_id for name in sorted(centers) for case_id in rng.permutation(centers[name])]
         return cls(tuple(tuple(sorted(map(str, dealt[k::folds]))) for k in range(folds)))
 
     @classmethod
-    def read(cls, path: Path, cases: Sequence[Case]) -> Split:
-        """Reads a saved split and holds it against the cases on disk.
+    def leave_one_center_out(cls, cases: Sequence[Case]) -> Split:
+        """One fold a centre, in the order of their names.
 
         Raises:
-            HnsegError: The file is missing or malformed, has fewer than two folds or an empty one, a
-                case stands in two folds, or a case of the split is not on disk; each by name.
+            HnsegError: Cases without a centre, by name, or one centre alone.
         """
-        try:
-            folds = tuple(tuple(map(str, fold)) for fold in json.loads(path.read_text())["folds"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        centers = _by_center(cases)
+        if unknown := centers.get(""):
             raise HnsegError(
-                f'{path}: not a split file ({error}); it holds {{"folds": [[CASE, ...], ...]}}'
-            ) from error
-        if len(folds) < 2 or not all(folds):
-            raise HnsegError(
-                f"{path}: {len(folds)} folds, {folds.count(())} of them empty; give two or more, none empty"
+                f"data.split={CENTRES}: the centre is not known of {', '.join(unknown)}; name cases "
+                "CENTRE-NUMBER or list them in a CSV with a column center"
             )
-        listed = [case_id for fold in folds for case_id in fold]
-        twice = sorted({c for c in listed if listed.count(c) > 1})
-        absent = sorted(set(listed) - {case.case_id for case in cases})
-        if twice:
-            raise HnsegError(f"{path}: in two folds: {', '.join(twice)}; keep each case in one")
-        if absent:
+        if len(centers) < 2:
+            raise HnsegError(f"data.split={CENTRES}: {', '.join(centers)} is the only centre; two are needed")
+        names = tuple(sorted(centers))
+        return cls(tuple(tuple(centers[name]) for name in names), names)
+
+    @classmethod
+    def read(cls, path: Path, cases: Sequence[Case]) -> Split:
+        """Reads a split file (see `read_split_file`) and holds it against the cases on disk.
+
+        Raises:
+            HnsegError: A bad file, or cases that only one of the two knows, by name.
+        """
+        on_disk = {case.case_id for case in cases}
+        given = read_split_file(path, on_disk)
+        listed = {case_id for fold in given.folds for case_id in fold}
+        if absent := sorted(listed - on_disk):
             raise HnsegError(
                 f"{path}: cases that are not there: {', '.join(absent)}; check data.root and data.exclude"
             )
-        return cls(folds)
+        if unlisted := sorted(on_disk - listed - set(given.aside)):
+            raise HnsegError(
+                f"{path}: cases on disk that stand in no fold; add them, or leave them out with "
+                f"data.exclude=[{','.join(unlisted)}]"
+            )
+        return cls(given.folds, given.names)
 
     def write(self, path: Path) -> None:
         """Saves the folds as JSON."""
+        content = {"folds": self.folds, **({"names": self.names} if self.names else {}), "hash": self.hash}
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps({"folds": self.folds, "hash": self.hash}, indent=1) + "\n")
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
 
     @property
     def hash(self) -> str:
         """Of the folds' content; checkpoints carry it."""
-        return hashlib.sha256(json.dumps(self.folds).encode()).hexdigest()[:12]
+        return hash_folds(self.folds)
+
+    def only(self, cases: Iterable[Case]) -> Split:
+        """The same folds without the cases that a stage cannot learn from; the numbers of folds stay."""
+        kept = {case.case_id for case in cases}
+        folds = tuple(tuple(case_id for case_id in fold if case_id in kept) for fold in self.folds)
+        return Split(folds, self.names)
+
+    def title(self, fold: int | str) -> str:
+        """A fold as it is printed: `fold 3`, or `fold 3 (CHUS)` where folds have names."""
+        named = isinstance(fold, int) and fold < len(self.names)
+        return f"fold {fold} ({self.names[int(fold)]})" if named else f"fold {fold}"
 
     def assign(self, cases: Sequence[Case], fold: int | str) -> tuple[list[Case], list[Case]]:
-        """Training and validation cases of one fold; `all` trains on everything and validates on fold 0.
+        """Training and validation cases of one fold; `all` trains on every fold and validates on fold 0.
+
+        Cases that stand in no fold, such as a datalist's test cases, are in neither.
 
         Raises:
-            HnsegError: No such fold.
+            HnsegError: No such fold, or one with nothing to validate or to train on.
         """
-        if fold == "all":
-            held = set(self.folds[0])
-            return list(cases), [case for case in cases if case.case_id in held]
-        if type(fold) is not int or not 0 <= fold < len(self.folds):  # True is an int, and no fold
-            raise HnsegError(f"fold={fold}: this split has folds 0 to {len(self.folds) - 1}, or fold=all")
-        held = set(self.folds[fold])
+        # type(): True is an int, and no fold.
+        if fold != "all" and (type(fold) is not int or not 0 <= fold < len(self.folds)):
+            raise HnsegError(f"fold={fold}: this split has folds {self._numbers()}, or fold=all")
+        held = set(self.folds[0 if fold == "all" else int(fold)])
         listed = {case_id for ids in self.folds for case_id in ids}
-        train = [case for case in cases if case.case_id in listed - held]
-        return train, [case for case in cases if case.case_id in held]
+        trained = listed if fold == "all" else listed - held
+        train = [case for case in cases if case.case_id in trained]
+        validation = [case for case in cases if case.case_id in held]
+        if not train or not validation:
+            what = "train" if validation else "validate"
+            raise HnsegError(
+                f"fold={fold}: no case to {what} on, for none of those that the split gives it has what this "
+                "stage needs (data.heads for stage=head); choose another fold or label some"
+            )
+        return train, validation
+
+    def _numbers(self) -> str:
+        last = len(self.folds) - 1
+        named = ", ".join(f"{k} {name}" for k, name in enumerate(self.names))
+        return f"0 to {last} ({named})" if named else f"0 to {last}"
+
+
+def _by_center(cases: Sequence[Case]) -> dict[str, list[str]]:
+    """Sorted case ids of each centre."""
+    centers: dict[str, list[str]] = defaultdict(list)
+    for case in sorted(cases, key=lambda case: case.case_id):
+        centers[case.center].append(case.case_id)
+    return dict(centers)

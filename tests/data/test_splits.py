@@ -84,11 +84,68 @@ def test_a_split_comes_back_from_disk(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_cases_that_a_split_does_not_list_are_left_out_of_its_folds(tmp_path):
+@pytest.mark.parametrize(
+    ("fold", "trained", "held"),
+    [(1, ["A-0", "A-1"], ["A-2"]), ("all", ["A-0", "A-1", "A-2"], ["A-0", "A-1"])],
+)
+def test_cases_in_no_fold_are_neither_trained_on_nor_validated_on(fold, trained, held):
     split = Split((("A-0", "A-1"), ("A-2",)))
-    train, validation = split.assign([case(f"A-{n}") for n in range(5)], 1)
-    assert [c.case_id for c in train] == ["A-0", "A-1"]
-    assert [c.case_id for c in validation] == ["A-2"]
+    train, validation = split.assign([case(f"A-{n}") for n in range(5)], fold)
+    assert [c.case_id for c in train] == trained
+    assert [c.case_id for c in validation] == held
+
+
+def test_cases_that_a_split_does_not_know_are_named_with_the_remedy(tmp_path):
+    path = tmp_path / "split.json"
+    Split((("A-000",), ("A-002",))).write(path)
+    with pytest.raises(HnsegError, match=r"in no fold;.* data\.exclude=\[A-001,A-003\]$"):
+        Split.read(path, cohort(A=4))
+
+
+def test_a_centre_a_fold_in_the_order_of_their_names(tmp_path):
+    cases = cohort(USZ=2, CHUM=3, HGJ=1)
+    split = Split.leave_one_center_out(cases)
+    assert split.folds == (("CHUM-000", "CHUM-001", "CHUM-002"), ("HGJ-000",), ("USZ-000", "USZ-001"))
+    assert [split.title(k) for k in (0, 1, 2, "all")] == [
+        "fold 0 (CHUM)",
+        "fold 1 (HGJ)",
+        "fold 2 (USZ)",
+        "fold all",
+    ]
+    train, validation = split.assign(cases, 1)
+    assert {c.center for c in train} == {"CHUM", "USZ"}
+    assert {c.center for c in validation} == {"HGJ"}
+    with pytest.raises(HnsegError, match=r"fold=3: .* 0 to 2 \(0 CHUM, 1 HGJ, 2 USZ\), or fold=all"):
+        split.assign(cases, 3)
+    split.write(tmp_path / "split.json")
+    assert Split.read(tmp_path / "split.json", cases) == split
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["A-1", "B-1", "patient", "other"], "not known of other, patient"),
+        (["A-1", "A-2"], "A is the only centre"),
+    ],
+)
+def test_leaving_a_centre_out_takes_two_known_ones(names, reason):
+    with pytest.raises(HnsegError, match=rf"data\.split=centres: .*{reason}"):
+        Split.leave_one_center_out([case(name) for name in names])
+
+
+def test_a_stage_with_fewer_cases_keeps_the_numbers_of_the_folds():
+    cases = cohort(A=2, B=2, C=2)
+    masked = [c for c in cases if c.case_id not in ("A-001", "B-000", "B-001")]
+    split = Split.leave_one_center_out(cases).only(masked)
+    assert split.folds == (("A-000",), (), ("C-000", "C-001"))
+    assert split.title(2) == "fold 2 (C)"
+    train, validation = split.assign(masked, 2)
+    assert [c.case_id for c in train] == ["A-000"]
+    assert [c.case_id for c in validation] == ["C-000", "C-001"]
+    with pytest.raises(HnsegError, match=r"fold=1: no case to validate on.*data\.heads"):
+        split.assign(masked, 1)
+    with pytest.raises(HnsegError, match=r"fold=0: no case to train on"):
+        split.assign(masked[:1], 0)
 
 
 @pytest.mark.parametrize("fold", [3, -1, "0", "some", None, 1.0, True])
@@ -109,10 +166,14 @@ def test_an_impossible_number_of_folds_is_refused(folds):
     [
         (None, "not a split file"),
         ("{", "not a split file"),
-        ("[]", "not a split file"),
+        ("17", "not a split file"),
+        ('"folds"', "not a split file"),
         ('{"fold": []}', "not a split file"),
         ('{"folds": [1, 2]}', "not a split file"),
-        ('{"folds": [["A-000"], ["A-001", "A-000"]]}', "in two folds: A-000"),
+        ('{"folds": ["A-000", "A-001"]}', "not a split file.*'A-000' is not a list"),
+        ('{"folds": [["A-000"], ["A-001"]], "names": ["A"]}', "not a split file.*1 names for 2 folds"),
+        ('{"folds": [["A-000"], ["A-001"]], "hash": "0"}', '"hash" 0 is not that of its folds'),
+        ('{"folds": [["A-000"], ["A-001", "A-000"]]}', "listed twice: A-000"),
         ('{"folds": [["A-000"], ["A-001", "A-009"]]}', "not there.*: A-009"),
         ('{"folds": [["A-000"], [17]]}', "not there.*: 17"),
         ('{"folds": [["A-000", "A-001"]]}', "two or more"),
