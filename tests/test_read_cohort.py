@@ -1,0 +1,74 @@
+"""Which cases a training deals into folds: data.split, data.exclude and the head stage's few masks."""
+
+import json
+from pathlib import Path
+
+import pytest
+from entry import compose_job, load
+
+from hnseg.errors import HnsegError
+
+NAMES = ["CHUM-0", "CHUM-1", "CHUS-0", "CHUS-1", "MDA-0", "MDA-1"]
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Six cases of empty files in three centres, the first of each with a head mask."""
+    root = tmp_path / "scans"
+    (root / "heads").mkdir(parents=True)
+    for name in NAMES:
+        (root / name).mkdir()
+        for suffix in ("__CT", "__PT", ""):
+            (root / name / f"{name}{suffix}.nii.gz").touch()
+        if name.endswith("0"):
+            (root / "heads" / f"{name}.nii.gz").touch()
+    return root
+
+
+def read(scans: Path, stage: str, *overrides: str) -> tuple[list[str], tuple[tuple[str, ...], ...]]:
+    data = compose_job("train", f"data.root={scans}", *overrides).data
+    cases, split = load("train").read_cohort(data, stage)
+    return [case.case_id for case in cases], split.folds
+
+
+def test_the_folds_are_dealt_among_the_cases_a_stage_can_learn_from(scans: Path) -> None:
+    cases, folds = read(scans, "fine", "data.folds=2")
+    assert cases == NAMES
+    assert sorted(sum(folds, ())) == NAMES
+    cases, folds = read(scans, "head", "data.folds=3")
+    assert cases == ["CHUM-0", "CHUS-0", "MDA-0"]
+    assert [len(fold) for fold in folds] == [1, 1, 1]
+
+
+def test_a_centre_is_held_out_under_the_same_number_by_every_stage(scans: Path) -> None:
+    (scans / "heads" / "CHUM-0.nii.gz").unlink()
+    assert read(scans, "coarse", "data.split=centres")[1][2] == ("MDA-0", "MDA-1")
+    assert read(scans, "head", "data.split=centres")[1] == ((), ("CHUS-0",), ("MDA-0",))
+
+
+def test_a_given_split_serves_the_head_stage_without_the_cases_that_have_no_mask(scans: Path) -> None:
+    path = scans / "splits_final.json"
+    folds = [NAMES[::2], NAMES[1::2]]
+    path.write_text(json.dumps([{"train": folds[1 - k], "val": folds[k]} for k in range(2)]))
+    assert read(scans, "fine", f"data.split={path}")[1] == (
+        ("CHUM-0", "CHUS-0", "MDA-0"),
+        ("CHUM-1", "CHUS-1", "MDA-1"),
+    )
+    assert read(scans, "head", f"data.split={path}")[1] == (("CHUM-0", "CHUS-0", "MDA-0"), ())
+
+
+def test_the_remedy_an_error_gives_is_taken(scans: Path) -> None:
+    path = scans / "split.json"
+    path.write_text(json.dumps({"folds": [["CHUM-0", "CHUS-0"], ["CHUM-1"]]}))
+    with pytest.raises(HnsegError, match=r"leave them out with data") as caught:
+        read(scans, "fine", f"data.split={path}")
+    remedy = str(caught.value).split()[-1]
+    cases, _ = read(scans, "fine", f"data.split={path}", remedy)
+    assert cases == ["CHUM-0", "CHUM-1", "CHUS-0"]
+
+
+def test_a_case_that_is_excluded_and_in_the_split_is_named(scans: Path) -> None:
+    path = scans / "split.json"
+    path.write_text(json.dumps({"folds": [NAMES[:3], NAMES[3:]]}))
+    with pytest.raises(HnsegError, match=r"not there: MDA-1; check data\.root and data\.exclude"):
+        read(scans, "fine", f"data.split={path}", "data.exclude=[MDA-1]")
