@@ -1,4 +1,4 @@
-"""Training augmentation that TorchIO does not bring. The mix itself is composed in conf/augment/."""
+"""Brightness: intensities multiplied and shifted."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ from torchio.transforms.augmentation import RandomTransform
 
 
 class RandomScaleShift(RandomTransform, tio.IntensityTransform):
-    """Multiplies and shifts the intensities of each channel by random amounts of its own.
+    """Multiplies and shifts intensities by random amounts.
 
-    Acts on normalised channels, so the amounts are in units of a channel's standard deviation
-    (Auto3DSeg's RandScaleIntensity ±0.3 and RandShiftIntensity ±0.1).
+    nnU-Net's MultiplicativeBrightnessTransform (a factor for each channel), Auto3DSeg's
+    RandScaleIntensity and RandShiftIntensity (one for all channels). Acts on normalised channels, so
+    shifts are in their units.
 
     Args:
         scale: The factor is drawn from [1 - scale, 1 + scale].
         shift: The offset is drawn from [-shift, shift].
+        per_channel: Draw for each channel anew.
     """
 
-    def __init__(self, *, scale: float = 0.3, shift: float = 0.1, **kwargs: Any) -> None:
+    def __init__(
+        self, *, scale: float = 0.0, shift: float = 0.0, per_channel: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.scale, self.shift = scale, shift
+        self.scale, self.shift, self.per_channel = scale, shift, per_channel
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         for image in self.get_images(subject):
-            channels = (image.num_channels, 1, 1, 1)
+            channels = (image.num_channels if self.per_channel else 1, 1, 1, 1)
             factor = 1 + self.scale * (2 * torch.rand(channels) - 1)
             offset = self.shift * (2 * torch.rand(channels) - 1)
             image.set_data(image.data * factor + offset)

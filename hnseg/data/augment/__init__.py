@@ -1,0 +1,25 @@
+"""Training augmentation that TorchIO does not bring, one transform a file.
+
+The mixes themselves are composed in conf/augment/. All act on normalised subjects with `image`
+(C, z, y, x) and `label`, but for `RandomHeadCut`, which acts on scans in HU and SUV.
+"""
+
+from hnseg.data.augment.blur import RandomBlur, RandomChannelBlur
+from hnseg.data.augment.contrast import RandomContrast
+from hnseg.data.augment.gamma import RandomGamma
+from hnseg.data.augment.head_cut import RandomHeadCut
+from hnseg.data.augment.low_resolution import RandomLowResolution
+from hnseg.data.augment.scale_shift import RandomScaleShift
+from hnseg.data.augment.spatial import RandomBorderAffine, RandomPatchAffine
+
+__all__ = [
+    "RandomBlur",
+    "RandomBorderAffine",
+    "RandomChannelBlur",
+    "RandomContrast",
+    "RandomGamma",
+    "RandomHeadCut",
+    "RandomLowResolution",
+    "RandomPatchAffine",
+    "RandomScaleShift",
+]

@@ -1,0 +1,97 @@
+"""Where a training patch is cut from a volume, and the cutting itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch and the surroundings it is turned and scaled in, (z, y, x) in voxels.
+
+    The patch is the middle of its surroundings. Both may reach past the volume, where all is 0.
+
+    Args:
+        size: Shape of the patch.
+        around: Shape of the surroundings, at least `size`.
+        start: First voxel of the surroundings in the volume; may be negative.
+    """
+
+    size: Shape
+    around: Shape
+    start: Shape
+
+    def cut(self, volume: Tensor) -> Tensor:
+        """The patch of a volume (C, z, y, x), 0 where it reaches past the volume."""
+        # Rounded as by nnU-Net's crop of the middle.
+        starts = [a + n // 2 - m // 2 for a, n, m in zip(self.start, self.around, self.size, strict=True)]
+        spans = list(zip(starts, self.size, volume.shape[1:], strict=True))
+        inside = tuple(slice(max(a, 0), min(a + n, limit)) for a, n, limit in spans)
+        if all(a >= 0 and a + n <= limit for a, n, limit in spans):
+            return volume[(slice(None), *inside)].contiguous()
+        patch = volume.new_zeros((len(volume), *self.size))
+        target = tuple(slice(s.start - a, s.stop - a) for s, a in zip(inside, starts, strict=True))
+        patch[(slice(None), *target)] = volume[(slice(None), *inside)]
+        return patch
+
+    def surroundings(self, volume: Tensor) -> tuple[Tensor, Sequence[float]]:
+        """What the volume (C, z, y, x) holds of the surroundings, as a view.
+
+        Returns:
+            The view, and how far the middle of the whole surroundings lies from the view's, voxels.
+        """
+        spans = zip(self.start, self.around, volume.shape[1:], strict=True)
+        box = [slice(max(a, 0), min(a + n, limit)) for a, n, limit in spans]
+        offset = [
+            a + n / 2 - (s.start + s.stop) / 2 for s, a, n in zip(box, self.start, self.around, strict=True)
+        ]
+        return volume[(slice(None), *box)], offset
+
+
+def place(
+    volume: Sequence[int],
+    size: Shape,
+    rng: np.random.Generator,
+    *,
+    around: Shape | None = None,
+    voxel: Sequence[int] | None = None,
+    overhang: bool = False,
+) -> Patch:
+    """Draws the position of a patch (nnU-Net's nnUNetDataLoader.get_bbox).
+
+    Args:
+        volume: Shape of the volume. All arguments are (z, y, x).
+        size: Shape of the patch; along axes where the volume is smaller, it is centred on the volume.
+        rng: Draws the position where no voxel is given: anywhere within the volume.
+        around: Shape of the surroundings; the patch alone by default.
+        voxel: Voxel that the patch must show, in the middle of the patch as far as the bounds allow.
+        overhang: Bound a forced patch from below only, as nnU-Net does: it may then reach past the
+            volume's end, up to half its size.
+    """
+    around = around or size
+    shape, outer = np.asarray(volume), np.asarray(around)
+    missing = np.maximum(outer - np.asarray(size), outer - shape)
+    low, high = -missing // 2, shape + missing // 2 + missing % 2 - outer
+    if voxel is None:
+        start = rng.integers(low, high + 1)
+    else:
+        start = np.maximum(low, np.asarray(voxel) - outer // 2)
+        start = start if overhang else np.minimum(start, high)
+    z, y, x = (int(i) for i in start)
+    return Patch(size, around, (z, y, x))
+
+
+def foreground_voxel(label: Tensor, rng: np.random.Generator) -> Sequence[int] | None:
+    """A random voxel (z, y, x) of a random class present in a label (z, y, x); None without foreground."""
+    classes = torch.bincount(label.flatten())[1:].nonzero()[:, 0] + 1
+    if not len(classes):
+        return None
+    voxels = (label == int(rng.choice(classes.numpy()))).nonzero()
+    return voxels[int(rng.integers(len(voxels)))].tolist()
