@@ -1,0 +1,207 @@
+"""The configured losses and their gradients against nnU-Net's, Auto3DSeg's and the paper's equations."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from hydra.utils import instantiate
+from monai.bundle import ConfigParser
+from monai.losses import DeepSupervisionLoss
+from omegaconf import OmegaConf
+from spoiled import must_fail
+from torch import Tensor
+
+from hnseg.hydra_app import compose_job
+from hnseg.models import losses
+
+SIDES = (16, 16, 32)  # (z, y, x) of the finest depth; the lowest of five is a single voxel thick
+# facts.md, section 1: how Auto3DSeg sets MONAI's loss.
+AUTO3DSEG = {
+    "_target_": "DiceCELoss",
+    "include_background": True,
+    "squared_pred": True,
+    "smooth_nr": 0,
+    "smooth_dr": 1.0e-5,
+    "softmax": True,
+    "sigmoid": False,
+    "to_onehot_y": True,
+}
+# Labels of two samples: what each class's share of the voxels may be like.
+KINDS = ("random", "last class absent", "absent and hardly predicted", "one voxel", "background alone")
+Loss = Callable[[list[Tensor], Tensor], Tensor]
+
+
+def case(kind: str, depths: int, classes: int) -> tuple[list[Tensor], Tensor]:
+    """Logits (B, K, z, y, x) of all depths, finest first, that want gradients, and labels (B, z, y, x)."""
+    generator = torch.Generator().manual_seed(KINDS.index(kind))
+    sides = [[side // 2**k for side in SIDES] for k in range(depths)]
+    logits = [torch.randn((2, classes, *s), generator=generator, dtype=torch.float64) * 2 for s in sides]
+    labels = torch.randint(0, classes, (2, *SIDES), generator=generator)
+    if "absent" in kind:
+        labels[labels == classes - 1] = 0
+    if "hardly" in kind:  # a sum of probabilities no larger than the smoothing
+        for one in logits:
+            one[:, -1] -= 20
+    if kind in ("one voxel", "background alone"):
+        labels[:] = 0
+    if kind == "one voxel":
+        labels[:, 5, 6, 7] = 1
+        labels[:, 1, 2, 3] = classes - 1
+    return [one.requires_grad_() for one in logits], labels
+
+
+def gradients(loss: Tensor, logits: Sequence[Tensor]) -> list[Tensor]:
+    """By depth; a depth of weight 0 is not even looked at."""
+    found = torch.autograd.grad(loss, logits, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(logits, found, strict=True)]
+
+
+def assert_same(
+    ours: Loss, theirs: Loss, depths: int, classes: int, *, constant: float = 0.0, rtol: float = 1e-4
+) -> None:
+    """Loss, up to a constant, and the gradient at every depth, on all kinds of labels.
+
+    nnU-Net and MONAI sum in float32; a gradient is of the order of one over the number of voxels.
+    """
+    for kind in KINDS:
+        logits, labels = case(kind, depths, classes)
+        value, expected = ours(logits, labels), theirs(logits, labels)
+        torch.testing.assert_close(value, expected + constant, rtol=rtol, atol=1e-6, check_dtype=False)
+        torch.testing.assert_close(
+            gradients(value, logits), gradients(expected, logits), rtol=rtol, atol=1e-8
+        )
+
+
+def configured(name: str, **changes: Any) -> Loss:
+    """The loss that a training with loss=`name` takes, with some settings changed."""
+    cfg = compose_job([f"loss={name}"]).loss
+    return instantiate(OmegaConf.merge(cfg, changes))
+
+
+@pytest.fixture
+def nnunet_loss(nnunet: Callable[[str], Any]) -> Callable[[str], Loss]:
+    """The loss of nnU-Net's own trainer, on targets that its own augmentation made coarser."""
+
+    def make(stage: str) -> Loss:
+        trainer = nnunet(stage)
+        loss, scales = trainer._build_loss(), trainer._get_deep_supervision_scales()
+        downsample = DownsampleSegForDSTransform(scales)
+
+        def call(logits: list[Tensor], labels: Tensor) -> Tensor:
+            samples = [downsample(segmentation=one[None])["segmentation"] for one in labels]
+            return loss(logits, [torch.stack(depth) for depth in zip(*samples, strict=True)])
+
+        return call
+
+    return make
+
+
+def auto3dseg_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
+    inner = ConfigParser(AUTO3DSEG).get_parsed_content()
+    return DeepSupervisionLoss(inner)(logits, labels[:, None].double())
+
+
+def paper_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
+    """Section 2.4 of the paper, sample by sample, under nnU-Net's weights, on nearest-neighbour targets."""
+    total = torch.zeros((), dtype=torch.float64)
+    for weight, x in zip((8 / 15, 4 / 15, 2 / 15, 1 / 15), logits[:4], strict=True):
+        p = x.exp() / x.exp().sum(1, keepdim=True)
+        # The voxel that holds the middle of a coarser one, or lies above it.
+        at = [
+            ((np.arange(n) + 0.5) * side / n).astype(int) for n, side in zip(p.shape[2:], SIDES, strict=True)
+        ]
+        coarse = labels[:, at[0]][:, :, at[1]][:, :, :, at[2]]
+        g = torch.stack([coarse == c for c in range(p.shape[1])], 1).double()
+        space = (2, 3, 4)
+        dice = 2 * (p * g).sum(space) / ((p**2).sum(space) + (g**2).sum(space))
+        entropy = -(g * p.log()).sum() / coarse.numel()
+        total = total + weight * (1 - dice.mean() + entropy)
+    return total
+
+
+@pytest.mark.parametrize(("stage", "classes"), [("head", 2), ("coarse", 3), ("fine", 3)])
+def test_loss_nnunet_is_its_trainer_s_but_for_a_constant(stage, classes, nnunet_loss):
+    # nnU-Net's Dice term is -Dice, ours 1 - Dice; the weights of the depths sum to 1.
+    assert_same(configured("nnunet"), nnunet_loss(stage), 5, classes, constant=1.0)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_loss_auto3dseg_is_monai_s_as_auto3dseg_sets_it(classes):
+    assert_same(configured("auto3dseg"), auto3dseg_loss, 4, classes)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_loss_dice_ce_is_the_paper_s_equation(classes):
+    exact = {"smooth_top": 0.0, "smooth_bottom": 0.0}
+    assert_same(configured("dice_ce", loss=exact), paper_loss, 5, classes, rtol=1e-9)
+
+
+def test_smoothing_counts_an_absent_and_unpredicted_class_as_found():
+    # On purpose: the paper's fraction is 0 over nearly 0 there; nnU-Net's smoothing of 1e-5 makes it 1.
+    logits, labels = case("absent and hardly predicted", 5, 3)
+    smooth, exact = configured("dice_ce")(logits, labels), paper_loss(logits, labels)
+    torch.testing.assert_close(exact - smooth, torch.tensor(1 / 3, dtype=torch.float64), rtol=1e-3, atol=0)
+    for kind in ("random", "one voxel"):  # it does not show elsewhere
+        logits, labels = case(kind, 5, 3)
+        torch.testing.assert_close(configured("dice_ce")(logits, labels), paper_loss(logits, labels))
+
+
+DICE = [{"squared": True}, {"background": True}, {"smooth_top": 0.0}, {"smooth_bottom": 2e-5}]
+
+
+@pytest.mark.parametrize("twin", [{"weights": "monai"}, *({"loss": change} for change in DICE)])
+def test_a_spoiled_loss_is_not_nnunet_s(twin, nnunet_loss):
+    with must_fail():
+        assert_same(configured("nnunet", **twin), nnunet_loss("fine"), 5, 3, constant=1.0)
+
+
+AUTO3DSEG_TWINS = [{"squared": False}, {"background": False}, {"smooth_top": 1e-5}, {"smooth_bottom": 0.1}]
+
+
+@pytest.mark.parametrize("twin", [{"weights": "nnunet"}, *({"loss": change} for change in AUTO3DSEG_TWINS)])
+def test_a_spoiled_loss_is_not_auto3dseg_s(twin):
+    with must_fail():
+        assert_same(configured("auto3dseg", **twin), auto3dseg_loss, 4, 3)
+
+
+@pytest.mark.parametrize("twin", [{"squared": False}, {"background": False}, {"smooth_bottom": 1e-3}])
+def test_a_spoiled_loss_is_not_the_paper_s(twin):
+    exact = {"smooth_top": 0.0, "smooth_bottom": 0.0}
+    with must_fail():
+        assert_same(configured("dice_ce", loss=exact | twin), paper_loss, 5, 3, rtol=1e-9)
+
+
+def test_a_lowest_depth_with_a_weight_is_not_nnunet_s(monkeypatch, nnunet_loss):
+    def weights(self: losses.DeepSupervision, depths: int) -> list[float]:
+        raw = [0.5**k for k in range(depths)]
+        return [weight / sum(raw) for weight in raw]
+
+    monkeypatch.setattr(losses.DeepSupervision, "weights", weights)
+    with must_fail():
+        assert_same(configured("nnunet"), nnunet_loss("fine"), 5, 3, constant=1.0)
+
+
+def test_targets_by_plain_nearest_neighbour_are_neither_s(monkeypatch, nnunet_loss):
+    def plain(target: Tensor, shape: Sequence[int]) -> Tensor:
+        return torch.nn.functional.interpolate(target[:, None].float(), tuple(shape))[:, 0].long()
+
+    monkeypatch.setattr(losses, "nearest", plain)
+    with must_fail():
+        assert_same(configured("nnunet"), nnunet_loss("fine"), 5, 3, constant=1.0)
+    with must_fail():
+        assert_same(configured("auto3dseg"), auto3dseg_loss, 4, 3)
+
+
+def test_batch_dice_is_not_nnunet_s(monkeypatch, nnunet_loss):
+    one = losses.DiceCELoss.dice
+
+    def batched(self: losses.DiceCELoss, probabilities: Tensor, target: Tensor) -> Tensor:
+        p = probabilities.movedim(0, 2).reshape(1, probabilities.shape[1], -1, *probabilities.shape[3:])
+        return one(self, p, target.reshape(1, -1, *target.shape[2:]))
+
+    monkeypatch.setattr(losses.DiceCELoss, "dice", batched)
+    with must_fail():
+        assert_same(configured("nnunet"), nnunet_loss("fine"), 5, 3, constant=1.0)
