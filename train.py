@@ -18,7 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 from hnseg.cases import Case
 from hnseg.data.splits import CENTRES, Split
 from hnseg.hydra_app import run
-from hnseg.preflight import check_length, check_patch, check_stages, find_cohort, padding, with_head_mask
+from hnseg.preflight import (
+    check_length,
+    check_patch,
+    check_stages,
+    find_coarse,
+    find_cohort,
+    with_head_mask,
+)
 from hnseg.run_folder import RunFolder
 
 # Everything heavy is imported where it is used, so that a mistake is answered in a second.
@@ -51,9 +58,8 @@ def main(cfg: DictConfig) -> float:
     import lightning as L
     import torch
 
-    from hnseg.data.intensity import InputSpec
     from hnseg.hardware import pick_device, pick_precision
-    from hnseg.stage import Stage
+    from hnseg.job import describe, make_input, make_stage
     from hnseg.training import quiet
 
     quiet()
@@ -62,19 +68,29 @@ def main(cfg: DictConfig) -> float:
         torch.set_num_threads(config["trainer"]["threads"])
     device = pick_device(config["trainer"]["device"])
     precision = pick_precision(device, config["trainer"]["precision"])
-    stage = Stage.from_dict(config["stage"])
-    spec = InputSpec(
-        modalities=("ct",) if stage.name == "head" else ("ct", "pet"),
-        cte=config["cte"],
-        pad_to=padding(config["training"]["patch"], stage.shape),
-        **InputSpec.recipe(config["recipe"]),
+    stage = make_stage(config)
+    cohort = build_cohort(config, cfg, train, validation, stage, make_input(config, stage))
+    fingerprint = cohort.fingerprint()
+    card = describe(
+        config,
+        stage,
+        cohort.spec,
+        split=split.hash,
+        fingerprint=fingerprint and fingerprint.hash,
+        trained_on=[case.case_id for case in train],
     )
-    cohort = build_cohort(config, cfg, train, validation, stage, spec)
-    card = describe(config, train, split, spec)
     module = build_module(config, cfg, stage, card, precision)
     scores = fit(config, module, cohort, folder, title, device.type, precision)
-    print(f"{title}: val/dice {scores['val/dice']:.4f}, {folder.best}")
+    print(f"{title}: {summarise(scores)}, {folder.best}")
     return scores["val/dice"]
+
+
+def summarise(scores: dict[str, float]) -> str:
+    """The validation Dice, and in which ROIs: those placed by the truth flatter the pipeline."""
+    text = f"val/dice {scores['val/dice']:.4f} in ROIs placed by the truth"
+    if "val_coarse/dice" in scores:
+        text += f", {scores['val_coarse/dice']:.4f} in ROIs placed by coarse predictions"
+    return text
 
 
 def read_cohort(data: Config, stage: str) -> tuple[list[Case], Split]:
@@ -102,7 +118,9 @@ def build_cohort(
     from hydra.utils import instantiate
 
     from hnseg.data.datamodule import StageDataModule
+    from hnseg.job import jitter_mm
 
+    augment = instantiate(cfg.augment)
     training, data = config["training"], config["data"]
     iterations = training["iterations"]
     return StageDataModule(
@@ -115,34 +133,14 @@ def build_cohort(
         samples=iterations and iterations * training["batch_size"],
         cache=Path(data["cache"]),
         heads=Path(data["heads"]),
-        augment=instantiate(cfg.augment),
-        jitter_mm=config["recipe"]["jitter_mm"] if stage.placement == "lesions" else 0.0,
+        coarse=find_coarse(config, [*train, *validation]) if stage.placement == "lesions" else None,
+        train_roi=config["recipe"]["roi"]["train"],
+        augment=augment,
+        jitter_mm=jitter_mm(config, stage),
         workers=data["workers"],
         prepare_workers=data["prepare_workers"],
         seed=config["seed"],
     )
-
-
-def describe(config: Config, train: list[Case], split: Split, spec: InputSpec) -> Config:
-    """What a checkpoint must say for its network to be run: its card."""
-    return {
-        "name": f"{config['arm']}_fold_{config['fold']}",
-        "model": config["model"]["name"],
-        "fold": config["fold"],
-        "stage": config["stage"],
-        "input": spec.to_dict(),
-        "network": {
-            "architecture": config["model"]["architecture"],
-            "in_channels": spec.channels,
-            "out_channels": len(config["stage"]["classes"]) + 1,
-            **config["model"]["settings"],
-        },
-        "patch": config["training"]["patch"],
-        "recipe": config["recipe"]["name"],
-        "decision": config["recipe"]["decision"],
-        "split": split.hash,
-        "trained_on": [case.case_id for case in train],
-    }
 
 
 def build_module(
@@ -195,7 +193,15 @@ def fit(
             check_val_every_n_epoch=training["validate_every"],
             deterministic=config["trainer"]["deterministic"],
             logger=logger,
-            callbacks=[*checkpoints(folder.path, training["ema"]), RunProgress(title)],
+            callbacks=[
+                *checkpoints(
+                    folder.path,
+                    training["ema"],
+                    compare=config["recipe"]["checkpoint"] == "compare",
+                    monitor=monitored(config, cohort),
+                ),
+                RunProgress(title),
+            ],
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             enable_progress_bar=False,
@@ -209,6 +215,12 @@ def fit(
     scores = validation_scores(folder.best)
     folder.finish(scores)
     return scores
+
+
+def monitored(config: Config, cohort: StageDataModule) -> str:
+    """The score that chooses best.ckpt."""
+    wants_coarse = config["recipe"]["roi"]["validate"] == "coarse"
+    return "val_coarse/dice" if wants_coarse and cohort.coarse is not None else "val/dice"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -88,16 +88,27 @@ class Grid:
         return image
 
 
-def top_of_scan_grid(ct: sitk.Image, size: Sequence[int], spacing: Sequence[float]) -> Grid:
-    """A grid that hangs from the top of the scan, centred on the body in x and y: the head stage's, and
-    the coarse ROI where no head is found.
+def top_of_scan_grid(
+    ct: sitk.Image,
+    size: Sequence[int],
+    spacing: Sequence[float],
+    lateral: Literal["body", "corner"] = "body",
+) -> Grid:
+    """A grid that hangs from the top of the scan: the head stage's, and the coarse ROI without a head.
 
-    Paper section 2.3 (256 x 256 x 128 voxels at 2 x 2 x 3 mm). The authors start at the image's
-    corner; centring on the body is the `best` column's rule for any orientation and lateral shift.
+    Paper section 2.3 (256 x 256 x 128 voxels at 2 x 2 x 3 mm).
+
+    Args:
+        ct: The scan, any orientation.
+        size: Voxels along (x, y, z).
+        spacing: mm along (x, y, z).
+        lateral: In x and y centred on the `body`, wherever it lies, or from the image's `corner` as the
+            authors have it.
     """
     extent = np.asarray(size) * np.asarray(spacing)
-    center = body_center(ct, depth=float(extent[2]))
-    center[2] = bounds(ct)[1][2] - extent[2] / 2
+    low, high = bounds(ct)
+    center = low + extent / 2 if lateral == "corner" else body_center(ct, depth=float(extent[2]))
+    center[2] = high[2] - extent[2] / 2
     return Grid.centred(center, size, spacing)
 
 
@@ -149,14 +160,36 @@ def mask_bounds(mask: sitk.Image) -> tuple[Point, Point]:
     Raises:
         ValueError: The mask is empty.
     """
+    component = largest_component(mask)
+    if component is None:
+        raise ValueError("an empty mask has no bounds")
+    first = np.array([s.start for s in component.box][::-1]) - 0.5
+    last = np.array([s.stop for s in component.box][::-1]) - 0.5
+    return _index_box_bounds(mask, first, last)
+
+
+@dataclass(frozen=True)
+class Component:
+    """A connected component of a mask.
+
+    Args:
+        ml: Its volume.
+        box: Index slices (z, y, x) around it.
+    """
+
+    ml: float
+    box: tuple[slice, slice, slice]
+
+
+def largest_component(mask: sitk.Image) -> Component | None:
+    """The largest 26-connected component of the voxels above zero, or None if there is none."""
     components, count = ndimage.label(sitk.GetArrayViewFromImage(mask) != 0, np.ones((3, 3, 3)))
     if not count:
-        raise ValueError("an empty mask has no bounds")
-    largest = int(np.bincount(components.ravel())[1:].argmax())
-    box = ndimage.find_objects(components)[largest]
-    first = np.array([s.start for s in box][::-1]) - 0.5
-    last = np.array([s.stop for s in box][::-1]) - 0.5
-    return _index_box_bounds(mask, first, last)
+        return None
+    voxels = np.bincount(components.ravel())[1:]
+    largest = int(voxels.argmax())
+    ml = float(voxels[largest] * np.prod(mask.GetSpacing()) / 1000)
+    return Component(ml, ndimage.find_objects(components)[largest])
 
 
 def body_center(ct: sitk.Image, depth: float) -> Point:

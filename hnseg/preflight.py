@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -48,6 +49,47 @@ def with_head_mask(cases: Sequence[Case], heads: Path) -> list[Case]:
             f"data.heads={heads}: no head mask CASE.nii.gz for any of {len(cases)} cases; label some first"
         )
     return labelled
+
+
+def find_coarse(config: Mapping[str, Any], cases: Sequence[Case]) -> Path | None:
+    """The folder of coarse predictions that place the fine ROI, or None where there is none.
+
+    Raises:
+        HnsegError: The recipe trains on predicted ROIs and there are none, cases lack a prediction, or a
+            prediction was made by a network that had been trained on its case.
+    """
+    folder, train_roi = config["data"]["coarse"], config["recipe"]["roi"]["train"]
+    if folder is None:
+        if train_roi == "coarse":
+            raise HnsegError(
+                "recipe.roi.train=coarse needs coarse predictions and data.coarse is not set; make them "
+                "with python infer.py until=coarse unseen=true out=COARSE"
+            )
+        return None
+    seen = _made_by_networks_that_saw(Path(folder))
+    missing = [case.case_id for case in cases if not (Path(folder) / f"{case.case_id}.nii.gz").exists()]
+    if missing:
+        raise HnsegError(
+            f"data.coarse={folder}: no prediction of {', '.join(missing)}; make them, or exclude them"
+        )
+    if leaked := sorted(seen & {case.case_id for case in cases}):
+        raise HnsegError(
+            f"data.coarse={folder}: made by networks trained on {', '.join(leaked)}; make them anew with "
+            "python infer.py until=coarse unseen=true"
+        )
+    return Path(folder)
+
+
+def _made_by_networks_that_saw(folder: Path) -> set[str]:
+    """Cases of a folder that infer.py wrote which a network of its bundle had been trained on."""
+    path = folder / "cases.csv"
+    if not path.exists():
+        raise HnsegError(
+            f"{path}: not there, so nobody knows whether these are predictions of networks that have not "
+            "seen the cases; make them with python infer.py until=coarse unseen=true"
+        )
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["case_id"] for row in csv.DictReader(file) if row.get("unseen") != "yes"}
 
 
 def divisor(model: Mapping[str, Any]) -> tuple[int, int, int]:

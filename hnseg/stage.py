@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +29,7 @@ class Stage:
         classes: Foreground classes in the order of their labels 1, 2, ...
         antialias: Smooth images before sampling them on a coarser grid.
         top: For `below_head`, height of the ROI's top face as a fraction of the head's box.
+        lateral: For `top_of_scan`, centred on the `body` in x and y, or from the image's `corner`.
     """
 
     name: str
@@ -38,12 +39,17 @@ class Stage:
     classes: tuple[str, ...] = LESIONS
     antialias: bool = False
     top: float = 0.7
+    lateral: Literal["body", "corner"] = "body"
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Stage:
         """Builds a stage from plain lists and numbers (YAML, JSON)."""
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         return cls(**plain)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and names."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -62,7 +68,7 @@ class Stage:
         """
         match self.placement:
             case "top_of_scan":
-                return geometry.top_of_scan_grid(ct, self.size, self.spacing)
+                return geometry.top_of_scan_grid(ct, self.size, self.spacing, self.lateral)
             case "scan":
                 return geometry.scan_grid(ct, self.size, self.spacing)
             case "below_head":
@@ -74,6 +80,11 @@ class Stage:
                 if center is None:
                     raise ValueError("no lesion voxel to centre the ROI on")
                 return Grid.centred(center, self.size, self.spacing)
+
+    def widened(self, mm: float) -> Stage:
+        """The stage with a grid larger by a margin on every side, in whole voxels."""
+        x, y, z = (n + 2 * m for n, m in zip(self.size, self.voxels(mm), strict=True))
+        return replace(self, size=(x, y, z))
 
     def voxels(self, mm: float) -> tuple[int, int, int]:
         """A length in mm as whole voxels along (x, y, z), rounded up."""

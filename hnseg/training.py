@@ -14,16 +14,48 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor,
 from hnseg.models.module import CARD
 
 
-def checkpoints(folder: Path, ema: float | None) -> list[L.Callback]:
+class ComparedEMA(EMAWeightAveraging):
+    """Validates the network's own weights and their moving average in turns.
+
+    best.ckpt then holds whichever validated better, at the price of one validation; last.ckpt holds both.
+    """
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if _is_averages_turn(trainer):
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if _is_averages_turn(trainer):
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # What is saved while validating is best.ckpt: the weights that were validated.
+        if not trainer.validating or _is_averages_turn(trainer):
+            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+
+def _is_averages_turn(trainer: L.Trainer) -> bool:
+    """Every second validation, told by the epoch alone, so that a resumed training takes the same turns."""
+    return (trainer.current_epoch // (trainer.check_val_every_n_epoch or 1)) % 2 == 1
+
+
+def checkpoints(
+    folder: Path, ema: float | None, *, compare: bool = False, monitor: str = "val/dice"
+) -> list[L.Callback]:
     """best.ckpt by validation Dice, last.ckpt to resume from, averaged weights if asked for.
 
     Args:
         folder: The run's folder.
         ema: Decay of the exponential moving average that is validated and saved; None for none.
+        compare: Validate the network's own weights too, and keep the better as best.ckpt.
+        monitor: The score that chooses best.ckpt.
     """
     named: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
-    callbacks: list[L.Callback] = [] if ema is None else [EMAWeightAveraging(decay=ema)]
-    best = ModelCheckpoint(folder, filename="best", monitor="val/dice", mode="max", **named)
+    averaging = ComparedEMA if compare else EMAWeightAveraging
+    callbacks: list[L.Callback] = [] if ema is None else [averaging(decay=ema)]
+    best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode="max", **named)
     last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, **named)
     return [*callbacks, best, last, LearningRateMonitor()]
 

@@ -14,7 +14,7 @@ from hnseg.models.bundle import Bundle, export_bundle
 
 DECISION = {"rule": "half", "min_component_ml": 0.0, "mirror": False}
 # Absolute scales, so that a threshold in HU or SUV is a threshold of the network's input.
-INPUT = {"ct_window": [-200.0, 200.0], "pet": "suv", "pet_upper": 20.0, "normalise": "none"}
+INPUT = {"ct_window": [-200.0, 200.0], "pet": "suv", "pet_upper": 20.0, "sampling": {}}
 TINY = {
     "plainconv": {"features": [4, 8, 8], "strides": [1, 2, 2], "convolutions": 1, "decoder_convolutions": 1},
     "resenc": {"features": [4, 8, 8], "strides": [1, 2, 2], "blocks": [1, 1, 1]},
@@ -57,6 +57,7 @@ def card(
     fields = {"name": stage, "classes": ["GTVp", "GTVn"], **STAGES[stage], **changes.pop("grid", {})}
     modalities = ["ct"] if stage == "head" else ["ct", "pet"]
     spec = {"modalities": modalities, "cte": False, **INPUT, **changes.pop("input", {})}
+    spec.setdefault("normalise", [{"scheme": "none"}] * ((3 if spec["cte"] else 1) + len(modalities) - 1))
     size = fields["size"]
     network = {
         "architecture": architecture,

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from hnseg.cases import Case
 from hnseg.data.dataset import EpochSampler, PatchDataset, Shape, VolumeDataset
+from hnseg.data.fingerprint import Fingerprint, needs_fingerprint
 from hnseg.data.intensity import InputSpec
 from hnseg.data.prepare import StageVolume, prepare
 from hnseg.stage import Stage
@@ -21,7 +22,11 @@ from hnseg.stage import Stage
 class StageDataModule(L.LightningDataModule):
     """One stage's patches and validation ROIs for one fold.
 
-    Batches are dictionaries: `image` (B, C, z, y, x) float, `label` (B, z, y, x) long, `case_id` list.
+    Fine ROIs can be placed by the true lesions or, as at inference, by coarse predictions. Where there
+    are predictions, both are validated: the first loader has the true ROIs, the second the predicted ones.
+
+    Batches are dictionaries: `image` (B, C, z, y, x) float, `label` (B, z, y, x) long, `case_id` list;
+    in validation also `missed` (B, classes), voxels of the truth that the ROI does not hold.
 
     Args:
         train: Training cases.
@@ -33,6 +38,8 @@ class StageDataModule(L.LightningDataModule):
         samples: Patches an epoch; None is one pass over the training cases.
         cache: Folder of prepared volumes.
         heads: Folder of head masks, where the stage needs them.
+        coarse: Folder of coarse predictions of models that have not seen the case, or None.
+        train_roi: What places the ROI in training: `truth` or `coarse`.
         augment: Transform of subjects with `image` and `label`.
         jitter_mm: Random shift of the ROI in training, at most this much along each axis, mm.
         workers: Loader processes; 0 loads in the training process.
@@ -52,6 +59,8 @@ class StageDataModule(L.LightningDataModule):
         cache: Path,
         samples: int | None = None,
         heads: Path | None = None,
+        coarse: Path | None = None,
+        train_roi: str = "truth",
         augment: tio.Transform | None = None,
         jitter_mm: float = 0.0,
         workers: int = 0,
@@ -62,21 +71,32 @@ class StageDataModule(L.LightningDataModule):
         self.cases = {"train": list(train), "validation": list(validation)}
         self.stage, self.spec, self.patch, self.batch_size = stage, spec, patch, batch_size
         self.cache, self.samples, self.heads, self.augment = cache, samples, heads, augment
-        self.jitter_mm, self.workers, self.prepare_workers, self.seed = (
-            jitter_mm,
-            workers,
-            prepare_workers,
-            seed,
-        )
+        self.coarse, self.train_roi = coarse, train_roi
+        self.jitter_mm, self.workers, self.prepare_workers = jitter_mm, workers, prepare_workers
+        self.seed = seed
 
     def prepare_data(self) -> None:
         """Fills the cache; what has not changed is reused. Called on one process only."""
-        self._prepare([*self.cases["train"], *self.cases["validation"]])
+        trained = {case.case_id for case in self.cases["train"]}
+        new = [case for case in self.cases["validation"] if case.case_id not in trained]
+        training_roi = self.coarse if self.train_roi == "coarse" else None
+        for coarse in self._validation_rois():
+            both = coarse == training_roi  # in one go, so that all cores are busy to the end
+            self._prepare([*self.cases["train"], *new] if both else self.cases["validation"], coarse)
+
+    def fingerprint(self) -> Fingerprint | None:
+        """Measures what the input chain needs to know of the training fold, and tells the chain; None if
+        it needs nothing."""
+        if not needs_fingerprint(self.spec):
+            return None
+        fingerprint = Fingerprint.measure(self._train_volumes(), self.spec, self.cache)
+        self.spec = fingerprint.fill(self.spec)
+        return fingerprint
 
     def setup(self, stage: str) -> None:
-        """Builds both data sets from the cache."""
+        """Builds the data sets from the cache."""
         self.train_set = PatchDataset(
-            self._prepare(self.cases["train"]),
+            self._train_volumes(),
             self.spec,
             self.patch,
             self.batch_size,
@@ -84,7 +104,10 @@ class StageDataModule(L.LightningDataModule):
             self.seed,
             jitter=self.jitter_mm > 0,
         )
-        self.validation_set = VolumeDataset(self._prepare(self.cases["validation"]), self.spec)
+        self.validation_sets = [
+            VolumeDataset(self._prepare(self.cases["validation"], coarse), self.spec, len(self.stage.classes))
+            for coarse in self._validation_rois()
+        ]
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Patches in numbered order; see `PatchDataset`."""
@@ -98,17 +121,24 @@ class StageDataModule(L.LightningDataModule):
             persistent_workers=self.workers > 0,
         )
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Whole ROIs, one at a time."""
-        return DataLoader(self.validation_set, batch_size=1)
+    def val_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
+        """Whole ROIs, one at a time: the true ones, then the predicted ones where there are any."""
+        return [DataLoader(validation_set, batch_size=1) for validation_set in self.validation_sets]
 
-    def _prepare(self, cases: Sequence[Case]) -> list[StageVolume]:
-        unique = list({case.case_id: case for case in cases}.values())
+    def _validation_rois(self) -> list[Path | None]:
+        return [None] if self.coarse is None else [None, self.coarse]
+
+    def _train_volumes(self) -> list[StageVolume]:
+        return self._prepare(self.cases["train"], self.coarse if self.train_roi == "coarse" else None)
+
+    def _prepare(self, cases: Sequence[Case], coarse: Path | None) -> list[StageVolume]:
         return prepare(
-            unique,
+            cases,
             self.stage,
             self.cache,
+            sampling=self.spec.sampling,
             heads=self.heads,
+            coarse=coarse,
             margin_mm=self.jitter_mm,
             workers=self.prepare_workers,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ import torchio as tio
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
+from hnseg.data.augment import RandomPatchAffine
 from hnseg.data.intensity import InputSpec
+from hnseg.data.patch import Shape, foreground_voxel, place
 from hnseg.data.prepare import StageVolume
-
-Shape = tuple[int, int, int]
 
 
 class EpochSampler(Sampler[int]):
@@ -42,8 +43,10 @@ class EpochSampler(Sampler[int]):
 class PatchDataset(Dataset[dict[str, Any]]):
     """Training patches, numbered without end.
 
-    The order is: jittered ROI → intensity chain → patch → augmentation. Where the patch is the whole
-    (padded) ROI nothing is cut, and no queue is needed: one case is read for one patch either way.
+    The order is: jittered ROI → scan transform → intensity chain → patch → augmentation. A mix that
+    begins with nnU-Net's `RandomPatchAffine` cuts the patch itself, from more than the patch, and places
+    it as nnU-Net does; with any other mix, patches stay inside the (padded) ROI. No queue is needed: one
+    case is read for one patch either way.
 
     Args:
         volumes: Cached cases of the training folds.
@@ -56,6 +59,8 @@ class PatchDataset(Dataset[dict[str, Any]]):
         foreground: Share of each batch that is forced onto foreground, rounded as nnU-Net does
             (0.33: 1 of 2, 1 of 4, none of 1).
         jitter: Shift the ROI at random within the cached margin.
+        scan_augment: Transform of subjects with `ct` in HU, `pet` in SUV and `label`, before the
+            intensity chain, or None.
     """
 
     def __init__(
@@ -68,23 +73,29 @@ class PatchDataset(Dataset[dict[str, Any]]):
         seed: int,
         foreground: float = 0.33,
         jitter: bool = False,
+        scan_augment: tio.Transform | None = None,
     ) -> None:
         self.volumes, self.patch, self.augment, self.seed = list(volumes), patch, augment, seed
-        self.batch_size, self.jitter = batch_size, jitter
+        self.batch_size, self.jitter, self.scan_augment = batch_size, jitter, scan_augment
         self.unforced = round(batch_size * (1 - foreground))
         self.transform = spec.transform()
+        first = augment[0] if isinstance(augment, tio.Compose) and len(augment) else augment
+        self.around = first.around(patch) if isinstance(first, RandomPatchAffine) else None
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, number])
         volume = self.volumes[self._case(number)]
         shift = [int(rng.integers(0, 2 * m + 1)) if self.jitter else m for m in volume.margin]
-        subject = self.transform(roi_subject(volume, shift))
+        subject = roi_subject(volume, shift)
+        if self.scan_augment is not None:
+            with _seeded(rng):
+                subject = self.scan_augment(subject)
+        subject = self.transform(subject)
         # Fixed by the sample's place in its batch, as nnU-Net does, not drawn.
         forced = number % self.batch_size >= self.unforced
-        subject = self._cut(subject, forced, rng)
+        subject = self._placed(subject, forced, rng)
         if self.augment is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(rng.integers(2**62)))
+            with _seeded(rng):
                 subject = self.augment(subject)
         return {
             "image": subject["image"].data,
@@ -97,23 +108,19 @@ class PatchDataset(Dataset[dict[str, Any]]):
         turn, place = divmod(number, len(self.volumes))
         return int(np.random.default_rng([self.seed, turn]).permutation(len(self.volumes))[place])
 
-    def _cut(self, subject: tio.Subject, forced: bool, rng: np.random.Generator) -> tio.Subject:
-        shape = subject["image"].spatial_shape
-        if tuple(shape) == tuple(self.patch):
+    def _placed(self, subject: tio.Subject, forced: bool, rng: np.random.Generator) -> tio.Subject:
+        """The subject cut, or whole with the `patch` that the mix will cut."""
+        image, label = subject["image"].data, subject["label"].data
+        if self.around is None and image.shape[1:] == self.patch:
             return subject
-        room = np.asarray(shape) - np.asarray(self.patch)
-        label = subject["label"].data[0].numpy()
-        classes = np.unique(label[label > 0]) if forced else np.array([])
-        if len(classes):
-            voxels = np.argwhere(label == rng.choice(classes))
-            start = voxels[rng.integers(len(voxels))] - np.asarray(self.patch) // 2
-        else:
-            start = rng.integers(0, room + 1)
-        start = np.clip(start, 0, room)
-        box = tuple(slice(int(a), int(a) + n) for a, n in zip(start, self.patch, strict=True))
+        voxel = foreground_voxel(label[0], rng) if forced else None
+        overhang = self.around is not None
+        patch = place(image.shape[1:], self.patch, rng, around=self.around, voxel=voxel, overhang=overhang)
+        if self.around is not None:
+            subject["patch"] = patch
+            return subject
         return tio.Subject(
-            image=tio.ScalarImage(tensor=subject["image"].data[(slice(None), *box)].contiguous()),
-            label=tio.LabelMap(tensor=subject["label"].data[(slice(None), *box)].contiguous()),
+            image=tio.ScalarImage(tensor=patch.cut(image)), label=tio.LabelMap(tensor=patch.cut(label))
         )
 
 
@@ -123,10 +130,11 @@ class VolumeDataset(Dataset[dict[str, Any]]):
     Args:
         volumes: Cached cases.
         spec: The input chain.
+        classes: Number of foreground classes.
     """
 
-    def __init__(self, volumes: Sequence[StageVolume], spec: InputSpec) -> None:
-        self.volumes, self.transform = list(volumes), spec.transform()
+    def __init__(self, volumes: Sequence[StageVolume], spec: InputSpec, classes: int) -> None:
+        self.volumes, self.transform, self.classes = list(volumes), spec.transform(), classes
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -137,6 +145,7 @@ class VolumeDataset(Dataset[dict[str, Any]]):
         return {
             "image": subject["image"].data,
             "label": subject["label"].data[0].long(),
+            "missed": torch.tensor(volume.missed(self.classes)),
             "case_id": volume.case_id,
         }
 
@@ -155,3 +164,11 @@ def roi_subject(volume: StageVolume, start: Sequence[int]) -> tio.Subject:
 
 def _tensor(array: NDArray[Any], dtype: type = np.float32) -> torch.Tensor:
     return torch.from_numpy(np.array(array, dtype))[None]
+
+
+@contextmanager
+def _seeded(rng: np.random.Generator) -> Iterator[None]:
+    """Seeds torch's generator, which TorchIO draws from, and leaves it as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**62)))
+        yield

@@ -6,16 +6,19 @@ the checkpoint, so that a trained network knows how its input was made.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 import torchio as tio
 from torch import Tensor
 
+from hnseg.data.normalise import Normalise
+from hnseg.data.sampling import STUDY, Sampling
+
 
 class WindowCT(tio.transforms.Transform):
-    """Clips CT to [low, high] HU and scales it to [-1, 1] (paper section 2.3)."""
+    """Clips CT to [low, high] HU and scales it to [0, 1] (paper section 2.3)."""
 
     def __init__(self, low: float, high: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -24,21 +27,7 @@ class WindowCT(tio.transforms.Transform):
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         ct = subject["ct"]
-        ct.set_data(window(ct.data.float(), self.low, self.high))
-        return subject
-
-
-class EnhanceCT(tio.transforms.Transform):
-    """Windowed CT x in [-1, 1] → three channels [x, x², x^(1/3)], each again in [-1, 1].
-
-    The powers are taken on [0, 1] and scaled to [-1, 1] afterwards, channel by channel: on [-1, 1]
-    the square is not monotonic (two tissues would share a value).
-    """
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        ct = subject["ct"]
-        unit = (ct.data + 1) / 2
-        ct.set_data(torch.cat([unit, unit**2, unit ** (1 / 3)]) * 2 - 1)
+        ct.set_data((ct.data.float().clamp(self.low, self.high) - self.low) / (self.high - self.low))
         return subject
 
 
@@ -60,11 +49,50 @@ class ScalePET(tio.transforms.Transform):
         pet = subject["pet"]
         # The B-spline undershoots beside hot spots; negative activity means nothing.
         suv = pet.data.float().clamp_min(0)
-        if self.rule == "suv":
-            pet.set_data((suv / self.upper).clamp_max(1))
-        else:
-            low, high = suv.min(), suv.max()
-            pet.set_data((suv - low) / (high - low).clamp_min(1e-8))
+        pet.set_data((suv / self.upper).clamp_max(1) if self.rule == "suv" else _minmax(suv))
+        return subject
+
+
+class MinMax(tio.transforms.Transform):
+    """Each modality to [0, 1] by its extremes in the ROI (the authors' second scaling)."""
+
+    def __init__(self, modalities: tuple[str, ...], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.modalities = modalities
+        self.args_names = ["modalities"]
+
+    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        for name in self.modalities:
+            subject[name].set_data(_minmax(subject[name].data.float()))
+        return subject
+
+
+class EnhanceCT(tio.transforms.Transform):
+    """CT x in [0, 1] → three channels [x, x², x^(1/3)].
+
+    The powers are taken on [0, 1]: on [-1, 1] the square is not monotonic (two tissues would share a
+    value) and the cube root of a negative is no real power.
+    """
+
+    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        ct = subject["ct"]
+        # The B-spline leaves [0, 1] a little where a windowed image is sampled again.
+        unit = ct.data.clamp(0, 1)
+        ct.set_data(torch.cat([unit, unit**2, unit ** (1 / 3)]))
+        return subject
+
+
+class RangeCT(tio.transforms.Transform):
+    """CT channels from [0, 1] to [low, high], channel by channel after the powers."""
+
+    def __init__(self, low: float, high: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.low, self.high = low, high
+        self.args_names = ["low", "high"]
+
+    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        ct = subject["ct"]
+        ct.set_data(ct.data * (self.high - self.low) + self.low)
         return subject
 
 
@@ -86,76 +114,102 @@ class StackChannels(tio.transforms.Transform):
         return subject
 
 
-class ZScore(tio.transforms.Transform):
-    """Each channel of `image` to mean 0 and standard deviation 1 over the volume (nnU-Net's, no mask)."""
+class NormaliseChannels(tio.transforms.Transform):
+    """One `Normalise` for each channel of `image`."""
+
+    def __init__(self, schemes: tuple[Normalise, ...], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.schemes = schemes
+        self.args_names = ["schemes"]
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         image = subject["image"]
-        data = image.data
-        mean = data.mean(dim=(1, 2, 3), keepdim=True)
-        std = data.std(dim=(1, 2, 3), keepdim=True, unbiased=False)
-        image.set_data((data - mean) / std.clamp_min(1e-8))
+        channels = zip(self.schemes, image.data, strict=True)
+        image.set_data(torch.stack([normalise(channel) for normalise, channel in channels]))
         return subject
 
 
-def window(hu: Tensor, low: float, high: float) -> Tensor:
-    """Clips to [low, high] and scales to [-1, 1]."""
-    return (hu.clamp(low, high) - low) / (high - low) * 2 - 1
+def _minmax(x: Tensor) -> Tensor:
+    low, high = x.min(), x.max()
+    return (x - low) / (high - low).clamp_min(1e-8)
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How a network's input is made from CT in HU and PET in SUV on a stage grid.
+    """How a network's input is made from a study's CT in HU and PET in SUV.
 
     Args:
         modalities: ("ct",) for the head stage, ("ct", "pet") after it.
-        ct_window: HU that become -1 and 1.
+        sampling: What the volumes are cut from, and what lies outside it.
+        ct_window: HU that become 0 and 1; None leaves CT as it is: already in [0, 1] where it comes from
+            the head crop, HU where a foreign network wants HU.
+        ct_range: What 0 and 1 become after the powers; unused without a window on studies.
         cte: CT enhancement: [x, x², x^(1/3)] instead of x.
-        pet: `minmax` over the crop, or `suv` against a fixed upper bound.
+        pet: `minmax` over the crop, `suv` against a fixed upper bound, or `raw`.
         pet_upper: That bound, SUV.
-        normalise: `zscore` per image and channel on top, or `none`.
+        minmax_again: Scale both modalities by their extremes in the ROI, before the powers.
+        normalise: On top, one for each channel in the order of the channels.
         pad_to: Shape (z, y, x) to which the ROI is padded after normalisation, with zeros.
     """
 
     modalities: tuple[str, ...] = ("ct", "pet")
-    ct_window: tuple[float, float] = (-110.0, 190.0)
+    sampling: Sampling = STUDY
+    ct_window: tuple[float, float] | None = (-110.0, 190.0)
+    ct_range: tuple[float, float] = (-1.0, 1.0)
     cte: bool = False
-    pet: Literal["minmax", "suv"] = "minmax"
+    pet: Literal["minmax", "suv", "raw"] = "minmax"
     pet_upper: float = 20.0
-    normalise: Literal["zscore", "none"] = "zscore"
+    minmax_again: bool = False
+    normalise: tuple[Normalise, ...] = ()
     pad_to: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.normalise:
+            object.__setattr__(self, "normalise", (Normalise("none"),) * self.channels)
+        if len(self.normalise) != self.channels:
+            raise ValueError(f"normalise has {len(self.normalise)} entries for {self.channels} channels")
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> InputSpec:
         """Reads what `to_dict` wrote."""
         plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+        plain["sampling"] = Sampling.from_dict(fields["sampling"])
+        plain["normalise"] = tuple(Normalise.from_dict(one) for one in fields["normalise"])
         return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for the checkpoint and the bundle."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
-
-    @staticmethod
-    def recipe(fields: dict[str, Any]) -> dict[str, Any]:
-        """The part of a recipe that concerns the input, as arguments of `InputSpec`."""
-        chosen = {key: fields[key] for key in ("ct_window", "pet", "pet_upper", "normalise")}
-        return {**chosen, "ct_window": tuple(chosen["ct_window"])}
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {key: list(v) if isinstance(v, tuple) else v for key, v in own.items()}
+        plain["sampling"] = self.sampling.to_dict()
+        plain["normalise"] = [one.to_dict() for one in self.normalise]
+        return plain
 
     @property
     def channels(self) -> int:
         """Number of input channels of the network."""
         return (3 if self.cte else 1) + ("pet" in self.modalities)
 
+    @property
+    def unnormalised(self) -> InputSpec:
+        """The stage's scaling alone: what a fingerprint is measured on."""
+        return replace(self, normalise=(Normalise("none"),) * self.channels, pad_to=None)
+
     def transform(self) -> tio.Compose:
         """Subject with `ct`, `pet` (1, z, y, x) and perhaps `label` → subject with `image` (C, z, y, x)."""
-        steps: list[tio.Transform] = [WindowCT(*self.ct_window)]
+        steps: list[tio.Transform] = []
+        if self.ct_window is not None:
+            steps.append(WindowCT(*self.ct_window))
+        if "pet" in self.modalities and self.pet != "raw":
+            steps.append(ScalePET(self.pet, self.pet_upper))
+        if self.minmax_again:
+            steps.append(MinMax(self.modalities))
         if self.cte:
             steps.append(EnhanceCT())
-        if "pet" in self.modalities:
-            steps.append(ScalePET(self.pet, self.pet_upper))
+        if self.ct_window is not None:
+            steps.append(RangeCT(*self.ct_range))
         steps.append(StackChannels(self.modalities))
-        if self.normalise == "zscore":
-            steps.append(ZScore())
+        steps.append(NormaliseChannels(self.normalise))
         if self.pad_to is not None:
             # TorchIO pads symmetrically, so that the way back is a centre crop.
             steps.append(tio.CropOrPad(self.pad_to, padding_mode=0))

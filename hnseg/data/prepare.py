@@ -1,7 +1,8 @@
 """Cases → cached stage volumes.
 
 The cache holds geometry only: CT in HU (int16), PET in SUV (float32) and labels (uint8) on the stage's
-grid, with a margin around the ROI. Windows, enhancement and jitter can change without preparing again.
+grid, with a margin around the ROI (the authors' twice sampled volumes hold scaled float32 instead).
+Windows, enhancement and jitter can change without preparing again.
 What a case was made from is hashed into its entry; a changed file or stage makes a new one.
 """
 
@@ -12,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -29,14 +31,15 @@ from rich.progress import track
 
 from hnseg.cases import Case
 from hnseg.checks import check_case
-from hnseg.data.resample import AIR_HU, NO_SUV, label_to_grid, to_grid
+from hnseg.data.sampling import STUDY, Sampling
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid
 from hnseg.images import read_image, read_label, to_array
+from hnseg.placement import place
 from hnseg.stage import Stage
 
 # Raise when the arrays of an entry would come out differently for the same inputs.
-FORMAT = 1
+FORMAT = 2
 
 _console = Console(stderr=True)
 
@@ -64,6 +67,12 @@ class StageVolume:
         x, y, z = self.meta["margin"]
         return z, y, x
 
+    def missed(self, classes: int) -> list[float]:
+        """Voxels of each class 1..classes that the ROI does not hold, in voxels of the stage's grid."""
+        voxel_ml = float(np.prod(self.meta["grid"]["spacing"])) / 1000
+        outside = self.meta["ml_outside_roi"]
+        return [outside.get(str(label), 0.0) / voxel_ml for label in range(1, classes + 1)]
+
     def load(self, name: str) -> NDArray[Any]:
         """`ct`, `pet` or `label` as a memory map (z, y, x), margin included."""
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
@@ -74,7 +83,9 @@ def prepare(
     stage: Stage,
     cache: Path,
     *,
+    sampling: Sampling = STUDY,
     heads: Path | None = None,
+    coarse: Path | None = None,
     margin_mm: float = 0.0,
     workers: int | None = None,
 ) -> list[StageVolume]:
@@ -84,7 +95,10 @@ def prepare(
         cases: Cases with labels (the head stage needs head masks instead).
         stage: The stage.
         cache: Folder of the cache; entries of different stages and settings live side by side.
+        sampling: What the volumes are cut from.
         heads: Folder of head masks CASE.nii.gz: the head stage's labels, and what places the coarse ROI.
+        coarse: Folder of coarse predictions CASE.nii.gz that place the fine ROI as at inference, with the
+            same fallbacks; None centres it on the true lesions.
         margin_mm: Anatomy kept around the ROI for jitter, mm.
         workers: Processes; all cores by default.
 
@@ -94,12 +108,15 @@ def prepare(
     Raises:
         HnsegError: Cases that cannot be used, each by name and reason; the others are kept.
     """
-    folder = (
-        cache / f"{stage.name}-{_digest({'stage': asdict(stage), 'margin': margin_mm, 'format': FORMAT})}"
+    masks = heads if _needs_head(stage) else coarse
+    made_by = {"stage": asdict(stage), "sampling": sampling.to_dict(), "margin": margin_mm, "format": FORMAT}
+    if coarse is not None:
+        made_by["roi"] = "coarse"
+    folder = cache / f"{stage.name}-{_digest(made_by)}"
+    work = partial(
+        _prepare_or_reason, stage=stage, folder=folder, sampling=sampling, masks=masks, margin_mm=margin_mm
     )
-    heads = heads if _needs_head(stage) else None
-    work = partial(_prepare_or_reason, stage=stage, folder=folder, heads=heads, margin_mm=margin_mm)
-    todo = [case for case in cases if not _ready(case, folder / case.case_id, heads)]
+    todo = [case for case in cases if _key(folder / case.case_id) != _sources(case, masks)]
     failures: list[str] = []
     if todo:
         workers = min(workers or os.cpu_count() or 1, len(todo))
@@ -123,6 +140,8 @@ def prepare(
 
 def _report_lost(volumes: Sequence[StageVolume], stage: Stage) -> None:
     """Says how much of what is to be found the ROI does not hold: no network can find it there."""
+    for fallback, count in Counter(filter(None, (v.meta["fallback"] for v in volumes))).items():
+        _console.print(f"{count} of {len(volumes)} cases: {fallback}", highlight=False)
     lost = [sum(volume.meta["ml_outside_roi"].values()) for volume in volumes]
     cut = sum(ml > 0 for ml in lost)
     if cut:
@@ -133,50 +152,78 @@ def _report_lost(volumes: Sequence[StageVolume], stage: Stage) -> None:
         )
 
 
-def _prepare_or_reason(
-    case: Case, *, stage: Stage, folder: Path, heads: Path | None, margin_mm: float
-) -> str | None:
+def _prepare_or_reason(case: Case, **settings: Any) -> str | None:
     try:
-        prepare_case(case, stage, folder, heads=heads, margin_mm=margin_mm)
+        prepare_case(case, **settings)
     except HnsegError as error:
         return str(error) if case.case_id in str(error) else f"{case.case_id}: {error}"
     return None
 
 
 def prepare_case(
-    case: Case, stage: Stage, folder: Path, *, heads: Path | None = None, margin_mm: float = 0.0
+    case: Case,
+    stage: Stage,
+    folder: Path,
+    *,
+    sampling: Sampling = STUDY,
+    masks: Path | None = None,
+    margin_mm: float = 0.0,
 ) -> StageVolume:
-    """Writes one case's entry, whole or not at all. Arguments and errors as for `prepare`."""
+    """Writes one case's entry, whole or not at all.
+
+    Args:
+        case: The case.
+        stage: The stage.
+        folder: Where the entry goes, as FOLDER/CASE.
+        sampling: What the volumes are cut from.
+        masks: Folder of the masks that place the ROI: heads for the stages that need them, else coarse
+            predictions; None places it by the labels.
+        margin_mm: Anatomy kept around the ROI, mm.
+
+    Raises:
+        HnsegError: The case cannot be used, and why.
+    """
     ct, pet = read_image(case.ct), read_image(case.pet)
     lesions = None if case.label is None else read_label(case.label)
     faults = [f.text for f in check_case(ct, pet, lesions) if f.level == "error"]
     if faults:
         raise HnsegError(f"{case.case_id}: {faults[0]}")
-    head = _read_head(case, heads) if _needs_head(stage) else None
-    label = head if stage.name == "head" else lesions
+    mask = None if masks is None and not _needs_head(stage) else _read_mask(case, stage, masks)
+    label = mask if stage.name == "head" else lesions
     if label is None:
         raise HnsegError(
             f"{case.case_id}: no label image {case.case_id}.nii.gz to train the {stage.name} stage on"
         )
-    try:
-        inner = stage.grid(ct, lesions if stage.placement == "lesions" else head)
-    except ValueError as error:
-        raise HnsegError(f"{case.case_id}: {error}") from error
+    predicted = mask is not None and not _needs_head(stage)
+    inner, fallback = _place(case, stage, ct, pet, lesions if mask is None else mask, predicted)
     margin = stage.voxels(margin_mm)
     grid = inner.padded(margin)
-    arrays: dict[str, NDArray[Any]] = {
-        "ct": _rounded(to_grid(ct, grid, fill=AIR_HU, antialias=stage.antialias)),
-        "pet": to_grid(pet, grid, fill=NO_SUV, antialias=stage.antialias),
-        "label": label_to_grid(label, grid),
-    }
+    arrays: dict[str, NDArray[Any]] = sampling.images(ct, pet, grid, antialias=stage.antialias)
+    if sampling.source == "study":
+        arrays["ct"] = arrays["ct"].astype(np.int16)  # whole HU
+    arrays["label"] = sampling.label(label, ct, grid)
     meta = {
-        "key": _sources(case, heads),
+        "key": _sources(case, masks),
         "grid": grid.to_dict(),
         "margin": list(margin),
         "ml_outside_roi": _ml_outside(label, inner),
+        "fallback": fallback,
     }
     _write_entry(arrays, meta, folder / case.case_id)
     return StageVolume(case.case_id, folder / case.case_id)
+
+
+def _place(
+    case: Case, stage: Stage, ct: sitk.Image, pet: sitk.Image, mask: sitk.Image | None, predicted: bool
+) -> tuple[Grid, str | None]:
+    """Labels and drawn heads place the ROI as they are; predictions and empty heads as at inference."""
+    empty_head = _needs_head(stage) and mask is not None and not to_array(mask).any()
+    if predicted or empty_head:
+        return place(stage, ct, pet, mask)
+    try:
+        return stage.grid(ct, mask), None
+    except ValueError as error:
+        raise HnsegError(f"{case.case_id}: {error}") from error
 
 
 def _write_entry(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: Path) -> None:
@@ -206,10 +253,6 @@ def _put_in_place(temporary: Path, target: Path, key: str) -> None:
     shutil.rmtree(outdated, ignore_errors=True)
 
 
-def _rounded(hu: NDArray[np.float32]) -> NDArray[np.int16]:
-    return np.clip(np.rint(hu), -32768, 32767).astype(np.int16)
-
-
 def _ml_outside(label: sitk.Image, grid: Grid) -> dict[str, float]:
     """Volume of each class that the ROI does not hold, in ml."""
     voxel_ml = float(np.prod(label.GetSpacing())) / 1000
@@ -227,18 +270,19 @@ def _needs_head(stage: Stage) -> bool:
     return stage.name == "head" or stage.placement == "below_head"
 
 
-def _read_head(case: Case, heads: Path | None) -> sitk.Image:
-    path = None if heads is None else heads / f"{case.case_id}.nii.gz"
-    if path is None or not path.exists():
+def _read_mask(case: Case, stage: Stage, masks: Path | None) -> sitk.Image:
+    path = None if masks is None else masks / f"{case.case_id}.nii.gz"
+    if path is not None and path.exists():
+        return read_label(path)
+    if _needs_head(stage):
         raise HnsegError(
             f"{case.case_id}: no head mask {path or 'since data.heads is not set'}; label some scans for the "
             "head stage, then let it label the rest (python infer.py until=head out=HEADS)"
         )
-    return read_label(path)
-
-
-def _ready(case: Case, entry: Path, heads: Path | None) -> bool:
-    return _key(entry) == _sources(case, heads)
+    raise HnsegError(
+        f"{case.case_id}: no coarse prediction {path}; make them with models that have not seen the case "
+        "(python infer.py until=coarse unseen=true out=COARSE)"
+    )
 
 
 def _key(entry: Path) -> str | None:
@@ -249,9 +293,9 @@ def _key(entry: Path) -> str | None:
         return None
 
 
-def _sources(case: Case, heads: Path | None) -> str:
+def _sources(case: Case, masks: Path | None) -> str:
     """Hash of the files an entry is made from: their names, sizes and times of change."""
-    paths = [case.ct, case.pet, case.label, None if heads is None else heads / f"{case.case_id}.nii.gz"]
+    paths = [case.ct, case.pet, case.label, None if masks is None else masks / f"{case.case_id}.nii.gz"]
     states = []
     for path in paths:
         if path is not None and path.exists():

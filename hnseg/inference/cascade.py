@@ -16,8 +16,8 @@ from hnseg.hardware import Precision
 from hnseg.images import from_array
 from hnseg.inference.decision import decide, remove_small
 from hnseg.inference.ensemble import StageEnsemble
-from hnseg.inference.placement import place
 from hnseg.models.bundle import Bundle
+from hnseg.placement import place
 
 ORDER = ("head", "coarse", "fine")
 

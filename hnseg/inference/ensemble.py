@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hnseg.data.intensity import InputSpec
-from hnseg.data.resample import AIR_HU, NO_SUV, to_grid
+from hnseg.data.sampling import Sampling
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid
 from hnseg.hardware import Precision
@@ -59,18 +59,16 @@ class StageEnsemble:
         Returns:
             (K, z, y, x), background first, on `grid`.
         """
-        volumes = {
-            "ct": torch.from_numpy(to_grid(ct, grid, fill=AIR_HU, antialias=self.stage.antialias))[None],
-            "pet": torch.from_numpy(to_grid(pet, grid, fill=NO_SUV, antialias=self.stage.antialias))[None],
-        }
-        # Rounded as the cache of prepared volumes rounds it: what was learnt from is what is shown.
-        volumes["ct"] = volumes["ct"].round()
+        volumes: dict[Sampling, dict[str, Tensor]] = {}
         inputs: dict[InputSpec, Tensor] = {}
         total: Tensor | None = None
         for member in self.members:
             spec = InputSpec.from_dict(member.card["input"])
+            if spec.sampling not in volumes:
+                images = spec.sampling.images(ct, pet, grid, antialias=self.stage.antialias)
+                volumes[spec.sampling] = {name: torch.from_numpy(a)[None] for name, a in images.items()}
             if spec not in inputs:
-                inputs[spec] = _network_input(volumes, spec).to(self.device)
+                inputs[spec] = _network_input(volumes[spec.sampling], spec).to(self.device)
             softmax = self._run(member, inputs[spec])
             mean = _uncrop(softmax, grid.shape).cpu()
             total = mean if total is None else total.add_(mean)

@@ -16,6 +16,8 @@ from hnseg.metrics import OfficialScores
 Batch = dict[str, Any]
 # The key under which a checkpoint says everything needed to run its network.
 CARD = "hnseg"
+# What the scores of the validation loaders are called: ROIs placed by the truth, and by coarse predictions.
+ROIS = ("val", "val_coarse")
 
 
 class SegmentationModule(L.LightningModule):
@@ -66,19 +68,24 @@ class SegmentationModule(L.LightningModule):
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(image))
         return loss
 
-    def validation_step(self, batch: Batch, index: int) -> None:
-        """Scores whole ROIs, one at a time: Dice per class and `val/dice`, their mean, over cases."""
+    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
+        """Scores whole ROIs, one at a time: Dice per class and their mean, over cases.
+
+        ROIs placed by the truth are scored as `val/`, those placed by coarse predictions (the second
+        loader) as `val_coarse/`; lesion voxels that an ROI does not hold count as missed.
+        """
         logits = self.predict(self.network, batch["image"])
         target = batch["label"]
         decided = logits.argmax(1)
+        where = ROIS[dataloader_idx]
         dice = {
-            f"val/dice_{name}": _dice(decided == label, target == label)
+            f"{where}/dice_{name}": _dice(decided == label, target == label, batch["missed"][0, label - 1])
             for label, name in enumerate(self.classes, start=1)
         }
         mean = torch.stack(list(dice.values())).mean()
-        scores = {"val/loss": self.loss(logits, target), "val/dice": mean, **dice}
-        self.log_dict(scores, batch_size=1, sync_dist=True)
-        if self.official is not None:
+        scores = {f"{where}/loss": self.loss(logits, target), f"{where}/dice": mean, **dice}
+        self.log_dict(scores, batch_size=1, sync_dist=True, add_dataloader_idx=False)
+        if self.official is not None and where == "val":
             self.official.update(decided, target, self.spacing)
 
     def on_validation_epoch_end(self) -> None:
@@ -95,13 +102,16 @@ class SegmentationModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint knows what it is, how its input was made, and what it scored."""
         metrics = self.trainer.callback_metrics
-        scores = {name: float(value) for name, value in metrics.items() if name.startswith("val/")}
+        scores = {name: float(value) for name, value in metrics.items() if name.startswith("val")}
         checkpoint[CARD] = {**self.card, "scores": scores}
 
 
-def _dice(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Dice of one case and class; 1 where both are empty, as the official policy has it."""
-    total = predicted.sum() + truth.sum()
+def _dice(predicted: Tensor, truth: Tensor, missed: Tensor) -> Tensor:
+    """Dice of one case and class; 1 where both are empty, as the official policy has it.
+
+    `missed` is how many voxels of the truth lie outside.
+    """
+    total = predicted.sum() + truth.sum() + missed
     if total == 0:
         return torch.ones((), device=truth.device)
     return 2 * (predicted & truth).sum() / total

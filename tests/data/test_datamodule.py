@@ -17,8 +17,8 @@ STAGE = Stage("fine", (16, 16, 16), (4.0, 4.0, 4.0), "lesions")
 def build(cohort, tmp_path, monkeypatch):
     """Return a maker of set-up modules that train on two cases and validate on the third."""
 
-    def prepare(cases, stage, cache, *, heads, margin_mm, workers):
-        return [prepare_case(case, stage, cache, heads=heads, margin_mm=margin_mm) for case in cases]
+    def prepare(cases, stage, cache, *, margin_mm, **_):
+        return [prepare_case(case, stage, cache, margin_mm=margin_mm) for case in cases]
 
     monkeypatch.setattr("hnseg.data.datamodule.prepare", prepare)
 
@@ -39,7 +39,7 @@ def test_batches_have_the_shapes_that_training_expects(build):
     assert batch["label"].shape == (2, 8, 8, 8)
     assert batch["label"].dtype == torch.int64
     assert set(batch["case_id"]) == {"CHUM-001", "CHUM-002"}
-    (validation,) = list(module.val_dataloader())
+    ((validation,),) = module.val_dataloader()
     assert validation["image"].shape == (1, 4, 16, 16, 16)
     assert validation["case_id"] == ["MDA-001"]
 
@@ -71,10 +71,10 @@ def test_jitter_is_cut_out_of_the_margin_that_was_prepared_for_it(build):
     assert module.train_set.jitter
     assert module.train_set.volumes[0].margin == (2, 2, 2)
     assert module.train_set[0]["image"].shape == (4, 16, 16, 16)
-    assert module.validation_set[0]["image"].shape == (4, 16, 16, 16)
+    assert module.validation_sets[0][0]["image"].shape == (4, 16, 16, 16)
     still = build(patch=(16, 16, 16))
     # Validation looks at the unshifted ROI, which is the one prepared without a margin.
-    a, b = module.validation_set[0], still.validation_set[0]
+    a, b = module.validation_sets[0][0], still.validation_sets[0][0]
     assert torch.equal(a["label"], b["label"])
     torch.testing.assert_close(a["image"], b["image"], atol=0.02, rtol=0)
 

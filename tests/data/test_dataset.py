@@ -1,6 +1,7 @@
 """A sample follows from its number and the seed; nnU-Net's share of each batch holds foreground."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from volumes import lesions, numbered, write_volume
 from hnseg.data.augment import RandomScaleShift
 from hnseg.data.dataset import EpochSampler, PatchDataset, VolumeDataset, roi_subject
 from hnseg.data.intensity import InputSpec
+from hnseg.data.normalise import Normalise
 from hnseg.data.prepare import StageVolume
 
-SPEC = InputSpec()
+SPEC = InputSpec(normalise=(Normalise("zscore"),) * 2)
 # PET as it is, but for a factor that `place` takes off again.
-PLACE = InputSpec(normalise="none", pet="suv", pet_upper=1e6)
+PLACE = InputSpec(pet="suv", pet_upper=1e6)
 SHAPE = (12, 14, 16)
 
 
@@ -110,7 +112,7 @@ def test_unforced_patches_reach_every_corner(tmp_path):
 
 
 def test_a_patch_as_large_as_the_roi_is_the_roi(volumes):
-    whole = VolumeDataset(volumes, SPEC)
+    whole = VolumeDataset(volumes, SPEC, 2)
     data = patches(volumes, patch=SHAPE, batch_size=2)
     for number in range(6):
         sample = data[number]
@@ -119,7 +121,7 @@ def test_a_patch_as_large_as_the_roi_is_the_roi(volumes):
 
 
 def test_a_padded_roi_is_its_own_patch(volumes):
-    spec = InputSpec(pad_to=(16, 16, 16))
+    spec = replace(SPEC, pad_to=(16, 16, 16))
     sample = patches(volumes, patch=(16, 16, 16), spec=spec)[1]
     assert sample["image"].shape == (2, 16, 16, 16)
     assert sample["label"].shape == (16, 16, 16)
@@ -142,7 +144,7 @@ def test_jitter_shifts_the_roi_within_the_margin_and_no_further(tmp_path):
     assert starts == {(z, y, x) for z in range(3) for y in range(5) for x in range(7)}
     still = patches([volume], patch=roi, batch_size=1, spec=PLACE)
     assert {place(still[number], shape) for number in range(20)} == {margin}
-    assert place(VolumeDataset([volume], PLACE)[0], shape) == margin
+    assert place(VolumeDataset([volume], PLACE, 2)[0], shape) == margin
 
 
 def test_every_case_is_seen_once_before_any_is_seen_again(volumes):
@@ -161,7 +163,7 @@ def test_the_sampler_goes_on_where_the_epoch_before_ended():
 
 
 def test_validation_shows_each_roi_whole_and_in_order(volumes):
-    data = VolumeDataset(volumes, SPEC)
+    data = VolumeDataset(volumes, SPEC, 2)
     assert len(data) == 5
     assert [data[n]["case_id"] for n in range(5)] == [v.case_id for v in volumes]
     np.testing.assert_array_equal(data[2]["label"], np.load(volumes[2].folder / "label.npy"))

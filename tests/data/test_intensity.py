@@ -12,15 +12,19 @@ from fabricate import ct_image, pet_image
 from members import card
 
 from hnseg.data.dataset import VolumeDataset
-from hnseg.data.intensity import EnhanceCT, InputSpec, ScalePET, WindowCT, window
+from hnseg.data.intensity import EnhanceCT, InputSpec, ScalePET, WindowCT
+from hnseg.data.normalise import Normalise
 from hnseg.data.prepare import prepare_case
 from hnseg.data.resample import AIR_HU
+from hnseg.data.sampling import Sampling
 from hnseg.geometry import Grid
 from hnseg.inference.ensemble import StageEnsemble, _network_input, _uncrop
 from hnseg.models.bundle import Member
 from hnseg.stage import Stage
 
-RAW = InputSpec(normalise="none")
+RAW = InputSpec()
+ZSCORED = InputSpec(normalise=(Normalise("zscore"),) * 2)
+ENHANCED = InputSpec(cte=True, normalise=(Normalise("zscore"),) * 4)
 
 
 def channels(values: list[float], dtype: type = np.float32) -> torch.Tensor:
@@ -49,8 +53,6 @@ def volumes(shape: tuple[int, int, int], seed: int = 0) -> dict[str, torch.Tenso
 
 def test_the_window_clips_and_scales():
     # The paper's window: -110 → -1, 40 → 0, 115 → 0.5, 190 → 1, and clipped beyond.
-    hu = channels([-1024, -110, 40, 115, 190, 3000])
-    np.testing.assert_allclose(window(hu, -110, 190).ravel(), [-1, -1, 0, 0.5, 1, 1], atol=1e-6)
     np.testing.assert_allclose(
         made(RAW, [-1024, -110, 40, 115, 190, 3000], [0] * 5 + [1])[0], [-1, -1, 0, 0.5, 1, 1], atol=1e-6
     )
@@ -59,7 +61,7 @@ def test_the_window_clips_and_scales():
 def test_enhancement_takes_the_powers_on_the_unit_interval():
     # Unit values 0, 1/8, 1/2, 1: squares 0, 1/64, 1/4, 1; cube roots 0, 1/2, 0.793701, 1; then 2x - 1.
     hu = [-110, -72.5, 40, 190]
-    x, square, root, pet = made(replace(RAW, cte=True), hu, [0, 1, 2, 4])
+    x, square, root, pet = made(InputSpec(cte=True), hu, [0, 1, 2, 4])
     np.testing.assert_allclose(x, [-1, -0.75, 0, 1], atol=1e-6)
     np.testing.assert_allclose(square, [-1, -0.96875, -0.5, 1], atol=1e-6)
     np.testing.assert_allclose(root, [-1, 0, 0.587401, 1], atol=1e-6)
@@ -68,7 +70,7 @@ def test_enhancement_takes_the_powers_on_the_unit_interval():
 
 def test_every_enhanced_channel_rises_with_hu_and_keeps_to_its_range():
     hu = np.linspace(-500, 500, 301).tolist()
-    enhanced = made(replace(RAW, cte=True), hu, hu)[:3]
+    enhanced = made(InputSpec(cte=True), hu, hu)[:3]
     assert np.isfinite(enhanced).all()
     assert enhanced.min() == -1
     assert enhanced.max() == 1
@@ -90,14 +92,14 @@ def test_pet_is_scaled_by_its_own_range_or_by_a_fixed_suv():
 def test_the_z_score_is_nnunet_s():
     data = volumes((6, 7, 8))
     raw = _network_input(data, RAW)[0].numpy()
-    ours = _network_input(data, InputSpec())[0].numpy()
+    ours = _network_input(data, ZSCORED)[0].numpy()
     for channel, scored in zip(raw, ours, strict=True):
         # ZScoreNormalization without mask: image -= mean; image /= max(std, 1e-8)
         np.testing.assert_allclose(scored, (channel - channel.mean()) / max(channel.std(), 1e-8), atol=1e-4)
 
 
 def test_a_flat_channel_stays_finite():
-    assert made(InputSpec(), [-1000] * 4, [0] * 4).tolist() == [[0] * 4, [0] * 4]
+    assert made(ZSCORED, [-1000] * 4, [0] * 4).tolist() == [[0] * 4, [0] * 4]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_padding_is_zero_in_the_image_and_background_in_the_label(shape):
     rng = np.random.default_rng(0)
     label = torch.from_numpy(rng.integers(1, 3, shape).astype(np.uint8))[None]
     images = {name: tio.ScalarImage(tensor=data) for name, data in volumes(shape).items()}
-    spec = InputSpec(pad_to=(16, 16, 16))
+    spec = replace(ZSCORED, pad_to=(16, 16, 16))
     padded = spec.transform()(tio.Subject(**images, label=tio.LabelMap(tensor=label)))
     bare = replace(spec, pad_to=None).transform()(tio.Subject(**images))
     image, truth = padded["image"].data, padded["label"].data
@@ -131,8 +133,10 @@ def test_padding_is_zero_in_the_image_and_background_in_the_label(shape):
     "spec",
     [
         InputSpec(),
-        InputSpec(("ct",), (-105.0, 195.0)),
-        InputSpec(cte=True, pet="suv", pet_upper=15.0, normalise="none", pad_to=(160, 160, 160)),
+        InputSpec(("ct",), Sampling(outside="minus_one"), (-105.0, 195.0), (0.0, 1.0)),
+        InputSpec(sampling=Sampling("head_crop", "minus_one"), ct_window=None, pet="raw", minmax_again=True),
+        replace(ENHANCED, pet="suv", pet_upper=15.0, pad_to=(160, 160, 160)),
+        InputSpec(normalise=(Normalise("ct", -0.5, 0.5, 0.1, 0.2), Normalise("cohort", mean=0.1, std=1.0))),
     ],
 )
 def test_a_chain_survives_being_written_down(spec):
@@ -144,14 +148,14 @@ def test_a_chain_survives_being_written_down(spec):
 def test_the_raw_images_are_left_as_they_are():
     data = volumes((5, 6, 7))
     before = {name: tensor.clone() for name, tensor in data.items()}
-    _network_input(data, InputSpec(cte=True, pad_to=(8, 8, 8)))
+    _network_input(data, replace(ENHANCED, pad_to=(8, 8, 8)))
     for name, tensor in data.items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
 
 
 def test_each_step_is_a_torchio_transform():
     raw = subject([-110, 40, 190], [0, 1, 2])
-    np.testing.assert_allclose(WindowCT(-110, 190)(raw)["ct"].data.ravel(), [-1, 0, 1])
+    np.testing.assert_allclose(WindowCT(-110, 190)(raw)["ct"].data.ravel(), [0, 0.5, 1])
     assert EnhanceCT()(WindowCT(-110, 190)(raw))["ct"].num_channels == 3
     np.testing.assert_allclose(ScalePET("suv", 4)(raw)["pet"].data.ravel(), [0, 0.25, 0.5])
     assert raw["ct"].data.ravel().tolist() == [-110, 40, 190]
@@ -162,10 +166,10 @@ def test_each_step_is_a_torchio_transform():
 def test_inference_feeds_the_network_what_training_fed_it(cohort, tmp_path, monkeypatch, pad_to, antialias):
     case = cohort[0]
     fields = {"size": [20, 21, 19], "spacing": [3.0, 3.0, 3.5], "placement": "scan", "antialias": antialias}
-    spec = InputSpec(cte=True, pad_to=pad_to)
+    spec = replace(ENHANCED, pad_to=pad_to)
     member = Member(card("fine", "plainconv", grid=fields, input=spec.to_dict()), tmp_path / "none")
     stage: Stage = member.stage
-    trained = VolumeDataset([prepare_case(case, stage, tmp_path, margin_mm=7)], spec)[0]["image"]
+    trained = VolumeDataset([prepare_case(case, stage, tmp_path, margin_mm=7)], spec, 2)[0]["image"]
     shown = []
 
     def run(self, member, image):
@@ -183,3 +187,26 @@ def test_inference_feeds_the_network_what_training_fed_it(cohort, tmp_path, monk
 
 def test_air_outside_the_scan_is_the_bottom_of_the_window():
     assert made(RAW, [AIR_HU, 0], [0, 1])[0][0] == -1
+
+
+def test_the_authors_scaling_by_hand():
+    # Min-max once more over the ROI: CT 0.2..0.6 → 0, 1/4, 1; PET 0..0.2 → 0, 1/2, 1; powers follow.
+    spec = InputSpec(sampling=Sampling("head_crop"), ct_window=None, pet="raw", minmax_again=True, cte=True)
+    x, square, root, pet = made(spec, [0.2, 0.3, 0.6], [0, 0.1, 0.2])
+    np.testing.assert_allclose(x, [0, 0.25, 1], atol=1e-6)
+    np.testing.assert_allclose(square, [0, 0.0625, 1], atol=1e-6)
+    np.testing.assert_allclose(root, [0, 0.25 ** (1 / 3), 1], atol=1e-6)
+    np.testing.assert_allclose(pet, [0, 0.5, 1], atol=1e-6)
+    # The coarse stage leaves the crop's values as they are, -1 outside it.
+    coarse = InputSpec(sampling=Sampling("head_crop"), ct_window=None, pet="raw")
+    np.testing.assert_allclose(made(coarse, [-1, 0.3, 0.6], [0, 0.1, 0.2]), [[-1, 0.3, 0.6], [0, 0.1, 0.2]])
+
+
+def test_a_chain_with_too_few_normalisations_is_refused():
+    with pytest.raises(ValueError, match="1 entries for 2 channels"):
+        InputSpec(normalise=(Normalise("zscore"),))
+
+
+def test_constants_of_the_cohort_must_be_known():
+    with pytest.raises(ValueError, match="lower, upper, mean, std of the training fold"):
+        made(InputSpec(normalise=(Normalise("ct"), Normalise("none"))), [0, 1], [0, 1])

@@ -19,6 +19,7 @@ from hnseg.data import prepare as module
 from hnseg.data.prepare import StageVolume, prepare, prepare_case
 from hnseg.data.resample import AIR_HU
 from hnseg.errors import HnsegError
+from hnseg.geometry import Grid
 from hnseg.stage import Stage
 
 FINE = Stage("fine", (14, 12, 10), (3.0, 3.5, 5.0), "lesions")
@@ -275,11 +276,36 @@ def test_a_missing_head_mask_is_named_with_the_remedy(root, tmp_path, in_this_pr
         prepare(read_cases(root), stage, tmp_path)
 
 
-def test_an_empty_head_mask_cannot_place_the_coarse_roi(root, tmp_path, in_this_process):
+def test_a_scan_without_a_head_is_placed_as_at_inference(root, tmp_path, in_this_process):
     heads = write_heads(root, "A-1", "A-2")
     sitk.WriteImage(sitk.Image(40, 40, 30, sitk.sitkUInt8), str(heads / "A-2.nii.gz"))
-    with pytest.raises(HnsegError, match=r"A-2: .*empty"):
-        prepare(read_cases(root), COARSE, tmp_path, heads=heads)
+    drawn, empty = prepare(read_cases(root), COARSE, tmp_path, heads=heads)
+    assert drawn.meta["fallback"] is None
+    assert "hung from the top of the scan" in empty.meta["fallback"]
+    grid = Grid.from_dict(empty.meta["grid"])
+    assert grid.corners.max(axis=0)[2] == pytest.approx(88.5)  # the scan's top face: 30 slices of 3 mm
+    assert empty.load("label").any()
+
+
+def test_coarse_predictions_place_the_fine_roi_and_truth_stays_the_label(root, tmp_path, in_this_process):
+    coarse = tmp_path / "coarse"
+    coarse.mkdir()
+    found = np.zeros((30, 40, 40), np.uint8)
+    found[14:16, 20:22, 24:26] = 2  # centre at voxel (24.5, 20.5, 14.5): x 49, y 41, z 43.5 mm
+    sitk.WriteImage(volume(found, (2, 2, 3)), str(coarse / "A-1.nii.gz"))
+    sitk.WriteImage(volume(0 * found, (2, 2, 3)), str(coarse / "A-2.nii.gz"))
+    cases = read_cases(root)
+    placed, empty = prepare(cases, FINE, tmp_path / "cache", coarse=coarse)
+    np.testing.assert_allclose(Grid.from_dict(placed.meta["grid"]).center, [49, 41, 43.5])
+    assert "nothing coarse" in empty.meta["fallback"]
+    truth = prepare(cases, FINE, tmp_path / "cache")[0]
+    assert truth.folder != placed.folder
+    # What the predicted ROI does not hold is counted: in all, the lesions' 0.96 ml.
+    held = np.bincount(placed.load("label").ravel(), minlength=3)[1:] * float(np.prod(FINE.spacing)) / 1000
+    assert sum(placed.meta["ml_outside_roi"].values()) + held.sum() == pytest.approx(0.96, abs=0.3)
+    (coarse / "A-2.nii.gz").unlink()
+    with pytest.raises(HnsegError, match=r"no coarse prediction .*A-2.nii.gz; make them"):
+        prepare(cases, FINE, tmp_path / "cache", coarse=coarse)
 
 
 def test_the_meta_file_tells_what_made_the_entry(cohort: list[Case], tmp_path):

@@ -28,7 +28,7 @@ def bundle(tmp_path: Path) -> Bundle:
         card("fine", "resenc", input={"cte": True}),
         card("fine", "segresnet"),
         card("fine", "plainconv", input={"pad_to": [32, 32, 32]}),
-        card("fine", "plainconv", name="paper", input={"pet": "minmax", "normalise": "zscore"}),
+        card("fine", "plainconv", name="paper", input={"pet": "minmax", "normalise": [{"scheme": "zscore"}] * 2}),
     )
 
 

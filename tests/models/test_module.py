@@ -109,7 +109,7 @@ def train(tmp_path):
         )
         module = make_module(seed)
         patches = DataLoader(data, batch_size=2, sampler=EpochSampler(2 * STEPS))
-        rois = DataLoader(VolumeDataset(volumes[2:], InputSpec()), batch_size=1)
+        rois = DataLoader(VolumeDataset(volumes[2:], InputSpec(), 2), batch_size=1)
         trainer.fit(module, patches, rois, ckpt_path=folder / "last.ckpt" if resume else None)
         return Run(module, trainer, diary, data.seen)
 
@@ -160,7 +160,8 @@ def echo(**options: Any) -> SegmentationModule:
 
 def validate(module: SegmentationModule, cases: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
     """Validation scores of predictions against truths."""
-    batches = [{"image": one_hot(p), "label": torch.from_numpy(t).long()} for p, t in cases]
+    missed = torch.zeros(2)
+    batches = [{"image": one_hot(p), "label": torch.from_numpy(t).long(), "missed": missed} for p, t in cases]
     silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     trainer = L.Trainer(accelerator="cpu", **silent)
     (scores,) = trainer.validate(module, DataLoader(batches, batch_size=1), verbose=False)

@@ -37,11 +37,8 @@ def place(stage: Stage, ct: sitk.Image, pet: sitk.Image, found: sitk.Image | Non
 
 
 def _is_head(mask: sitk.Image | None) -> bool:
-    if mask is None or not sitk.GetArrayViewFromImage(mask).any():
-        return False
-    low, high = geometry.mask_bounds(mask)
-    voxels = float(np.count_nonzero(sitk.GetArrayViewFromImage(mask)))
-    return voxels * float(np.prod(mask.GetSpacing())) / 1000 >= MIN_HEAD_ML and bool(np.all(high > low))
+    component = None if mask is None else geometry.largest_component(mask)
+    return component is not None and component.ml >= MIN_HEAD_ML
 
 
 def _hottest(pet: sitk.Image, region: sitk.Image | None, ct: sitk.Image) -> tuple[geometry.Point, str]:

@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 from fabricate import volume
 
-from hnseg.inference.placement import place
+from hnseg.placement import place
 from hnseg.stage import Stage
 
 COARSE = Stage("coarse", (16, 16, 16), (6.0, 6.0, 6.0), "below_head")

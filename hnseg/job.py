@@ -1,0 +1,84 @@
+"""From a composed configuration, as plain lists and numbers, to what a job is: stage, input chain, card."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from hnseg.data.intensity import InputSpec
+from hnseg.data.normalise import Normalise
+from hnseg.data.sampling import Sampling
+from hnseg.preflight import padding
+from hnseg.stage import Stage
+
+Config = dict[str, Any]
+
+
+def make_stage(config: Config) -> Stage:
+    """The stage with what the recipe says of its place: the head crop's corner, the coarse ROI's margin."""
+    stage, recipe = Stage.from_dict(config["stage"]), config["recipe"]
+    if stage.name == "head":
+        return replace(stage, lateral=recipe["head_crop"])
+    if stage.name == "coarse":
+        return stage.widened(recipe["coarse"]["margin_mm"])
+    return stage
+
+
+def make_input(config: Config, stage: Stage) -> InputSpec:
+    """The input chain of a stage and model under a recipe, without the constants of a fingerprint."""
+    recipe = config["recipe"]
+    # The head stage's own grid is the head crop: it is sampled from the study.
+    source: Literal["study", "head_crop"] = "study" if stage.name == "head" else recipe["source"]
+    window = tuple(recipe["ct_window"])
+    sampling = Sampling(source, recipe["outside"], ct_window=window)
+    modalities = ("ct",) if stage.name == "head" else ("ct", "pet")
+    scheme = recipe["normalise"]
+    channels = [scheme["ct"]] * (3 if config["cte"] else 1) + [scheme["pet"]] * ("pet" in modalities)
+    return InputSpec(
+        modalities=modalities,
+        sampling=sampling,
+        ct_window=window if source == "study" else None,
+        ct_range=tuple(recipe["ct_range"]),
+        cte=config["cte"],
+        pet=recipe["pet"] if source == "study" else "raw",
+        pet_upper=recipe["pet_upper"],
+        minmax_again=stage.name in recipe["minmax_again"],
+        normalise=tuple(Normalise(one) for one in channels),
+        pad_to=padding(config["training"]["patch"], stage.shape),
+    )
+
+
+def jitter_mm(config: Config, stage: Stage) -> float:
+    """How far the recipe shifts a stage's ROI at random in training, along each axis."""
+    key = {"lesions": "roi", "below_head": "coarse"}.get(stage.placement)
+    return float(config["recipe"][key]["jitter_mm"]) if key else 0.0
+
+
+def describe(config: Config, stage: Stage, spec: InputSpec, **provenance: Any) -> Config:
+    """What a checkpoint must say for its network to be run: its card.
+
+    Args:
+        config: The composed configuration.
+        stage: Of `make_stage`.
+        spec: The input chain with its constants.
+        provenance: Where the network comes from: split, trained_on, fingerprint.
+    """
+    recipe, model = config["recipe"], config["model"]
+    return {
+        "name": f"{config['arm']}_fold_{config['fold']}",
+        "model": model["name"],
+        "fold": config["fold"],
+        "stage": stage.to_dict(),
+        "input": spec.to_dict(),
+        "network": {
+            "architecture": model["architecture"],
+            "in_channels": spec.channels,
+            "out_channels": len(stage.classes) + 1,
+            **model["settings"],
+        },
+        "patch": config["training"]["patch"],
+        "window": model["window"],
+        "recipe": recipe["name"],
+        "decision": {**recipe["decision"], "cover": recipe["cover"], "fallback": recipe["fallback"]},
+        **provenance,
+    }
