@@ -1,0 +1,1 @@
+"""Head labels proposed from CT, for the head stage."""

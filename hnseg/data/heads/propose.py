@@ -1,0 +1,118 @@
+"""One scan's head mask from anatomy alone: the body around the skull and under it, down to the chin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from hnseg.data.heads.outline import LATTICE_MM, Mask, body_outline, connected, sample_top
+from hnseg.data.heads.skull import Skull, find_chin, find_skull
+from hnseg.data.resample import to_image
+from hnseg.geometry import Grid, mask_bounds
+from hnseg.images import from_array
+
+# From the brain outwards: bone, scalp, ear, and the neck of a tilted head; neck muscle behind; nose and chin.
+_SIDE_MM, _BACK_MM, _FRONT_MM, _ABOVE_MM = 51.0, 60.0, 100.0, 36.0
+_BELOW_MM = 165.0  # the farthest that a chin lies under the skull's lowest ring
+_CHIN_MM = 85.0  # the same for an upright head: where no jaw is seen
+_HEIGHT_MM, _BREADTH_MM, _LENGTH_MM = (180.0, 310.0), (120.0, 230.0), (150.0, 290.0)  # adults', bent or not
+
+NO_SKULL = "no head: the scan shows no skull with brain in it"
+CUT = "the top of the head is cut off"
+NO_CHIN = f"no jaw seen: chin placed {_CHIN_MM:.0f} mm under the skull"
+ENDS = "the scan ends above the chin"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A head mask and what is to be known about it.
+
+    Attributes:
+        mask: uint8, 1 inside the head, on the CT's grid; empty where the scan shows no head.
+        flags: What calls for a look, in words.
+    """
+
+    mask: sitk.Image
+    flags: tuple[str, ...] = ()
+
+    @property
+    def found(self) -> bool:
+        """Whether there is a head."""
+        return bool(sitk.GetArrayViewFromImage(self.mask).any())
+
+
+def propose_head(ct: sitk.Image) -> Proposal:
+    """Marks the head in a CT: the filled body outline from the vertex down to the chin.
+
+    Args:
+        ct: CT in HU, any orientation and voxel size.
+    """
+    grid, hu = sample_top(ct)
+    skull = find_skull(hu)
+    if skull is None:
+        return Proposal(_on_ct(np.zeros(grid.shape, bool), grid, ct), (NO_SKULL,))
+    box = _around(skull, hu.shape)
+    grid, hu, skull = _cropped(grid, box), hu[box], Skull.around(skull.cavity[box])
+    body = body_outline(hu, skull.cavity)
+    chin, flags = _chin(hu, body, skull, ends=box[0].start == 0)
+    body[:chin] = False
+    mask = _on_ct(connected(body, skull.cavity), grid, ct)
+    if skull.cut:
+        flags.append(CUT)
+    else:
+        flags += _odd_sizes(mask, complete=ENDS not in flags)
+    return Proposal(mask, tuple(flags))
+
+
+def _around(skull: Skull, shape: tuple[int, ...]) -> tuple[slice, slice, slice]:
+    """The part of the lattice (z, y, x) that the head may fill: it keeps shoulders and raised arms out."""
+    below = np.array([_BELOW_MM, _FRONT_MM, _SIDE_MM])
+    above = np.array([_ABOVE_MM, _BACK_MM, _SIDE_MM])
+    low = np.maximum(skull.low - np.round(below / LATTICE_MM), 0).astype(int)
+    high = np.minimum(skull.high + 1 + np.round(above / LATTICE_MM), shape).astype(int)
+    z, y, x = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return z, y, x
+
+
+def _chin(hu: NDArray[np.float32], body: Mask, skull: Skull, *, ends: bool) -> tuple[int, list[str]]:
+    """The lowest slice of the head, and what is to be said about it.
+
+    Args:
+        hu: HU around the head (z, y, x).
+        body: The filled outline there.
+        skull: Of this head.
+        ends: Whether the lowest slice is the scan's own.
+    """
+    chin = find_chin(hu, body, skull)
+    flags = [] if chin is not None else [NO_CHIN]
+    if chin is None:
+        chin = max(int(skull.low[0]) - round(_CHIN_MM / LATTICE_MM), 0)
+    return chin, ([ENDS] if ends and chin == 0 else flags)
+
+
+def _odd_sizes(mask: sitk.Image, *, complete: bool) -> list[str]:
+    low, high = mask_bounds(mask)
+    usual = (_BREADTH_MM, _LENGTH_MM, _HEIGHT_MM if complete else (0.0, _HEIGHT_MM[1]))
+    if all(least <= side <= most for side, (least, most) in zip(high - low, usual, strict=True)):
+        return []
+    return ["unusual size: {:.0f} x {:.0f} x {:.0f} mm".format(*(high - low))]
+
+
+def _cropped(grid: Grid, box: tuple[slice, slice, slice]) -> Grid:
+    """The part of a grid that a box (z, y, x) cuts out of it."""
+    size = [side.stop - side.start for side in box[::-1]]
+    middle = [(side.start + side.stop - 1) / 2 for side in box[::-1]]
+    return Grid.centred(np.asarray(grid.origin) + np.multiply(middle, grid.spacing), size, grid.spacing)
+
+
+def _on_ct(head: Mask, grid: Grid, ct: sitk.Image) -> sitk.Image:
+    """A mask (z, y, x) as uint8 on the CT's grid, its edge where linear interpolation crosses a half."""
+    array = np.zeros(ct.GetSize()[::-1], np.uint8)
+    placed = to_image(head[None].astype(np.float32), grid, ct) if head.any() else None
+    if placed is not None:
+        (inside,), where = placed
+        array[where] = inside >= 0.5
+    return from_array(array, ct)

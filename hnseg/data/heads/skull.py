@@ -1,0 +1,114 @@
+"""The skull by what it is: a bony shell around brain, with a jaw in front of the neck below it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from hnseg.data.heads.outline import LATTICE_MM, Mask, ball, fill_slices, opened, reach
+
+BONE_HU = 250.0
+_SOFT_HU = (-100.0, 150.0)  # a voxel of brain with the noise of a scan and the streaks of a filling
+_BRAIN_HU = (0.0, 90.0)  # the mean of a whole brain; bowel and fat inside the pelvis average below
+_GAP_MM = 6.0  # sutures and foramina in an axial slice are narrower than twice this, the throat is not
+_CORE_MM = 10.0  # orbits, sinuses and the spinal canal are narrower than twice this, brain is not
+_LEAST_BRAIN_ML = 120.0  # a tenth of a brain
+_SHELL_MM = 9.0  # from the cavity's surface, which the opening has rounded, to bone
+_LEAST_SHELL = 0.6  # of that surface; rings of bone without floor and roof (pelvis) stay below
+
+# Where the jaw is sought, from the lowest slice in which the skull is a closed ring: thrown back, the head
+# lifts the chin above it; bent forward, the chin lies 130 mm below.
+_JAW_MM = (30.0, -165.0)
+_FRONT = 0.45  # of a slice of the body, from the front: holds the jaw, but no vertebra
+_JAW_CM2 = (5.0, 2.0)  # bone there, in the jaw's fullest and its last slice; hyoid and larynx have less
+
+
+@dataclass(frozen=True)
+class Skull:
+    """The braincase on the lattice.
+
+    Attributes:
+        cavity: The brain, (z, y, x); in a scan that cuts the head, what is left of it.
+        low: First index of the cavity along (z, y, x).
+        high: Last index of the cavity along (z, y, x).
+    """
+
+    cavity: Mask
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+
+    @classmethod
+    def around(cls, cavity: Mask) -> Skull:
+        """The skull around a brain."""
+        where = np.argwhere(cavity)
+        return cls(cavity, where.min(axis=0), where.max(axis=0))
+
+    @property
+    def cut(self) -> bool:
+        """Whether the scan ends in the brain."""
+        return bool(self.high[0] >= len(self.cavity) - 2)
+
+
+def find_skull(hu: NDArray[np.float32]) -> Skull | None:
+    """The braincase, or None where the scan shows none.
+
+    Args:
+        hu: HU on the lattice (z, y, x).
+    """
+    bone = hu > BONE_HU
+    soft = (hu > _SOFT_HU[0]) & (hu < _SOFT_HU[1])
+    # Slice by slice: a head that the scan's top cuts is open there, its rings are not.
+    inside = fill_slices(_closed_slices(bone)) & soft
+    components, count = ndimage.label(opened(inside, _CORE_MM))
+    sizes = np.bincount(components.ravel(), minlength=count + 1)[1:] * LATTICE_MM**3 / 1000
+    for index in np.argsort(sizes)[::-1]:
+        cavity = components == index + 1
+        if sizes[index] >= _LEAST_BRAIN_ML and _is_brain(cavity, hu, bone):
+            return Skull.around(cavity)
+    return None
+
+
+def find_chin(hu: NDArray[np.float32], body: Mask, skull: Skull) -> int | None:
+    """The lattice's slice of the jaw's lower edge; None where no jaw is seen.
+
+    Args:
+        hu: HU on the lattice (z, y, x).
+        body: The head and what of neck and shoulders is under it, filled, (z, y, x).
+        skull: Of this head.
+    """
+    high, low = (int(skull.low[0]) + round(mm / LATTICE_MM) for mm in _JAW_MM)
+    low = max(low, 0)
+    areas = np.array([_front_bone(hu[z], body[z]) for z in range(low, high)])
+    runs, count = ndimage.label(areas >= _JAW_CM2[1])
+    for run in range(1, count + 1):
+        if areas[runs == run].max() >= _JAW_CM2[0]:
+            return low + int(np.argmax(runs == run))
+    return None
+
+
+def _front_bone(hu: NDArray[np.float32], body: Mask) -> float:
+    """Bone in the front of an axial slice (y, x), in cm2; none where the shoulders have begun."""
+    columns, rows = np.flatnonzero(body.any(axis=0)), np.flatnonzero(body.any(axis=1))
+    if not len(rows) or len(columns) == body.shape[1]:
+        return 0.0
+    front = slice(rows[0], rows[0] + round(_FRONT * len(rows)))
+    return float(((hu > BONE_HU) & body)[front].sum()) * LATTICE_MM**2 / 100
+
+
+def _closed_slices(bone: Mask) -> Mask:
+    """Bone with the small gaps of every axial slice closed."""
+    disc = ball(_GAP_MM)[[round(_GAP_MM / LATTICE_MM)]]
+    pad = disc.shape[1]
+    wide = np.pad(bone, ((0, 0), (pad, pad), (pad, pad)))
+    return ndimage.binary_closing(wide, disc)[:, pad:-pad, pad:-pad]
+
+
+def _is_brain(cavity: Mask, hu: NDArray[np.float32], bone: Mask) -> bool:
+    """Whether the content is brain's and bone is all around it, but for the scan's own faces."""
+    mean = float(hu[cavity].mean())
+    surface = cavity & ~ndimage.binary_erosion(cavity, border_value=1)
+    shell = (surface & reach(bone, _SHELL_MM)).sum() / max(int(surface.sum()), 1)
+    return _BRAIN_HU[0] < mean < _BRAIN_HU[1] and bool(shell >= _LEAST_SHELL)
