@@ -163,6 +163,22 @@ def threshold(root: Root, json_file: Json = None) -> None:
 
 
 @app.command()
+def plan(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OVERRIDES]...", help="As for train.py; stage= and model= choose the tables."
+        ),
+    ] = None,
+) -> None:
+    """Set the configuration beside the paper's tables; exit status 1 at an unexplained difference."""
+    from hnseg.plan.report import print_plan
+
+    if print_plan(overrides or []):
+        raise typer.Exit(1)
+
+
+@app.command()
 def export(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that train.py wrote.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The bundle to make.")],

@@ -1,0 +1,1 @@
+"""What the resolved configuration makes of the paper's Tables 1 to 4."""

@@ -1,0 +1,68 @@
+"""One stage and network of the resolved configuration, built but not trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from hnseg.data.intensity import InputSpec
+from hnseg.hydra_app import compose_job
+from hnseg.job import Config, describe, make_input, make_stage
+from hnseg.models.module import SegmentationModule
+from hnseg.models.nets import build
+from hnseg.preflight import check_length, check_patch, check_stages
+from hnseg.stage import Stage
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What train.py would train.
+
+    Args:
+        config: The composed configuration, resolved.
+        stage: The stage.
+        spec: The input chain, without the constants of a training fold.
+        module: Network, loss, optimiser and schedule; the parameters have shapes and no values.
+    """
+
+    config: Config
+    stage: Stage
+    spec: InputSpec
+    module: SegmentationModule
+
+    @classmethod
+    def compose(cls, overrides: Sequence[str]) -> Pair:
+        """Builds what a command line of train.py names.
+
+        Raises:
+            HnsegError: What train.py would refuse too.
+        """
+        composed = compose_job(overrides)
+        patch = None if OmegaConf.is_missing(composed.training, "patch") else composed.training.patch
+        check_stages(composed.model)
+        check_patch(patch, composed.model, composed.stage.name)
+        config: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+        check_length(config["training"])
+        stage = make_stage(config)
+        spec = make_input(config, stage)
+        return cls(config, stage, spec, _module(config, stage, spec))
+
+
+def _module(config: Config, stage: Stage, spec: InputSpec) -> SegmentationModule:
+    card = describe(config, stage, spec)
+    with torch.device("meta"):
+        network = build(**card["network"])
+    return SegmentationModule(
+        network,
+        instantiate(config["loss"]),
+        lambda network, image: network(image),
+        instantiate(config["optimizer"]["step"]),
+        instantiate(config["optimizer"]["schedule"]),
+        classes=stage.classes,
+        spacing=stage.spacing,
+        card=card,
+    )
