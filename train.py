@@ -118,7 +118,7 @@ def build_cohort(
     from hydra.utils import instantiate
 
     from hnseg.data.datamodule import StageDataModule
-    from hnseg.job import jitter_mm
+    from hnseg.job import cut_head, jitter_mm
 
     augment = instantiate(cfg.augment)
     training, data = config["training"], config["data"]
@@ -136,6 +136,7 @@ def build_cohort(
         coarse=find_coarse(config, [*train, *validation]) if stage.placement == "lesions" else None,
         train_roi=config["recipe"]["roi"]["train"],
         augment=augment,
+        scan_augment=cut_head(config, stage),
         jitter_mm=jitter_mm(config, stage),
         workers=data["workers"],
         prepare_workers=data["prepare_workers"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
+from hnseg.data.augment import RandomHeadCut
 from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
 from hnseg.data.sampling import Sampling
@@ -52,6 +53,12 @@ def jitter_mm(config: Config, stage: Stage) -> float:
     """How far the recipe shifts a stage's ROI at random in training, along each axis."""
     key = {"lesions": "roi", "below_head": "coarse"}.get(stage.placement)
     return float(config["recipe"][key]["jitter_mm"]) if key else 0.0
+
+
+def cut_head(config: Config, stage: Stage) -> RandomHeadCut | None:
+    """The transform by which the head stage sees scans without a head, as often as the recipe says."""
+    share = config["recipe"]["cut_head"]
+    return RandomHeadCut(p=share) if stage.name == "head" and share else None
 
 
 def describe(config: Config, stage: Stage, spec: InputSpec, **provenance: Any) -> Config:

@@ -41,6 +41,7 @@ class StageDataModule(L.LightningDataModule):
         coarse: Folder of coarse predictions of models that have not seen the case, or None.
         train_roi: What places the ROI in training: `truth` or `coarse`.
         augment: Transform of subjects with `image` and `label`.
+        scan_augment: Transform of subjects with `ct`, `pet` and `label` before the intensity chain.
         jitter_mm: Random shift of the ROI in training, at most this much along each axis, mm.
         workers: Loader processes; 0 loads in the training process.
         prepare_workers: Processes that prepare; all cores by default.
@@ -62,6 +63,7 @@ class StageDataModule(L.LightningDataModule):
         coarse: Path | None = None,
         train_roi: str = "truth",
         augment: tio.Transform | None = None,
+        scan_augment: tio.Transform | None = None,
         jitter_mm: float = 0.0,
         workers: int = 0,
         prepare_workers: int | None = None,
@@ -71,7 +73,7 @@ class StageDataModule(L.LightningDataModule):
         self.cases = {"train": list(train), "validation": list(validation)}
         self.stage, self.spec, self.patch, self.batch_size = stage, spec, patch, batch_size
         self.cache, self.samples, self.heads, self.augment = cache, samples, heads, augment
-        self.coarse, self.train_roi = coarse, train_roi
+        self.coarse, self.train_roi, self.scan_augment = coarse, train_roi, scan_augment
         self.jitter_mm, self.workers, self.prepare_workers = jitter_mm, workers, prepare_workers
         self.seed = seed
 
@@ -103,6 +105,7 @@ class StageDataModule(L.LightningDataModule):
             self.augment,
             self.seed,
             jitter=self.jitter_mm > 0,
+            scan_augment=self.scan_augment,
         )
         self.validation_sets = [
             VolumeDataset(self._prepare(self.cases["validation"], coarse), self.spec, len(self.stage.classes))
