@@ -37,7 +37,7 @@ def read_training(pair: Pair, depths: int) -> Properties:
         "Optimizer": _optimizer(configured["optimizer"]),
         "Learning Rate": _rates(configured["lr_scheduler"], training["epochs"]),
         "Gradient Clipping": pair.config["optimizer"]["clip"],
-        "AMP": pair.config["trainer"]["precision"] != "float32",
+        "AMP": pair.config["trainer"]["precision"] != "float32",  # `auto` is mixed on every GPU
         "Channels Last": _channels_last(pair),
         "Checkpoint": {"kept": pair.config["recipe"]["checkpoint"], "averaged weights": training["ema"]},
     }

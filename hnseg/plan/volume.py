@@ -41,7 +41,7 @@ def read_volume(pair: Pair) -> Properties:
     channels = enhanced + (["PET"] if "pet" in spec.modalities else [])
     return {
         "Preprocessor": type(spec).__name__,
-        "Median Image Size": list(stage.shape),
+        "Median Image Size": list(stage.shape),  # every volume has the grid's size, and so has their median
         "Spacing": voxel,
         "Spacing (Median / Lower / Upper)": voxel,
         "Normalization": [_SCHEMES.get(one.scheme, one.scheme) for one in spec.normalise],
