@@ -14,15 +14,13 @@ from hnseg.data.resample import to_image
 from hnseg.geometry import Grid, mask_bounds
 from hnseg.images import from_array
 
-# From the brain outwards: bone, scalp, ear, and the neck of a tilted head; neck muscle behind; nose and chin.
+# From the brain outwards: bone, scalp, ear and the neck of a tilted head; neck muscle; nose and chin; vertex.
 _SIDE_MM, _BACK_MM, _FRONT_MM, _ABOVE_MM = 51.0, 60.0, 100.0, 36.0
-_BELOW_MM = 165.0  # the farthest that a chin lies under the skull's lowest ring
-_CHIN_MM = 85.0  # the same for an upright head: where no jaw is seen
 _HEIGHT_MM, _BREADTH_MM, _LENGTH_MM = (180.0, 310.0), (120.0, 230.0), (150.0, 290.0)  # adults', bent or not
 
 NO_SKULL = "no head: the scan shows no skull with brain in it"
 CUT = "the top of the head is cut off"
-NO_CHIN = f"no jaw seen: chin placed {_CHIN_MM:.0f} mm under the skull"
+NO_CHIN = "no jaw seen: chin placed as in an upright head"
 ENDS = "the scan ends above the chin"
 
 
@@ -69,10 +67,10 @@ def propose_head(ct: sitk.Image) -> Proposal:
 
 def _around(skull: Skull, shape: tuple[int, ...]) -> tuple[slice, slice, slice]:
     """The part of the lattice (z, y, x) that the head may fill: it keeps shoulders and raised arms out."""
-    below = np.array([_BELOW_MM, _FRONT_MM, _SIDE_MM])
-    above = np.array([_ABOVE_MM, _BACK_MM, _SIDE_MM])
-    low = np.maximum(skull.low - np.round(below / LATTICE_MM), 0).astype(int)
-    high = np.minimum(skull.high + 1 + np.round(above / LATTICE_MM), shape).astype(int)
+    before = np.round([0.0, _FRONT_MM / LATTICE_MM, _SIDE_MM / LATTICE_MM])
+    after = np.round([_ABOVE_MM / LATTICE_MM, _BACK_MM / LATTICE_MM, _SIDE_MM / LATTICE_MM])
+    low = np.maximum([skull.chin[2], *(skull.low - before)[1:]], 0).astype(int)
+    high = np.minimum(skull.high + 1 + after, shape).astype(int)
     z, y, x = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     return z, y, x
 
@@ -89,7 +87,7 @@ def _chin(hu: NDArray[np.float32], body: Mask, skull: Skull, *, ends: bool) -> t
     chin = find_chin(hu, body, skull)
     flags = [] if chin is not None else [NO_CHIN]
     if chin is None:
-        chin = max(int(skull.low[0]) - round(_CHIN_MM / LATTICE_MM), 0)
+        chin = max(skull.chin[1], 0)
     return chin, ([ENDS] if ends and chin == 0 else flags)
 
 

@@ -10,18 +10,18 @@ from scipy import ndimage
 
 from hnseg.data.heads.outline import LATTICE_MM, Mask, ball, fill_slices, opened, reach
 
-BONE_HU = 250.0
+BONE_HU = 200.0  # the temporal bone is thin, and thinner on a lattice
 _SOFT_HU = (-100.0, 150.0)  # a voxel of brain with the noise of a scan and the streaks of a filling
 _BRAIN_HU = (0.0, 90.0)  # the mean of a whole brain; bowel and fat inside the pelvis average below
 _GAP_MM = 6.0  # sutures and foramina in an axial slice are narrower than twice this, the throat is not
 _CORE_MM = 10.0  # orbits, sinuses and the spinal canal are narrower than twice this, brain is not
 _LEAST_BRAIN_ML = 120.0  # a tenth of a brain
 _SHELL_MM = 9.0  # from the cavity's surface, which the opening has rounded, to bone
-_LEAST_SHELL = 0.6  # of that surface; rings of bone without floor and roof (pelvis) stay below
+_LEAST_SHELL = 0.5  # of that surface; rings of bone without floor and roof (pelvis) stay below
 
-# Where the jaw is sought, from the lowest slice in which the skull is a closed ring: thrown back, the head
-# lifts the chin above it; bent forward, the chin lies 130 mm below.
-_JAW_MM = (30.0, -165.0)
+# How far below the brain's top the chin lies, in adults, thrown back, upright and bent forward; and below the
+# lowest slice in which the skull is a closed ring, the only landmark of a head that the scan cuts (mm).
+_CHIN_UNDER_TOP, _CHIN_UNDER_RING = (140.0, 215.0, 285.0), (-30.0, 85.0, 165.0)
 _FRONT = 0.45  # of a slice of the body, from the front: holds the jaw, but no vertebra
 _JAW_CM2 = (5.0, 2.0)  # bone there, in the jaw's fullest and its last slice; hyoid and larynx have less
 
@@ -51,6 +51,13 @@ class Skull:
         """Whether the scan ends in the brain."""
         return bool(self.high[0] >= len(self.cavity) - 2)
 
+    @property
+    def chin(self) -> tuple[int, int, int]:
+        """Slices where the chin lies at the highest, upright, and at the lowest; may leave the lattice."""
+        start, below = (self.low[0], _CHIN_UNDER_RING) if self.cut else (self.high[0], _CHIN_UNDER_TOP)
+        high, upright, low = (int(start) - round(mm / LATTICE_MM) for mm in below)
+        return high, upright, low
+
 
 def find_skull(hu: NDArray[np.float32]) -> Skull | None:
     """The braincase, or None where the scan shows none.
@@ -79,8 +86,7 @@ def find_chin(hu: NDArray[np.float32], body: Mask, skull: Skull) -> int | None:
         body: The head and what of neck and shoulders is under it, filled, (z, y, x).
         skull: Of this head.
     """
-    high, low = (int(skull.low[0]) + round(mm / LATTICE_MM) for mm in _JAW_MM)
-    low = max(low, 0)
+    high, _, low = np.clip(skull.chin, 0, len(hu)).tolist()
     areas = np.array([_front_bone(hu[z], body[z]) for z in range(low, high)])
     runs, count = ndimage.label(areas >= _JAW_CM2[1])
     for run in range(1, count + 1):
