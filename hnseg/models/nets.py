@@ -8,6 +8,7 @@ input must be multiples of, `hnseg.preflight.divisor` says.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from hnseg.errors import HnsegError
 
 Strides = Sequence[int | Sequence[int]]
+Layer = str | Sequence[Any]
 
 
 class UNet(nn.Module):
@@ -92,8 +94,22 @@ def segresnet(
     init_filters: int,
     blocks_down: Sequence[int],
     depths: int,
+    norm: Layer = "INSTANCE",
+    activation: Layer = "RELU",
+    resolution: Sequence[float] | None = None,
 ) -> SegResNet:
-    """MONAI's SegResNetDS (paper Table 4): instance norm, ReLU, `depths` supervised depths."""
+    """MONAI's SegResNetDS (paper Table 4).
+
+    Args:
+        in_channels: Input channels.
+        out_channels: Classes, background included.
+        init_filters: Feature maps of the first stage, doubled at each further one.
+        blocks_down: Residual blocks a stage of the encoder.
+        depths: Supervised depths.
+        norm: By MONAI's name, or name and arguments.
+        activation: Likewise.
+        resolution: Spacing along the network's axes, if strides and kernels are to follow it.
+    """
     return SegResNet(
         SegResNetDS(
             spatial_dims=3,
@@ -102,7 +118,9 @@ def segresnet(
             init_filters=init_filters,
             blocks_down=tuple(blocks_down),
             dsdepth=depths,
-            norm="INSTANCE",
+            norm=_layer(norm),
+            act=_layer(activation),
+            resolution=None if resolution is None else tuple(resolution),
         )
     )
 
@@ -152,3 +170,8 @@ def _unet(
 
 def _counts(counts: int | Sequence[int]) -> int | list[int]:
     return counts if isinstance(counts, int) else list(counts)
+
+
+def _layer(told: Layer) -> str | tuple[Any, ...]:
+    """A copy, since MONAI writes its defaults into the arguments."""
+    return told if isinstance(told, str) else tuple(deepcopy(list(told)))
