@@ -25,6 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+heads = typer.Typer(help="Head labels for the head stage.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(heads, name="heads")
+
 Root = Annotated[Path, typer.Argument(metavar="ROOT", help="A folder in the HECKTOR layout, or a CSV.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: chosen from the cores.")]
@@ -86,6 +89,30 @@ def audit(root: Root, json_file: Json = None, workers: Workers = None) -> None:
     if json_file:
         _write_json({"cases": [one.as_json() for one in audits], "orphans": orphans}, json_file)
     if not all(one.usable for one in audits):
+        raise typer.Exit(1)
+
+
+@heads.command()
+def propose(
+    root: Root,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ROOT/heads.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many cases, at random.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same cases.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo masks that are there.")] = False,
+    workers: Workers = None,
+) -> None:
+    """Write head masks from the CT's anatomy, to check and correct; exit status 1 if a CT cannot be read."""
+    from hnseg.cases import HEADS, read_cases
+    from hnseg.data.heads import draw_cases, propose_heads, summary
+
+    if out is None and not root.is_dir():
+        raise HnsegError(f"{root}: a list of cases has no folder for the masks; name one with --out DIR")
+    out = out or root / HEADS
+    outcomes = propose_heads(
+        draw_cases(read_cases(root, strict=False), count, seed), out, overwrite=overwrite, workers=workers
+    )
+    print(summary(outcomes, out))
+    if any(one.head is None for one in outcomes):
         raise typer.Exit(1)
 
 
