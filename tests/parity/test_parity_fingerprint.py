@@ -1,0 +1,111 @@
+"""Constants of the training fold against nnU-Net's fingerprint and MONAI's foreground statistics."""
+
+import numpy as np
+import pytest
+import torch
+from monai.auto3dseg import FgImageStats, FgImageStatsSumm
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from numpy.typing import NDArray
+from spoiled import must_fail
+from volumes import write_volume
+
+from hnseg.data import fingerprint as module
+from hnseg.data.dataset import roi_subject
+from hnseg.data.fingerprint import Fingerprint
+from hnseg.data.intensity import InputSpec
+from hnseg.data.prepare import StageVolume
+
+SPEC = InputSpec(ct_window=(-200.0, 300.0), cte=True)
+# Side of the lesion of each case, in voxels: each weighs the same for nnU-Net, however large.
+SIDES = (12, 6, 9)
+
+
+@pytest.fixture
+def volumes(tmp_path) -> list[StageVolume]:
+    """Cases whose lesions differ in size and in their values, and one without a lesion."""
+    made = []
+    for seed, side in enumerate((*SIDES, 0)):
+        label = np.zeros((16, 14, 15), np.uint8)
+        label[1 : side + 1, 1 : side + 1, 2 : side + 2] = 1 + seed % 2
+        volume = write_volume(tmp_path / "volumes", f"A-{seed}", label, seed=seed)
+        ct = np.load(volume.folder / "ct.npy")
+        np.save(volume.folder / "ct.npy", ct + np.int16(60 * seed))
+        made.append(volume)
+    return made
+
+
+def images(volumes: list[StageVolume]) -> list[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+    """Scaled channels (C, z, y, x) and labels (z, y, x) of all cases."""
+    subjects = [SPEC.unnormalised.transform()(roi_subject(v, v.margin)) for v in volumes]
+    return [(s["image"].data.numpy(), s["label"].data[0].numpy()) for s in subjects]
+
+
+def nnunet(volumes: list[StageVolume]) -> NDArray[np.float64]:
+    """Percentiles, mean and deviation (C, 4) of what nnU-Net draws of each case, pooled as it pools it."""
+    drawn = [
+        DatasetFingerprintExtractor.collect_foreground_intensities(
+            label[None].astype(np.int8), image, num_samples=100_000
+        )[0]
+        for image, label in images(volumes)
+    ]
+    pooled = [np.concatenate(channel) for channel in zip(*drawn, strict=True)]
+    return np.array([[*np.percentile(x, (0.5, 99.5)), np.mean(x), np.std(x)] for x in pooled])
+
+
+def monai(volumes: list[StageVolume]) -> NDArray[np.float64]:
+    """Percentiles (C, 2): Auto3DSeg's summary over cases of what it analyses of each, channel by channel."""
+    found = []
+    for n in range(4):
+        cases = [
+            (torch.from_numpy(image[n : n + 1]), torch.from_numpy(label)) for image, label in images(volumes)
+        ]
+        analysed = [FgImageStats("image", "label")({"image": i, "label": g}) for i, g in cases]
+        summary = FgImageStatsSumm()(analysed)["intensity"]
+        found.append([summary["percentile_00_5"], summary["percentile_99_5"]])
+    return np.array(found)
+
+
+def assert_pooled(volumes: list[StageVolume], cache, theirs: NDArray[np.float64]) -> None:
+    """Ours needs no draw; nnU-Net's is 300 000 voxels."""
+    ours = np.array([channel.pooled for channel in Fingerprint.measure(volumes, SPEC, cache).channels])
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=4e-3)
+
+
+def assert_per_case(volumes: list[StageVolume], cache, theirs: NDArray[np.float64]) -> None:
+    ours = np.array([channel.per_case for channel in Fingerprint.measure(volumes, SPEC, cache).channels])
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_pooled_constants_are_nnunet_s(volumes, tmp_path, monkeypatch):
+    # The case without foreground counts for nothing in either.
+    theirs = nnunet(volumes)
+    assert_pooled(volumes, tmp_path, theirs)
+    monkeypatch.setattr(module, "PERCENTILES", (2.0, 98.0))
+    with must_fail():
+        assert_pooled(volumes, tmp_path / "spoiled", theirs)
+
+
+def test_large_lesions_weigh_no_more_than_small_ones(volumes, tmp_path):
+    # The twin of nnU-Net's draw: as many voxels of each case as it has.
+    seen = [image[:, label > 0] for image, label in images(volumes)]
+    pooled = np.concatenate(seen, axis=1)
+    raw = np.stack([*np.percentile(pooled, (0.5, 99.5), axis=1), pooled.mean(1), pooled.std(1)], axis=1)
+    with must_fail():
+        assert_pooled(volumes, tmp_path, raw)
+
+
+def test_per_case_percentiles_are_auto3dseg_s(volumes, tmp_path, monkeypatch):
+    theirs = monai(volumes[:-1])
+    assert_per_case(volumes[:-1], tmp_path, theirs)
+    with must_fail():
+        assert_per_case(volumes[:-1], tmp_path, nnunet(volumes)[:, :2])
+    monkeypatch.setattr(module, "PERCENTILES", (0.6, 99.4))
+    with must_fail():
+        assert_per_case(volumes[:-1], tmp_path / "spoiled", theirs)
+
+
+def test_a_case_without_a_lesion_does_not_pull_the_bounds_to_zero(volumes, tmp_path):
+    # On purpose: MONAI takes percentiles of 0 where nothing is labelled, and averages them in.
+    assert_per_case(volumes, tmp_path, monai(volumes[:-1]))
+    with must_fail():
+        assert_per_case(volumes, tmp_path, monai(volumes))
