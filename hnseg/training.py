@@ -55,7 +55,9 @@ def checkpoints(
     named: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
     averaging = ComparedEMA if compare else EMAWeightAveraging
     callbacks: list[L.Callback] = [] if ema is None else [averaging(decay=ema)]
-    best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode="max", **named)
+    # Straight after the validation, while it is known which weights were validated.
+    choice: dict[str, Any] = {"monitor": monitor, "mode": "max", "save_on_train_epoch_end": False}
+    best = ModelCheckpoint(folder, filename="best", **choice, **named)
     last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, **named)
     return [*callbacks, best, last, LearningRateMonitor()]
 

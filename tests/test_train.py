@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 import torch
 from entry import ROOT, compose_job, load, refused, run, tiny, write_cohort
 
@@ -212,3 +213,48 @@ def test_a_killed_run_resumes(cohort: Path, tmp_path: Path) -> None:
     assert torch.load(last, weights_only=True)["epoch"] == stopped + 2
     assert last.with_name("score.json").exists()
     assert "epoch 1/" not in done.stderr  # it did not begin again
+
+
+def write_coarse(folder: Path, cohort: Path, unseen: str = "yes") -> Path:
+    """Coarse predictions as infer.py leaves them: the truth, moved by a voxel or gone."""
+    folder.mkdir()
+    rows = ["case_id,status,unseen"]
+    for case in sorted(p.name for p in cohort.iterdir() if p.name != "heads"):
+        truth = sitk.ReadImage(str(cohort / case / f"{case}.nii.gz"))
+        moved = sitk.Cast(sitk.CyclicShift(truth, (1, 0, 0)), sitk.sitkUInt8)
+        sitk.WriteImage(moved * 0 if case == "A-0" else moved, str(folder / f"{case}.nii.gz"))
+        rows.append(f"{case},ok,{unseen}")
+    (folder / "cases.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("train_roi", ["truth", "coarse"])
+def test_the_fine_stage_reports_the_oracle_and_the_pipeline(
+    cohort: Path, tmp_path: Path, train_roi: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coarse = write_coarse(tmp_path / "coarse", cohort)
+    roi = [f"data.coarse={coarse}", f"recipe.roi.train={train_roi}", "recipe.roi.validate=coarse"]
+    cfg = compose_job("train", "stage=fine", *tiny("resenc", cohort, tmp_path), *roi, "logger=csv")
+    load("train").main(cfg)
+    scores = json.loads((Path(cfg.run_dir) / "score.json").read_text())
+    assert {"val/dice", "val_coarse/dice", "val_coarse/dice_GTVn"} <= scores.keys()
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert f"{scores['val/dice']:.4f} in ROIs placed by the truth" in line
+    assert f"{scores['val_coarse/dice']:.4f} in ROIs placed by coarse predictions" in line
+
+
+def test_coarse_predictions_of_a_network_that_saw_the_case_are_refused(cohort: Path, tmp_path: Path) -> None:
+    overrides = ["stage=fine", *tiny("resenc", cohort, tmp_path), "logger=csv"]
+    seen = write_coarse(tmp_path / "seen", cohort, unseen="no")
+    with pytest.raises(HnsegError, match="made by networks trained on A-0, A-2"):
+        load("train").main(compose_job("train", *overrides, f"data.coarse={seen}"))
+    (seen / "cases.csv").unlink()
+    with pytest.raises(HnsegError, match=r"cases.csv: not there, so nobody knows"):
+        load("train").main(compose_job("train", *overrides, f"data.coarse={seen}"))
+    few = write_coarse(tmp_path / "few", cohort)
+    (few / "B-1.nii.gz").unlink()
+    with pytest.raises(HnsegError, match="no prediction of B-1"):
+        load("train").main(compose_job("train", *overrides, f"data.coarse={few}"))
+    with pytest.raises(HnsegError, match="needs coarse predictions"):
+        load("train").main(compose_job("train", *overrides, "recipe.roi.train=coarse"))
+    assert not (tmp_path / "hecktor").exists()  # nothing begun

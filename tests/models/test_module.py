@@ -88,7 +88,13 @@ def train(tmp_path):
     volumes = [write_volume(tmp_path / "cache", f"A-{n}", labels[n], seed=n) for n in range(3)]
 
     def train(
-        name: str, epochs: int, *, resume: bool = False, ema: float | None = None, seed: int = 0
+        name: str,
+        epochs: int,
+        *,
+        resume: bool = False,
+        ema: float | None = None,
+        seed: int = 0,
+        **choice: Any,
     ) -> Run:
         data, diary, folder = (
             Numbers(volumes[:2], InputSpec(), (8, 8, 8), 2, None, 0),
@@ -101,7 +107,7 @@ def train(tmp_path):
             max_epochs=epochs,
             gradient_clip_val=12.0,
             logger=CSVLogger(folder, name="", version=""),
-            callbacks=[*checkpoints(folder, ema), diary],
+            callbacks=[*checkpoints(folder, ema, **choice), diary],
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             enable_progress_bar=False,
@@ -261,3 +267,42 @@ def test_averaged_weights_are_what_is_validated_and_saved(train, tmp_path):
     (batch,) = run.trainer.val_dataloaders
     loss = DiceCELoss()(Predictor((8, 8, 8))(network, batch["image"]), batch["label"])
     assert float(run.trainer.callback_metrics["val/loss"]) == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_own_and_averaged_weights_take_turns_and_the_best_is_what_was_validated(train, monkeypatch):
+    ours: list[torch.Tensor] = []
+
+    def watch(self: SegmentationModule) -> None:
+        ours.append(next(self.network.parameters()).detach().clone())
+
+    monkeypatch.setattr(SegmentationModule, "on_validation_epoch_start", watch, raising=False)
+    run = train("compared", 2, ema=0.9, compare=True)
+    last = read(run.trainer.checkpoint_callbacks[1].best_model_path)
+    name = next(name for name, _ in run.module.named_parameters())
+    # The last validation was the average's turn, and last.ckpt holds both.
+    torch.testing.assert_close(ours[1], last["state_dict"][name], rtol=0, atol=0)
+    assert not torch.equal(last["current_model_state"][name], last["state_dict"][name])
+    best = read(run.trainer.checkpoint_callbacks[0].best_model_path)
+    turn = int(best["epoch"])
+    torch.testing.assert_close(best["state_dict"][name], ours[turn], rtol=0, atol=0)
+    only_own = train("own", 1, ema=0.9, compare=True)
+    best = read(only_own.trainer.checkpoint_callbacks[0].best_model_path)
+    torch.testing.assert_close(best["state_dict"][name], ours[2], rtol=0, atol=0)
+    assert "averaging_state" not in best
+
+
+def test_voxels_outside_the_roi_count_as_missed():
+    truth = np.zeros((4, 4, 4), np.uint8)
+    truth[0, 0, :2] = 1
+    truth[3, 3, :2] = 2
+    batch = {"image": one_hot(truth), "label": torch.from_numpy(truth).long()}
+    batch["missed"] = torch.tensor([0.0, 4.0])
+    silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    loader = DataLoader([batch], batch_size=1)
+    scores = L.Trainer(accelerator="cpu", **silent).validate(echo(), [loader, loader], verbose=False)
+    merged = {name: value for one in scores for name, value in one.items()}
+    for where in ("val", "val_coarse"):
+        assert merged[f"{where}/dice_GTVp"] == 1
+        assert merged[f"{where}/dice_GTVn"] == pytest.approx(2 * 2 / (2 + 2 + 4))
+        assert merged[f"{where}/dice"] == pytest.approx(0.75)
+    assert not any(name.startswith("val_coarse/GTV") for name in merged)  # official scores: once
