@@ -1,11 +1,13 @@
-"""Whole volumes, sliding windows, mirroring and arithmetic, against MONAI and sums written out by hand."""
+"""Whole volumes, padding, mirroring, axes and arithmetic, against sums written out by hand.
+
+Windows are held against nnU-Net and MONAI in tests/parity/test_parity_windows.py.
+"""
 
 from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
 from hnseg.inference.predictor import Predictor
@@ -28,18 +30,12 @@ def test_a_volume_of_the_patchs_size_is_the_networks_own_output(network: nn.Modu
     assert not logits.requires_grad
 
 
-def test_a_larger_volume_is_monais_sliding_window(network: nn.Module) -> None:
-    volume = image(15, 20, 9)
-    expected = SlidingWindowInferer((8, 8, 8), overlap=0.5, mode="gaussian")(volume, network)
-    torch.testing.assert_close(Predictor((8, 8, 8))(network, volume), expected)
-
-
-def test_windows_of_a_pointwise_network_leave_no_seam() -> None:
+@pytest.mark.parametrize("tiling", ["nnunet", "monai"])
+def test_windows_of_a_pointwise_network_leave_no_seam(tiling: str) -> None:
     network = nn.Conv3d(2, 3, 1)
     volume = image(13, 17, 11)
-    torch.testing.assert_close(
-        Predictor((8, 8, 8))(network, volume), network(volume).detach(), rtol=1e-4, atol=1e-5
-    )
+    stitched = Predictor((8, 8, 8), tiling, mirror=(0, 2))(network, volume)
+    torch.testing.assert_close(stitched, network(volume).detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(5, 8, 8), (3, 5, 7), (5, 20, 8)])
@@ -69,13 +65,37 @@ def test_mirroring_is_the_mean_over_eight_flips(network: nn.Module) -> None:
         [axis for axis, on in zip((2, 3, 4), bits, strict=True) if on] for bits in product((0, 1), repeat=3)
     ]
     by_hand = torch.stack([network(volume.flip(axes)).flip(axes) for axes in flips]).mean(0)
-    torch.testing.assert_close(Predictor((8, 8, 8), mirror=True)(network, volume), by_hand.detach())
+    torch.testing.assert_close(Predictor((8, 8, 8), mirror=(0, 1, 2))(network, volume), by_hand.detach())
+
+
+def test_mirroring_keeps_to_the_axes_asked_for(network: nn.Module) -> None:
+    volume = image(8, 8, 8)
+    by_hand = (network(volume) + network(volume.flip(4)).flip(4)) / 2
+    torch.testing.assert_close(Predictor((8, 8, 8), mirror=(2,))(network, volume), by_hand.detach())
+
+
+def test_a_network_of_other_axes_sees_the_volume_turned_and_mirrored_along_ours(network: nn.Module) -> None:
+    volume, card = image(8, 6, 4), {"patch": [8, 6, 4], "axes": {"order": [2, 1, 0], "flip": [0]}}
+    by_hand = [
+        network(one.permute(0, 1, 4, 3, 2).flip(2)).flip(2).permute(0, 1, 4, 3, 2)
+        for one in (volume, volume.flip(2))
+    ]
+    by_hand[1] = by_hand[1].flip(2)
+    predictor = Predictor.of(card | {"mirror_axes": [0]}, mirror=True)
+    torch.testing.assert_close(predictor(network, volume), torch.stack(by_hand).mean(0).detach())
+
+
+def test_a_member_says_its_windows_and_whether_it_may_be_mirrored() -> None:
+    card = {"patch": [8, 8, 8], "window": {"tiling": "monai", "overlap": 0.625}, "mirror_axes": []}
+    assert Predictor.of(card, mirror=True) == Predictor((8, 8, 8), "monai", 0.625)
+    assert Predictor.of({"patch": [8, 8, 8]}, mirror=True) == Predictor((8, 8, 8), mirror=(0, 1, 2))
+    assert Predictor.of({"patch": [8, 8, 8]}) == Predictor((8, 8, 8))
 
 
 def test_mirroring_does_nothing_to_a_network_that_does_not_know_sides() -> None:
     network = nn.Conv3d(2, 3, 1)
     volume = image(8, 8, 8)
-    mirrored = Predictor((8, 8, 8), mirror=True)(network, volume)
+    mirrored = Predictor((8, 8, 8), mirror=(0, 1, 2))(network, volume)
     torch.testing.assert_close(mirrored, network(volume).detach())
 
 

@@ -1,0 +1,1 @@
+"""Networks trained by others → bundle members."""

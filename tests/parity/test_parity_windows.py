@@ -1,0 +1,221 @@
+"""Sliding windows against nnUNetPredictor and MONAI's sliding_window_inference, in the same process."""
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data.utils import compute_importance_map, dense_patch_slices
+from monai.inferers import sliding_window_inference
+from nnunetv2.inference import predict_from_raw_data, sliding_window_prediction
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from spoiled import must_fail
+from torch import Tensor, nn
+
+from hnseg.inference import windows
+from hnseg.inference.predictor import Predictor
+from hnseg.inference.windows import gaussian, starts
+
+WINDOWS = [(8, 12, 16), (7, 9, 10), (48, 24, 32)]
+PATCH = (8, 12, 10)
+# Larger along every axis, along one, the patch itself, smaller by an odd number, and both at once.
+SHAPES = [(19, 27, 23), (8, 12, 31), (8, 12, 10), (5, 7, 9), (5, 30, 10)]
+
+
+@pytest.fixture(autouse=True)
+def _weights_anew() -> Iterator[None]:
+    """Weights are cached, and spoiled in places."""
+    gaussian.cache_clear()
+    yield
+    gaussian.cache_clear()
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    """Sees neighbours and sides, and is sure of itself: a flat softmax would agree with anything."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv3d(2, 6, 5, padding=2), nn.LeakyReLU(), nn.Conv3d(6, 3, 5, padding=2))
+    layers[2].weight.data *= 200
+    return layers.eval()
+
+
+def volume(*shape: int) -> Tensor:
+    return torch.randn(1, 2, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def nnunet(network: nn.Module, mirror: tuple[int, ...] = (), overlap: float = 0.5) -> nnUNetPredictor:
+    """nnU-Net's predictor around a network; it reads no more of its plans than these."""
+    predictor = nnUNetPredictor(1 - overlap, use_mirroring=bool(mirror), device=torch.device("cpu"))
+    predictor.allow_tqdm = False
+    predictor.network, predictor.allowed_mirroring_axes = network, mirror
+    predictor.configuration_manager = SimpleNamespace(patch_size=list(PATCH))
+    predictor.label_manager = SimpleNamespace(num_segmentation_heads=3)
+    return predictor
+
+
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes nnU-Net sum in float32, where it sums in float16."""
+    monkeypatch.setattr(predict_from_raw_data.torch, "half", torch.float32)
+
+    def exact(tile: tuple[int, ...], **choices: Any) -> Tensor:
+        return sliding_window_prediction.compute_gaussian(tile, **choices, dtype=torch.float32)
+
+    monkeypatch.setattr(predict_from_raw_data, "compute_gaussian", exact)
+
+
+def monai(network: nn.Module, image: Tensor, overlap: float = 0.625) -> Tensor:
+    with torch.no_grad():
+        return sliding_window_inference(image, PATCH, 1, network, overlap, "gaussian")
+
+
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
+    assert theirs.softmax(1).amax(1).mean() > 0.9
+    torch.testing.assert_close(ours.softmax(1), theirs.softmax(1), rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-3)
+
+
+@settings(max_examples=300)
+@given(st.integers(1, 200), st.integers(1, 300), st.sampled_from([0.0, 0.25, 0.5, 0.625, 0.7]))
+def test_windows_start_where_nnunet_s_do(window: int, beyond: int, overlap: float) -> None:
+    (expected,) = sliding_window_prediction.compute_steps_for_sliding_window(
+        (window + beyond - 1,), (window,), 1 - overlap
+    )
+    assert starts(window + beyond - 1, window, "nnunet", overlap) == expected
+
+
+@settings(max_examples=300)
+@given(st.integers(1, 200), st.integers(1, 300), st.sampled_from([0.0, 0.25, 0.5, 0.625, 0.7]))
+def test_windows_start_where_monai_s_do(window: int, beyond: int, overlap: float) -> None:
+    side = window + beyond - 1
+    interval = window if side == window else max(int(window * (1 - overlap)), 1)
+    expected = [box[0].start for box in dense_patch_slices((side,), (window,), (interval,))]
+    assert starts(side, window, "monai", overlap) == expected
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_weights_are_nnunet_s_voxel_for_voxel(
+    window: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device("cpu")
+    expected = sliding_window_prediction.compute_gaussian(window, dtype=torch.float32, device=device)
+    torch.testing.assert_close(gaussian(window, "nnunet"), expected, rtol=1e-5, atol=0)
+    with must_fail():
+        torch.testing.assert_close(gaussian(window, "monai"), expected, rtol=1e-5, atol=0)
+    spoil_weights(monkeypatch)
+    with must_fail():
+        torch.testing.assert_close(gaussian(window, "nnunet"), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_weights_are_monai_s_voxel_for_voxel(
+    window: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = compute_importance_map(window, "gaussian")
+    torch.testing.assert_close(gaussian(window, "monai"), expected, rtol=1e-5, atol=0)
+    spoil_weights(monkeypatch)
+    with must_fail():
+        torch.testing.assert_close(gaussian(window, "monai"), expected, rtol=1e-5, atol=0)
+    monkeypatch.undo()
+    monkeypatch.setattr(windows, "FLOOR", 0.0)
+    gaussian.cache_clear()
+    with must_fail():
+        torch.testing.assert_close(gaussian(window, "monai"), expected, rtol=1e-5, atol=0)
+
+
+def test_no_weight_is_zero_however_long_the_window() -> None:
+    assert (gaussian((1, 1, 400), "nnunet") > 0).all()
+    assert (gaussian((1, 1, 400), "monai") > 0).all()
+
+
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize("mirror", [(), (0, 1, 2), (1, 2)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_are_nnunet_s(
+    network: nn.Module, shape: tuple[int, int, int], mirror: tuple[int, ...]
+) -> None:
+    image = volume(*shape)
+    theirs = nnunet(network, mirror).predict_sliding_window_return_logits(image[0])[None]
+    assert_same(Predictor(PATCH, mirror=mirror)(network, image), theirs)
+
+
+def test_nnunet_s_own_float16_sums_move_its_softmax_by_little(network: nn.Module) -> None:
+    """On purpose: hnseg sums in float32, on every device."""
+    image = volume(*SHAPES[0])
+    theirs = nnunet(network, (0, 1, 2)).predict_sliding_window_return_logits(image[0])[None]
+    assert theirs.dtype == torch.half
+    difference = Predictor(PATCH, mirror=(0, 1, 2))(network, image).softmax(1) - theirs.float().softmax(1)
+    assert 1e-5 < difference.abs().max() < 0.1
+    assert difference.abs().mean() < 1e-3
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_are_monai_s(network: nn.Module, shape: tuple[int, int, int]) -> None:
+    image = volume(*shape)
+    assert_same(Predictor(PATCH, "monai", 0.625)(network, image), monai(network, image))
+
+
+Spoil = Callable[[pytest.MonkeyPatch], None]
+
+
+def spoil_weights(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(windows, "SIGMA", 1 / 7)
+    gaussian.cache_clear()
+
+
+def spoil_fill(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(windows, "FILL", 0.1)
+
+
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize(
+    ("change", "spoil", "shape"),
+    [
+        ({"overlap": 0.25}, None, SHAPES[0]),
+        ({"tiling": "monai"}, None, SHAPES[0]),
+        ({"mirror": (0, 1)}, None, SHAPES[0]),
+        ({"mirror": (0, 1)}, None, SHAPES[2]),
+        ({}, spoil_weights, SHAPES[0]),
+        ({}, spoil_fill, SHAPES[3]),
+    ],
+)
+def test_a_changed_constant_is_no_longer_nnunet_s(
+    network: nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    spoil: Spoil | None,
+    shape: tuple[int, int, int],
+) -> None:
+    image, usual = volume(*shape), {"mirror": (0, 1, 2)}
+    theirs = nnunet(network, (0, 1, 2)).predict_sliding_window_return_logits(image[0])[None]
+    if spoil:
+        spoil(monkeypatch)
+    with must_fail():
+        assert_same(Predictor(PATCH, **usual | change)(network, image), theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "spoil", "shape"),
+    [
+        ({"overlap": 0.5}, None, SHAPES[0]),
+        ({"tiling": "nnunet"}, None, SHAPES[0]),
+        ({}, spoil_weights, SHAPES[0]),
+        ({}, spoil_fill, SHAPES[3]),
+    ],
+)
+def test_a_changed_constant_is_no_longer_monai_s(
+    network: nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    spoil: Spoil | None,
+    shape: tuple[int, int, int],
+) -> None:
+    image, usual = volume(*shape), {"tiling": "monai", "overlap": 0.625}
+    theirs = monai(network, image)
+    if spoil:
+        spoil(monkeypatch)
+    with must_fail():
+        assert_same(Predictor(PATCH, **usual | change)(network, image), theirs)
