@@ -27,7 +27,7 @@ from hnseg.images import read_image, read_label, same_grid, write_image
 
 TABLE, SHEET = "heads.csv", "contact_sheet.png"
 FIELDS = ("case_id", "head", "x_min", "x_max", "y_min", "y_max", "z_min", "z_max", "remark")
-KEPT = "mask was already there, left as it is"
+KEPT = "was already there: left as it is"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -20,9 +19,10 @@ from hnseg.data.heads.outline import LATTICE_MM, Mask, sample_top
 from hnseg.files import replacing
 
 CASES_A_ROW = 5
-SHOWN_MM = 450.0  # from the top of the scan down: raised arms and head, or head and chest
+SHOWN_MM = (450.0, 330.0)  # from the top of the scan down: raised arms and head, or head and chest; across
 CT_WINDOW = (-200.0, 500.0)  # HU: soft tissue and bone
-FOUND, MISSING = "#ffffff", "#ff5050"
+FOUND, MISSING = "#ffffff", "#ff5050"  # colours of the titles
+OUTLINE, BOX = "#ffd75e", "#20c0ff"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Panel:
         grid, hu = sample_top(ct)
         upright = grid.image(np.zeros(grid.shape, np.uint8))
         inside = sitk.Resample(head, upright, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-        mask = sitk.GetArrayFromImage(inside)[-round(SHOWN_MM / LATTICE_MM) :] != 0
+        mask = sitk.GetArrayFromImage(inside)[-round(SHOWN_MM[0] / LATTICE_MM) :] != 0
         hu = hu[-len(mask) :]
         where = np.argwhere(mask)
         first, last = (where.min(0), where.max(0)) if len(where) else (np.zeros(3, int), np.array(hu.shape))
@@ -68,16 +68,21 @@ def draw_sheet(panels: Sequence[Panel], path: Path) -> None:
     """
     if not panels:
         return
-    rows = -(-len(panels) // CASES_A_ROW)
-    figure = Figure(figsize=(4 * CASES_A_ROW, 3.2 * rows), facecolor="black", layout="constrained")
+    columns = min(CASES_A_ROW, len(panels))
+    rows = -(-len(panels) // columns)
+    picture, title = 2.8, 0.7  # inches high
+    height = rows * (picture + title)
+    figure = Figure(figsize=(4.2 * columns, height), facecolor="black")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, 2 * CASES_A_ROW, squeeze=False).reshape(-1, 2)
+    figure.subplots_adjust(0.0, 0.0, 1.0, 1 - title / height, wspace=0.02, hspace=title / picture)
+    axes = figure.subplots(rows, 2 * columns, squeeze=False).reshape(-1, 2)
     for pair in axes.ravel():
         pair.set_axis_off()
     for pair, panel in zip(axes, panels, strict=False):
         for plane, place in enumerate(pair):
             _draw(place, panel, plane)
-        pair[0].set_title(_title(panel), color=FOUND if panel.box else MISSING, fontsize=9, loc="left")
+        colour = FOUND if panel.box else MISSING
+        pair[0].text(0.02, 1.02, _title(panel), transform=pair[0].transAxes, color=colour, fontsize=10)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=75, facecolor="black")
 
@@ -87,13 +92,16 @@ def _draw(axes: Axes, panel: Panel, plane: int) -> None:
     low, high = CT_WINDOW
     axes.imshow(panel.ct[plane], cmap="gray", origin="lower", vmin=low, vmax=high, interpolation="bilinear")
     mask = panel.mask[plane]
-    if mask.any():
-        line: Any = {"colors": "#ffd75e", "linewidths": 1.0}
-        axes.contour(mask, [0.5], **line)
+    top, middle = mask.shape[0], mask.shape[1] / 2
+    if mask.any() and not mask.all():
+        axes.contour(mask, [0.5], colors=OUTLINE, linewidths=1.0)
     if panel.box:
         row, column, height, width = panel.box[plane]
         corner = (column - 0.5, row - 0.5)
-        axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#20c0ff", linewidth=1.0))
+        axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=BOX, linewidth=1.0))
+        middle = column + width / 2
+    shown, across = (mm / LATTICE_MM for mm in SHOWN_MM)
+    axes.set(xlim=(middle - across / 2, middle + across / 2), ylim=(top - shown, top))
 
 
 def _title(panel: Panel) -> str:
