@@ -50,7 +50,8 @@ class RandomPatchAffine(RandomTransform, tio.SpatialTransform):
     def around(self, size: Shape) -> Shape:
         """Shape of the surroundings of a patch, (z, y, x) (nnU-Net's get_patch_size)."""
         turned = [np.abs(size @ rotation(axis * np.deg2rad(self.degrees))) for axis in np.eye(3)]
-        z, y, x = (int(n) for n in np.max([size, *turned], axis=0) / self.smallest_scale)
+        largest = np.vstack([np.asarray(size), *turned]).max(axis=0)
+        z, y, x = (int(n) for n in largest / self.smallest_scale)
         return z, y, x
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
