@@ -84,8 +84,9 @@ def _planned(cohort: Cohort, dataset: dict[str, Any], root: Path, name: str) -> 
     }
     (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
     voxels = float(cohort.cases * torch.Size(cohort.shape).numel())
-    planned = cohort.planner(name).get_plans_for_configuration(
-        list(cohort.spacing), cohort.shape, name, voxels, {}
-    )
+    with torch.device("meta"):  # it builds networks to count their feature maps
+        planned = cohort.planner(name).get_plans_for_configuration(
+            list(cohort.spacing), cohort.shape, name, voxels, {}
+        )
     # As a plans file holds it; without a low-resolution configuration the planner turns batch Dice off.
     return json.loads(json.dumps(planned | {"batch_dice": False}, default=int))

@@ -74,6 +74,19 @@ def few(model: str, *, ours: bool) -> dict[str, Any]:
     return {"features" if ours else "features_per_stage": [8] * 6}
 
 
+def drawn(stage: str, model: str, nnunet: Trainers, **changes: Any) -> nn.Module:
+    """The original with random weights throughout: as made, biases and whole residual branches are 0."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        theirs = original(stage, model, nnunet, **changes)
+    for weights in theirs.to_empty(device="cpu").state_dict().values():
+        if weights.ndim > 1:
+            weights.uniform_(-1, 1, generator=generator).mul_((6 / weights[0].numel()) ** 0.5)
+        else:
+            weights.uniform_(0.5, 1.5, generator=generator)
+    return theirs
+
+
 def adopt(theirs: nn.Module, settings: dict[str, Any]) -> nn.Module:
     """Our network, with the weights of the original."""
     with torch.device("meta"):
@@ -114,7 +127,7 @@ def test_nnunet_s_own_planner_plans_what_the_configuration_says(stage, model, nn
 @pytest.mark.parametrize(("stage", "model"), PAIRS)
 def test_the_original_s_weights_load_and_give_its_logits(stage, model, nnunet):
     settings = configured(stage, model)
-    image, theirs = picture(settings), original(stage, model, nnunet)
+    image, theirs = picture(settings), drawn(stage, model, nnunet)
     sharpen(theirs, image)
     ours = adopt(theirs, settings)
     assert [name for name, _ in ours.named_children()] == ["network"]
@@ -152,7 +165,7 @@ SPOILED = {
 )
 def test_a_spoiled_network_gives_other_logits(stage, model, twin, nnunet):
     settings = configured(stage, model, **few(model, ours=True))
-    image, theirs = picture(settings), original(stage, model, nnunet, **few(model, ours=False))
+    image, theirs = picture(settings), drawn(stage, model, nnunet, **few(model, ours=False))
     sharpen(theirs, image)
     ours = adopt(theirs, settings)
     with torch.no_grad():
@@ -166,7 +179,7 @@ def test_the_head_s_last_stride_leaves_z_alone(nnunet):
     # The spoiled twin of the head's network: its weights have the shapes of the right one.
     settings = configured("head", "plainconv", **few("plainconv", ours=True))
     image = picture(settings)
-    theirs = original("head", "plainconv", nnunet, **few("plainconv", ours=False))
+    theirs = drawn("head", "plainconv", nnunet, **few("plainconv", ours=False))
     with torch.no_grad():
         assert_same_logits(adopt(theirs, settings), theirs, image)
         with pytest.raises(RuntimeError, match=r"size mismatch for decoder\.transpconvs\.0\.weight"):
@@ -224,7 +237,7 @@ def test_he_s_law_has_the_slope_of_the_leaky_unit():
 )
 def test_memory_format_and_mixed_precision_change_no_prediction(stage, model, nnunet):
     settings = configured(stage, model, **few(model, ours=True))
-    image, theirs = picture(settings), original(stage, model, nnunet, **few(model, ours=False))
+    image, theirs = picture(settings), drawn(stage, model, nnunet, **few(model, ours=False))
     sharpen(theirs, image)
     ours = adopt(theirs, settings).eval()
     with torch.no_grad():
