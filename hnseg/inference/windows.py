@@ -28,6 +28,7 @@ SIGMA = 1 / 8
 FLOOR = 1e-3
 # What stands around a volume smaller than the window.
 FILL = 0.0
+_ALL = (slice(None), slice(None))  # of batch and channels
 
 
 def slide(
@@ -53,13 +54,13 @@ def slide(
     total: Tensor | None = None
     for corner in product(*steps):
         box = tuple(slice(start, start + w) for start, w in zip(corner, window, strict=True))
-        logits = run(image[(..., *box)])
+        logits = run(image[(*_ALL, *box)])
         if total is None:
             total = torch.zeros((1, logits.shape[1], *image.shape[2:]), device=image.device)
-        total[(..., *box)] += logits * weights
+        total[(*_ALL, *box)] += logits * weights
         covered[box] += weights
     assert total is not None
-    stitched = total.div_(covered)[(..., *inside)]
+    stitched = total.div_(covered)[(*_ALL, *inside)]
     assert stitched.shape[2:] == sides
     return stitched
 

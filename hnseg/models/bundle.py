@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -20,8 +21,8 @@ from typing import Any, Literal
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_file, save_model
+from torch import Tensor, nn
 
 from hnseg.errors import HnsegError
 from hnseg.models.module import CARD
@@ -29,7 +30,9 @@ from hnseg.models.nets import build
 from hnseg.stage import Stage
 
 FORMAT = 1
-WEIGHTS, CARD_FILE = "weights.safetensors", "member.yaml"
+LISTING, WEIGHTS, CARD_FILE = "bundle.yaml", "weights.safetensors", "member.yaml"
+# Card and network of a member.
+Trained = tuple[dict[str, Any], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class Member:
         """The stage it was trained for."""
         return Stage.from_dict(self.card["stage"])
 
+    def has_seen(self, case_id: str) -> bool:
+        """Whether it was trained on a case; an imported member whose split is not known counts as if."""
+        trained_on = self.card["trained_on"]
+        return trained_on is None or case_id in trained_on
+
     def network(self) -> nn.Module:
         """The network in evaluation mode, without its weights."""
         return build(**self.card["network"]).eval()
@@ -60,12 +68,22 @@ class Member:
             HnsegError: The weights are damaged or belong to another network.
         """
         try:
-            load_model(network, self.weights)
+            _fill(network, load_file(self.weights))
         except (SafetensorError, RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise HnsegError(
                 f"{self.weights}: cannot be loaded ({reason}); export the bundle again"
             ) from error
+
+    def loaded(self) -> Trained:
+        """Its card, and its network with its weights.
+
+        Raises:
+            HnsegError: As for `load_into`.
+        """
+        network = self.network()
+        self.load_into(network)
+        return self.card, network
 
 
 @dataclass(frozen=True)
@@ -75,7 +93,7 @@ class Bundle:
     Args:
         path: The folder.
         members: In the order of their names.
-        decision: Rules of the last stage's recipe: rule, min_component_ml, mirror.
+        decision: Rules of the last stage's recipe, as `hnseg.inference.decision.Decision` reads them.
     """
 
     path: Path
@@ -90,33 +108,37 @@ class Bundle:
             HnsegError: Not a bundle, a newer format, or a missing or altered file.
         """
         try:
-            listing = yaml.safe_load((path / "bundle.yaml").read_text())
+            listing = yaml.safe_load((path / LISTING).read_text())
             version, members, decision = listing["format"], listing["members"], listing["decision"]
         except OSError as error:
             raise HnsegError(
                 f"{path}: not a bundle (no bundle.yaml); make one with hnseg export RUNS --out {path}"
             ) from error
         except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
-            raise HnsegError(f"{path / 'bundle.yaml'}: damaged; export the bundle again") from error
+            raise HnsegError(f"{path / LISTING}: damaged; export the bundle again") from error
         if version != FORMAT:
             raise HnsegError(f"{path}: bundle format {version}, this hnseg reads {FORMAT}; export it again")
         for name, hashes in members.items():
-            for file, digest in hashes.items():
-                _verify(path / name / file, digest)
+            for file, expected in hashes.items():
+                _verify(path / name / file, expected)
         return cls(path, tuple(_read_member(path / name) for name in members), decision)
 
     def of_stage(self, name: str) -> list[Member]:
         """The members of one stage."""
         return [member for member in self.members if member.stage.name == name]
 
+    def unseen(self, case_id: str) -> Bundle:
+        """The bundle without the members that were trained on a case."""
+        return replace(self, members=tuple(m for m in self.members if not m.has_seen(case_id)))
+
 
 def export_bundle(
-    runs: Sequence[Path], out: Path, *, checkpoint: Literal["best", "last"] = "best"
+    sources: Sequence[Path], out: Path, *, checkpoint: Literal["best", "last"] = "best"
 ) -> list[str]:
-    """Gathers one checkpoint each of finished runs into a bundle, written whole or not at all.
+    """Gathers one checkpoint each of finished runs, and members of other bundles, into a bundle.
 
     Args:
-        runs: Run folders, or folders of them.
+        sources: Run folders, folders of them, or bundles.
         out: The bundle; an older bundle there is replaced.
         checkpoint: `best` by validation Dice, or `last`, which the validation cases had no say in.
 
@@ -126,40 +148,58 @@ def export_bundle(
     Raises:
         HnsegError: No run, an unfinished one, or `out` is something else.
     """
-    folders = sorted({config.parent for root in runs for config in Path(root).rglob("config.json")})
-    if not folders:
-        raise HnsegError(f"{', '.join(map(str, runs))}: no run below (a run holds config.json); train first")
+    bundles = [root for root in sources if (root / LISTING).exists()]
+    folders = sorted({config.parent for root in sources for config in Path(root).rglob("config.json")})
+    if not folders and not bundles:
+        raise HnsegError(f"{', '.join(map(str, sources))}: no run below (it holds config.json); train first")
     unfinished = [str(folder) for folder in folders if not (folder / "score.json").exists()]
     if unfinished:
         raise HnsegError(f"not finished: {', '.join(unfinished)}; run the same training command again")
-    if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / "bundle.yaml").exists()):
+    stored = [member for bundle in bundles for member in Bundle.load(bundle).members]
+    trained = (_read_checkpoint(folder / f"{checkpoint}.ckpt") for folder in folders)
+    return write_bundle(chain((member.loaded() for member in stored), trained), out)
+
+
+def write_bundle(trained: Iterable[Trained], out: Path) -> list[str]:
+    """Writes members into a bundle, whole or not at all.
+
+    Args:
+        trained: Card and network of each member; only one is held at a time.
+        out: The bundle; an older bundle there is replaced.
+
+    Returns:
+        The members' names.
+
+    Raises:
+        HnsegError: Two members of one name, rules that clash, or `out` is something else.
+    """
+    if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / LISTING).exists()):
         raise HnsegError(f"{out}: holds something other than a bundle; choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         new = Path(temporary, "new")
         new.mkdir()
-        names = _write_bundle([folder / f"{checkpoint}.ckpt" for folder in folders], new)
+        names = _write_members(trained, new)
         if out.exists():
             out.replace(Path(temporary, "old"))
         new.replace(out)
     return names
 
 
-def _write_bundle(checkpoints: Sequence[Path], out: Path) -> list[str]:
-    cards = {}
-    for checkpoint in checkpoints:
-        card, network = _read_checkpoint(checkpoint)
+def _write_members(trained: Iterable[Trained], out: Path) -> list[str]:
+    cards: dict[str, dict[str, Any]] = {}
+    for card, network in trained:
         if card["name"] in cards:
-            raise HnsegError(f"{checkpoint}: a second member {card['name']}; export runs of one experiment")
+            raise HnsegError(f"a second member {card['name']}; a bundle holds one of each name")
         cards[card["name"]] = card
         _write_member(card, network, out / card["name"])
-    hashes = {name: {file.name: _digest(file) for file in sorted((out / name).iterdir())} for name in cards}
+    hashes = {name: {file.name: digest(file) for file in sorted((out / name).iterdir())} for name in cards}
     listing = {"format": FORMAT, "members": hashes, "decision": _decision(list(cards.values()))}
-    (out / "bundle.yaml").write_text(yaml.safe_dump(listing, sort_keys=False))
+    (out / LISTING).write_text(yaml.safe_dump(listing, sort_keys=False))
     return list(cards)
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Any], nn.Module]:
+def _read_checkpoint(path: Path) -> Trained:
     """A member's description, and its network with the checkpoint's weights."""
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
@@ -197,13 +237,30 @@ def _decision(cards: list[dict[str, Any]]) -> dict[str, Any]:
     return rules[0]
 
 
-def _verify(path: Path, digest: str) -> None:
+def _fill(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """What safetensors' load_model does, for networks in any memory format too.
+
+    Raises:
+        RuntimeError: A tensor is missing, too many or of another shape.
+    """
+    missing, unexpected = network.load_state_dict(weights, strict=False)
+    # nnU-Net's decoder holds its encoder: a tensor with two names is stored under one.
+    state = network.state_dict()
+    stored = {state[name].data_ptr() for name in weights.keys() & state.keys()}
+    if absent := [name for name in missing if state[name].data_ptr() not in stored]:
+        raise RuntimeError(f"no {absent[0]} in it")
+    if unexpected:
+        raise RuntimeError(f"{unexpected[0]} is not the network's")
+
+
+def _verify(path: Path, expected: str) -> None:
     if not path.exists():
         raise HnsegError(f"{path}: missing from the bundle; copy or export it again")
-    if _digest(path) != digest:
+    if digest(path) != expected:
         raise HnsegError(f"{path}: altered since the bundle was made; export it again")
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
