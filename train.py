@@ -48,6 +48,8 @@ def main(cfg: DictConfig) -> float:
     check_length(config["training"])
     cases, split = read_cohort(config["data"], config["stage"]["name"])
     train, validation = split.assign(cases, config["fold"])
+    places_by_lesions = config["stage"]["placement"] == "lesions"
+    coarse = find_coarse(config, [*train, *validation]) if places_by_lesions else None
     folder = RunFolder(Path(config["run_dir"]))
     title = f"{config['arm']} fold {config['fold']}"
     if folder.begin(config, overwrite=config["overwrite"]) == "finished":
@@ -69,7 +71,7 @@ def main(cfg: DictConfig) -> float:
     device = pick_device(config["trainer"]["device"])
     precision = pick_precision(device, config["trainer"]["precision"])
     stage = make_stage(config)
-    cohort = build_cohort(config, cfg, train, validation, stage, make_input(config, stage))
+    cohort = build_cohort(config, cfg, (train, validation), coarse, stage, make_input(config, stage))
     fingerprint = cohort.fingerprint()
     card = describe(
         config,
@@ -109,8 +111,8 @@ def read_cohort(data: Config, stage: str) -> tuple[list[Case], Split]:
 def build_cohort(
     config: Config,
     cfg: DictConfig,
-    train: list[Case],
-    validation: list[Case],
+    fold: tuple[list[Case], list[Case]],
+    coarse: Path | None,
     stage: Stage,
     spec: InputSpec,
 ) -> StageDataModule:
@@ -124,8 +126,7 @@ def build_cohort(
     training, data = config["training"], config["data"]
     iterations = training["iterations"]
     return StageDataModule(
-        train,
-        validation,
+        *fold,
         stage=stage,
         spec=spec,
         patch=tuple(training["patch"]),
@@ -133,7 +134,7 @@ def build_cohort(
         samples=iterations and iterations * training["batch_size"],
         cache=Path(data["cache"]),
         heads=Path(data["heads"]),
-        coarse=find_coarse(config, [*train, *validation]) if stage.placement == "lesions" else None,
+        coarse=coarse,
         train_roi=config["recipe"]["roi"]["train"],
         augment=augment,
         scan_augment=cut_head(config, stage),
@@ -157,7 +158,7 @@ def build_module(
     return SegmentationModule(
         build(**card["network"]),
         instantiate(cfg.loss),
-        Predictor(tuple(config["training"]["patch"]), precision=precision),
+        Predictor.of(card, precision=precision),
         instantiate(cfg.optimizer.step),
         instantiate(cfg.optimizer.schedule),
         classes=stage.classes,
