@@ -1,4 +1,4 @@
-"""Head masks from anatomy alone, against the true heads of bodies whose anatomy is known, and on real scans."""
+"""Head masks from anatomy alone, against the true heads of synthetic bodies, and on real scans."""
 
 import ast
 import os

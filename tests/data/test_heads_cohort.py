@@ -1,0 +1,114 @@
+"""`hnseg heads propose`: which cases it draws, what it writes, and what it leaves alone."""
+
+import csv
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from fabricate import ct_image, write_case
+from posed import posed
+
+from hnseg.cases import read_cases
+from hnseg.cli import main
+from hnseg.data.heads import draw_cases
+from hnseg.data.prepare import prepare_case
+from hnseg.geometry import mask_bounds
+from hnseg.images import read_label
+from hnseg.preflight import with_head_mask
+from hnseg.stage import Stage
+
+
+@pytest.fixture(scope="module")
+def head_ct():
+    return posed(bottom=-250.0, spacing=(4.0, 4.0, 4.0)).ct
+
+
+@pytest.fixture
+def root(tmp_path, head_ct):
+    """A cohort of one scan with a head and one without."""
+    write_case(tmp_path / "data", "A-1", ct=head_ct, label=None)
+    write_case(tmp_path / "data", "B-1", ct=ct_image(), label=None)
+    return tmp_path / "data"
+
+
+def propose(monkeypatch, *arguments):
+    """Exit status of `hnseg heads propose arguments`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["hnseg", "heads", "propose", *map(str, arguments), "--workers", "1"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0)
+
+
+def table(folder):
+    with (folder / "heads.csv").open(newline="") as file:
+        return {row["case_id"]: row for row in csv.DictReader(file)}
+
+
+def test_masks_table_and_picture(monkeypatch, capsys, root):
+    assert propose(monkeypatch, root) == 0
+    assert "1 heads, 1 scans without one" in capsys.readouterr().out
+    rows = table(root / "heads")
+    assert rows["A-1"]["head"] == "yes"
+    low, high = mask_bounds(read_label(root / "heads" / "A-1.nii.gz"))
+    sides = [[float(rows["A-1"][f"{axis}_{end}"]) for axis in "xyz"] for end in ("min", "max")]
+    np.testing.assert_allclose(sides, [low, high], atol=0.06)
+    assert (rows["B-1"]["head"], rows["B-1"]["x_min"]) == ("no", "")
+    assert "no head" in rows["B-1"]["remark"]
+    assert not sitk.GetArrayFromImage(read_label(root / "heads" / "B-1.nii.gz")).any()
+    assert (root / "heads" / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_corrected_mask_is_kept_until_told_otherwise(monkeypatch, capsys, root):
+    assert propose(monkeypatch, root) == 0
+    path = root / "heads" / "A-1.nii.gz"
+    mask = sitk.ReadImage(str(path))
+    mask[0, 0, 0] = 1
+    sitk.WriteImage(mask, str(path))
+    corrected = path.read_bytes()
+    capsys.readouterr()
+    assert propose(monkeypatch, root) == 0
+    assert path.read_bytes() == corrected
+    assert "2 of these masks were there" in capsys.readouterr().out
+    assert "already there" in table(root / "heads")["A-1"]["remark"]
+    assert propose(monkeypatch, root, "--overwrite") == 0
+    assert sitk.ReadImage(str(path))[0, 0, 0] == 0
+
+
+def test_a_broken_ct_is_one_line_and_the_others_finish(monkeypatch, capsys, root):
+    (root / "B-1" / "B-1__CT.nii.gz").write_bytes(b"no image")
+    assert propose(monkeypatch, root, "--out", root.parent / "masks") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("B-1: ")
+    assert (root.parent / "masks" / "A-1.nii.gz").exists()
+    assert not (root.parent / "masks" / "B-1.nii.gz").exists()
+    assert table(root.parent / "masks")["B-1"]["head"] == "failed"
+
+
+def test_a_list_of_cases_needs_a_folder_for_the_masks(monkeypatch, capsys, root):
+    source = root / "cases.csv"
+    source.write_text("case_id,ct,pet\nA-1,A-1/A-1__CT.nii.gz,A-1/A-1__PT.nii.gz\n")
+    assert propose(monkeypatch, source) == 2
+    assert "--out" in capsys.readouterr().err
+    assert propose(monkeypatch, source, "--out", root / "masks") == 0
+    assert list(table(root / "masks")) == ["A-1"]
+
+
+def test_the_draw_is_random_repeatable_and_grows():
+    cases = list("abcdefghijklmnopqrstuvwxyz")
+    few, more = draw_cases(cases, 8, seed=1), draw_cases(cases, 20, seed=1)
+    assert (len(few), len(set(few))) == (8, 8)
+    assert set(few) < set(more)
+    assert few == sorted(few)
+    assert few == draw_cases(cases, 8, seed=1) != draw_cases(cases, 8, seed=2)
+    assert draw_cases(cases, 40, seed=1) == cases
+
+
+def test_a_scan_without_a_head_is_a_label_to_train_on(monkeypatch, tmp_path, root):
+    assert propose(monkeypatch, root) == 0
+    cases = with_head_mask(read_cases(root), root / "heads")
+    assert [case.case_id for case in cases] == ["A-1", "B-1"]
+    stage = Stage("head", (16, 16, 16), (10.0, 10.0, 12.0), "top_of_scan", ("head",))
+    volumes = [prepare_case(case, stage, tmp_path / "cache", masks=root / "heads") for case in cases]
+    assert [bool(volume.load("label").any()) for volume in volumes] == [True, False]
