@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from hnseg.cases import Case, read_cases
 from hnseg.errors import HnsegError
 from hnseg.hydra_app import run
-
-if TYPE_CHECKING:
-    from hnseg.models.bundle import Member
 
 
 def main(cfg: DictConfig) -> None:
@@ -29,7 +25,7 @@ def main(cfg: DictConfig) -> None:
             raise HnsegError(f"{key} is not set ({what}): python infer.py cases=PATH bundle=DIR out=DIR")
     if cfg.until not in ("head", "coarse", "fine"):
         raise HnsegError(f"until={cfg.until} is no stage; choose head, coarse or fine")
-    cases = read_cases(Path(cfg.cases), strict=False)
+    cases = read_case_list(cfg)
     if not (Path(cfg.bundle) / "bundle.yaml").exists():
         raise HnsegError(
             f"bundle={cfg.bundle}: no bundle.yaml there; make a bundle with hnseg export RUNS --out DIR"
@@ -49,9 +45,10 @@ def main(cfg: DictConfig) -> None:
     device = pick_device(cfg.trainer.device)
     precision = pick_precision(device, cfg.trainer.precision)
     bundle = Bundle.load(Path(cfg.bundle))
-    cascade = Cascade(bundle, device, precision, until=cfg.until, mirror=cfg.mirror)
-    if cfg.unseen:
-        cases = without_training_cases(cases, bundle.members)
+    heads = None if cfg.heads is None else Path(cfg.heads)
+    cascade = Cascade(
+        bundle, device, precision, until=cfg.until, mirror=cfg.mirror, unseen=cfg.unseen, heads=heads
+    )
     outcomes = segment_cases(cases, cascade, Path(cfg.out))
     failed = [outcome.case_id for outcome in outcomes if outcome.status == "error"]
     print(f"{len(outcomes) - len(failed)} of {len(outcomes)} cases segmented: {cfg.out}")
@@ -60,15 +57,24 @@ def main(cfg: DictConfig) -> None:
         sys.exit(1)
 
 
-def without_training_cases(cases: list[Case], members: tuple[Member, ...]) -> list[Case]:
-    """The cases that no member was trained on."""
-    seen = {case_id for member in members for case_id in member.card["trained_on"]}
-    unseen = [case for case in cases if case.case_id not in seen]
-    if not unseen:
-        raise HnsegError(
-            f"unseen=true: some member was trained on each of the {len(cases)} cases; name others"
-        )
-    return unseen
+def read_case_list(cfg: DictConfig) -> list[Case]:
+    """The cases to segment; with until=head those that have no head mask yet.
+
+    Raises:
+        HnsegError: No case list, no folder of head masks, or a mask for every case.
+    """
+    cases = read_cases(Path(cfg.cases), strict=False)
+    if cfg.heads is None:
+        return cases
+    heads = Path(cfg.heads)
+    if not heads.is_dir():
+        raise HnsegError(f"heads={heads}: no such folder; give one that holds CASE.nii.gz")
+    if cfg.until != "head":
+        return cases
+    left = [case for case in cases if not (heads / f"{case.case_id}.nii.gz").exists()]
+    if not left:
+        raise HnsegError(f"heads={heads} until=head: each of the {len(cases)} cases has a mask; name others")
+    return left
 
 
 if __name__ == "__main__":

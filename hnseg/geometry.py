@@ -142,11 +142,15 @@ def scan_grid(ct: sitk.Image, size: Sequence[int], spacing: Sequence[float]) -> 
 
 def centroid(label: sitk.Image) -> Point | None:
     """Mean position in mm of all non-zero voxels (GTVp and GTVn together), or None if there is none."""
-    index = np.argwhere(sitk.GetArrayViewFromImage(label) != 0)
-    if not len(index):
-        return None
-    middle = index.mean(axis=0)[::-1]
-    return np.asarray(label.TransformContinuousIndexToPhysicalPoint(middle.tolist()))
+    points = positions(label)
+    return points.mean(axis=0) if len(points) else None
+
+
+def positions(label: sitk.Image) -> NDArray[np.float64]:
+    """Centres of all non-zero voxels in mm, (n, 3)."""
+    index = np.argwhere(sitk.GetArrayViewFromImage(label) != 0)[:, ::-1]
+    steps = np.asarray(label.GetDirection()).reshape(3, 3) * np.asarray(label.GetSpacing())
+    return index @ steps.T + np.asarray(label.GetOrigin())
 
 
 def bounds(image: sitk.Image) -> tuple[Point, Point]:

@@ -77,12 +77,3 @@ def test_a_bad_case_is_reported_and_the_others_finish(bundle: Path, tmp_path: Pa
     }  # Hydra left nothing
 
 
-def test_unseen_leaves_out_what_a_member_was_trained_on(bundle: Path, tmp_path: Path) -> None:
-    places = [f"cases={tmp_path / 'scans'}", f"bundle={bundle}", f"out={tmp_path / 'out'}", "unseen=true"]
-    for name in ("A-1", "A-2"):
-        write_case(tmp_path / "scans", name)
-    with pytest.raises(HnsegError, match="unseen=true"):
-        infer(*places)
-    write_case(tmp_path / "scans", "A-3")
-    infer(*places)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"A-3.nii.gz", "cases.csv"}

@@ -51,26 +51,26 @@ def label_to_grid(label: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
 
 
 def to_image(
-    maps: NDArray[np.float32], grid: Grid, like: sitk.Image
-) -> tuple[NDArray[np.float32], tuple[slice, slice, slice]] | None:
+    maps: NDArray[Any], grid: Grid, like: sitk.Image
+) -> tuple[NDArray[Any], tuple[slice, slice, slice]] | None:
     """Brings maps from a stage grid back onto an image's grid, only inside the box the stage saw.
 
     Args:
-        maps: (C, z, y, x) on `grid`, for instance class probabilities.
+        maps: (C, z, y, x) on `grid`: probabilities (float32), or labels (uint8).
         grid: The stage grid.
         like: The image whose grid is wanted, normally the CT.
 
     Returns:
-        Maps (C, z, y, x), linearly interpolated, zero outside the stage grid, and the box (z, y, x)
-        of `like` that they fill; None if grid and image do not meet.
+        Maps (C, z, y, x), interpolated linearly (labels by nearest neighbour), zero outside the stage grid,
+        and the box (z, y, x) of `like` that they fill; None if grid and image do not meet.
     """
     box = index_box(like, grid.corners)
     if box is None:
         return None
     target = like[tuple(slice(a, b) for a, b in box)]
+    how = sitk.sitkNearestNeighbor if maps.dtype == np.uint8 else sitk.sitkLinear
     sampled = [
-        sitk.GetArrayFromImage(sitk.Resample(grid.image(m), target, sitk.Transform(), sitk.sitkLinear, 0.0))
-        for m in maps
+        sitk.GetArrayFromImage(sitk.Resample(grid.image(m), target, sitk.Transform(), how, 0.0)) for m in maps
     ]
     (x0, x1), (y0, y1), (z0, z1) = box
     return np.stack(sampled), (slice(z0, z1), slice(y0, y1), slice(x0, x1))

@@ -26,18 +26,49 @@ from hnseg.files import replacing
 from hnseg.images import read_image, write_image
 from hnseg.inference.cascade import Cascade
 
-COLUMNS = ["case_id", "status", "seconds", "fallbacks", "message"]
+COLUMNS = ["case_id", "status", "seconds", "unseen", "outside_ml", "fallbacks", "message"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One line of cases.csv."""
+    """One line of cases.csv.
+
+    Args:
+        case_id: The case.
+        status: ok or error.
+        seconds: From reading to writing.
+        unseen: Whether no network that made the mask was trained on the case; None without a mask.
+        outside_ml: Coarse lesion that the fine stage did not look at, ml; None where it has no cube.
+        fallbacks: What was done where a stage found nothing.
+        message: Why there is no mask, or what to know of the images.
+    """
 
     case_id: str
     status: str
     seconds: float
+    unseen: bool | None = None
+    outside_ml: float | None = None
     fallbacks: str = ""
     message: str = ""
+
+    @property
+    def row(self) -> dict[str, str]:
+        """The line, by column."""
+        return {
+            "case_id": self.case_id,
+            "status": self.status,
+            "seconds": f"{self.seconds:.2f}",
+            "unseen": "" if self.unseen is None else "yes" if self.unseen else "no",
+            "outside_ml": "" if self.outside_ml is None else f"{self.outside_ml:.2f}",
+            "fallbacks": self.fallbacks,
+            "message": self.message,
+        }
+
+    @property
+    def remarks(self) -> str:
+        """What a reader of the terminal should know."""
+        lost = f"{self.outside_ml:.2f} ml of coarse lesion outside the cube" if self.outside_ml else ""
+        return "; ".join(filter(None, (self.fallbacks, lost, self.message)))
 
 
 def segment_cases(cases: Sequence[Case], cascade: Cascade, out: Path) -> list[Outcome]:
@@ -76,9 +107,9 @@ def segment_cases(cases: Sequence[Case], cascade: Cascade, out: Path) -> list[Ou
             outcomes.append(outcome)
             _write_csv(outcomes, out / "cases.csv")
             progress.advance(task)
-            if remarks := "; ".join(filter(None, (outcome.fallbacks, outcome.message))):
+            if outcome.remarks:
                 style = "red" if outcome.status == "error" else "yellow"
-                text = escape(f"{case.case_id}: {outcome.status}: {remarks}")
+                text = escape(f"{case.case_id}: {outcome.status}: {outcome.remarks}")
                 progress.console.print(f"[{style}]{text}[/]", soft_wrap=True, highlight=False)
     return outcomes
 
@@ -92,29 +123,38 @@ def _segment(case: Case, cascade: Cascade, out: Path) -> Outcome:
         faults = [f.text for f in findings if f.level == "error"]
         if faults:
             raise HnsegError(faults[0])
-        result = cascade(ct, pet)
+        result = cascade(ct, pet, case.case_id)
         write_image(result.mask, target)
     except Exception as error:
-        target.unlink(missing_ok=True)  # an earlier call's mask would pass for this one's
+        if cascade.names[-1] != "head":  # heads may have been drawn, or corrected, by hand
+            target.unlink(missing_ok=True)  # an earlier call's mask would pass for this one's
         message = str(error)
         if not isinstance(error, HnsegError):  # a defect, or no memory left; the next case may do well
             traceback.print_exc()
             message = f"{type(error).__name__}: {' '.join(message.split())} (a defect, please report it)"
         return Outcome(case.case_id, "error", perf_counter() - start, message=message)
-    warnings = "; ".join(f.text for f in findings)
-    return Outcome(case.case_id, "ok", perf_counter() - start, "; ".join(result.fallbacks), warnings)
+    return Outcome(
+        case.case_id,
+        "ok",
+        perf_counter() - start,
+        unseen=result.unseen,
+        outside_ml=result.outside_ml,
+        fallbacks="; ".join(result.fallbacks),
+        message="; ".join(f.text for f in findings),
+    )
 
 
 def _write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
     """Lines of earlier calls stay, unless their case was segmented again."""
-    rows = _read_rows(path) if path.exists() else {}
-    rows |= {o.case_id: [o.case_id, o.status, f"{o.seconds:.2f}", o.fallbacks, o.message] for o in outcomes}
+    rows = _read_rows(path) | {outcome.case_id: outcome.row for outcome in outcomes}
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
         writer.writerows(rows[case_id] for case_id in sorted(rows))
 
 
-def _read_rows(path: Path) -> dict[str, list[str]]:
+def _read_rows(path: Path) -> dict[str, dict[str, str]]:
+    if not path.exists():
+        return {}
     with path.open(newline="", encoding="utf-8") as file:
-        return {row[0]: row for row in csv.reader(file) if row and row != COLUMNS}
+        return {row["case_id"]: row for row in csv.DictReader(file)}

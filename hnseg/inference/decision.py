@@ -1,49 +1,110 @@
-"""Probabilities → labels."""
+"""How probabilities become labels: a recipe's rules, and the vote of each voxel."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
 
-import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
+from hnseg.errors import HnsegError
+
 Rule = Literal["half", "argmax"]
+Fusion = Literal["flat", "authors"]
+WayBack = Literal["probabilities", "labels"]
+Cover = Literal["one", "all"]
+Fallback = Literal["chain", "fail"]
 
 
-def decide(foreground: NDArray[np.float32], rule: Rule) -> NDArray[np.uint8]:
+@dataclass(frozen=True)
+class Decision:
+    """The rules that a bundle carries, `decision` of its last stage's cards.
+
+    Args:
+        fusion: `flat` means the members' probabilities; `authors` as `hnseg.inference.fusion` says.
+        weights: Of a model's members under `flat`, 1 where not named; 0 leaves them out.
+        rule: As for `decide`.
+        thresholds: By class, as for `decide`; read under `argmax` alone.
+        way_back: What is brought to the CT's grid: `probabilities`, linearly, to be decided there, or
+            `labels` decided on the stage's grid, by nearest neighbour.
+        min_component_ml: Smallest component that stays, ml; one number or by class.
+        node_suv_peak: GTVn components with a lower SUVpeak are dropped; None drops none.
+        mirror: Average over mirrorings in the last stage.
+        cover: `one` cube, or `all` that the coarse lesions need.
+        fallback: Where a stage finds nothing, `chain` looks somewhere sensible and `fail` ends the case.
+    """
+
+    fusion: Fusion = "flat"
+    weights: Mapping[str, float] = field(default_factory=dict)
+    rule: Rule = "half"
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    way_back: WayBack = "probabilities"
+    min_component_ml: float | Mapping[str, float] = 0.0
+    node_suv_peak: float | None = None
+    mirror: bool = False
+    cover: Cover = "one"
+    fallback: Fallback = "chain"
+
+    @classmethod
+    def from_dict(cls, entries: Mapping[str, Any], classes: Sequence[str]) -> Decision:
+        """Reads a card's rules; keys that are absent mean the defaults.
+
+        Args:
+            entries: The card's `decision`.
+            classes: Names that rules by class may use.
+
+        Raises:
+            HnsegError: An unknown key, choice or class, or a negative weight.
+        """
+        hints = get_type_hints(cls)
+        for key, value in entries.items():
+            if key not in hints:
+                raise HnsegError(f"decision.{key} is unknown; choose among {', '.join(hints)}")
+            choices = get_args(hints[key])
+            if choices and isinstance(choices[0], str) and value not in choices:
+                raise HnsegError(f"decision.{key}={value} is unknown; choose {' or '.join(choices)}")
+        decision = cls(**entries)
+        for key in ("thresholds", "min_component_ml"):
+            named = getattr(decision, key)
+            for name in set(named if isinstance(named, Mapping) else ()) - set(classes):
+                raise HnsegError(f"decision.{key}: no class {name}; choose among {', '.join(classes)}")
+        if any(weight < 0 for weight in decision.weights.values()):
+            raise HnsegError(f"decision.weights={dict(decision.weights)}: give weights of 0 or more")
+        return decision
+
+    def floors(self, classes: Sequence[str]) -> list[float]:
+        """The smallest component that stays, ml, class by class."""
+        floor = self.min_component_ml
+        return [floor.get(name, 0.0) if isinstance(floor, Mapping) else floor for name in classes]
+
+    def labels(self, foreground: NDArray[np.float32], classes: Sequence[str]) -> NDArray[np.uint8]:
+        """`decide` by these rules, for a stage's classes in the order of their labels."""
+        bars = [self.thresholds.get(name, 0.0) for name in classes]
+        return decide(foreground, self.rule, bars if self.rule == "argmax" else None)
+
+
+def decide(
+    foreground: NDArray[np.float32], rule: Rule, thresholds: Sequence[float] | None = None
+) -> NDArray[np.uint8]:
     """Chooses a label for every voxel.
 
     Args:
         foreground: Class probabilities without background, (K, z, y, x); the background has the rest.
         rule: `half` wants at least 0.5, and takes the larger where several pass (paper); `argmax` wants
             more than the background. Between equal classes the first wins.
+        thresholds: Under `argmax`, a class that does not reach its own is out of the vote of that voxel: the
+            next class has it if that is above the background, the background otherwise.
 
     Returns:
         Labels (z, y, x): 0 background, 1 the first class, and so on.
     """
+    background = 1 - foreground.sum(axis=0)
+    if thresholds is not None:
+        bars = np.asarray(thresholds, np.float32).reshape(-1, 1, 1, 1)
+        foreground = np.where(foreground >= bars, foreground, np.float32(0))
     winner = foreground.argmax(axis=0)
     strongest = np.take_along_axis(foreground, winner[None], axis=0)[0]
-    bar = 0.5 if rule == "half" else 1 - foreground.sum(axis=0)
-    passed = strongest >= bar if rule == "half" else strongest > bar
+    passed = strongest >= 0.5 if rule == "half" else strongest > background
     return np.where(passed, winner + 1, 0).astype(np.uint8)
-
-
-def remove_small(labels: NDArray[np.uint8], voxel_ml: float, min_ml: float) -> NDArray[Any]:
-    """Drops 26-connected components below a volume, class by class.
-
-    The paper's post-processing; its size is not given (`recipe.decision.min_component_ml`).
-
-    Args:
-        labels: (z, y, x).
-        voxel_ml: Volume of a voxel in ml.
-        min_ml: Smallest component that stays, ml.
-    """
-    threshold = int(np.ceil(min_ml / voxel_ml - 1e-6))
-    if threshold <= 1:
-        return labels
-    kept = labels.copy()
-    for label in np.unique(labels[labels > 0]):
-        component = (labels == label).astype(np.uint8)
-        kept[(component > 0) & (cc3d.dust(component, threshold=threshold, connectivity=26) == 0)] = 0
-    return kept

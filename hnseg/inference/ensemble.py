@@ -1,4 +1,4 @@
-"""The members of one stage: weights streamed, one running mean."""
+"""The members of one stage: weights streamed, one running map."""
 
 from __future__ import annotations
 
@@ -16,40 +16,61 @@ from hnseg.data.sampling import Sampling
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid
 from hnseg.hardware import Precision
+from hnseg.inference.decision import Decision
+from hnseg.inference.fusion import Fusion
+from hnseg.inference.networks import Networks
 from hnseg.inference.predictor import Predictor
-from hnseg.models.bundle import Member
+from hnseg.models.member import Member
 from hnseg.stage import Stage
 
 
 class StageEnsemble:
-    """Predicts with every member of a stage and averages their probabilities, class by class.
+    """Predicts with every member of a stage and fuses what they say.
 
-    Only one member's weights are in memory at a time. Members that ask for the same input share it.
+    Only one member's weights of a kind of network are in memory at a time. Members that ask for the same
+    input share it.
 
     Args:
         members: At least one; all of one stage and grid.
         device: Where the networks run.
         precision: Their arithmetic.
         mirror: Average over mirrorings.
+        decision: How members are fused; the others of its rules do not matter here.
+        networks: To share networks with other ensembles.
 
     Raises:
-        HnsegError: The members do not share a grid.
+        HnsegError: The members do not share a grid, or all have the weight 0.
     """
 
     def __init__(
-        self, members: Sequence[Member], device: torch.device, precision: Precision, *, mirror: bool = False
+        self,
+        members: Sequence[Member],
+        device: torch.device,
+        precision: Precision,
+        *,
+        mirror: bool = False,
+        decision: Decision | None = None,
+        networks: Networks | None = None,
     ) -> None:
-        self.members, self.device, self.precision, self.mirror = list(members), device, precision, mirror
-        self.stage: Stage = self.members[0].stage
-        for member in self.members:
+        self.device, self.precision, self.mirror = device, precision, mirror
+        self.decision, self.networks = decision or Decision(), networks or Networks(device)
+        self.stage: Stage = members[0].stage
+        for member in members:
             if member.stage != self.stage:
                 raise HnsegError(
-                    f"bundle: {self.members[0].card['name']} and {member.card['name']} are of one stage but "
+                    f"bundle: {members[0].card['name']} and {member.card['name']} are of one stage but "
                     "differ in its grid; export members trained with one stage configuration"
                 )
+        fusion = self._fusion()
+        self.members = [member for member in members if fusion.weight(member.card["model"]) > 0]
+        if not self.members:
+            raise HnsegError(
+                f"decision.weights={dict(self.decision.weights)} leave no {self.stage.name} member; "
+                "give one of their models a weight"
+            )
 
     def probabilities(self, ct: sitk.Image, pet: sitk.Image, grid: Grid) -> NDArray[np.float32]:
-        """Mean class probabilities on a grid.
+        """Class probabilities on a grid.
 
         Args:
             ct: CT, HU.
@@ -61,7 +82,7 @@ class StageEnsemble:
         """
         volumes: dict[Sampling, dict[str, Tensor]] = {}
         inputs: dict[InputSpec, Tensor] = {}
-        total: Tensor | None = None
+        fusion = self._fusion()
         for member in self.members:
             spec = InputSpec.from_dict(member.card["input"])
             if spec.sampling not in volumes:
@@ -69,18 +90,15 @@ class StageEnsemble:
                 volumes[spec.sampling] = {name: torch.from_numpy(a)[None] for name, a in images.items()}
             if spec not in inputs:
                 inputs[spec] = _network_input(volumes[spec.sampling], spec).to(self.device)
-            softmax = self._run(member, inputs[spec])
-            mean = _uncrop(softmax, grid.shape).cpu()
-            total = mean if total is None else total.add_(mean)
-        assert total is not None
-        return (total / len(self.members)).numpy()
+            predictor = Predictor.of(member.card, mirror=self.mirror, precision=self.precision)
+            logits = predictor(self.networks(member), inputs[spec])[0]
+            fusion.add(
+                _uncrop(logits, grid.shape), member.card["model"], member.card["network"]["architecture"]
+            )
+        return fusion.probabilities().cpu().numpy()
 
-    def _run(self, member: Member, image: Tensor) -> Tensor:
-        network = member.network()
-        member.load_into(network)
-        network.to(self.device).to(memory_format=torch.channels_last_3d)
-        predictor = Predictor(tuple(member.card["patch"]), mirror=self.mirror, precision=self.precision)
-        return predictor(network, image).softmax(1)[0]
+    def _fusion(self) -> Fusion:
+        return Fusion(self.decision.fusion, self.decision.weights)
 
 
 def _network_input(volumes: dict[str, Tensor], spec: InputSpec) -> Tensor:
@@ -89,8 +107,8 @@ def _network_input(volumes: dict[str, Tensor], spec: InputSpec) -> Tensor:
     return spec.transform()(subject)["image"].data[None].float()
 
 
-def _uncrop(probabilities: Tensor, shape: Sequence[int]) -> Tensor:
+def _uncrop(logits: Tensor, shape: Sequence[int]) -> Tensor:
     """Takes the padding of the input chain off again. TorchIO pads the odd voxel in front."""
-    front = [(padded - n + 1) // 2 for padded, n in zip(probabilities.shape[1:], shape, strict=True)]
+    front = [(padded - n + 1) // 2 for padded, n in zip(logits.shape[1:], shape, strict=True)]
     box = tuple(slice(a, a + n) for a, n in zip(front, shape, strict=True))
-    return probabilities[(slice(None), *box)]
+    return logits[(slice(None), *box)]

@@ -145,11 +145,11 @@ def test_a_defect_costs_its_case_alone(
         write_case(tmp_path / "scans", name)
     work, calls = Cascade.__call__, []
 
-    def fail_once(self: Cascade, ct: sitk.Image, pet: sitk.Image) -> object:
+    def fail_once(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> object:
         calls.append(ct)
         if len(calls) == 1:
             raise MemoryError("no\nroom")
-        return work(self, ct, pet)
+        return work(self, ct, pet, case_id)
 
     monkeypatch.setattr(Cascade, "__call__", fail_once)
     outcomes = segment(tmp_path / "scans", cascade, tmp_path / "out")

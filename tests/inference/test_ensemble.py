@@ -1,7 +1,5 @@
 """Members of one stage: their mean, their inputs, their memory."""
 
-import gc
-import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,8 @@ from members import card, make_bundle
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid
 from hnseg.inference.ensemble import StageEnsemble
-from hnseg.models.bundle import Bundle, Member
+from hnseg.models.bundle import Bundle
+from hnseg.models.member import Member
 
 CPU = torch.device("cpu")
 GRID = Grid.centred((39, 40, 43), (24, 24, 24), (3.0, 3.0, 3.0))
@@ -88,26 +87,23 @@ def test_members_of_different_grids_are_refused_by_name(tmp_path: Path) -> None:
         StageEnsemble(bundle.members, CPU, "float32")
 
 
-def test_one_network_is_in_memory_at_a_time(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    alive: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
-    most = 0
+def test_a_network_is_built_once_for_each_kind_and_filled_for_each_member(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four members of three kinds: twice the same cases are three networks, and no member leaves a trace."""
+    built: list[str] = []
     build = Member.network
 
     def counted(member: Member) -> torch.nn.Module:
-        nonlocal most
-        network = build(member)
-        alive.add(network)
-        most = max(most, len(alive))
-        return network
+        built.append(member.card["name"])
+        return build(member)
 
     monkeypatch.setattr(Member, "network", counted)
-    gc.disable()
-    try:
-        predict(bundle.members)
-    finally:
-        gc.enable()
-    assert most == 1
-    assert not alive
+    ensemble = StageEnsemble(bundle.members, CPU, "float32")
+    first, again = (ensemble.probabilities(ct_image(), pet_image(), GRID) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert built == ["fine_plainconv_fold_0", "fine_resenc_fold_0", "fine_segresnet_fold_0"]
+    np.testing.assert_allclose(first, np.mean([predict([m]) for m in bundle.members], axis=0), atol=1e-6)
 
 
 def test_the_images_are_left_as_they_are(bundle: Bundle) -> None:

@@ -1,0 +1,41 @@
+"""Networks that are built once and filled with one member's weights after the other's."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from torch import nn
+
+from hnseg.models.member import Member
+
+
+class Networks:
+    """One network for each kind, however many members of it there are.
+
+    Building a network, drawing its first weights and laying it out takes longer than reading its weights.
+
+    Args:
+        device: Where they run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._networks: dict[str, nn.Module] = {}
+        self._holds: dict[str, Member] = {}
+
+    def __call__(self, member: Member) -> nn.Module:
+        """The member's network with its weights, valid until the next call.
+
+        Raises:
+            HnsegError: The weights are damaged or belong to another network.
+        """
+        kind = json.dumps(member.card["network"], sort_keys=True)
+        if kind not in self._networks:
+            network = member.network().to(self.device)
+            self._networks[kind] = network.to(memory_format=torch.channels_last_3d)
+        if self._holds.get(kind) is not member:
+            self._holds.pop(kind, None)  # weights that fail to load leave a mixture
+            member.load_into(self._networks[kind])
+            self._holds[kind] = member
+        return self._networks[kind]
