@@ -55,8 +55,9 @@ def plainconv(
     strides: Strides,
     convolutions: int | Sequence[int] = 2,
     decoder_convolutions: int | Sequence[int] = 2,
+    kernels: int | Strides = 3,
 ) -> UNet:
-    """nnU-Net's PlainConvUNet (paper Tables 1 and 2): InstanceNorm, LeakyReLU, biased 3x3x3 kernels.
+    """nnU-Net's PlainConvUNet (paper Tables 1 and 2): InstanceNorm, LeakyReLU, biased convolutions.
 
     Args:
         in_channels: Input channels.
@@ -65,12 +66,13 @@ def plainconv(
         strides: Downsampling a stage, a number or (z, y, x); 1 for the first.
         convolutions: Convolutions a stage of the encoder.
         decoder_convolutions: Convolutions a stage of the decoder.
+        kernels: Sides of the kernels, for all stages or each: a number or (z, y, x).
     """
     counts = {
         "n_conv_per_stage": _counts(convolutions),
         "n_conv_per_stage_decoder": _counts(decoder_convolutions),
     }
-    return _unet(PlainConvUNet, in_channels, out_channels, features, strides, counts)
+    return _unet(PlainConvUNet, in_channels, out_channels, features, strides, kernels, counts)
 
 
 def resenc(
@@ -81,10 +83,11 @@ def resenc(
     strides: Strides,
     blocks: Sequence[int],
     decoder_convolutions: int | Sequence[int] = 1,
+    kernels: int | Strides = 3,
 ) -> UNet:
     """nnU-Net's ResidualEncoderUNet (paper Table 3). Arguments as for `plainconv`; `blocks` a stage."""
     counts = {"n_blocks_per_stage": list(blocks), "n_conv_per_stage_decoder": _counts(decoder_convolutions)}
-    return _unet(ResidualEncoderUNet, in_channels, out_channels, features, strides, counts)
+    return _unet(ResidualEncoderUNet, in_channels, out_channels, features, strides, kernels, counts)
 
 
 def segresnet(
@@ -146,17 +149,18 @@ def _unet(
     out_channels: int,
     features: Sequence[int],
     strides: Strides,
+    kernels: int | Strides,
     counts: dict[str, Any],
 ) -> UNet:
-    """What nnU-Net's two networks have in common: kernels, norm, nonlinearity, initialisation."""
+    """What nnU-Net's two networks have in common: norm, nonlinearity, initialisation."""
     network = kind(
         in_channels,
         len(features),
         list(features),
         num_classes=out_channels,
-        strides=[s if isinstance(s, int) else list(s) for s in strides],
+        strides=_sides(strides),
         conv_op=nn.Conv3d,
-        kernel_sizes=3,
+        kernel_sizes=kernels if isinstance(kernels, int) else _sides(kernels),
         conv_bias=True,
         norm_op=nn.InstanceNorm3d,
         norm_op_kwargs={"eps": 1e-5, "affine": True},
@@ -166,6 +170,10 @@ def _unet(
         **counts,
     )
     return UNet(network.apply(network.initialize))
+
+
+def _sides(stages: Strides) -> list[int | list[int]]:
+    return [side if isinstance(side, int) else list(side) for side in stages]
 
 
 def _counts(counts: int | Sequence[int]) -> int | list[int]:
