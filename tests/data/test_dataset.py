@@ -10,7 +10,7 @@ import torchio as tio
 from torch.utils.data import DataLoader
 from volumes import lesions, numbered, write_volume
 
-from hnseg.data.augment import RandomScaleShift
+from hnseg.data.augment import RandomHeadCut, RandomPatchAffine, RandomScaleShift
 from hnseg.data.dataset import EpochSampler, PatchDataset, VolumeDataset, roi_subject
 from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
@@ -167,6 +167,45 @@ def test_validation_shows_each_roi_whole_and_in_order(volumes):
     assert len(data) == 5
     assert [data[n]["case_id"] for n in range(5)] == [v.case_id for v in volumes]
     np.testing.assert_array_equal(data[2]["label"], np.load(volumes[2].folder / "label.npy"))
+
+
+def test_what_reaches_past_the_volume_is_empty(tmp_path):
+    """nnU-Net's mix keeps a forced voxel in the middle at the volume's end; other mixes stay inside."""
+    label = np.zeros((9, 9, 9), np.uint8)
+    label[8, 8, 8] = 1
+    volume = write_volume(tmp_path, "A", label)
+    np.save(volume.folder / "pet.npy", np.ones((9, 9, 9), np.float32))
+    mix = tio.Compose([RandomPatchAffine(p_rotation=0, p_scaling=0)])
+    sample = patches([volume], patch=(4, 4, 4), augment=mix, spec=InputSpec(pet="suv", pet_upper=2))[1]
+    assert sample["label"].nonzero().tolist() == [[2, 2, 2]]
+    inside = torch.zeros((4, 4, 4))
+    inside[:3, :3, :3] = 0.5
+    torch.testing.assert_close(sample["image"][1], inside)
+    assert patches([volume], patch=(4, 4, 4))[1]["label"].nonzero().tolist() == [[3, 3, 3]]
+
+
+def test_nnunets_mix_and_a_padded_roi_give_patches_that_follow_the_seed(volumes):
+    augment = tio.Compose([RandomPatchAffine(p_rotation=0.5, p_scaling=0.5), tio.RandomNoise()])
+    spec = replace(SPEC, pad_to=(16, 16, 16))
+    once, again = (
+        [patches(volumes, (16, 16, 16), augment=augment, spec=spec)[n] for n in range(6)] for _ in "ab"
+    )
+    assert all(same(a, b) for a, b in zip(once, again, strict=True))
+    assert {tuple(sample["image"].shape) for sample in once} == {(2, 16, 16, 16)}
+    assert {tuple(sample["label"].shape) for sample in once} == {(16, 16, 16)}
+
+
+def test_a_scan_is_cut_before_it_is_normalised_and_follows_the_seed(tmp_path):
+    label = np.zeros((12, 6, 6), np.uint8)
+    label[6:11] = 1
+    volume = write_volume(tmp_path, "A", label)
+    once, again = (patches([volume], (12, 6, 6), scan_augment=RandomHeadCut()) for _ in "ab")
+    whole = patches([volume], (12, 6, 6))
+    assert all(same(once[n], again[n]) for n in range(6))
+    assert not any(same(once[n], whole[n]) for n in range(6))
+    for n in range(6):  # the z-score is that of the scan that is left
+        image = once[n]["image"]
+        torch.testing.assert_close(image.mean(dim=(1, 2, 3)), torch.zeros(2), atol=1e-4, rtol=0)
 
 
 def test_image_and_label_are_cut_at_the_same_place(tmp_path):

@@ -132,10 +132,11 @@ def resample(
         return sample(volume)
     if outside == "border":
         return sample(volume.float(), "nearest").to(volume.dtype)
-    classes = torch.arange(1, int(volume.max()) + 1, dtype=volume.dtype)
+    classes = torch.arange(1, max(int(volume.max()), 1) + 1, dtype=volume.dtype)
     weights = sample((volume == classes[:, None, None, None]).float())
     background = 1 - weights.sum(0, keepdim=True)  # what lies outside is background
-    return torch.cat([background, weights]).argmax(0, keepdim=True).to(volume.dtype)
+    weight, place = weights.max(0, keepdim=True)  # many times faster than torch's argmax
+    return torch.where(weight > background, place + 1, 0).to(volume.dtype)
 
 
 def _grid(matrix: NDArray[np.float64], size: Shape, source: Sequence[int], offset: Sequence[float]) -> Tensor:
