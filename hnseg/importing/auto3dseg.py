@@ -1,0 +1,138 @@
+"""An Auto3DSeg SegResNet folder → bundle members.
+
+    WORK_DIR/segresnet_K/configs/hyper_parameters.yaml
+    WORK_DIR/segresnet_K/model/model.pt     state_dict, config, epoch, best_metric
+
+The configuration that the checkpoint carries is what the network was trained with; the YAML is read where
+it carries none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from torch import nn
+
+from hnseg.data.split_files import read_split_file
+from hnseg.errors import HnsegError
+from hnseg.hydra_app import compose_job
+from hnseg.importing.hyper_parameters import WINDOW, HyperParameters
+from hnseg.importing.members import add_members
+from hnseg.importing.unpickle import read_checkpoint
+from hnseg.job import Config, describe, make_input, make_stage
+from hnseg.models.bundle import digest
+from hnseg.models.member import Trained
+from hnseg.models.nets import SegResNet, build
+
+CHECKPOINT, PARAMETERS = Path("model/model.pt"), Path("configs/hyper_parameters.yaml")
+
+
+def import_auto3dseg(folder: Path, overrides: Sequence[str], out: Path) -> list[str]:
+    """Makes bundle members of one algorithm folder, or of all `segresnet_*` of a work directory.
+
+    Args:
+        folder: The folder.
+        overrides: As for train.py: the stage, and the recipe whose scaling made the network's images.
+        out: The bundle.
+
+    Returns:
+        The members' names.
+
+    Raises:
+        HnsegError: No SegResNet there, or one that hnseg cannot run as Auto3DSeg does.
+    """
+    chosen = [] if any(override.startswith("model=") for override in overrides) else ["model=segresnet"]
+    config: Config = OmegaConf.to_container(compose_job([*chosen, *overrides]), resolve=True)  # type: ignore[assignment]
+    if config["model"]["architecture"] != "segresnet":
+        raise HnsegError(f"model={config['model']['name']}: Auto3DSeg's are imported as model=segresnet")
+    return add_members(out, _members(_find(folder), config))
+
+
+def _find(folder: Path) -> list[Path]:
+    """The algorithm folders."""
+    found = [folder] if (folder / CHECKPOINT).exists() else []
+    found = found or sorted(path.parents[1] for path in folder.glob(f"segresnet_*/{CHECKPOINT}"))
+    if not found:
+        raise HnsegError(
+            f"{folder}: neither {CHECKPOINT} nor segresnet_*/{CHECKPOINT} in it; name an Auto3DSeg work "
+            "directory or one of its segresnet folders"
+        )
+    return found
+
+
+def _members(folders: Sequence[Path], config: Config) -> Iterator[Trained]:
+    """Card and network of each folder, one at a time: a network is large."""
+    for folder in folders:
+        stored = read_checkpoint(folder / CHECKPOINT)
+        parameters = _parameters(folder, stored)
+        card = _card(folder, stored, parameters, config)
+        yield card, _network(folder / CHECKPOINT, stored, card)
+
+
+def _parameters(folder: Path, stored: dict[str, Any]) -> HyperParameters:
+    if stored.get("config"):
+        return HyperParameters(folder / CHECKPOINT, dict(stored["config"]))
+    path = folder / PARAMETERS
+    try:
+        return HyperParameters(path, dict(yaml.safe_load(path.read_text())))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise HnsegError(f"{path}: cannot be read ({reason}), and model.pt carries no config") from error
+
+
+def _card(
+    folder: Path, stored: dict[str, Any], parameters: HyperParameters, config: Config
+) -> dict[str, Any]:
+    stage = make_stage(config)
+    parameters.check(stage)
+    config = config | {"fold": int(parameters["fold"]), "training": {"patch": list(parameters.patch)}}
+    spec = make_input(config, stage)
+    # What is smaller than the window is padded there, after the normalisation too.
+    spec = replace(spec, normalise=parameters.normalise(spec), pad_to=None)
+    settings = parameters.network(spec.channels, len(stage.classes) + 1)
+    axes = parameters.axes
+    return describe(
+        config | {"model": {**config["model"], "settings": settings, "window": WINDOW}},
+        stage,
+        spec,
+        axes={"order": list(axes.order), "flip": list(axes.flip)},
+        mirror_axes=parameters.mirror_axes,
+        trained_on=_trained_on(folder, parameters),
+        imported={
+            "from": "Auto3DSeg",
+            "checkpoint": CHECKPOINT.name,
+            "sha256": digest(folder / CHECKPOINT),
+            "epoch": int(stored.get("epoch", 0)),
+            "best_metric": float(stored.get("best_metric", 0)),
+        },
+    )
+
+
+def _trained_on(folder: Path, parameters: HyperParameters) -> list[str] | None:
+    """The cases of the other folds; the datalist lies where the configuration says, or beside the folder.
+
+    Returns:
+        None where it is gone, so that the member passes as trained on any case.
+    """
+    listed = Path(str(parameters["data_list_file_path"] or ""))
+    found = [path for path in (listed, folder / listed.name, folder.parent / listed.name) if path.is_file()]
+    if not found:
+        return None
+    folds = read_split_file(found[0], ()).folds
+    return sorted(case_id for k, cases in enumerate(folds) if k != parameters["fold"] for case_id in cases)
+
+
+def _network(path: Path, stored: dict[str, Any], card: dict[str, Any]) -> nn.Module:
+    try:
+        network = build(**card["network"])
+        assert isinstance(network, SegResNet)
+        network.network.load_state_dict(stored["state_dict"])
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise HnsegError(f"{path}: not the network that its config describes ({reason})") from error
+    return network

@@ -1,0 +1,183 @@
+"""What an Auto3DSeg SegResNet's configuration says, in hnseg's terms; what hnseg lacks is refused by name.
+
+Source: the template auto3dseg/algorithm_templates/segresnet of MONAI's research-contributions
+(scripts/segmenter.py), whose defaults stand in for missing keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hnseg.data.intensity import InputSpec
+from hnseg.data.normalise import Normalise
+from hnseg.errors import HnsegError
+from hnseg.inference.axes import Axes
+from hnseg.stage import Stage
+
+# How the segmenter shows a volume: written in its code, no key of the configuration.
+WINDOW = {"tiling": "monai", "overlap": 0.625}
+_DEFAULTS: dict[str, Any] = {
+    "modality": "mri",
+    "extra_modalities": {},
+    "intensity_bounds": [-250, 250],
+    "roi_size": [128, 128, 128],
+    "resample_resolution": [1.0, 1.0, 1.0],
+    "crop_foreground": True,
+    "class_names": [],
+    "augment_flips": [0, 1, 2],
+    "fold": 0,
+}
+# The modes that hnseg.data.normalise has; `meanstd` and the like leave voxels of 0 out.
+_MODES = {"range": "range", "ct": "range", "pet": "sigmoid", "none": "none"}
+# The template leaves a volume as it is where its spacing is this near to the one it resamples to.
+_NEAR = (0.75, 1.25)
+_FIXED = {"spatial_dims": 3, "blocks_up": None, "preprocess": None, "upsample_mode": "deconv"}
+
+
+@dataclass(frozen=True)
+class HyperParameters:
+    """The configuration of one algorithm folder.
+
+    Args:
+        source: The file it was read from, for messages.
+        entries: Its keys.
+    """
+
+    source: Path
+    entries: dict[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        """A value, its references to other keys resolved; the template's default for None."""
+        value = self._resolved(key, self.entries.get(key))
+        return _DEFAULTS.get(key) if value is None else value
+
+    @property
+    def axes(self) -> Axes:
+        """RAS+; or else the file's own, which are (x, y, z) in LPS for files on hnseg's grids."""
+        return Axes((2, 1, 0), (0, 1) if self["orientation_ras"] else ())
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """The window, (z, y, x)."""
+        return self.axes.shape_from_network(tuple(self["roi_size"]))
+
+    @property
+    def mirror_axes(self) -> list[int]:
+        """Axes of (z, y, x) along which the training flipped at random."""
+        flips = [] if self["augment_mode"] == "none" else self["augment_flips"]
+        return sorted(self.axes.order[axis] for axis in flips)
+
+    def check(self, stage: Stage) -> None:
+        """Refuses what a member of the stage cannot be.
+
+        Raises:
+            HnsegError: Steps of the user's own, sigmoid outputs, other classes or another spacing.
+        """
+        for key in ("custom_data_transforms", "sliding_inferrer", "cache_image_int16"):
+            if self[key]:
+                raise self._refused(key, "hnseg has the template's usual steps alone; train without it")
+        if self["sigmoid"]:
+            raise self._refused("sigmoid", "hnseg wants a softmax over background and classes; train so")
+        if self["crop_foreground"] and not self["extra_modalities"]:
+            raise self._refused(
+                "crop_foreground", "a lone image is cropped to what is above 0; train without"
+            )
+        names = [name for name in self["class_names"] if name in stage.classes]
+        if names and names != list(stage.classes):
+            raise self._refused("class_names", f"{stage.name} has {list(stage.classes)}; order them so")
+        self._check_spacing(stage)
+
+    def normalise(self, spec: InputSpec) -> tuple[Normalise, ...]:
+        """The normalisation of each channel of an input chain.
+
+        Raises:
+            HnsegError: Other channels, another order, or a mode that hnseg does not have.
+        """
+        usual = "range" if self["modality"].lower() == "ct" else "meanstd"
+        modes = [self["normalize_mode"] or usual, *self["extra_modalities"].values()]
+        shown = ["CT"] * (3 if spec.cte else 1) + ["PET"] * ("pet" in spec.modalities)
+        if len(modes) != len(shown):
+            raise HnsegError(
+                f"{self.source}: {len(modes)} channels ({', '.join(modes)}) where the stage and recipe show "
+                f"{len(shown)} ({', '.join(shown)}); choose stage= and cte=true|false to match"
+            )
+        return tuple(self._channel(mode, kind) for mode, kind in zip(modes, shown, strict=True))
+
+    def network(self, channels: int, classes: int) -> dict[str, Any]:
+        """Settings of `hnseg.models.nets.segresnet`.
+
+        Args:
+            channels: Of the input.
+            classes: Of the output, background included.
+
+        Raises:
+            HnsegError: Another network, or settings that hnseg's does not have.
+        """
+        told = dict(self["network"] or {})
+        if str(told.pop("_target_", None)).rpartition(".")[2] != "SegResNetDS":
+            raise self._refused("network", "SegResNetDS alone is imported; choose another folder")
+        for key, wanted in {**_FIXED, "in_channels": channels, "out_channels": classes}.items():
+            if (value := told.pop(key, wanted)) != wanted:
+                raise HnsegError(
+                    f"{self.source}: network.{key}={value}, the member would have {wanted}; choose another "
+                    "folder or stage="
+                )
+        resolution = told.pop("resolution", None)
+        settings = {
+            "init_filters": told.pop("init_filters", 32),
+            "blocks_down": list(told.pop("blocks_down", (1, 2, 2, 4))),
+            "depths": told.pop("dsdepth", 1),
+            # Apex's NVFuser is the same norm, only faster.
+            "norm": _layer(told.pop("norm", "BATCH"), {"INSTANCE_NVFUSER": "INSTANCE"}),
+            "activation": _layer(told.pop("act", "RELU")),
+            "resolution": self["resample_resolution"] if self["anisotropic_scales"] else resolution,
+        }
+        if told:
+            raise HnsegError(
+                f"{self.source}: network.{', '.join(told)} not known here; choose another folder"
+            )
+        return settings
+
+    def _check_spacing(self, stage: Stage) -> None:
+        # Without resampling, the network knows the spacing of its training data.
+        key = "resample_resolution" if self["resample"] else "spacing_median"
+        pairs = zip(self[key] or stage.spacing, stage.spacing, strict=True)
+        if not all(_NEAR[0] * told <= spacing <= _NEAR[1] * told for told, spacing in pairs):
+            remedy = f"stage={stage.name} has {list(stage.spacing)} mm; choose another stage or stage.spacing"
+            raise self._refused(key, remedy)
+
+    def _channel(self, mode: str, kind: str) -> Normalise:
+        if mode not in _MODES:
+            raise HnsegError(
+                f"{self.source}: normalize_mode={mode} ({kind}) is not among hnseg's ({', '.join(_MODES)}); "
+                "train with one of them"
+            )
+        if (mode, kind) in (("pet", "CT"), ("ct", "PET")):
+            raise HnsegError(f"{self.source}: {mode} where hnseg shows {kind}; CT comes first, PET last")
+        if _MODES[mode] == "range":
+            lower, upper = self["intensity_bounds"]
+            return Normalise("range", lower=float(lower), upper=float(upper))
+        return Normalise(_MODES[mode])  # type: ignore[arg-type]
+
+    def _resolved(self, key: str, value: Any) -> Any:
+        """`@key` is another key's value; an expression would be code, which is not run."""
+        if isinstance(value, dict):
+            return {name: self._resolved(f"{key}.{name}", one) for name, one in value.items()}
+        if isinstance(value, str) and value.startswith("$"):
+            raise HnsegError(f"{self.source}: {key}={value} is code, which is not run; write its value")
+        if isinstance(value, str) and value.startswith("@"):
+            return self[value[1:]]
+        return value
+
+    def _refused(self, key: str, reason: str) -> HnsegError:
+        return HnsegError(f"{self.source}: {key}={self[key]}: {reason}")
+
+
+def _layer(told: Any, same: dict[str, str] | None = None) -> str | list[Any]:
+    """A layer of MONAI's factories: its name, or name and arguments if any make a difference."""
+    name, arguments = (told, {}) if isinstance(told, str) else told
+    arguments = {key: value for key, value in arguments.items() if key != "inplace"}
+    name = (same or {}).get(name.upper(), name.upper())
+    return [name, arguments] if arguments else name

@@ -1,0 +1,241 @@
+"""Auto3DSeg's SegResNets in hnseg: what MONAI predicts with them, and what is refused."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+import torchio as tio
+import yaml
+from auto3dseg import CONFIG, NETWORK, network, segment, write_algorithm
+from fabricate import ct_image, pet_image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from hnseg.cli import app
+from hnseg.data.intensity import InputSpec
+from hnseg.errors import HnsegError
+from hnseg.geometry import Grid
+from hnseg.importing.auto3dseg import import_auto3dseg
+from hnseg.inference.ensemble import StageEnsemble
+from hnseg.models.bundle import Bundle
+from hnseg.models.member import Member
+
+CPU = torch.device("cpu")
+
+
+def predict(member: Member, grid: Grid) -> np.ndarray:
+    return StageEnsemble([member], CPU, "float32").probabilities(ct_image(), pet_image(), grid)
+
+
+def scaled_files(folder: Path, member: Member, grid: Grid) -> dict[str, str]:
+    """What the stage's scaling makes of the case, in files on its grid: the network's own images."""
+    spec = InputSpec.from_dict(member.card["input"])
+    sampled = spec.sampling.images(ct_image(), pet_image(), grid)
+    images = {name: tio.ScalarImage(tensor=torch.from_numpy(array)[None]) for name, array in sampled.items()}
+    channels = spec.unnormalised.transform()(tio.Subject(images))["image"].data.numpy()
+    files = {key: str(folder / f"{key}.nii.gz") for key in ("image", "image2")}
+    for path, channel in zip(files.values(), channels, strict=True):
+        sitk.WriteImage(grid.image(channel), path)
+    return files
+
+
+def imported(tmp_path: Path, size: Sequence[int], *overrides: str, **changes: Any) -> tuple[Member, Grid]:
+    folder = write_algorithm(tmp_path / "segresnet_0", **changes)
+    place = ["stage=fine", f"stage.size={list(size)}", "stage.spacing=[3,3,3]"]
+    import_auto3dseg(folder, [*place, *(overrides or ["recipe=authors"])], tmp_path / "bundle")
+    (member,) = Bundle.load(tmp_path / "bundle").members
+    return member, Grid.centred((39, 40, 43), size, (3.0, 3.0, 3.0))
+
+
+# No side alike and some odd, so that a wrong axis shows, and windows or padding from the wrong end.
+VOLUME = (19, 13, 16)
+STAGE = ["stage=fine", "stage.size=[19,13,16]", "stage.spacing=[3,3,3]"]
+# The template hands the resolution on to the network where scales are anisotropic.
+FINE_Z = {"resample_resolution": [3.0, 3.0, 1.2], "network": NETWORK | {"resolution": [3.0, 3.0, 1.2]}}
+
+
+@pytest.mark.parametrize(
+    ("size", "changes"),
+    [
+        (VOLUME, {"roi_size": [12, 8, 10]}),
+        (VOLUME, {"roi_size": [24, 16, 20]}),
+        (VOLUME, {"roi_size": [24, 8, 18]}),
+        ((20, 12, 16), {"roi_size": [20, 12, 16]}),
+        (VOLUME, {"orientation_ras": False}),
+        (VOLUME, {"network": NETWORK | {"act": ["LEAKYRELU", {"negative_slope": 0.1}], "norm": "BATCH"}}),
+        (VOLUME, {"anisotropic_scales": True} | FINE_Z),
+    ],
+    ids=["larger", "smaller", "both", "equal", "not in RAS", "other layers", "anisotropic"],
+)
+def test_a_member_predicts_what_monai_predicts(tmp_path, size, changes):
+    member, grid = imported(tmp_path, size, **changes)
+    expected = segment(scaled_files(tmp_path, member, grid), CONFIG | changes)
+    np.testing.assert_allclose(predict(member, grid), expected, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Member, Grid, np.ndarray]:
+    """A member whose window is smaller than the volume, and MONAI's prediction."""
+    folder = tmp_path_factory.mktemp("larger")
+    member, grid = imported(folder, VOLUME)
+    return member, grid, segment(scaled_files(folder, member, grid), CONFIG)
+
+
+def bounded(upper: float) -> dict[str, Any]:
+    return {"normalise": [{"scheme": "range", "lower": 0.3, "upper": upper}, {"scheme": "sigmoid"}]}
+
+
+SPOILED: dict[str, tuple[str, dict[str, Any]]] = {
+    "one axis not flipped": ("axes", {"flip": [0]}),
+    "axes in another order": ("axes", {"order": [1, 2, 0]}),
+    "overlap": ("window", {"overlap": 0.5}),
+    "windows of nnU-Net": ("window", {"tiling": "nnunet"}),
+    "intensity bound": ("input", bounded(0.62)),
+}
+
+
+@pytest.mark.parametrize(("key", "changes"), SPOILED.values(), ids=SPOILED)
+def test_a_spoiled_member_predicts_something_else(larger, key, changes):
+    member, grid, expected = larger
+    card = member.card | {key: {**member.card[key], **changes}}
+    assert card != member.card
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        np.testing.assert_allclose(predict(replace(member, card=card), grid), expected, atol=1e-3)
+
+
+def test_a_network_of_hu_and_suv_sees_what_monai_reads_from_the_files(tmp_path):
+    """Nothing of hnseg's stands between these files and MONAI."""
+    raw = ["recipe=paper", "recipe.ct_window=null", "recipe.pet=raw"]
+    bounds = {"intensity_bounds": [-160.0, 240.0]}
+    member, grid = imported(tmp_path, VOLUME, *raw, **bounds)
+    rng = np.random.default_rng(0)
+    ct = grid.image(rng.integers(-200, 300, grid.shape).astype(np.float32))
+    pet = grid.image(rng.gamma(1, 3, grid.shape).astype(np.float32))
+    files = {"image": str(tmp_path / "ct.nii.gz"), "image2": str(tmp_path / "pet.nii.gz")}
+    for image, path in zip((ct, pet), files.values(), strict=True):
+        sitk.WriteImage(image, path)
+    probabilities = StageEnsemble([member], CPU, "float32").probabilities(ct, pet, grid)
+    np.testing.assert_allclose(probabilities, segment(files, CONFIG | bounds), atol=1e-3)
+
+
+def run(*arguments: object) -> str:
+    """The command as typed; its output, or the one line that it ends with."""
+    result = CliRunner().invoke(app, ["import-monai", *map(str, arguments)])
+    if isinstance(result.exception, HnsegError):
+        (line,) = str(result.exception).splitlines()
+        return line
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_work_directory_becomes_one_member_a_fold(tmp_path):
+    cases = [{"image": f"x/MDA-00{n}__CT.nii.gz", "fold": n % 2} for n in range(4)]
+    for fold in (0, 1):
+        listed = {"data_list_file_path": "/gone/datalist.json"}
+        write_algorithm(tmp_path / "work" / f"segresnet_{fold}", fold=fold, **listed)
+    (tmp_path / "work" / "datalist.json").write_text(json.dumps({"training": cases}))
+    (tmp_path / "work" / "swinunetr_0" / "model").mkdir(parents=True)
+    (tmp_path / "work" / "swinunetr_0" / "model" / "model.pt").touch()
+    output = run(tmp_path / "work", *STAGE, "recipe=authors", "--out", tmp_path / "bundle")
+    members = Bundle.load(tmp_path / "bundle").members
+    assert [member.card["name"] for member in members] == ["fine_segresnet_fold_0", "fine_segresnet_fold_1"]
+    assert all(member.card["name"] in output for member in members)
+    assert [member.card["trained_on"] for member in members] == [
+        ["MDA-001", "MDA-003"],
+        ["MDA-000", "MDA-002"],
+    ]
+    for fold, member in enumerate(members):
+        weights = load_file(member.weights)
+        for name, expected in network(CONFIG | {"fold": fold}).state_dict().items():
+            assert torch.equal(weights[f"network.{name}"], expected)
+
+
+def test_the_card_says_how_the_release_made_its_images(tmp_path):
+    """facts.md, sections 1 and 3: the grid and window of the authors' fine stage."""
+    folder = write_algorithm(tmp_path / "segresnet_3", fold=3, resample_resolution=[1.0] * 3, resample=True)
+    run(folder, "stage=fine", "recipe=authors", "--out", tmp_path / "bundle")
+    (member,) = Bundle.load(tmp_path / "bundle").members
+    card = member.card
+    assert (card["stage"]["size"], card["stage"]["spacing"]) == ([144] * 3, [1.0] * 3)
+    told = card["input"]
+    sampling = told["sampling"]
+    assert (sampling["source"], sampling["outside"]) == ("head_crop", "minus_one")
+    assert sampling["ct_window"] == [-105.0, 195.0]
+    assert (told["minmax_again"], told["cte"], told["pad_to"]) == (True, False, None)
+    assert told["normalise"] == [{"scheme": "range", "lower": 0.3, "upper": 0.6}, {"scheme": "sigmoid"}]
+    assert card["patch"] == [10, 8, 12]
+    assert card["window"] == {"tiling": "monai", "overlap": 0.625}
+    assert (card["axes"], card["mirror_axes"]) == ({"order": [2, 1, 0], "flip": [0, 1]}, [0, 1, 2])
+    assert (card["decision"]["fusion"], card["decision"]["way_back"]) == ("authors", "labels")
+    digest = hashlib.sha256((folder / "model" / "model.pt").read_bytes()).hexdigest()
+    origin = {"from": "Auto3DSeg", "checkpoint": "model.pt", "sha256": digest, "epoch": 7, "best_metric": 0.5}
+    assert (card["imported"], card["trained_on"]) == (origin, None)
+
+
+def test_without_a_configuration_in_the_checkpoint_the_file_is_read(tmp_path):
+    told = {"in_channels": "@input_channels", "out_channels": "@output_classes", "norm": "INSTANCE_NVFUSER"}
+    folder = write_algorithm(tmp_path / "segresnet_0", stored={"config": None})
+    path = folder / "configs" / "hyper_parameters.yaml"
+    path.write_text(yaml.safe_dump(CONFIG | {"network": NETWORK | told, "batch_size": "@missing"}))
+    run(folder, *STAGE, "recipe=authors", "--out", tmp_path / "bundle")
+    (member,) = Bundle.load(tmp_path / "bundle").members
+    assert (member.card["network"]["in_channels"], member.card["network"]["norm"]) == (2, "INSTANCE")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes", "words"),
+    [
+        ([], {"sigmoid": True}, "sigmoid=True"),
+        ([], {"normalize_mode": "meanstd"}, "normalize_mode=meanstd"),
+        ([], {"extra_modalities": {}}, "crop_foreground=True"),
+        ([], {"extra_modalities": {"image2": "ct"}}, "CT comes first"),
+        (["cte=true"], {}, "2 channels .* 4"),
+        (["stage.spacing=[1,1,1]"], {"resample": True}, r"\[3.0, 3.0, 3.0\].* \[1, 1, 1\] mm"),
+        ([], {"spacing_median": [0.5, 0.5, 0.5]}, "spacing_median"),
+        ([], {"class_names": ["GTVn", "GTVp"]}, "class_names"),
+        ([], {"custom_data_transforms": [{"key": "x"}]}, "custom_data_transforms"),
+        ([], {"roi_size": "$[1, 2, 3]"}, r"roi_size=\$\[1, 2, 3\] is code"),
+        ([], {"network": NETWORK | {"out_channels": 2}}, "network.out_channels=2"),
+        ([], {"network": NETWORK | {"upsample_mode": "nontrainable"}}, "upsample_mode"),
+        ([], {"stored": {"state_dict": {}}}, "not the network"),
+        (["model=resenc"], {}, "model=resenc"),
+        (["recipe.ct_window=null"], {}, "recipe.ct_window=null"),
+    ],
+)
+def test_what_hnseg_cannot_do_alike_is_refused_in_one_line(tmp_path, overrides, changes, words):
+    folder = write_algorithm(tmp_path / "segresnet_0", **changes)
+    places = [one for one in STAGE if not overrides or one.split("=")[0] != overrides[0].split("=")[0]]
+    line = run(folder, *places, "recipe=authors", *overrides, "--out", tmp_path / "bundle")
+    assert re.search(words, line), line
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_folder_without_a_segresnet_is_refused(tmp_path):
+    assert "model/model.pt" in run(tmp_path, *STAGE, "--out", tmp_path / "bundle")
+
+
+class Attack:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_s_code_does_not_run(tmp_path):
+    folder = write_algorithm(tmp_path / "segresnet_0", stored={"best_metric": Attack(tmp_path / "ran")})
+    assert "mkdir" in run(folder, *STAGE, "--out", tmp_path / "bundle")
+    assert not (tmp_path / "ran").exists()
+    torch.load(folder / "model" / "model.pt", weights_only=False)
+    assert (tmp_path / "ran").exists()  # it would have
