@@ -9,6 +9,7 @@ from hnseg.data.augment import RandomHeadCut
 from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
 from hnseg.data.sampling import Sampling
+from hnseg.errors import HnsegError
 from hnseg.preflight import padding
 from hnseg.stage import Stage
 
@@ -30,8 +31,10 @@ def make_input(config: Config, stage: Stage) -> InputSpec:
     recipe = config["recipe"]
     # The head stage's own grid is the head crop: it is sampled from the study.
     source: Literal["study", "head_crop"] = "study" if stage.name == "head" else recipe["source"]
-    window = tuple(recipe["ct_window"])
-    sampling = Sampling(source, recipe["outside"], ct_window=window)
+    window = recipe["ct_window"] and tuple(recipe["ct_window"])
+    if source == "head_crop" and not window:
+        raise HnsegError("recipe.ct_window=null: the head crop is windowed; set recipe.source=study for HU")
+    sampling = Sampling(source, recipe["outside"], **({"ct_window": window} if window else {}))
     modalities = ("ct",) if stage.name == "head" else ("ct", "pet")
     scheme = recipe["normalise"]
     channels = [scheme["ct"]] * (3 if config["cte"] else 1) + [scheme["pet"]] * ("pet" in modalities)
