@@ -8,13 +8,13 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from hydra.utils import instantiate
+from jobs import job
 from monai.bundle import ConfigParser
 from monai.losses import DeepSupervisionLoss
 from omegaconf import OmegaConf
 from spoiled import must_fail
 from torch import Tensor
 
-from hnseg.hydra_app import compose_job
 from hnseg.models import losses
 
 SIDES = (16, 16, 32)  # (z, y, x) of the finest depth; the lowest of five is a single voxel thick
@@ -77,8 +77,7 @@ def assert_same(
 
 def configured(name: str, **changes: Any) -> Loss:
     """The loss that a training with loss=`name` takes, with some settings changed."""
-    cfg = compose_job([f"loss={name}"]).loss
-    return instantiate(OmegaConf.merge(cfg, changes))
+    return instantiate(OmegaConf.merge(job(f"loss={name}").loss, changes))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from jobs import job
 from monai.bundle import ConfigParser
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -18,7 +19,6 @@ from spoiled import must_fail
 from torch import Tensor, nn
 
 from hnseg.hardware import autocast
-from hnseg.hydra_app import compose_job
 from hnseg.job import describe, make_input, make_stage
 from hnseg.models.nets import build
 
@@ -40,8 +40,7 @@ Trainers = Callable[[str], nnUNetTrainer]
 
 @cache
 def composed(stage: str, model: str) -> dict[str, Any]:
-    cfg = compose_job([f"stage={stage}", f"model={model}"])
-    return OmegaConf.to_container(cfg, resolve=True)
+    return OmegaConf.to_container(job(f"stage={stage}", f"model={model}"), resolve=True)
 
 
 def configured(stage: str, model: str, **changes: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchio as tio
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from jobs import job
 from monai.transforms import Compose, Lambdad, ScaleIntensityRanged
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
     CTNormalization,
@@ -23,7 +24,6 @@ from torch import Tensor
 
 from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
-from hnseg.hydra_app import compose_job
 from hnseg.job import make_input, make_stage
 
 CONSTANTS = {"lower": -0.6, "upper": 0.55, "mean": 0.05, "std": 0.27}
@@ -123,7 +123,7 @@ def test_a_constant_image_is_what_it_is_to_the_originals(value):
 @cache
 def chain(stage: str, model: str, *overrides: str) -> InputSpec:
     """The configured input chain without padding, with constants."""
-    cfg = compose_job([f"stage={stage}", f"model={model}", *overrides])
+    cfg = job(f"stage={stage}", f"model={model}", *overrides)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     spec = make_input(config, make_stage(config))
     filled = [replace(one, **{name: CONSTANTS[name] for name in one.missing}) for one in spec.normalise]

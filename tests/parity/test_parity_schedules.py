@@ -8,11 +8,10 @@ from math import cos, pi
 import pytest
 import torch
 from hydra.utils import instantiate
+from jobs import job
 from spoiled import must_fail
 from torch import Tensor, nn
 from trainings import Trainers, auto3dseg_optimiser, nnunet_trainer, train
-
-from hnseg.hydra_app import compose_job
 
 
 class FirstVoxel(nn.Module):
@@ -22,10 +21,10 @@ class FirstVoxel(nn.Module):
         return logits.flatten()[0]
 
 
-def curve(*overrides: str) -> list[float]:
+def curve(*overrides: str, change: str | None = None) -> list[float]:
     """The rate of each epoch of a whole training of the configuration, by a network of one weight."""
     batch = {"image": torch.ones(1, 1, 1, 1, 1), "label": torch.zeros(1, 1, 1, 1)}
-    return train(compose_job(overrides), nn.Conv3d(1, 1, 1, bias=False), FirstVoxel(), [batch])
+    return train(job(*overrides, change=change), nn.Conv3d(1, 1, 1, bias=False), FirstVoxel(), [batch])
 
 
 def nnunet_curve(nnunet: Trainers, epochs: int) -> list[float]:
@@ -78,7 +77,7 @@ def test_a_spoiled_rate_is_not_nnunet_s(twin, nnunet):
     short = ["stage=coarse", "model=plainconv", "training.epochs=50"]
     assert_same_curve(curve(*short), nnunet_curve(nnunet, 50))
     with must_fail():
-        assert_same_curve(curve(*short, f"optimizer.{twin}"), nnunet_curve(nnunet, 50))
+        assert_same_curve(curve(*short, change=f"optimizer.{twin}"), nnunet_curve(nnunet, 50))
 
 
 @pytest.mark.parametrize(
@@ -88,13 +87,13 @@ def test_a_spoiled_rate_is_not_auto3dseg_s(twin):
     short = ["stage=fine", "model=segresnet", "training.epochs=30"]
     assert_same_curve(curve(*short), auto3dseg_curve(30))
     with must_fail():
-        assert_same_curve(curve(*short, f"optimizer.{twin}"), auto3dseg_curve(30))
+        assert_same_curve(curve(*short, change=f"optimizer.{twin}"), auto3dseg_curve(30))
 
 
 @pytest.mark.parametrize("model", ["plainconv", "segresnet"])
 def test_the_optimiser_s_settings_are_its_maker_s(model, nnunet):
     network = nn.Conv3d(1, 1, 1)
-    ours = instantiate(compose_job(["stage=coarse", f"model={model}"]).optimizer.step)(network.parameters())
+    ours = instantiate(job("stage=coarse", f"model={model}").optimizer.step)(network.parameters())
     theirs, _ = auto3dseg_optimiser(network, 300)
     if model == "plainconv":
         theirs = nnunet_trainer(nnunet, network, 1000).optimizer
