@@ -1,14 +1,12 @@
-"""From probabilities to labels: voxels worked by hand, components by scipy."""
+"""From probabilities to labels: voxels worked by hand."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import ndimage
+from entry import compose_job
+from omegaconf import OmegaConf
 
-from hnseg.inference.decision import decide, remove_small
-
-CORNERS_TOO = np.ones((3, 3, 3))
+from hnseg.errors import HnsegError
+from hnseg.inference.decision import Decision, decide
 
 
 # The background has what the two classes leave: 0.4, 0.4 leaves 0.2.
@@ -46,38 +44,63 @@ def test_one_class_alone() -> None:
     assert decide(head, "argmax").ravel().tolist() == [0, 1]
 
 
-def by_scipy(labels: np.ndarray, voxel_ml: float, min_ml: float) -> np.ndarray:
-    kept = np.zeros_like(labels)
-    for label in (1, 2):
-        components, count = ndimage.label(labels == label, CORNERS_TOO)
-        for component in range(1, count + 1):
-            if (components == component).sum() * voxel_ml >= min_ml:
-                kept[components == component] = label
-    return kept
+@pytest.mark.parametrize(
+    ("gtvp", "gtvn", "bar_p", "bar_n", "label"),
+    [
+        (0.6, 0.1, 0.6, 0.0, 1),  # a class that just reaches its bar counts
+        (0.6, 0.1, 0.7, 0.0, 0),  # it does not, and the background's 0.3 is more than 0.1
+        (0.45, 0.35, 0.5, 0.0, 2),  # GTVp is out; GTVn has more than the background's 0.2
+        (0.45, 0.35, 0.5, 0.4, 0),  # both are out
+        (0.45, 0.2, 0.5, 0.0, 0),  # GTVp is out; GTVn has less than the background's 0.35
+        (0.3, 0.4, 0.0, 0.3, 2),  # a bar below what argmax asks for changes nothing
+        (0.2, 0.1, 0.1, 0.1, 0),
+    ],
+)
+def test_a_class_below_its_threshold_is_out_of_the_vote(
+    gtvp: float, gtvn: float, bar_p: float, bar_n: float, label: int
+) -> None:
+    foreground = np.array([gtvp, gtvn], np.float32).reshape(2, 1, 1, 1)
+    rules = Decision(rule="argmax", thresholds={"GTVp": bar_p, "GTVn": bar_n})
+    assert rules.labels(foreground, ["GTVp", "GTVn"]).item() == label
+    assert decide(foreground, "argmax", [bar_p, bar_n]).item() == label
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.011, 0.05, 0.1, 0.5]), st.floats(0.03, 0.25))
-def test_small_components_go_as_scipy_counts_them(seed: int, min_ml: float, density: float) -> None:
-    drawn = np.random.default_rng(seed).choice(3, (8, 9, 10), p=(1 - 2 * density, density, density))
-    labels = drawn.astype(np.uint8)
-    before = labels.copy()
-    np.testing.assert_array_equal(remove_small(labels, 0.01, min_ml), by_scipy(labels, 0.01, min_ml))
-    np.testing.assert_array_equal(labels, before)
+def test_thresholds_go_by_the_names_of_classes_and_are_not_read_under_half() -> None:
+    foreground = np.array([0.6, 0.1], np.float32).reshape(2, 1, 1, 1)
+    bars = {"GTVp": 0.7}
+    assert Decision(rule="argmax", thresholds=bars).labels(foreground, ["GTVp", "GTVn"]).item() == 0
+    assert Decision(rule="argmax", thresholds=bars).labels(foreground, ["GTVn", "GTVp"]).item() == 1
+    assert Decision(rule="half", thresholds=bars).labels(foreground, ["GTVp", "GTVn"]).item() == 1
 
 
-def test_a_component_of_exactly_the_smallest_volume_stays() -> None:
-    labels = np.zeros((6, 6, 6), np.uint8)
-    labels[0, 0, :5] = 1  # 5 voxels of 0.02 ml
-    labels[3, 3, :4] = 2
-    kept = remove_small(labels, 0.02, 0.1)
-    assert (kept == 1).sum() == 5
-    assert (kept == 2).sum() == 0
+def test_floors_are_one_number_or_go_by_class() -> None:
+    assert Decision(min_component_ml=0.1).floors(["GTVp", "GTVn"]) == [0.1, 0.1]
+    assert Decision(min_component_ml={"GTVn": 0.5}).floors(["GTVp", "GTVn"]) == [0.0, 0.5]
 
 
-def test_what_touches_at_a_corner_is_one_component_but_another_class_is_not() -> None:
-    labels = np.zeros((4, 4, 4), np.uint8)
-    labels[0, 0, 0] = labels[1, 1, 1] = 1
-    labels[2, 2, 2] = 2
-    kept = remove_small(labels, 1.0, 2.0)
-    assert sorted(kept[kept > 0].tolist()) == [1, 1]
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"treshold": 0.5}, r"decision\.treshold is unknown"),
+        ({"fusion": "median"}, r"decision\.fusion=median.*flat or authors"),
+        ({"rule": "third"}, r"decision\.rule=third.*half or argmax"),
+        ({"way_back": "both"}, r"decision\.way_back=both"),
+        ({"cover": "two"}, r"decision\.cover=two.*one or all"),
+        ({"fallback": "crash"}, r"decision\.fallback=crash.*chain or fail"),
+        ({"thresholds": {"GTV": 0.5}}, r"decision\.thresholds: no class GTV"),
+        ({"min_component_ml": {"node": 0.5}}, r"decision\.min_component_ml: no class node"),
+        ({"weights": {"resenc": -1}}, r"decision\.weights=.*-1"),
+    ],
+)
+def test_rules_that_cannot_be_followed_are_told(entries: dict, message: str) -> None:
+    with pytest.raises(HnsegError, match=message):
+        Decision.from_dict(entries, ["head", "GTVp", "GTVn"])
+
+
+@pytest.mark.parametrize("recipe", ["paper", "authors", "best"])
+def test_every_key_of_a_recipe_is_known(recipe: str) -> None:
+    config = OmegaConf.to_container(compose_job("train", f"recipe={recipe}"), resolve=False)
+    chosen = config["recipe"]
+    entries = chosen["decision"] | {"cover": chosen["cover"], "fallback": chosen["fallback"]}
+    rules = Decision.from_dict(entries, ["head", "GTVp", "GTVn"])
+    assert {key: getattr(rules, key) for key in entries} == entries
