@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 from torch import nn
 
 from hnseg.data.split_files import read_split_file
 from hnseg.errors import HnsegError
-from hnseg.hydra_app import compose_job
+from hnseg.importing.compose import compose
 from hnseg.importing.hyper_parameters import WINDOW, HyperParameters
 from hnseg.importing.members import add_members
 from hnseg.importing.unpickle import read_checkpoint
@@ -46,10 +45,7 @@ def import_auto3dseg(folder: Path, overrides: Sequence[str], out: Path) -> list[
     Raises:
         HnsegError: No SegResNet there, or one that hnseg cannot run as Auto3DSeg does.
     """
-    chosen = [] if any(override.startswith("model=") for override in overrides) else ["model=segresnet"]
-    config: Config = OmegaConf.to_container(compose_job([*chosen, *overrides]), resolve=True)  # type: ignore[assignment]
-    if config["model"]["architecture"] != "segresnet":
-        raise HnsegError(f"model={config['model']['name']}: Auto3DSeg's are imported as model=segresnet")
+    config = compose("segresnet", overrides)
     return add_members(out, _members(_find(folder), config))
 
 

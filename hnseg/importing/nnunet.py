@@ -14,14 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
-
 from hnseg.errors import HnsegError
-from hnseg.hydra_app import compose_job
+from hnseg.importing.compose import compose
 from hnseg.importing.members import add_members
 from hnseg.importing.plans import Configuration, Plans, mirror_axes, read_json
 from hnseg.importing.unpickle import read_checkpoint
-from hnseg.job import Config, describe, make_input, make_stage
+from hnseg.job import describe, make_input, make_stage
 from hnseg.models.bundle import Trained, digest
 from hnseg.models.nets import UNet, build
 
@@ -97,7 +95,7 @@ def _card(
     configuration: Configuration, path: Path, stored: dict[str, Any], overrides: Sequence[str]
 ) -> dict[str, Any]:
     plans, (kind, settings) = configuration.plans, configuration.architecture
-    config = _compose(kind, overrides)
+    config = compose(kind, overrides)
     stage, fold = make_stage(config), path.parent.name.removeprefix("fold_")
     configuration.check(stage)
     plans.check_labels(stage)
@@ -124,15 +122,6 @@ def _card(
             "epoch": int(stored["current_epoch"]),
         },
     )
-
-
-def _compose(kind: str, overrides: Sequence[str]) -> Config:
-    """The configuration of the overrides, around a network of a kind."""
-    chosen = [] if any(override.startswith("model=") for override in overrides) else [f"model={kind}"]
-    config: Config = OmegaConf.to_container(compose_job([*chosen, *overrides]), resolve=True)  # type: ignore[assignment]
-    if config["model"]["architecture"] != kind:
-        raise HnsegError(f"model={config['model']['name']}: the folder holds model={kind}; leave it out")
-    return config
 
 
 def _trained_on(plans: Plans, fold: int | str) -> list[str] | None:
