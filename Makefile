@@ -22,11 +22,8 @@ demo: .venv/ready ## the whole pipeline on a synthetic cohort, about 10 minutes 
 OPEN := runs/open_data
 open-data: .venv/ready ## the fine stage on open sarcoma PET/CT: make open-data DATA=PATH
 	$(BIN)/python train.py experiment=open_data data.root="$(DATA)" fold=0-3 -m
-	for k in 0 1 2 3; do \
-	  $(BIN)/hnseg export $(OPEN)/fine_plainconv/fold_$$k --out $(OPEN)/bundle_$$k --checkpoint last && \
-	  $(BIN)/python infer.py cases="$(DATA)" bundle=$(OPEN)/bundle_$$k unseen=true out=$(OPEN)/predictions \
-	  || exit 1; \
-	done
+	$(BIN)/hnseg export $(OPEN)/fine_plainconv --out $(OPEN)/bundle --checkpoint last
+	$(BIN)/python infer.py cases="$(DATA)" bundle=$(OPEN)/bundle unseen=true out=$(OPEN)/predictions
 	$(BIN)/hnseg evaluate "$(DATA)" $(OPEN)/predictions --json $(OPEN)/scores.json
 
 clean-demo: ## start the demo anew; without it, finished steps are skipped
