@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from float32_sums import sum_in_float32
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import sliding_window_inference
-from nnunetv2.inference import predict_from_raw_data, sliding_window_prediction
+from nnunetv2.inference import sliding_window_prediction
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from spoiled import must_fail
 from torch import Tensor, nn
@@ -58,13 +59,7 @@ def nnunet(network: nn.Module, mirror: tuple[int, ...] = (), overlap: float = 0.
 
 @pytest.fixture
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes nnU-Net sum in float32, where it sums in float16."""
-    monkeypatch.setattr(predict_from_raw_data.torch, "half", torch.float32)
-
-    def exact(tile: tuple[int, ...], **choices: Any) -> Tensor:
-        return sliding_window_prediction.compute_gaussian(tile, **choices, dtype=torch.float32)
-
-    monkeypatch.setattr(predict_from_raw_data, "compute_gaussian", exact)
+    sum_in_float32(monkeypatch)
 
 
 def monai(network: nn.Module, image: Tensor, overlap: float = 0.625) -> Tensor:
