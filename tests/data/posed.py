@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from hnseg.data.phantom.anatomy import build, chin_height, table
 from hnseg.data.phantom.imaging import head_mask, scan_ct
 from hnseg.data.phantom.patient import Patient
-from hnseg.data.phantom.scanner import CENTRES, NAMES
+from hnseg.data.phantom.scanner import CENTRES, NAMES, UPRIGHT
 from hnseg.data.phantom.solids import ScanGrid
 
 
@@ -21,7 +21,7 @@ class Scan:
     chin: float
 
     def altered(self, change) -> "Scan":
-        """The scan with `change(hu, z, y, x)` made to its array, given patient coordinates in mm."""
+        """An upright scan with `change(hu, z, y, x)` made to its array; coordinates are the patient's, mm."""
         hu = sitk.GetArrayFromImage(self.ct)
         (ox, oy, oz), (dx, dy, dz) = self.ct.GetOrigin(), self.ct.GetSpacing()
         nz, ny, nx = hu.shape
@@ -33,9 +33,15 @@ class Scan:
 
 
 def posed(
-    angles=(0.0, 0.0, 0.0), offset=(0.0, 0.0, 0.0), *, top=15.0, bottom=-440.0, spacing=(3.0, 3.0, 3.5)
+    angles=(0.0, 0.0, 0.0),
+    offset=(0.0, 0.0, 0.0),
+    *,
+    top=15.0,
+    bottom=-440.0,
+    spacing=(3.0, 3.0, 3.5),
+    direction=UPRIGHT,
 ) -> Scan:
-    """An adult of mean size whose head nods, tilts and turns by `angles` (radians) in an upright scan.
+    """An adult of mean size whose head nods, tilts and turns by `angles` (radians) in an scan.
 
     Args:
         angles: About x (nod), y (tilt) and z (turn).
@@ -43,11 +49,12 @@ def posed(
         top: Where the scan ends above, mm from the vertex of an upright head.
         bottom: Where it ends below.
         spacing: Of the CT along x, y, z, mm.
+        direction: Of the CT's index axes.
     """
     rng = np.random.default_rng(1)
     patient = Patient(np.ones(3), np.array(angles), np.array(offset), 74.0, arms=True)
     body = build(patient, [], rng)
-    grid = ScanGrid.covering([-200, -170, bottom], [200, 190, top], spacing, np.eye(3))
+    grid = ScanGrid.covering([-200, -170, bottom], [200, 190, top], spacing, direction)
     ct = scan_ct(grid, [*table(patient), *body], CENTRES[NAMES.index("MDA")], rng)
     head = head_mask(grid, [part for part in body if part.name != "limb"], chin_height(patient))
     return Scan(grid.image(ct), grid.image(head), chin_height(patient))

@@ -12,7 +12,7 @@ from posed import posed
 import hnseg.data.heads
 from hnseg.data.heads.propose import CUT, ENDS, NO_SKULL, propose_head
 from hnseg.data.phantom import make_case
-from hnseg.data.phantom.scanner import NAMES
+from hnseg.data.phantom.scanner import NAMES, OBLIQUE
 from hnseg.geometry import coarse_grid, mask_bounds
 from hnseg.images import read_image, same_grid
 
@@ -53,7 +53,7 @@ def test_the_box_and_the_coarse_roi_are_right_in_every_centres_scans():
 
 @pytest.mark.slow
 def test_the_box_and_the_coarse_roi_are_right_in_a_large_cohort():
-    results = [agreement(range(60), seed) for seed in (11, 12)]
+    results = [agreement(range(40), seed) for seed in (11, 12)]
     ious, held = (np.concatenate(parts) for parts in zip(*results, strict=True))
     assert np.mean(ious >= 0.8) >= 0.95
     assert held.mean() >= 0.99
@@ -61,9 +61,13 @@ def test_the_box_and_the_coarse_roi_are_right_in_a_large_cohort():
 
 @pytest.mark.slow
 def test_scans_of_the_real_size_and_whole_bodies():
-    ious, held = agreement(range(3), seed=5, size="full", centers=["MDA", "CHUS", "CHUM"])
+    ious, held = agreement(range(2), seed=5, size="full", centers=["CHUS", "CHUM"])
     assert ious.min() >= 0.8
     assert held.all()
+
+
+def test_a_whole_head_in_a_whole_scan_raises_no_flag(upright):
+    assert propose_head(upright.ct).flags == ()
 
 
 def test_the_mask_lies_on_the_cts_grid(upright):
@@ -97,9 +101,9 @@ def test_postures_and_protocols(pose):
     assert box_iou(propose_head(scan.ct).mask, scan.head) >= 0.8
 
 
-@pytest.mark.parametrize("top", [-30.0, -80.0])
-def test_a_head_that_the_scan_cuts_is_marked_down_to_the_chin_and_flagged(top):
-    scan = posed(top=top)
+@pytest.mark.parametrize("cut", [{"top": -30.0}, {"top": -80.0}, {"top": -50.0, "direction": OBLIQUE}])
+def test_a_head_that_the_scan_cuts_is_marked_down_to_the_chin_and_flagged(cut):
+    scan = posed(**cut)
     proposal = propose_head(scan.ct)
     assert CUT in proposal.flags
     assert box_iou(proposal.mask, scan.head) >= 0.8
@@ -122,6 +126,12 @@ def test_air_and_a_bag_of_water_are_no_heads(upright):
     air = upright.altered(lambda hu, z, y, x: hu.fill(-1000)).ct
     water = upright.altered(lambda hu, z, y, x: np.copyto(hu, np.where(hu > -400, 0, -1000))).ct
     assert propose_head(air).flags == propose_head(water).flags == (NO_SKULL,)
+
+
+def test_a_speck_of_an_image_has_no_head():
+    speck = sitk.Image(2, 2, 2, sitk.sitkFloat32)
+    speck.SetSpacing((0.1, 0.1, 0.1))
+    assert propose_head(speck).flags == (NO_SKULL,)
 
 
 def test_the_storage_of_the_image_does_not_matter(upright):

@@ -31,7 +31,8 @@ def sample_top(ct: sitk.Image) -> tuple[Grid, NDArray[np.float32]]:
     low = np.array([low[0], low[1], max(low[2], high[2] - SEARCH_MM)])
     size = np.maximum(np.floor((high - low) / LATTICE_MM), 1).astype(int).tolist()
     grid = Grid.centred((low + high) / 2, size, [LATTICE_MM] * 3)
-    averaged = sitk.BinShrink(ct, [max(1, int(LATTICE_MM / step)) for step in ct.GetSpacing()])
+    steps = zip(ct.GetSpacing(), ct.GetSize(), strict=True)
+    averaged = sitk.BinShrink(ct, [max(1, min(int(LATTICE_MM / step), count)) for step, count in steps])
     upright = np.eye(3).ravel().tolist()
     sampled = sitk.Resample(
         averaged, grid.size, sitk.Transform(), sitk.sitkLinear, grid.origin, grid.spacing, upright, AIR_HU

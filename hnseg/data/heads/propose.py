@@ -53,7 +53,7 @@ def propose_head(ct: sitk.Image) -> Proposal:
     if skull is None:
         return Proposal(_on_ct(np.zeros(grid.shape, bool), grid, ct), (NO_SKULL,))
     box = _around(skull, hu.shape)
-    grid, hu, skull = _cropped(grid, box), hu[box], Skull.around(skull.cavity[box])
+    grid, hu, skull = _cropped(grid, box), hu[box], skull.cropped(box)
     body = body_outline(hu, skull.cavity)
     chin, flags = _chin(hu, body, skull, ends=box[0].start == 0)
     body[:chin] = False

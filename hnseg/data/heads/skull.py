@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ _CORE_MM = 10.0  # orbits, sinuses and the spinal canal are narrower than twice 
 _LEAST_BRAIN_ML = 120.0  # a tenth of a brain
 _SHELL_MM = 9.0  # from the cavity's surface, which the opening has rounded, to bone
 _LEAST_SHELL = 0.5  # of that surface; rings of bone without floor and roof (pelvis) stay below
+_ROOF_MM = 24.0  # above the brain's top, which the opening has lowered, there is bone
 
 # How far below the brain's top the chin lies, in adults, thrown back, upright and bent forward; and below the
 # lowest slice in which the skull is a closed ring, the only landmark of a head that the scan cuts (mm).
@@ -32,24 +34,25 @@ class Skull:
 
     Attributes:
         cavity: The brain, (z, y, x); in a scan that cuts the head, what is left of it.
-        low: First index of the cavity along (z, y, x).
-        high: Last index of the cavity along (z, y, x).
+        cut: Whether the scan ends in the brain.
     """
 
     cavity: Mask
-    low: NDArray[np.int64]
-    high: NDArray[np.int64]
+    cut: bool
 
-    @classmethod
-    def around(cls, cavity: Mask) -> Skull:
-        """The skull around a brain."""
-        where = np.argwhere(cavity)
-        return cls(cavity, where.min(axis=0), where.max(axis=0))
+    @cached_property
+    def low(self) -> NDArray[np.int64]:
+        """First index of the cavity along (z, y, x)."""
+        return np.argwhere(self.cavity).min(axis=0)
 
-    @property
-    def cut(self) -> bool:
-        """Whether the scan ends in the brain."""
-        return bool(self.high[0] >= len(self.cavity) - 2)
+    @cached_property
+    def high(self) -> NDArray[np.int64]:
+        """Last index of the cavity along (z, y, x)."""
+        return np.argwhere(self.cavity).max(axis=0)
+
+    def cropped(self, box: tuple[slice, slice, slice]) -> Skull:
+        """The same skull on a part of the lattice (z, y, x)."""
+        return replace(self, cavity=self.cavity[box])
 
     @property
     def chin(self) -> tuple[int, int, int]:
@@ -74,7 +77,7 @@ def find_skull(hu: NDArray[np.float32]) -> Skull | None:
     for index in np.argsort(sizes)[::-1]:
         cavity = components == index + 1
         if sizes[index] >= _LEAST_BRAIN_ML and _is_brain(cavity, hu, bone):
-            return Skull.around(cavity)
+            return Skull(cavity, _is_open(cavity, bone))
     return None
 
 
@@ -118,3 +121,10 @@ def _is_brain(cavity: Mask, hu: NDArray[np.float32], bone: Mask) -> bool:
     surface = cavity & ~ndimage.binary_erosion(cavity, border_value=1)
     shell = (surface & reach(bone, _SHELL_MM)).sum() / max(int(surface.sum()), 1)
     return _BRAIN_HU[0] < mean < _BRAIN_HU[1] and bool(shell >= _LEAST_SHELL)
+
+
+def _is_open(cavity: Mask, bone: Mask) -> bool:
+    """Whether there is no roof over the brain: the scan's top, level or oblique, cuts the head."""
+    top = int(np.argwhere(cavity).max(axis=0)[0])
+    roof = np.any(bone[top : top + round(_ROOF_MM / LATTICE_MM)], axis=0)
+    return float(roof[cavity[top]].mean()) < 0.5
