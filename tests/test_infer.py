@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
-from entry import compose_job, load, refused, run
+from entry import compose_job, load, refused, run, write_cohort
 from fabricate import ct_image, write_case
 from members import card, make_bundle
 
+from hnseg.cases import read_cases
 from hnseg.errors import HnsegError
+from hnseg.preflight import find_coarse
 
 WHOLE = {"placement": "scan", "size": [16] * 3, "spacing": [6.0] * 3}
 CPU = ["trainer.device=cpu", "trainer.precision=float32"]
@@ -77,3 +79,67 @@ def test_a_bad_case_is_reported_and_the_others_finish(bundle: Path, tmp_path: Pa
     }  # Hydra left nothing
 
 
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    """A-0, B-1, A-2, B-3 with heads."""
+    return write_cohort(tmp_path / "cohort")
+
+
+@pytest.fixture
+def folds(tmp_path: Path) -> Path:
+    """Coarse members of two folds: one trained on the cases of centre A, the other on those of B."""
+    return make_bundle(
+        tmp_path,
+        card("coarse", "plainconv", name="fold_0", trained_on=["A-0", "A-2"]),
+        card("coarse", "plainconv", name="fold_1", trained_on=["B-1", "B-3"]),
+    ).path
+
+
+def test_one_command_makes_coarse_predictions_that_the_fine_stage_may_train_on(
+    cohort: Path, folds: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "coarse"
+    places = [f"cases={cohort}", f"bundle={folds}", f"out={out}", f"heads={cohort / 'heads'}"]
+    config = {"data": {"coarse": str(out)}, "recipe": {"roi": {"train": "coarse"}}}
+    infer(*places, "until=coarse")
+    with pytest.raises(HnsegError, match="made by networks trained on A-0, A-2, B-1, B-3"):
+        find_coarse(config, read_cases(cohort))
+    infer(*places, "until=coarse", "unseen=true")
+    assert find_coarse(config, read_cases(cohort)) == out
+
+
+def test_a_case_without_an_unseen_member_is_reported_and_the_others_finish(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = make_bundle(tmp_path / "one", card("coarse", "plainconv", trained_on=["A-0", "A-2"])).path
+    places = [f"cases={cohort}", f"bundle={one}", f"out={tmp_path / 'out'}", f"heads={cohort / 'heads'}"]
+    with pytest.raises(SystemExit) as stopped:
+        infer(*places, "until=coarse", "unseen=true")
+    assert stopped.value.code == 1
+    said = capsys.readouterr()
+    assert "2 of 4 cases segmented" in said.out
+    assert "not segmented: A-0, A-2" in said.err
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"B-1.nii.gz", "B-3.nii.gz", "cases.csv"}
+
+
+def test_the_head_stage_labels_the_scans_that_have_no_mask(cohort: Path, tmp_path: Path) -> None:
+    """Drawn masks are left as they are, whatever becomes of the others, and none left to make is told."""
+    heads = cohort / "heads"
+    (heads / "B-1.nii.gz").unlink()
+    drawn = {path.name: path.read_bytes() for path in heads.iterdir()}
+    bundle = make_bundle(tmp_path, card("head", "plainconv", trained_on=["A-0", "A-2", "B-3"])).path
+    places = [f"cases={cohort}", f"bundle={bundle}", f"out={heads}", "until=head"]
+    infer(*places, f"heads={heads}")
+    assert {name: (heads / name).read_bytes() for name in drawn} == drawn
+    assert (heads / "B-1.nii.gz").exists()
+    with pytest.raises(HnsegError, match=r"heads=.*each of the 4 cases has a mask"):
+        infer(*places, f"heads={heads}")
+    with pytest.raises(SystemExit):  # asked for all, the drawn ones cannot be made out of fold, but stay
+        infer(*places, "unseen=true")
+    assert {name: (heads / name).read_bytes() for name in drawn} == drawn
+
+
+def test_a_folder_of_heads_that_is_not_there_is_told(bundle: Path, cohort: Path, tmp_path: Path) -> None:
+    with pytest.raises(HnsegError, match="heads=nowhere: no such folder"):
+        infer(f"cases={cohort}", f"bundle={bundle}", f"out={tmp_path / 'out'}", "heads=nowhere")

@@ -5,6 +5,7 @@ import pytest
 import SimpleITK as sitk
 from fabricate import volume
 
+from hnseg.errors import HnsegError
 from hnseg.placement import place
 from hnseg.stage import Stage
 
@@ -58,6 +59,27 @@ def test_no_head_or_a_stray_hangs_the_roi_from_the_top(ct: sitk.Image, voxels: i
     assert grid.corners[:, 2].max() == pytest.approx(300)  # the scan's top
     # The body's box, found on a lattice of 8 mm: x 20..120, y 40..120 mm.
     np.testing.assert_allclose(grid.center[:2], (70, 80), atol=8)
+
+
+@pytest.mark.parametrize(("voxels", "taken"), [(900, True), (1, True), (0, False)])
+def test_a_drawn_head_is_a_head_however_small(ct: sitk.Image, voxels: int, taken: bool) -> None:
+    mask = np.zeros(12**3, np.uint8)
+    mask[:voxels] = 1
+    grid, fallback = place(COARSE, ct, hot(), roi(mask.reshape(12, 12, 12)), drawn=True)
+    assert (fallback is None) == taken
+    if taken:  # the first voxel's lower face is at z 27 mm, whatever of the head is drawn
+        layers = int(np.ceil(voxels / 144))
+        assert grid.corners[:, 2].max() == pytest.approx(27 + 0.7 * 6 * layers)
+
+
+@pytest.mark.parametrize(("stage", "before"), [(COARSE, "head"), (FINE, "coarse")])
+def test_without_a_fallback_the_stage_that_found_nothing_is_named(
+    ct: sitk.Image, stage: Stage, before: str
+) -> None:
+    with pytest.raises(HnsegError, match=f"the {before} stage found nothing.*fallback=fail"):
+        place(stage, ct, hot(), roi(), fallback="fail")
+    found = roi(np.ones((12, 12, 12), np.uint8))
+    assert place(stage, ct, hot(), found, fallback="fail") == place(stage, ct, hot(), found)
 
 
 def test_lesions_place_the_fine_roi_at_their_mean_voxel(ct: sitk.Image) -> None:

@@ -81,6 +81,20 @@ def test_cases_csv_says_what_became_of_each(cascade: Cascade, tmp_path: Path) ->
         assert float(row["seconds"]) >= 0
 
 
+def test_lines_of_an_older_table_stay_and_say_nothing_of_what_it_did_not_know(
+    cascade: Cascade, tmp_path: Path
+) -> None:
+    write_case(tmp_path / "scans", "A")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "cases.csv").write_text(
+        "case_id,status,seconds,fallbacks,message\nold,ok,1.00,none,,\n"
+    )
+    segment(tmp_path / "scans", cascade, tmp_path / "out")
+    rows = table(tmp_path / "out")
+    assert rows["old"] | {"unseen": "", "outside_ml": "", "fallbacks": "none"} == rows["old"]
+    assert (rows["A"]["status"], rows["A"]["unseen"], rows["A"]["outside_ml"]) == ("ok", "yes", "")
+
+
 def test_the_mask_is_of_the_case(cascade: Cascade, tmp_path: Path) -> None:
     """The hot spot of the fabricated PET, SUV 12, lies at x, y 25 to 37 and z 41 to 56 mm."""
     write_case(tmp_path / "scans", "A")

@@ -1,6 +1,7 @@
 """Members of one stage: their mean, their inputs, their memory."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from members import card, make_bundle
 
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid
+from hnseg.inference.decision import Decision
 from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Bundle
 from hnseg.models.member import Member
@@ -27,11 +29,16 @@ def bundle(tmp_path: Path) -> Bundle:
         card("fine", "resenc", input={"cte": True}),
         card("fine", "segresnet"),
         card("fine", "plainconv", input={"pad_to": [32, 32, 32]}),
-        card("fine", "plainconv", name="paper", input={"pet": "minmax", "normalise": [{"scheme": "zscore"}] * 2}),
+        card(
+            "fine",
+            "plainconv",
+            name="paper",
+            input={"pet": "minmax", "normalise": [{"scheme": "zscore"}] * 2},
+        ),
     )
 
 
-def predict(members: list[Member] | tuple[Member, ...], **settings: bool) -> np.ndarray:
+def predict(members: list[Member] | tuple[Member, ...], **settings: Any) -> np.ndarray:
     return StageEnsemble(members, CPU, "float32", **settings).probabilities(ct_image(), pet_image(), GRID)
 
 
@@ -41,6 +48,37 @@ def test_the_mean_is_that_of_the_members_run_alone(bundle: Bundle, mirror: bool)
     assert len({one.tobytes() for one in alone}) == 4
     together = predict(bundle.members, mirror=mirror)
     np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-6)
+
+
+def test_the_authors_fusion_means_nnunets_logits_and_the_others_softmax(bundle: Bundle) -> None:
+    """The softmax of mean logits is the geometric mean of softmax maps, divided by its sum."""
+    alone = {member.card["name"]: predict([member]) for member in bundle.members}
+    segresnet = alone.pop("fine_segresnet_fold_0")
+    geometric = np.exp(np.mean([np.log(one) for one in alone.values()], axis=0))
+    expected = (geometric / geometric.sum(axis=0) + segresnet) / 2
+    fused = predict(bundle.members, decision=Decision(fusion="authors"))
+    np.testing.assert_allclose(fused, expected, atol=1e-6)
+    assert np.abs(fused - predict(bundle.members)).max() > 1e-4
+
+
+def test_a_member_without_weight_is_not_run(bundle: Bundle) -> None:
+    rules = Decision(weights={"plainconv": 3, "segresnet": 0})
+    alone = {member.card["name"]: predict([member]) for member in bundle.members}
+    plain = alone["fine_plainconv_fold_0"] + alone["paper"]
+    expected = (3 * plain + alone["fine_resenc_fold_0"]) / 7
+    np.testing.assert_allclose(predict(bundle.members, decision=rules), expected, atol=1e-6)
+    ensemble = StageEnsemble(bundle.members, CPU, "float32", decision=rules)
+    assert "segresnet" not in {member.card["model"] for member in ensemble.members}
+
+
+def test_weights_that_leave_no_member_are_told(bundle: Bundle) -> None:
+    with pytest.raises(HnsegError, match=r"weights=.*leave no fine member"):
+        StageEnsemble(
+            [m for m in bundle.members if m.card["model"] == "resenc"],
+            CPU,
+            "float32",
+            decision=Decision(weights={"resenc": 0}),
+        )
 
 
 def test_probabilities_are_a_distribution_on_the_stages_grid(bundle: Bundle) -> None:
