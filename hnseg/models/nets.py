@@ -55,9 +55,9 @@ def plainconv(
     strides: Strides,
     convolutions: int | Sequence[int] = 2,
     decoder_convolutions: int | Sequence[int] = 2,
-    kernels: int | Strides = 3,
+    **layers: Any,
 ) -> UNet:
-    """nnU-Net's PlainConvUNet (paper Tables 1 and 2): InstanceNorm, LeakyReLU, biased convolutions.
+    """nnU-Net's PlainConvUNet (paper Tables 1 and 2).
 
     Args:
         in_channels: Input channels.
@@ -66,13 +66,14 @@ def plainconv(
         strides: Downsampling a stage, a number or (z, y, x); 1 for the first.
         convolutions: Convolutions a stage of the encoder.
         decoder_convolutions: Convolutions a stage of the decoder.
-        kernels: Sides of the kernels, for all stages or each: a number or (z, y, x).
+        layers: `kernels`, sides for all stages or each, a number or (z, y, x); `bias` of convolutions;
+            `norm_eps` of the instance norm; `slope` of the leaky ReLU.
     """
     counts = {
         "n_conv_per_stage": _counts(convolutions),
         "n_conv_per_stage_decoder": _counts(decoder_convolutions),
     }
-    return _unet(PlainConvUNet, in_channels, out_channels, features, strides, kernels, counts)
+    return _unet(PlainConvUNet, in_channels, out_channels, features, strides, counts, **layers)
 
 
 def resenc(
@@ -83,11 +84,11 @@ def resenc(
     strides: Strides,
     blocks: Sequence[int],
     decoder_convolutions: int | Sequence[int] = 1,
-    kernels: int | Strides = 3,
+    **layers: Any,
 ) -> UNet:
     """nnU-Net's ResidualEncoderUNet (paper Table 3). Arguments as for `plainconv`; `blocks` a stage."""
     counts = {"n_blocks_per_stage": list(blocks), "n_conv_per_stage_decoder": _counts(decoder_convolutions)}
-    return _unet(ResidualEncoderUNet, in_channels, out_channels, features, strides, kernels, counts)
+    return _unet(ResidualEncoderUNet, in_channels, out_channels, features, strides, counts, **layers)
 
 
 def segresnet(
@@ -149,10 +150,14 @@ def _unet(
     out_channels: int,
     features: Sequence[int],
     strides: Strides,
-    kernels: int | Strides,
     counts: dict[str, Any],
+    *,
+    kernels: int | Strides = 3,
+    bias: bool = True,
+    norm_eps: float = 1e-5,
+    slope: float = 0.01,
 ) -> UNet:
-    """What nnU-Net's two networks have in common: norm, nonlinearity, initialisation."""
+    """What nnU-Net's two networks have in common: layers and initialisation."""
     network = kind(
         in_channels,
         len(features),
@@ -161,11 +166,11 @@ def _unet(
         strides=_sides(strides),
         conv_op=nn.Conv3d,
         kernel_sizes=kernels if isinstance(kernels, int) else _sides(kernels),
-        conv_bias=True,
+        conv_bias=bias,
         norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        norm_op_kwargs={"eps": norm_eps, "affine": True},
         nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
+        nonlin_kwargs={"negative_slope": slope, "inplace": True},
         deep_supervision=True,
         **counts,
     )
