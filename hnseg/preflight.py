@@ -46,7 +46,8 @@ def with_head_mask(cases: Sequence[Case], heads: Path) -> list[Case]:
     labelled = [case for case in cases if (heads / f"{case.case_id}.nii.gz").exists()]
     if not labelled:
         raise HnsegError(
-            f"data.heads={heads}: no head mask CASE.nii.gz for any of {len(cases)} cases; label some first"
+            f"data.heads={heads}: no head mask CASE.nii.gz for any of {len(cases)} cases; "
+            "hnseg heads propose makes some"
         )
     return labelled
 

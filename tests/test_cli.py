@@ -29,7 +29,17 @@ def test_help_lists_every_command_without_heavy_imports():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "heavy: set()" in done.stdout
-    for command in ("phantom", "audit", "evaluate", "threshold", "export"):
+    for command in (
+        "phantom",
+        "audit",
+        "heads",
+        "plan",
+        "export",
+        "import-nnunet",
+        "import-monai",
+        "evaluate",
+        "threshold",
+    ):
         assert f"\n  {command}" in done.stdout
 
 

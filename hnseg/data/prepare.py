@@ -276,8 +276,8 @@ def _read_mask(case: Case, stage: Stage, masks: Path | None) -> sitk.Image:
         return read_label(path)
     if _needs_head(stage):
         raise HnsegError(
-            f"{case.case_id}: no head mask {path or 'since data.heads is not set'}; label some scans for the "
-            "head stage, then let it label the rest (python infer.py until=head out=HEADS)"
+            f"{case.case_id}: no head mask {path or 'since data.heads is not set'}; hnseg heads propose "
+            "makes some for the head stage, which then labels the rest (python infer.py until=head out=HEADS)"
         )
     raise HnsegError(
         f"{case.case_id}: no coarse prediction {path}; make them with models that have not seen the case "

@@ -1,0 +1,69 @@
+"""Commands that make bundles: export, import-nnunet, import-monai."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hnseg.cli.app import app
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[OVERRIDES]...", help="As for train.py: stage= and recipe= that made its images."
+    ),
+]
+Bundle = Annotated[Path, typer.Option(metavar="BUNDLE", help="The bundle to make, or to extend.")]
+
+
+@app.command()
+def export(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that train.py wrote.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The bundle to make.")],
+    checkpoint: Annotated[
+        Literal["best", "last"], typer.Option(help="Best by validation Dice, or the last of the training.")
+    ] = "best",
+) -> None:
+    """Bundle trained members into a folder that infer.py loads."""
+    from hnseg.models.bundle import export_bundle
+
+    members = export_bundle(runs, out, checkpoint=checkpoint)
+    print(f"{out}: {', '.join(members)}")
+
+
+@app.command(name="import-nnunet")
+def import_nnunet(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION, with fold_K in it."
+        ),
+    ],
+    out: Bundle,
+    overrides: Overrides = None,
+    folds: Annotated[
+        str | None, typer.Option(metavar="K,K,...", help="Numbers, or all; default: those that are there.")
+    ] = None,
+    checkpoint: Annotated[Literal["final", "best"], typer.Option(help="Which of a fold's.")] = "final",
+) -> None:
+    """Make bundle members of an nnU-Net v2 training."""
+    from hnseg.importing.nnunet import import_nnunet
+
+    chosen = folds.split(",") if folds else None
+    members = import_nnunet(folder, overrides or [], out, folds=chosen, checkpoint=checkpoint)
+    print(f"{out}: {', '.join(members)}")
+
+
+@app.command(name="import-monai")
+def import_monai(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="An Auto3DSeg work directory, or one of its segresnet_K.")
+    ],
+    out: Bundle,
+    overrides: Overrides = None,
+) -> None:
+    """Make bundle members of Auto3DSeg's SegResNets."""
+    from hnseg.importing.auto3dseg import import_auto3dseg
+
+    members = import_auto3dseg(folder, overrides or [], out)
+    print(f"{out}: {', '.join(members)}")

@@ -1,0 +1,70 @@
+"""Commands on cohorts: phantom, audit, heads propose."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hnseg.cli.app import Json, Root, Workers, app, write_json
+from hnseg.errors import HnsegError
+
+heads = typer.Typer(help="Head labels for the head stage.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(heads, name="heads")
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    cases: Annotated[int, typer.Option(help="How many.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    size: Annotated[
+        Literal["small", "full"], typer.Option(help="full: grids as large as real scans'.")
+    ] = "small",
+    workers: Workers = None,
+) -> None:
+    """Make a synthetic PET/CT cohort in the HECKTOR layout."""
+    from hnseg.data.phantom import make_cohort
+
+    make_cohort(out, cases, seed, size=size, workers=workers)
+    print(f"{cases} cases in {out}")
+
+
+@app.command()
+def audit(root: Root, json_file: Json = None, workers: Workers = None) -> None:
+    """List a cohort's faults; exit status 1 if a case is unusable."""
+    from hnseg.audit import audit as audit_cases
+    from hnseg.audit import find_orphans
+    from hnseg.audit_table import print_audit
+    from hnseg.cases import read_cases
+
+    audits = audit_cases(read_cases(root, strict=False), workers)
+    orphans = find_orphans(root) if root.is_dir() else []
+    print_audit(audits, orphans)
+    if json_file:
+        write_json({"cases": [one.as_json() for one in audits], "orphans": orphans}, json_file)
+    if not all(one.usable for one in audits):
+        raise typer.Exit(1)
+
+
+@heads.command()
+def propose(
+    root: Root,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ROOT/heads.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many cases, at random.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same cases.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo masks that are there.")] = False,
+    workers: Workers = None,
+) -> None:
+    """Write head masks from the CT's anatomy, to check and correct; exit status 1 if a CT cannot be read."""
+    from hnseg.cases import HEADS, read_cases
+    from hnseg.data.heads import draw_cases, propose_heads, summary
+
+    if out is None and not root.is_dir():
+        raise HnsegError(f"{root}: a list of cases has no folder for the masks; name one with --out DIR")
+    out = out or root / HEADS
+    outcomes = propose_heads(
+        draw_cases(read_cases(root, strict=False), count, seed), out, overwrite=overwrite, workers=workers
+    )
+    print(summary(outcomes, out))
+    if any(one.head is None for one in outcomes):
+        raise typer.Exit(1)

@@ -1,0 +1,87 @@
+"""Commands on masks: evaluate, threshold."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from hnseg.cli.app import Json, Root, app, write_json
+from hnseg.errors import HnsegError
+
+if TYPE_CHECKING:
+    from hnseg.cases import Case
+
+
+@app.command()
+def evaluate(
+    truth: Annotated[Path, typer.Argument(metavar="GT_DIR", help="CASE.nii.gz, or a HECKTOR folder.")],
+    predictions: Annotated[Path, typer.Argument(metavar="PRED_DIR", help="CASE.nii.gz on the same grids.")],
+    json_file: Json = None,
+    overlays: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw a picture of each case into this folder.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="ROOT", help="The CT and PET to draw on; default: GT_DIR.")
+    ] = None,
+    empty: Annotated[
+        Literal["one", "zero", "skip"], typer.Option(help="GTVp DSC where both masks lack it.")
+    ] = "one",
+    matching: Annotated[
+        Literal["greedy", "hungarian", "group"], typer.Option(help="How nodes are paired.")
+    ] = "greedy",
+    connectivity: Annotated[Literal["6", "18", "26"], typer.Option(help="What makes one node.")] = "26",
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="IoU above which a node counts as found.")
+    ] = 0.3,
+) -> None:
+    """Score predicted masks with the official metrics."""
+    from hnseg.evaluation.score import evaluate as score
+    from hnseg.evaluation.score import print_report
+    from hnseg.evaluation.score import write_json as write_report
+
+    cases = _cases_to_draw(truth, images or truth) if overlays else []  # before the long work
+    choices: Any = {"empty": empty, "matching": matching, "connectivity": int(connectivity)}
+    report = score(truth, predictions, threshold=threshold, **choices)
+    print_report(report)
+    if json_file:
+        write_report(report, json_file)
+    if overlays:
+        _draw(cases, predictions, overlays)
+
+
+def _cases_to_draw(truth: Path, images: Path) -> "list[Case]":
+    """The cases of `images` that have a true mask, with that mask for label."""
+    from hnseg.cases import read_cases
+    from hnseg.evaluation.score import find_masks
+
+    masks = find_masks(truth)
+    cases = {case.case_id: case for case in read_cases(images, strict=False)}
+    if missing := sorted(masks.keys() - cases.keys()):
+        raise HnsegError(f"{images}: no CT and PET of {', '.join(missing)}; name their folder with --images")
+    return [replace(cases[name], label=mask) for name, mask in masks.items()]
+
+
+def _draw(cases: "list[Case]", predictions: Path, out: Path) -> None:
+    """Write OUT/CASE.png for every case."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from hnseg.evaluation.overlay import overlay
+    from hnseg.evaluation.score import find_masks
+
+    predicted = find_masks(predictions)
+    for case in track(cases, "drawing", console=Console(stderr=True)):
+        overlay(case, predicted[case.case_id], out / f"{case.case_id}.png")
+
+
+@app.command()
+def threshold(root: Root, json_file: Json = None) -> None:
+    """Score the best SUV threshold that the truth can pick."""
+    from hnseg.cases import read_cases
+    from hnseg.evaluation.threshold import oracle_threshold
+
+    result = oracle_threshold(read_cases(root))
+    print(result)
+    if json_file:
+        write_json(asdict(result), json_file)
