@@ -90,12 +90,13 @@ class StageEnsemble:
                 volumes[spec.sampling] = {name: torch.from_numpy(a)[None] for name, a in images.items()}
             if spec not in inputs:
                 inputs[spec] = _network_input(volumes[spec.sampling], spec).to(self.device)
-            predictor = Predictor.of(member.card, mirror=self.mirror, precision=self.precision)
-            logits = predictor(self.networks(member), inputs[spec])[0]
-            fusion.add(
-                _uncrop(logits, grid.shape), member.card["model"], member.card["network"]["architecture"]
-            )
+            logits = _uncrop(self._run(member, inputs[spec]), grid.shape)
+            fusion.add(logits, member.card["model"], member.card["network"]["architecture"])
         return fusion.probabilities().cpu().numpy()
+
+    def _run(self, member: Member, image: Tensor) -> Tensor:
+        predictor = Predictor.of(member.card, mirror=self.mirror, precision=self.precision)
+        return predictor(self.networks(member), image)[0]
 
     def _fusion(self) -> Fusion:
         return Fusion(self.decision.fusion, self.decision.weights)
