@@ -1,0 +1,168 @@
+"""A two-fold nnU-Net made with nnU-Net's own tools, imported, and run beside nnU-Net's predictor.
+
+From a phantom cohort: fingerprint, plan, preprocessing and a few iterations of nnUNetTrainer.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import SimpleITK as sitk
+import torch
+from float32_sums import sum_in_float32
+from nnunet_results import CPU, assert_same, sharpen
+from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+    extract_fingerprints,
+    plan_experiments,
+    preprocess,
+)
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from hnseg.cases import Case, read_cases
+from hnseg.cli import main
+from hnseg.data.phantom import make_cohort
+from hnseg.data.sampling import STUDY
+from hnseg.geometry import Grid
+from hnseg.images import read_image
+from hnseg.inference.decision import Decision
+from hnseg.inference.ensemble import StageEnsemble
+from hnseg.models.bundle import Bundle
+from hnseg.stage import Stage
+
+pytestmark = pytest.mark.slow
+NAME = "Dataset501_Fine"
+STAGE = Stage("fine", (30, 26, 22), (5.0, 5.0, 6.0), "lesions")
+PATCH = [16, 24, 24]  # (z, y, x): smaller than the stage's ROI
+SMALLER = (20, 18, 12)  # (x, y, z): an ROI smaller than the patch
+RAW = ["stage=fine", "recipe=authors", "recipe.source=study", "recipe.minmax_again=[]"]
+RAW += ["recipe.pet=raw", "recipe.ct_window=null", f"stage.spacing={list(STAGE.spacing)}"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("tools")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("raw", "preprocessed", "results"):
+            patch.setenv(f"nnUNet_{name}", str(root / f"nnUNet_{name}"))
+        patch.setenv("nnUNet_n_proc_DA", "1")
+        yield root
+
+
+@pytest.fixture(scope="module")
+def cases(environment: Path) -> list[Case]:
+    """Five of the phantom; the last is left for inference."""
+    make_cohort(environment / "phantom", 5, 0, workers=1)
+    return read_cases(environment / "phantom")
+
+
+def study(case: Case, stage: Stage = STAGE) -> tuple[sitk.Image, sitk.Image, sitk.Image, Grid]:
+    """CT, PET, label, and the fine grid of a case."""
+    assert case.label is not None
+    ct, pet, label = (read_image(path) for path in (case.ct, case.pet, case.label))
+    return ct, pet, label, stage.grid(ct, label)
+
+
+def write_channels(stem: Path, ct: sitk.Image, pet: sitk.Image, grid: Grid) -> list[str]:
+    """STEM_0000.nii.gz and STEM_0001.nii.gz: CT in HU and PET in SUV on the grid."""
+    images = STUDY.images(ct, pet, grid)
+    paths = [f"{stem}_000{n}.nii.gz" for n in range(2)]
+    for name, path in zip(("ct", "pet"), paths, strict=True):
+        sitk.WriteImage(grid.image(images[name]), path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def raw(environment: Path, cases: list[Case]) -> dict[str, Any]:
+    """Writes the data set of the first four cases; its dataset.json."""
+    folder = environment / "nnUNet_raw" / NAME
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    for case in cases[:4]:
+        ct, pet, label, grid = study(case)
+        write_channels(folder / "imagesTr" / case.case_id, ct, pet, grid)
+        truth = grid.image(STUDY.label(label, ct, grid))
+        sitk.WriteImage(truth, str(folder / "labelsTr" / f"{case.case_id}.nii.gz"))
+    told = {
+        "channel_names": {"0": "CT", "1": "PET"},
+        "labels": {"background": 0, "GTVp": 1, "GTVn": 2},
+        "numTraining": 4,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(told))
+    return told
+
+
+@pytest.fixture(scope="module")
+def plans(environment: Path, raw: dict[str, Any], cases: list[Case]) -> dict[str, Any]:
+    """Fingerprint, plan and preprocessing; the planner's network is made small enough for seconds."""
+    extract_fingerprints([501], num_processes=1, verbose=False)
+    plan_experiments([501], "nnUNetPlannerResEncM")
+    folder = environment / "nnUNet_preprocessed" / NAME
+    path = folder / "nnUNetResEncUNetMPlans.json"
+    plans = json.loads(path.read_text())
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration |= {"patch_size": PATCH, "batch_size": 2}
+    settings = configuration["architecture"]["arch_kwargs"]
+    settings |= {"n_stages": 3, "features_per_stage": [4, 8, 8], "strides": [[1] * 3, [2] * 3, [2] * 3]}
+    settings |= {"kernel_sizes": [[3] * 3] * 3, "n_blocks_per_stage": [1, 1, 1]}
+    settings["n_conv_per_stage_decoder"] = [1, 1]
+    path.write_text(json.dumps(plans))
+    preprocess([501], "nnUNetResEncUNetMPlans", ["3d_fullres"], [1])
+    names = [case.case_id for case in cases[:4]]
+    splits = [{"train": names[:2], "val": names[2:]}, {"train": names[2:], "val": names[:2]}]
+    (folder / "splits_final.json").write_text(json.dumps(splits))
+    return plans
+
+
+@pytest.fixture(scope="module")
+def trained(plans: dict[str, Any], raw: dict[str, Any]) -> Path:
+    """The results folder of both folds, weights sharpened after two iterations each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "0")  # augmentation in this process
+        for fold in (0, 1):
+            torch.manual_seed(fold)
+            told = deepcopy(plans) | {"continue_training": False}
+            trainer = nnUNetTrainer(told, "3d_fullres", fold, raw, CPU)
+            trainer.num_epochs = trainer.num_val_iterations_per_epoch = 1
+            trainer.num_iterations_per_epoch = 2
+            trainer.run_training()
+            sharpen(trainer.network, 200)
+            trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    return Path(trainer.output_folder_base)
+
+
+@pytest.mark.parametrize("size", [STAGE.size, SMALLER], ids=["larger", "smaller"])
+def test_a_two_fold_nnunet_is_imported_and_infers_identically(
+    trained: Path,
+    cases: list[Case],
+    size: tuple[int, int, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle = tmp_path / "bundle"
+    command = ["import-nnunet", trained, *RAW, f"stage.size={list(size)}", "--out", bundle]
+    monkeypatch.setattr(sys, "argv", ["hnseg", *map(str, command)])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    members = Bundle.load(bundle).members
+    assert [member.card["trained_on"] for member in members] == [
+        sorted(case.case_id for case in part) for part in (cases[:2], cases[2:4])
+    ]
+    ct, pet, _, grid = study(cases[4], replace(STAGE, size=size))
+    array, properties = SimpleITKIO().read_images(write_channels(tmp_path / "unseen", ct, pet, grid))
+    sum_in_float32(monkeypatch)
+    for folds, mirror in product([(0,), (1,), (0, 1)], [False, True]):
+        predictor = nnUNetPredictor(use_mirroring=mirror, device=CPU, allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(str(trained), folds)
+        _, reference = predictor.predict_single_npy_array(array, properties, None, None, True)
+        chosen, decision = [members[fold] for fold in folds], Decision(fusion="authors")
+        ensemble = StageEnsemble(chosen, CPU, "float32", mirror=mirror, decision=decision)
+        assert_same(torch.from_numpy(ensemble.probabilities(ct, pet, grid)), torch.as_tensor(reference))
