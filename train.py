@@ -21,6 +21,7 @@ from hnseg.hydra_app import run
 from hnseg.preflight import (
     check_length,
     check_patch,
+    check_recipe,
     check_stages,
     find_coarse,
     find_cohort,
@@ -46,6 +47,7 @@ def main(cfg: DictConfig) -> float:
     check_patch(patch, cfg.model, cfg.stage.name)
     config: Config = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     check_length(config["training"])
+    check_recipe(config["recipe"])
     cases, split = read_cohort(config["data"], config["stage"]["name"])
     train, validation = split.assign(cases, config["fold"])
     places_by_lesions = config["stage"]["placement"] == "lesions"

@@ -12,6 +12,7 @@ import numpy as np
 
 from hnseg.cases import Case, read_cases
 from hnseg.errors import HnsegError
+from hnseg.inference.decision import Decision
 
 
 def find_cohort(root: str | None, exclude: Sequence[str]) -> list[Case]:
@@ -91,6 +92,44 @@ def _made_by_networks_that_saw(folder: Path) -> set[str]:
         )
     with path.open(newline="", encoding="utf-8") as file:
         return {row["case_id"] for row in csv.DictReader(file) if row.get("unseen") != "yes"}
+
+
+_SCHEMES = ("zscore", "ct", "range", "sigmoid", "cohort", "rescale", "none")  # of hnseg.data.normalise
+# What a recipe's keys may be; its decision is checked by the code that carries it out.
+_CHOICES = {
+    "pet": ("minmax", "suv", "raw"),
+    "source": ("study", "head_crop"),
+    "outside": ("air", "minus_one"),
+    "head_crop": ("body", "corner"),
+    "checkpoint": ("best", "compare"),
+    "roi.train": ("truth", "coarse"),
+    "roi.validate": ("truth", "coarse"),
+    "normalise.ct": _SCHEMES,
+    "normalise.pet": _SCHEMES,
+}
+_LESIONS = ("GTVp", "GTVn")
+
+
+def check_recipe(recipe: Mapping[str, Any]) -> None:
+    """Refuses a recipe that would be misunderstood.
+
+    Raises:
+        HnsegError: A choice that does not exist, or a comparison of averaged weights without any.
+    """
+    for key, known in _CHOICES.items():
+        value: Any = recipe
+        for part in key.split("."):
+            value = value[part]
+        if value not in known:
+            raise HnsegError(f"recipe.{key}={value}: choose one of {', '.join(known)}")
+    unknown = set(recipe["minmax_again"]) - {"head", "coarse", "fine"}
+    if unknown:
+        raise HnsegError(f"recipe.minmax_again={','.join(sorted(unknown))}: name stages (head, coarse, fine)")
+    rules = {**recipe["decision"], "cover": recipe["cover"], "fallback": recipe["fallback"]}
+    try:
+        Decision.from_dict(rules, _LESIONS)
+    except HnsegError as error:
+        raise HnsegError(f"recipe.{error}") from error
 
 
 def divisor(model: Mapping[str, Any]) -> tuple[int, int, int]:

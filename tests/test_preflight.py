@@ -4,16 +4,28 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from entry import compose_job
 from fabricate import write_case
 from members import TINY
+from omegaconf import OmegaConf
 
 from hnseg.cases import Case
+from hnseg.data.normalise import SCHEMES
 from hnseg.errors import HnsegError
 from hnseg.models.nets import build
-from hnseg.preflight import check_patch, check_stages, divisor, find_cohort, padding, with_head_mask
+from hnseg.preflight import (
+    check_patch,
+    check_recipe,
+    check_stages,
+    divisor,
+    find_cohort,
+    padding,
+    with_head_mask,
+)
 
 ANISOTROPIC = {
     "plainconv": {"features": [4, 8, 8], "strides": [1, [1, 2, 2], 2]},
@@ -148,3 +160,39 @@ def test_the_head_stage_trains_on_the_labelled_cases(tmp_path: Path) -> None:
         with_head_mask(cases, tmp_path)
     (tmp_path / "A-1.nii.gz").touch()
     assert with_head_mask(cases, tmp_path) == [cases[1]]
+
+
+def recipe(**changes: object) -> dict[str, Any]:
+    composed: dict[str, Any] = OmegaConf.to_container(compose_job("train").recipe, resolve=True)  # type: ignore[assignment]
+    for key, value in changes.items():
+        at = composed
+        *path, last = key.split("__")
+        for part in path:
+            at = at[part]
+        at[last] = value
+    return composed
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("pet", "sum", "recipe.pet=sum: choose one of minmax, suv, raw"),
+        ("source", "crop", "recipe.source=crop: choose one of study, head_crop"),
+        ("roi__train", "corse", "recipe.roi.train=corse: choose one of truth, coarse"),
+        ("normalise__ct", "zscor", "recipe.normalise.ct=zscor: choose one of zscore, ct"),
+        ("minmax_again", ["fin"], "recipe.minmax_again=fin: name stages"),
+        ("cover", "some", "recipe.decision.cover=some is unknown"),
+        ("decision__rule", "max", "recipe.decision.rule=max is unknown"),
+        ("decision__thresholds", {"GTV": 0.3}, "recipe.decision.thresholds: no class GTV"),
+    ],
+)
+def test_a_recipe_that_would_be_misunderstood_is_refused(key: str, value: object, message: str) -> None:
+    check_recipe(recipe())
+    with pytest.raises(HnsegError) as caught:
+        check_recipe(recipe(**{key: value}))
+    assert str(caught.value).startswith(message)
+
+
+def test_preflight_knows_the_schemes_of_normalisation() -> None:
+    for scheme in SCHEMES:
+        check_recipe(recipe(normalise__pet=scheme))
