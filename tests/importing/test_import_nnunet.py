@@ -6,9 +6,11 @@ That imported folds predict what nnU-Net does, tests/parity/test_parity_import_n
 import hashlib
 import json
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from members import card, write_run
@@ -17,6 +19,7 @@ from nnunet_results import RAW, dataset, plain, plans, train
 from hnseg.cli import main
 from hnseg.errors import HnsegError
 from hnseg.importing.nnunet import import_nnunet
+from hnseg.importing.unpickle import read_checkpoint
 from hnseg.models.bundle import Bundle, export_bundle
 
 
@@ -162,6 +165,19 @@ def test_weights_of_another_plan_are_refused(tmp_path: Path) -> None:
     (folder / "plans.json").write_text(json.dumps(plans(**unet(features_per_stage=[8, 8, 8]))))
     with pytest.raises(HnsegError, match=r"checkpoint_final\.pth: not the network of .*plans\.json"):
         import_nnunet(folder, RAW, tmp_path / "bundle")
+
+
+def test_numbers_that_an_older_numpy_pickled_are_read(tmp_path: Path) -> None:
+    """NumPy 1 called the module numpy.core, where most released checkpoints were written."""
+    new, old = tmp_path / "new.pth", tmp_path / "old.pth"
+    torch.save({"loss": np.float64(1.5), "losses": np.arange(3.0)}, new)
+    with zipfile.ZipFile(new) as source, zipfile.ZipFile(old, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name).replace(b"numpy._core", b"numpy.core"))
+    assert b"numpy.core" in old.read_bytes()
+    stored = read_checkpoint(old)
+    assert stored["loss"] == 1.5
+    assert stored["losses"].tolist() == [0, 1, 2]
 
 
 class Hostile:

@@ -123,3 +123,21 @@ def test_a_changed_entry_of_the_card_no_longer_predicts_what_nnunet_does(
     spoil(member.card)
     with must_fail():
         assert_same(torch.from_numpy(ensemble.probabilities(ct, pet, grid)), reference)
+
+
+def test_margins_of_zeros_are_shown_where_nnunet_cuts_them_off(tmp_path: Path) -> None:
+    """On purpose: a network of hnseg sees and normalises its whole ROI, wherever the ROI leaves the scan.
+
+    nnU-Net crops to the box of what is not zero in some channel. A trace of activity in one corner of the
+    volume keeps it from that, and the two agree.
+    """
+    folder, (ct, pet, grid) = train(), study(LARGER)
+    import_nnunet(folder, [*RAW, f"stage.size={list(grid.size)}"], tmp_path / "bundle")
+    for image in (ct, pet):
+        image[:6, :, :] = 0
+    mine = ours(tmp_path / "bundle", ct, pet, grid, mirror=False)
+    channels = [sitk.GetArrayFromImage(image) for image in (ct, pet)]
+    with must_fail():
+        assert_same(mine, theirs(folder, channels, [0], mirror=False))
+    channels[1][0, 0, 0] = 1e-6
+    assert_same(mine, theirs(folder, channels, [0], mirror=False))
