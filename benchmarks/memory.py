@@ -172,9 +172,7 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _free(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+def _free_memory() -> int:
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     return int(lines["MemAvailable"].split()[0]) * 1024
 
@@ -187,7 +185,8 @@ def full_size(device: torch.device, precision: Precision, measured: bool) -> Ite
         need = estimate(job, "bfloat16")
         # A CPU takes minutes over a step at full size: there the default recipe stands for all.
         wanted = measured and (device.type == "cuda" or job.recipe == "paper")
-        fits = HEADROOM * need.peak * (2 if precision == "float32" else 1) < _free(device)
+        # A GPU refuses what it cannot hold; a CPU's machine would stall.
+        fits = device.type == "cuda" or HEADROOM * estimate(job, precision).peak < _free_memory()
         yield [
             job.stage,
             job.model,
