@@ -53,7 +53,7 @@ def main(cfg: DictConfig) -> float:
     places_by_lesions = config["stage"]["placement"] == "lesions"
     coarse = find_coarse(config, [*train, *validation]) if places_by_lesions else None
     folder = RunFolder(Path(config["run_dir"]))
-    title = f"{config['arm']} fold {config['fold']}"
+    title = f"{config['arm']} {split.title(config['fold'])}"
     if folder.begin(config, overwrite=config["overwrite"]) == "finished":
         print(f"{title}: finished before, {folder.path} (overwrite=true trains it anew)")
         return folder.scores()["val/dice"]
