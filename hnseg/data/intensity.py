@@ -17,13 +17,17 @@ from hnseg.data.normalise import Normalise
 from hnseg.data.sampling import STUDY, Sampling
 
 
-class WindowCT(tio.transforms.Transform):
-    """Clips CT to [low, high] HU and scales it to [0, 1] (paper section 2.3)."""
+class _Interval(tio.transforms.Transform):
+    """A transform that is told two bounds."""
 
     def __init__(self, low: float, high: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.low, self.high = low, high
         self.args_names = ["low", "high"]
+
+
+class WindowCT(_Interval):
+    """Clips CT to [low, high] HU and scales it to [0, 1] (paper section 2.3)."""
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         ct = subject["ct"]
@@ -82,13 +86,8 @@ class EnhanceCT(tio.transforms.Transform):
         return subject
 
 
-class RangeCT(tio.transforms.Transform):
+class RangeCT(_Interval):
     """CT channels from [0, 1] to [low, high], channel by channel after the powers."""
-
-    def __init__(self, low: float, high: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.low, self.high = low, high
-        self.args_names = ["low", "high"]
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         ct = subject["ct"]
