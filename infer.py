@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
         torch.set_num_threads(cfg.trainer.threads)
     device = pick_device(cfg.trainer.device)
     precision = pick_precision(device, cfg.trainer.precision)
-    bundle = Bundle.load(Path(cfg.bundle))
+    bundle = Bundle.load(Path(cfg.bundle)).arm(cfg.ensemble.name, cfg.ensemble.members)
     heads = None if cfg.heads is None else Path(cfg.heads)
     cascade = Cascade(
         bundle, device, precision, until=cfg.until, mirror=cfg.mirror, unseen=cfg.unseen, heads=heads

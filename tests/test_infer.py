@@ -143,3 +143,11 @@ def test_the_head_stage_labels_the_scans_that_have_no_mask(cohort: Path, tmp_pat
 def test_a_folder_of_heads_that_is_not_there_is_told(bundle: Path, cohort: Path, tmp_path: Path) -> None:
     with pytest.raises(HnsegError, match="heads=nowhere: no such folder"):
         infer(f"cases={cohort}", f"bundle={bundle}", f"out={tmp_path / 'out'}", "heads=nowhere")
+
+
+def test_an_arm_of_the_ensemble_is_chosen_by_name(bundle: Path, tmp_path: Path) -> None:
+    write_case(tmp_path / "scans", "A-3")
+    given = [f"cases={tmp_path / 'scans'}", f"bundle={bundle}", f"out={tmp_path / 'out'}"]
+    infer(*given, "ensemble=segresnet")
+    with pytest.raises(HnsegError, match="ensemble=full.*no fine member resenc with enhancement"):
+        infer(*given, "ensemble=full")

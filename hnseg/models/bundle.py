@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -76,6 +76,39 @@ class Bundle:
     def unseen(self, case_id: str) -> Bundle:
         """The bundle without the members that were trained on a case."""
         return replace(self, members=tuple(m for m in self.members if not m.has_seen(case_id)))
+
+    def arm(self, name: str, kinds: Sequence[Mapping[str, Any]] | None, stage: str = "fine") -> Bundle:
+        """The bundle with those members of a stage that belong to an ensemble arm; other stages stay whole.
+
+        Args:
+            name: Of the arm.
+            kinds: `model` and `cte` of the members that belong to it; None is all.
+            stage: The stage whose members are chosen.
+
+        Raises:
+            HnsegError: The bundle has no member of a kind.
+        """
+        if kinds is None:
+            return self
+        wanted = [(kind["model"], bool(kind["cte"])) for kind in kinds]
+        here = [_kind(member) for member in self.of_stage(stage)]
+        if missing := [kind for kind in wanted if kind not in here]:
+            present = ", ".join(dict.fromkeys(map(_kind_name, here))) or "none"
+            raise HnsegError(
+                f"ensemble={name}: {self.path} has no {stage} member {_kind_name(missing[0])}, only {present}; "
+                "export those runs too, or choose another ensemble"
+            )
+        chosen = [m for m in self.members if m.stage.name != stage or _kind(m) in wanted]
+        return replace(self, members=tuple(chosen))
+
+
+def _kind(member: Member) -> tuple[str, bool]:
+    return member.card["model"], bool(member.card["input"]["cte"])
+
+
+def _kind_name(kind: tuple[str, bool]) -> str:
+    model, cte = kind
+    return f"{model} {'with' if cte else 'without'} enhancement"
 
 
 def export_bundle(

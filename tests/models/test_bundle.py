@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from entry import ROOT
 from members import card, make_bundle, write_run
 
 from hnseg.errors import HnsegError
@@ -197,3 +198,34 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     export_bundle([tmp_path / "runs"], tmp_path / "bundle")
     assert Bundle.load(tmp_path / "bundle").members
+
+
+ARMS = {
+    "all": {"resenc", "resenc_cte", "segresnet", "segresnet_cte"},
+    "full": {"resenc_cte", "segresnet"},
+    "no_cte": {"resenc", "segresnet"},
+    "srn_cte": {"segresnet_cte"},
+    "resenc_cte": {"resenc_cte"},
+    "resenc": {"resenc"},
+    "segresnet": {"segresnet"},
+}
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_an_arm_takes_the_papers_members_and_leaves_the_other_stages_whole(tmp_path, name):
+    kinds = [(model, cte) for model in ("resenc", "segresnet") for cte in (False, True)]
+    fine = [card("fine", model, name=f"{model}{'_cte' * cte}", input={"cte": cte}) for model, cte in kinds]
+    bundle = make_bundle(tmp_path, card("head", "plainconv"), card("coarse", "plainconv"), *fine)
+    arm = yaml.safe_load((ROOT / "conf" / "ensemble" / f"{name}.yaml").read_text())
+    assert arm["name"] == name
+    chosen = bundle.arm(name, arm["members"])
+    assert {member.card["name"] for member in chosen.of_stage("fine")} == ARMS[name]
+    assert (len(chosen.of_stage("head")), len(chosen.of_stage("coarse"))) == (1, 1)
+
+
+def test_an_arm_that_the_bundle_cannot_fill_is_refused(tmp_path):
+    bundle = make_bundle(tmp_path, card("fine", "resenc"))
+    with pytest.raises(HnsegError) as caught:
+        bundle.arm("full", [{"model": "resenc", "cte": True}])
+    assert "ensemble=full" in str(caught.value)
+    assert "no fine member resenc with enhancement, only resenc without enhancement" in str(caught.value)
