@@ -149,5 +149,5 @@ def test_an_arm_of_the_ensemble_is_chosen_by_name(bundle: Path, tmp_path: Path) 
     write_case(tmp_path / "scans", "A-3")
     given = [f"cases={tmp_path / 'scans'}", f"bundle={bundle}", f"out={tmp_path / 'out'}"]
     infer(*given, "ensemble=segresnet")
-    with pytest.raises(HnsegError, match="ensemble=full.*no fine member resenc with enhancement"):
+    with pytest.raises(HnsegError, match=r"ensemble=full.*no fine member resenc with enhancement"):
         infer(*given, "ensemble=full")

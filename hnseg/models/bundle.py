@@ -95,8 +95,8 @@ class Bundle:
         if missing := [kind for kind in wanted if kind not in here]:
             present = ", ".join(dict.fromkeys(map(_kind_name, here))) or "none"
             raise HnsegError(
-                f"ensemble={name}: {self.path} has no {stage} member {_kind_name(missing[0])}, only {present}; "
-                "export those runs too, or choose another ensemble"
+                f"ensemble={name}: {self.path} has no {stage} member {_kind_name(missing[0])}, only "
+                f"{present}; export those too, or choose another ensemble"
             )
         chosen = [m for m in self.members if m.stage.name != stage or _kind(m) in wanted]
         return replace(self, members=tuple(chosen))
