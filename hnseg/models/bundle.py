@@ -1,6 +1,7 @@
 """Trained members → one folder that infer.py loads.
 
     bundle.yaml                       format, members, weights' hashes, decision rules
+    README.md                         the model card
     MEMBER/member.yaml                stage, input chain, network: everything needed to run it
     MEMBER/weights.safetensors
 
@@ -25,6 +26,7 @@ from torch import nn
 
 from hnseg.errors import HnsegError
 from hnseg.models.member import Member, Trained
+from hnseg.models.model_card import model_card
 from hnseg.models.module import CARD
 from hnseg.models.nets import build
 
@@ -173,7 +175,9 @@ def _write_members(trained: Iterable[Trained], out: Path) -> list[str]:
         cards[card["name"]] = card
         _write_member(card, network, out / card["name"])
     hashes = {name: {file.name: digest(file) for file in sorted((out / name).iterdir())} for name in cards}
-    listing = {"format": FORMAT, "members": hashes, "decision": _decision(list(cards.values()))}
+    decision = _decision(list(cards.values()))
+    listing = {"format": FORMAT, "members": hashes, "decision": decision}
+    (out / "README.md").write_text(model_card(list(cards.values()), decision), encoding="utf-8")
     (out / LISTING).write_text(yaml.safe_dump(listing, sort_keys=False))
     return list(cards)
 

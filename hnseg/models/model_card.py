@@ -1,0 +1,53 @@
+"""What a bundle says of itself to a reader: its model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_COLUMNS = ("member", "stage", "input", "recipe", "trained on", "split", "val/dice", "val_coarse/dice")
+
+_HEAD = """\
+# Model card
+
+Finds head-and-neck tumours (GTVp) and metastatic lymph nodes (GTVn) in PET/CT; made with hnseg.
+Research software: it is not a medical device and has not been validated for patients.
+
+**Input.** CT in HU and PET in SUV (body weight) of one patient, any grids, in one patient space.
+**Output.** Labels on the CT's grid: {labels}.
+**Rules.** {rules}
+
+Validation Dice is measured inside the stage's ROI, on cases of the held-out fold: `val` in ROIs that the
+truth has placed, which flatters the pipeline, `val_coarse` in ROIs placed by coarse predictions. Scores of
+`fold_all` are of cases that were trained on.
+"""
+
+
+def model_card(cards: Sequence[Mapping[str, Any]], decision: Mapping[str, Any]) -> str:
+    """The model card of a bundle, Markdown.
+
+    Args:
+        cards: Its members' descriptions.
+        decision: Its rules from probabilities to a mask.
+    """
+    classes = next(c["stage"]["classes"] for c in reversed(cards) if c["decision"] == decision)
+    labels = ", ".join(["0 background", *(f"{n} {name}" for n, name in enumerate(classes, start=1))])
+    rules = ", ".join(f"{key}: {value}" for key, value in decision.items())
+    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_row(card) for card in cards)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{_HEAD.format(labels=labels, rules=rules)}\n{table}\n"
+
+
+def _row(card: Mapping[str, Any]) -> tuple[str, ...]:
+    scores, spec = card.get("scores", {}), card["input"]
+    ct = "[CT, CT², CT^(1/3)" if spec["cte"] else "[CT"
+    seen = card["trained_on"]
+    return (
+        card["name"],
+        card["stage"]["name"],
+        f"{ct}{', PET' if 'pet' in spec['modalities'] else ''}]",
+        card.get("recipe", ""),
+        "unknown cases" if seen is None else f"{len(seen)} cases",
+        str(card.get("split") or "unknown"),
+        *(f"{scores[key]:.4f}" if key in scores else "" for key in ("val/dice", "val_coarse/dice")),
+    )
