@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -9,6 +10,7 @@ from time import perf_counter
 import numpy as np
 import SimpleITK as sitk
 import torch
+from numpy.typing import NDArray
 
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid
@@ -18,8 +20,10 @@ from hnseg.inference.components import remove_faint, remove_small
 from hnseg.inference.cover import cubes, outside_ml
 from hnseg.inference.decision import Decision, decide
 from hnseg.inference.ensemble import StageEnsemble
+from hnseg.inference.lesions import Lesion, look_first, measure
 from hnseg.inference.networks import Networks
-from hnseg.inference.way_back import blend, paste
+from hnseg.inference.uncertainty import MAPS, Spread
+from hnseg.inference.way_back import Box, blend, paste
 from hnseg.models.bundle import Bundle
 from hnseg.placement import place
 
@@ -37,6 +41,11 @@ class Segmentation:
         fallbacks: What was done where a stage found nothing, in words.
         seconds: Time each stage took.
         grids: Where each stage looked.
+        lesions: What the mask holds; none where it holds heads.
+        look_first: Why a reader should look at the case before others, in words; else empty.
+        maps: Those that were asked for, float32 (z, y, x) in `box`: `probability_CLASS`, `entropy` and
+            `mutual_information`.
+        box: The part (z, y, x) of the CT that the last stage's ROI reaches; None where they do not meet.
     """
 
     mask: sitk.Image
@@ -45,6 +54,17 @@ class Segmentation:
     fallbacks: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     grids: dict[str, list[Grid]] = field(default_factory=dict)
+    lesions: list[Lesion] = field(default_factory=list)
+    look_first: str = ""
+    maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    box: Box | None = None
+
+    def volumes(self) -> Iterator[tuple[str, sitk.Image]]:
+        """The maps by name, one at a time on the CT's grid, float32 and zero outside the ROI."""
+        for name, values in self.maps.items():
+            whole = np.zeros(self.mask.GetSize()[::-1], np.float32)
+            whole[self.box] = values
+            yield name, from_array(whole, self.mask)
 
 
 class Cascade:
@@ -58,6 +78,8 @@ class Cascade:
         mirror: Average over mirrorings in the last stage; None follows the bundle.
         unseen: Segment each case with the members that were not trained on it.
         heads: Folder of head masks CASE.nii.gz, which stand for the head stage where there is one.
+        probabilities: Return the fused probability of each class.
+        uncertainty: Return the maps of `hnseg.inference.uncertainty`.
 
     Raises:
         HnsegError: The bundle lacks the stage asked for, or one that must place the next, or its rules or
@@ -74,8 +96,11 @@ class Cascade:
         mirror: bool | None = None,
         unseen: bool = False,
         heads: Path | None = None,
+        probabilities: bool = False,
+        uncertainty: bool = False,
     ) -> None:
         self.bundle, self.precision, self.unseen = bundle, precision, unseen
+        self.probabilities, self.uncertainty = probabilities, uncertainty
         classes = dict.fromkeys(name for member in bundle.members for name in member.stage.classes)
         self.decision = Decision.from_dict(bundle.decision, list(classes))
         self.names = [name for name in ORDER[: ORDER.index(until) + 1] if bundle.of_stage(name)]
@@ -120,7 +145,7 @@ class Cascade:
                 result.outside_ml = outside_ml(found, grids)
             result.grids[stage.name] = grids
             if ensemble is ensembles[-1]:
-                result.mask = self._mask(ensemble, grids, ct, pet)
+                self._finish(result, ensemble, ct, pet)
             else:
                 # The recipe's rule is for the mask; what only places the next ROI is the likeliest class.
                 found = grid.image(decide(ensemble.probabilities(ct, pet, grid)[1:], "argmax"))
@@ -128,27 +153,60 @@ class Cascade:
             result.seconds[stage.name] = perf_counter() - start
         return result
 
-    def _mask(
-        self, ensemble: StageEnsemble, grids: list[Grid], ct: sitk.Image, pet: sitk.Image
-    ) -> sitk.Image:
+    def _finish(self, result: Segmentation, ensemble: StageEnsemble, ct: sitk.Image, pet: sitk.Image) -> None:
         """The last stage's cubes, decided and brought to the CT's grid, in the order of the rules."""
-        classes, rules = ensemble.stage.classes, self.decision
+        stage, rules = ensemble.stage, self.decision
+        grids, classes, count = result.grids[stage.name], stage.classes, len(stage.classes)
         labels = np.zeros(ct.GetSize()[::-1], np.uint8)
-        maps = (ensemble.probabilities(ct, pet, grid)[1:] for grid in grids)
+        cubes: Iterable[NDArray[np.float32]] = (self._cube(ensemble, ct, pet, grid) for grid in grids)
         if rules.way_back == "labels":
-            placed = paste(grids, (rules.labels(foreground, classes) for foreground in maps), ct)
-        else:
-            placed = blend(grids, maps, ct)
+            cubes = list(cubes)  # they are brought back twice: decided, and as maps
+        placed = blend(grids, cubes, ct)
         if placed is not None:
-            decided, box = placed
-            if rules.way_back == "probabilities":
-                decided = rules.labels(decided, classes)
+            maps, result.box = placed
+            if rules.way_back == "labels":
+                pasted = paste(grids, (rules.labels(cube[:count], classes) for cube in cubes), ct)
+                assert pasted is not None  # what the maps reach, the labels reach
+                decided, _ = pasted
+            else:
+                decided = rules.labels(maps[:count], classes)
             voxel_ml = float(np.prod(ct.GetSpacing())) / 1000
-            labels[box] = remove_small(decided, voxel_ml, rules.floors(classes))
-        mask = from_array(labels, ct)
+            labels[result.box] = remove_small(decided, voxel_ml, rules.floors(classes))
+        result.mask = from_array(labels, ct)
         if rules.node_suv_peak is not None and "GTVn" in classes:
-            mask = remove_faint(mask, pet, classes.index("GTVn") + 1, rules.node_suv_peak)
-        return mask
+            result.mask = remove_faint(result.mask, pet, classes.index("GTVn") + 1, rules.node_suv_peak)
+        if placed is not None:
+            self._describe(result, ensemble, maps, pet)
+        if stage.name != "head":
+            result.look_first = look_first(result.lesions, result.fallbacks, result.outside_ml)
+
+    def _cube(
+        self, ensemble: StageEnsemble, ct: sitk.Image, pet: sitk.Image, grid: Grid
+    ) -> NDArray[np.float32]:
+        """(C, z, y, x): classes' probabilities, of several members their agreement, what is asked for."""
+        spread = Spread(information=self.uncertainty)
+        fused = ensemble.probabilities(ct, pet, grid, spread)
+        agreement = [spread.agreement()] if len(ensemble.members) > 1 else []
+        uncertainty = [spread.uncertainty(fused)] if self.uncertainty else []
+        return np.concatenate([fused[1:], *agreement, *uncertainty])
+
+    def _describe(
+        self, result: Segmentation, ensemble: StageEnsemble, maps: NDArray[np.float32], pet: sitk.Image
+    ) -> None:
+        """Lesions and maps from the channels of `_cube` in the ROI's box."""
+        stage, count = ensemble.stage, len(ensemble.stage.classes)
+        assert result.box is not None
+        z, y, x = result.box
+        if stage.name != "head":
+            agreement = maps[count : 2 * count] if len(ensemble.members) > 1 else None
+            mask = result.mask[x, y, z]
+            result.lesions = measure(
+                mask, pet, stage.classes, maps[:count], agreement, result.grids[stage.name]
+            )
+        if self.probabilities:
+            result.maps |= {f"probability_{name}": maps[n] for n, name in enumerate(stage.classes)}
+        if self.uncertainty:
+            result.maps |= dict(zip(MAPS, maps[-len(MAPS) :], strict=True))
 
     def _for_case(self, case_id: str, *, without_head: bool) -> list[StageEnsemble]:
         """The stages that a case needs, each with the members that may segment it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import cc3d
 import numpy as np
@@ -12,7 +13,7 @@ from scipy import ndimage
 
 from hnseg.data.resample import index_box
 from hnseg.geometry import positions
-from hnseg.images import from_array
+from hnseg.images import from_array, to_array
 from hnseg.metrics.matching import label_lesions
 
 # A sphere of 1 ml.
@@ -50,30 +51,46 @@ def remove_faint(labels: sitk.Image, pet: sitk.Image, label: int, min_suv: float
         min_suv: The least SUVpeak that stays.
     """
     kept = sitk.GetArrayFromImage(labels)
-    components, count = label_lesions(kept == label)
-    for number, box in enumerate(ndimage.find_objects(components, count), start=1):
-        inside = components[box] == number
-        start = [int(s.start) for s in box][::-1]
-        here = labels[tuple(slice(a, a + n) for a, n in zip(start, inside.shape[::-1], strict=True))]
-        peak = suv_peak(from_array(inside.astype(np.uint8), here), pet)
+    for box, component in components(labels, label):
+        peak = suv_peak(component, pet)
         if peak is not None and peak < min_suv:
-            kept[box][inside] = 0
+            kept[box][sitk.GetArrayViewFromImage(component) > 0] = 0
     return from_array(kept, labels)
 
 
-def suv_peak(component: sitk.Image, pet: sitk.Image) -> float | None:
-    """The highest mean SUV in a sphere of 1 ml (radius 6.2 mm) whose centre lies in a component.
+def components(labels: sitk.Image, label: int) -> Iterator[tuple[tuple[slice, slice, slice], sitk.Image]]:
+    """A class's 26-connected components, one after the other.
 
-    On the PET's own grid: centres are its voxels that lie in the component (the one nearest to the
-    component's middle where it is too small to hold any), and a sphere's mean is that of the PET voxels
-    whose centres it holds.
+    Yields:
+        The box (z, y, x) around a component, and that part of the image: 1 inside the component, 0 outside.
+    """
+    numbered, count = label_lesions(to_array(labels) == label)
+    for number, box in enumerate(ndimage.find_objects(numbered, count), start=1):
+        z, y, x = (slice(int(s.start), int(s.stop)) for s in box)
+        yield (z, y, x), from_array((numbered[box] == number).astype(np.uint8), labels[x, y, z])
+
+
+class Uptake(NamedTuple):
+    """SUV of a component: the highest, the mean, and the peak as `uptake` defines it."""
+
+    maximum: float
+    mean: float
+    peak: float
+
+
+def uptake(component: sitk.Image, pet: sitk.Image) -> Uptake | None:
+    """SUVmax, SUVmean and SUVpeak of a component, on the PET's own grid.
+
+    They are taken over the PET's voxels whose centres lie in the component (the one nearest to its middle
+    where it is too small to hold any). SUVpeak is the highest mean in a sphere of 1 ml (radius 6.2 mm) with
+    its centre at one of them; a sphere's mean is that of the PET voxels whose centres it holds.
 
     Args:
         component: Non-zero inside, any grid.
         pet: SUV.
 
     Returns:
-        SUV, or None where the PET does not reach the component.
+        None where the PET does not reach the component.
     """
     points = positions(component)
     reach = np.ceil(PEAK_RADIUS_MM / np.asarray(pet.GetSpacing())).astype(int)
@@ -86,12 +103,19 @@ def suv_peak(component: sitk.Image, pet: sitk.Image) -> float | None:
     total = ndimage.convolve(values, ball, mode="constant")
     mean = total / ndimage.convolve(np.ones_like(values), ball, mode="constant")
     held = sitk.GetArrayFromImage(sitk.Resample(component, suv, sitk.Transform(), sitk.sitkNearestNeighbor))
-    if held.any():
-        return float(mean[held > 0].max())
-    middle = suv.TransformPhysicalPointToIndex(points.mean(axis=0).tolist())[::-1]
-    if not all(0 <= i < n for i, n in zip(middle, mean.shape, strict=True)):
-        return None
-    return float(mean[middle])
+    inside = held > 0
+    if not inside.any():
+        middle = suv.TransformPhysicalPointToIndex(points.mean(axis=0).tolist())[::-1]
+        if not all(0 <= i < n for i, n in zip(middle, mean.shape, strict=True)):
+            return None
+        inside[middle] = True
+    return Uptake(float(values[inside].max()), float(values[inside].mean()), float(mean[inside].max()))
+
+
+def suv_peak(component: sitk.Image, pet: sitk.Image) -> float | None:
+    """The SUVpeak of `uptake`."""
+    suv = uptake(component, pet)
+    return None if suv is None else suv.peak
 
 
 def _ball(reach: NDArray[np.int_], spacing: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from hnseg.inference.decision import Decision
 from hnseg.inference.fusion import Fusion
 from hnseg.inference.networks import Networks
 from hnseg.inference.predictor import Predictor
+from hnseg.inference.uncertainty import Spread
 from hnseg.models.member import Member
 from hnseg.stage import Stage
 
@@ -69,13 +70,16 @@ class StageEnsemble:
                 "give one of their models a weight"
             )
 
-    def probabilities(self, ct: sitk.Image, pet: sitk.Image, grid: Grid) -> NDArray[np.float32]:
+    def probabilities(
+        self, ct: sitk.Image, pet: sitk.Image, grid: Grid, spread: Spread | None = None
+    ) -> NDArray[np.float32]:
         """Class probabilities on a grid.
 
         Args:
             ct: CT, HU.
             pet: PET, SUV.
             grid: The stage's grid on this case.
+            spread: Gathers how the members differ.
 
         Returns:
             (K, z, y, x), background first, on `grid`.
@@ -92,6 +96,8 @@ class StageEnsemble:
                 inputs[spec] = _network_input(volumes[spec.sampling], spec).to(self.device)
             logits = _uncrop(self._run(member, inputs[spec]), grid.shape)
             fusion.add(logits, member.card["model"], member.card["network"]["architecture"])
+            if spread is not None:
+                spread.add(logits, fusion.weight(member.card["model"]))
         return fusion.probabilities().cpu().numpy()
 
     def _run(self, member: Member, image: Tensor) -> Tensor:

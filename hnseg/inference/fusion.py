@@ -12,8 +12,8 @@ from hnseg.inference import decision
 NNUNET = ("plainconv", "resenc")
 
 
-class _Mean:
-    """A running weighted mean."""
+class RunningMean:
+    """A weighted mean of what is added one after the other."""
 
     def __init__(self) -> None:
         self.total: Tensor | None = None
@@ -24,8 +24,10 @@ class _Mean:
         self.weight += weight
 
     @property
-    def value(self) -> Tensor | None:
-        return None if self.total is None else self.total / self.weight
+    def value(self) -> Tensor:
+        """Of all values added so far, at least one."""
+        assert self.total is not None
+        return self.total / self.weight
 
 
 class Fusion:
@@ -43,7 +45,7 @@ class Fusion:
     def __init__(self, kind: decision.Fusion = "flat", weights: Mapping[str, float] | None = None) -> None:
         self.kind = kind
         self.weights = weights if weights and kind == "flat" else {}
-        self._logits, self._softmax = _Mean(), _Mean()
+        self._logits, self._softmax = RunningMean(), RunningMean()
 
     def weight(self, model: str) -> float:
         """The weight of a model's members."""
@@ -64,6 +66,6 @@ class Fusion:
 
     def probabilities(self) -> Tensor:
         """(K, z, y, x) of all members added so far, at least one."""
-        logits, softmax = self._logits.value, self._softmax.value
-        maps = [m for m in (None if logits is None else logits.softmax(0), softmax) if m is not None]
+        maps = [self._logits.value.softmax(0)] if self._logits.weight else []
+        maps += [self._softmax.value] if self._softmax.weight else []
         return maps[0] if len(maps) == 1 else (maps[0] + maps[1]) / 2
