@@ -175,9 +175,9 @@ def _write_members(trained: Iterable[Trained], out: Path) -> list[str]:
         cards[card["name"]] = card
         _write_member(card, network, out / card["name"])
     hashes = {name: {file.name: digest(file) for file in sorted((out / name).iterdir())} for name in cards}
-    decision = _decision(list(cards.values()))
-    listing = {"format": FORMAT, "members": hashes, "decision": decision}
-    (out / "README.md").write_text(model_card(list(cards.values()), decision), encoding="utf-8")
+    last = _last_stage(list(cards.values()))
+    listing = {"format": FORMAT, "members": hashes, "decision": last["decision"]}
+    (out / "README.md").write_text(model_card(list(cards.values()), last), encoding="utf-8")
     (out / LISTING).write_text(yaml.safe_dump(listing, sort_keys=False))
     return list(cards)
 
@@ -209,15 +209,15 @@ def _read_member(folder: Path) -> Member:
     return Member(yaml.safe_load((folder / CARD_FILE).read_text()), folder / WEIGHTS)
 
 
-def _decision(cards: list[dict[str, Any]]) -> dict[str, Any]:
-    """The rules of the last stage; all its members must agree on them."""
+def _last_stage(cards: list[dict[str, Any]]) -> dict[str, Any]:
+    """A card of the last stage, whose rules make the mask; all its members must agree on them."""
     last = next(
         stage for stage in ("fine", "coarse", "head") if any(c["stage"]["name"] == stage for c in cards)
     )
-    rules = [card["decision"] for card in cards if card["stage"]["name"] == last]
-    if any(rule != rules[0] for rule in rules):
+    members = [card for card in cards if card["stage"]["name"] == last]
+    if any(card["decision"] != members[0]["decision"] for card in members):
         raise HnsegError(f"the {last} members disagree on recipe.decision; export runs of one recipe")
-    return rules[0]
+    return members[0]
 
 
 def _verify(path: Path, expected: str) -> None:

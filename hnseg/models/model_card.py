@@ -23,16 +23,16 @@ truth has placed, which flatters the pipeline, `val_coarse` in ROIs placed by co
 """
 
 
-def model_card(cards: Sequence[Mapping[str, Any]], decision: Mapping[str, Any]) -> str:
+def model_card(cards: Sequence[Mapping[str, Any]], last: Mapping[str, Any]) -> str:
     """The model card of a bundle, Markdown.
 
     Args:
         cards: Its members' descriptions.
-        decision: Its rules from probabilities to a mask.
+        last: One of the last stage, which makes the mask.
     """
-    classes = next(c["stage"]["classes"] for c in reversed(cards) if c["decision"] == decision)
-    labels = ", ".join(["0 background", *(f"{n} {name}" for n, name in enumerate(classes, start=1))])
-    rules = ", ".join(f"{key}: {value}" for key, value in decision.items())
+    classes = enumerate(last["stage"]["classes"], start=1)
+    labels = ", ".join(["0 background", *(f"{number} {name}" for number, name in classes)])
+    rules = ", ".join(f"{key}: {value}" for key, value in last["decision"].items())
     rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_row(card) for card in cards)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{_HEAD.format(labels=labels, rules=rules)}\n{table}\n"
