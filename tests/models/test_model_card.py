@@ -10,9 +10,8 @@ def test_it_says_what_goes_in_what_comes_out_and_who_the_members_are(tmp_path):
     assert "0 background, 1 GTVp, 2 GTVn" in text
     assert "not a medical device" in text
     assert "rule: half" in text
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"
-    ]
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line] for line in lines]
     titles, members = rows[0], {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
     assert titles[0] == "member"
     first, second = members["head_plainconv_fold_0"], members["fine_resenc_fold_0"]
