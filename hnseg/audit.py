@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hnseg.cases import EXTENSIONS, HEADS, Case, case_files
 from hnseg.checks import Finding, check_case, overlap, z_range
 from hnseg.errors import HnsegError
 from hnseg.images import extension, read_image, read_label, to_array
+from hnseg.suv import read_pet
 
 __all__ = ["CaseAudit", "Finding", "Geometry", "audit", "audit_case", "check_case", "find_orphans", "usable"]
 
@@ -71,10 +73,12 @@ class CaseAudit:
 
 def audit_case(case: Case) -> CaseAudit:
     """Read all files of a case and judge them; what cannot be read becomes a finding, not an exception."""
+    if case.fault:
+        return CaseAudit(case, (Finding("error", case.fault),))
     findings: list[Finding] = []
-    ct = _try(read_image, case.ct, findings)
-    pet = _try(read_image, case.pet, findings)
-    label = _try(read_label, case.label, findings) if case.label else None
+    ct = _try(partial(read_image, case.ct), findings)
+    pet = _try(partial(read_pet, case), findings)
+    label = _try(partial(read_label, case.label), findings) if case.label else None
     share = None
     if ct is not None and pet is not None:
         findings += check_case(ct, pet, label)
@@ -161,9 +165,9 @@ def _with_bar(audits: Iterable[CaseAudit], total: int) -> list[CaseAudit]:
     return list(track(audits, "auditing", total, console=Console(stderr=True)))
 
 
-def _try(read: Callable[[Path], sitk.Image], path: Path, faults: list[Finding]) -> sitk.Image | None:
+def _try(read: Callable[[], sitk.Image], faults: list[Finding]) -> sitk.Image | None:
     try:
-        return read(path)
+        return read()
     except HnsegError as error:
         faults.append(Finding("error", str(error)))
         return None

@@ -1,9 +1,11 @@
 """Case lists: what a cohort on disk consists of, before a voxel is read."""
 
 import csv
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from hnseg.errors import HnsegError
 
@@ -14,13 +16,24 @@ LAYOUT = "ROOT/CASE/CASE__CT.nii.gz, CASE__PT.nii.gz and, where known, CASE.nii.
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's PET/CT: CT (HU), PET (SUV), and the label map on the CT's grid where there is one."""
+    """One patient's PET/CT: CT (HU), PET, and the label map on the CT's grid where there is one.
+
+    `pet_factor` makes SUV of the PET's values (None: they are SUV, or a sidecar tells, see `hnseg.suv`).
+    `fault` says why the list's line cannot be used; such a case is only reported.
+    """
 
     case_id: str
     ct: Path
     pet: Path
     label: Path | None = None
     center: str = ""
+    pet_factor: float | None = None
+    fault: str = ""
+
+    def check(self) -> None:
+        """Raise HnsegError if the case has a fault."""
+        if self.fault:
+            raise HnsegError(self.fault)
 
 
 def read_cases(source: Path, *, strict: bool = True) -> list[Case]:
@@ -28,18 +41,19 @@ def read_cases(source: Path, *, strict: bool = True) -> list[Case]:
 
     Args:
         source: a folder in the HECKTOR layout (facts.md §4), or a CSV with the header
-            `case_id, ct, pet[, label, center]` whose paths are relative to its own folder. `pt` is
-            taken for `pet`; an empty `ct` or `pet` cell stands for the HECKTOR name beside the CSV.
-        strict: refuse a list that names a file which does not exist (training). Otherwise the case
-            keeps the path and fails alone when it is read (inference).
+            `case_id, ct, pet[, label, center, pet_factor]` whose paths are relative to its own folder.
+            `pt` is taken for `pet`; an empty `ct` or `pet` cell stands for the HECKTOR name beside the CSV.
+        strict: refuse a list with a file that does not exist, an id that is no plain file name or a
+            factor that is no number (training). Otherwise the case keeps the path, or the fault under a
+            harmless name, and fails alone when it is read (inference).
 
     Returns:
         The cases, sorted by case_id. A case's centre is the CSV's `center`, else the part of its
         name before the first '-'.
 
     Raises:
-        HnsegError: no such source, no case in it, missing files (strict), or a malformed CSV:
-            missing columns, repeated case ids, or ids that are not plain file names.
+        HnsegError: no such source, no case in it, a malformed CSV (missing columns, repeated case
+            ids), or what `strict` refuses.
     """
     source = Path(source)
     if source.is_dir():
@@ -55,7 +69,7 @@ def read_cases(source: Path, *, strict: bool = True) -> list[Case]:
     else:
         raise HnsegError(f"{source}: neither a folder nor a .csv; give a case list (folder: {LAYOUT})")
     if strict:
-        _require_files(cases)
+        _require_sound(cases)
     return sorted(cases, key=lambda case: case.case_id)
 
 
@@ -63,11 +77,11 @@ def check_case_id(case_id: str, where: str) -> None:
     """Refuse a case id that is not a plain file name: it becomes part of output paths.
 
     Raises:
-        HnsegError: empty, longer than 100 characters, starting with a dot, or with a slash,
+        HnsegError: empty, longer than 100 bytes in UTF-8, starting with a dot, or with a slash,
             backslash or control character in it.
     """
     plain = case_id.isprintable() and not {"/", "\\"} & set(case_id) and not case_id.startswith(".")
-    if not plain or not 0 < len(case_id) <= 100:
+    if not plain or not 0 < len(case_id.encode()) <= 100:
         raise HnsegError(f"{where}: case id {case_id[:100]!r} is not a plain file name; rename the case")
 
 
@@ -92,26 +106,53 @@ def _folder_cases(root: Path) -> Iterator[Case]:
         files = case_files(folder)
         if not files:
             continue
-        name = folder.name
-        check_case_id(name, str(root))
-        ct = files.get("ct", folder / f"{name}__CT.nii.gz")
-        pet = files.get("pet", folder / f"{name}__PT.nii.gz")
-        yield Case(name, ct, pet, files.get("label"), center_of(name))
+        name, fault = _usable_id(folder.name, str(root))
+        ct = files.get("ct", folder / f"{folder.name}__CT.nii.gz")
+        pet = files.get("pet", folder / f"{folder.name}__PT.nii.gz")
+        yield Case(name, ct, pet, files.get("label"), center_of(name), fault=fault)
 
 
 def _csv_cases(path: Path) -> Iterator[Case]:
     seen: set[str] = set()
     for line, row in _csv_rows(path):
         where = f"{path} line {line}"
-        case_id = row["case_id"]
-        check_case_id(case_id, where)
+        case_id, fault = _usable_id(row["case_id"], where)
+        if fault:
+            case_id += f" (line {line})"  # two such ids may come out alike
         if case_id in seen:
             raise HnsegError(f"{where}: case id {case_id!r} appears twice; give each case one line")
         seen.add(case_id)
         ct = path.parent / (row["ct"] or f"{case_id}__CT.nii.gz")
         pet = path.parent / (row["pet"] or f"{case_id}__PT.nii.gz")
         label = path.parent / row["label"] if row.get("label") else None
-        yield Case(case_id, ct, pet, label, row.get("center") or center_of(case_id))
+        factor, wrong = _pet_factor(row.get("pet_factor", ""), where)
+        yield Case(case_id, ct, pet, label, row.get("center") or center_of(case_id), factor, fault or wrong)
+
+
+def _usable_id(case_id: str, where: str) -> tuple[str, str]:
+    """A case id that is a plain file name (percent-encoded if need be), and the fault of the one given."""
+    try:
+        check_case_id(case_id, where)
+    except HnsegError as error:
+        encoded = quote(case_id.encode(errors="surrogateescape"), safe="").replace(".", "%2E")
+        return encoded[:80], str(error)
+    return case_id, ""
+
+
+def _pet_factor(cell: str, where: str) -> tuple[float | None, str]:
+    """The factor in a cell, None for an empty one, and its fault."""
+    if not cell:
+        return None, ""
+    try:
+        factor = float(cell)
+    except ValueError:
+        factor = math.nan
+    if not 0 < factor < math.inf:
+        return (
+            None,
+            f"{where}: pet_factor {cell[:30]!r} is no positive number; write what makes SUV of the PET",
+        )
+    return factor, ""
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -125,7 +166,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             if missing:
                 raise HnsegError(
                     f"{path}: header {','.join(header)!r} lacks {', '.join(missing)}; "
-                    "write case_id,ct,pet[,label,center] in the first line"
+                    "write case_id,ct,pet[,label,center,pet_factor] in the first line"
                 )
             for cells in reader:
                 values = [cell.strip() for cell in cells]
@@ -144,8 +185,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         ) from error
 
 
-def _require_files(cases: list[Case]) -> None:
+def _require_sound(cases: list[Case]) -> None:
     for case in cases:
+        case.check()
         for part, path in (("CT", case.ct), ("PET", case.pet), ("label", case.label)):
             if path is not None and not path.is_file():
                 raise HnsegError(

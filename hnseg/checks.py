@@ -10,9 +10,17 @@ from hnseg.images import same_grid
 
 # Air is near -1000 HU and bone above 200 HU, in every head-and-neck scan.
 HU_AIR, HU_BONE = -200.0, 200.0
+# SUV is near 1 in the body's mean, by definition, and some times that in a scan of the brain alone; Bq/ml
+# are 1,400 to 5,000 times the SUV (facts.md §4), stored integers mostly 100 or 1,000 times. The median
+# does not see bladders, spilt tracer, or noise that is mostly air.
+SUV_BODY_LIMIT = 20.0
 # SUV reaches some tens in the brain or bladder, some hundreds in the few voxels of an injection site.
-# Bq/ml are 1,400 to 5,000 times the SUV (facts.md §4): the whole body lies above this bound.
 SUV_LIMIT = 200.0
+# No scan stays below: a factor was applied to what was SUV already, or a wrong one.
+SUV_LEAST = 0.1
+SUV_REMEDY = (
+    "give what makes SUV of it as pet_factor in a CSV case list, or weight, dose and times in CASE__PT.json"
+)
 MIN_OVERLAP = 0.5  # of the CT's volume
 MIN_EXTENT_MM = 60.0
 
@@ -44,14 +52,17 @@ def check_case(ct: sitk.Image, pet: sitk.Image, label: sitk.Image | None = None)
 
 def overlap(ct: sitk.Image, pet: sitk.Image) -> float:
     """Fraction of the CT's volume that lies in the PET's field of view, by a lattice of 40³ points."""
-    size = np.array(ct.GetSize())
-    steps = (np.arange(40) + 0.5) / 40
-    lattice = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
-    index = lattice * size - 0.5  # voxel i reaches from i - 0.5 to i + 0.5
-    points = index @ _affine(ct).T + ct.GetOrigin()
-    there = (points - pet.GetOrigin()) @ np.linalg.inv(_affine(pet)).T
-    inside = (there >= -0.5) & (there <= np.array(pet.GetSize()) - 0.5)
-    return float(inside.all(axis=1).mean())
+    return float(_lattice(ct, pet)[2].mean())
+
+
+def body_median(ct: sitk.Image, pet: sitk.Image) -> float:
+    """Median of the PET's positive values where the CT shows body; of all of them where it shows none."""
+    ct_index, pet_index, inside = _lattice(ct, pet)
+    hu, uptake = sitk.GetArrayViewFromImage(ct), sitk.GetArrayViewFromImage(pet)
+    body = inside & (hu[tuple(ct_index.T[::-1])] > HU_AIR)
+    values = uptake[tuple(pet_index[body].T[::-1])]
+    positive = values[values > 0] if (values > 0).any() else uptake[uptake > 0]
+    return float(np.median(positive)) if positive.size else 0.0
 
 
 def z_range(image: sitk.Image) -> tuple[float, float]:
@@ -60,6 +71,19 @@ def z_range(image: sitk.Image) -> tuple[float, float]:
     corners = np.array(np.meshgrid(*((-0.5, s - 0.5) for s in size.tolist()))).reshape(3, -1).T
     z = (corners @ _affine(image).T + image.GetOrigin())[:, 2]
     return float(z.min()), float(z.max())
+
+
+def _lattice(ct: sitk.Image, pet: sitk.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """40³ points over the CT: nearest index (x, y, z) in it and in the PET, and whether the PET holds it."""
+    size = np.array(ct.GetSize())
+    steps = (np.arange(40) + 0.5) / 40
+    lattice = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    index = lattice * size - 0.5  # voxel i reaches from i - 0.5 to i + 0.5
+    points = index @ _affine(ct).T + ct.GetOrigin()
+    there = (points - pet.GetOrigin()) @ np.linalg.inv(_affine(pet)).T
+    last = np.array(pet.GetSize()) - 1
+    inside = ((there >= -0.5) & (there <= last + 0.5)).all(axis=1)
+    return np.rint(index).astype(int), np.clip(np.rint(there), 0, last).astype(int), inside
 
 
 def _affine(image: sitk.Image) -> np.ndarray:
@@ -85,8 +109,17 @@ def _check_intensities(ct: sitk.Image, pet: sitk.Image) -> list[Finding]:
         )
     if pet_low == pet_high:
         findings.append(_error(f"PET is {pet_low:g} everywhere: export it again"))
+    elif (typical := body_median(ct, pet)) > SUV_BODY_LIMIT:
+        findings.append(
+            _error(f"PET is {typical:.3g} in the body: Bq/ml or counts, not SUV (about 1); {SUV_REMEDY}")
+        )
+    elif pet_high < SUV_LEAST:
+        values = f"PET reaches {pet_high:.2g} only, less than any SUV"
+        findings.append(_error(f"{values}; correct its pet_factor or sidecar, or {SUV_REMEDY}"))
     elif pet_high > SUV_LIMIT:
-        findings.append(_hot(suv, pet_high))
+        findings.append(
+            _warning(f"PET reaches {pet_high:.3g} in places: check for an injection site or artefact")
+        )
     elif pet_high <= 1:
         findings.append(
             _warning(f"PET reaches {pet_high:.2g} only: check that it is SUV, not scaled to [0, 1]")
@@ -94,15 +127,6 @@ def _check_intensities(ct: sitk.Image, pet: sitk.Image) -> list[Finding]:
     if pet_low < -1 and pet_low != pet_high:
         findings.append(_warning(f"PET falls to {pet_low:.3g}: SUV is not negative, check its rescaling"))
     return findings
-
-
-def _hot(suv: np.ndarray, high: float) -> Finding:
-    """PET above any SUV: everywhere in the body (another unit), or in a few voxels (an injection site)."""
-    bulk = float(np.percentile(suv[suv > 0], 99))
-    if bulk <= SUV_LIMIT:
-        return _warning(f"PET reaches {high:.3g} in places: check for an injection site or artefact")
-    remedy = "divide by (injected dose at scan start in Bq / body weight in g)"
-    return _error(f"PET reaches {high:.3g}: Bq/ml or counts, not SUV; if Bq/ml, {remedy}")
 
 
 def _check_overlap(ct: sitk.Image, pet: sitk.Image) -> list[Finding]:

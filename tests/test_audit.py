@@ -45,6 +45,8 @@ def test_a_sound_case_has_no_findings():
         (pet_image(), ct_image(), "look swapped"),
         (ct_image(), scaled(pet_image(), 1 / 2e-4), "Bq/ml or counts, not SUV"),
         (ct_image(), scaled(pet_image(), 1 / 7e-4), "Bq/ml or counts, not SUV"),
+        (ct_image(), scaled(pet_image(), 100), "Bq/ml or counts, not SUV"),
+        (ct_image(), scaled(pet_image(), 2e-4), "less than any SUV"),
         (ct_image(), scaled(pet_image(), 0), "PET is 0 everywhere"),
         (ct_image(), scaled(pet_image(), 0, 3), "PET is 3 everywhere"),
         (scaled(ct_image(), 0, -1000), pet_image(), "CT is -1000 everywhere"),
@@ -52,7 +54,19 @@ def test_a_sound_case_has_no_findings():
         (scaled(ct_image(), 1e-3), pet_image(), "not HU"),
         (ct_image(), moved(pet_image(), 500), "do not overlap"),
     ],
-    ids=["swapped", "Bq 2e-4", "Bq 7e-4", "zero", "flat", "flat CT", "stored CT", "scaled CT", "apart"],
+    ids=[
+        "swapped",
+        "Bq 2e-4",
+        "Bq 7e-4",
+        "SUV x 100",
+        "twice scaled",
+        "zero",
+        "flat",
+        "flat CT",
+        "stored CT",
+        "scaled CT",
+        "apart",
+    ],
 )
 def test_images_that_make_a_case_unusable(ct, pet, telling):
     assert telling in texts(check_case(ct, pet), "error")
@@ -77,6 +91,33 @@ def test_images_that_want_a_look_stay_usable(ct, pet, telling):
 
 def test_a_hot_bladder_is_suv():
     assert check_case(ct_image(), with_hot_spot(90)) == []
+
+
+def test_tracer_spilt_over_a_twentieth_of_the_scan_is_still_suv():
+    image = pet_image()
+    image[:, :5, :4] = 5000.0
+    findings = check_case(ct_image(), image)
+    assert texts(findings, "error") == ""
+    assert "injection site" in texts(findings, "warning")
+
+
+@pytest.mark.parametrize("in_air", [0.0, 1e-3])
+def test_becquerel_are_seen_in_the_body_whatever_the_air_and_the_unseen_part_hold(in_air):
+    """Scattered noise over air, and zeros where a smaller field of view was filled up, are most voxels."""
+    values = np.full((18, 20, 20), in_air, np.float32)
+    values[9:, 4:16, 4:16] = 2500
+    pet = volume(values, (4, 4, 5), (1, 1, 1))
+    assert "Bq/ml" in texts(check_case(ct_image(), pet), "error")
+
+
+def test_the_factor_in_the_list_makes_becquerel_usable(tmp_path):
+    write_case(tmp_path, "A", pet=scaled(pet_image(), 1 / 2.9e-4))
+    for cell, sound in (("", False), ("2.9e-4", True), ("2.9e-8", False), ("x", False)):
+        (tmp_path / "list.csv").write_text(
+            f"case_id,ct,pet,pet_factor\nA,A/A__CT.nii.gz,A/A__PT.nii.gz,{cell}\n"
+        )
+        (found,) = audit(read_cases(tmp_path / "list.csv", strict=False), workers=1)
+        assert found.usable == sound
 
 
 def test_labels_must_lie_on_the_cts_grid_and_hold_something():
@@ -157,7 +198,7 @@ def test_the_table_tells_every_case_and_finding(tmp_path, capsys):
     write_case(tmp_path, "B[1]", pet=scaled(pet_image(), 3000))
     print_audit(audit(read_cases(tmp_path), workers=1), ["notes"])
     out = capsys.readouterr().out
-    for telling in ("GTVp", "B[1]: PET reaches", "notes: belongs to no case", "2 cases, 1 usable, 1 not"):
+    for telling in ("GTVp", "B[1]: PET is", "notes: belongs to no case", "2 cases, 1 usable, 1 not"):
         assert telling in out
 
 

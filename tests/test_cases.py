@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hnseg.cases import Case, read_cases
+from hnseg.cases import Case, check_case_id, read_cases
 from hnseg.errors import HnsegError
 
 
@@ -129,9 +129,33 @@ def test_a_csv_in_another_encoding_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "case_id", ["../x", "a/b", "a\\b", "/etc/x", "", ".", "..", ".hidden", "a\0b", '"a\nb"', "x" * 101]
 )
-@pytest.mark.parametrize("strict", [True, False])
-def test_case_ids_that_are_not_plain_file_names_are_refused(tmp_path, case_id, strict):
-    path = cases_csv(tmp_path, f"case_id,ct,pet\n{case_id},ct.nii.gz,pt.mha\n")
+def test_case_ids_that_are_not_plain_file_names_are_refused_or_left_to_the_case(tmp_path, case_id):
+    path = cases_csv(tmp_path, f"case_id,ct,pet\n{case_id},ct.nii.gz,pt.mha\nA,ct.nii.gz,pt.mha\n")
     with pytest.raises(HnsegError, match="is not a plain file name") as caught:
-        read_cases(path, strict=strict)
+        read_cases(path)
     assert "\n" not in str(caught.value)
+    (bad,) = (case for case in read_cases(path, strict=False) if case.fault)
+    check_case_id(bad.case_id, "its harmless name")
+    with pytest.raises(HnsegError, match="is not a plain file name"):
+        bad.check()
+
+
+def test_a_list_of_hostile_ids_keeps_them_apart(tmp_path):
+    path = cases_csv(tmp_path, "case_id,ct,pet\n" + ",ct.nii.gz,pt.mha\n" * 2 + "a/b,,\n" * 2)
+    assert len({case.case_id for case in read_cases(path, strict=False)}) == 4
+
+
+def test_names_longer_than_a_file_systems_are_refused_in_any_script(tmp_path):
+    path = cases_csv(tmp_path, f"case_id,ct,pet\n{'患' * 90},ct.nii.gz,pt.mha\n患者-1,ct.nii.gz,pt.mha\n")
+    assert [case.fault != "" for case in read_cases(path, strict=False)] == [True, False]
+
+
+def test_pet_factors_are_positive_numbers(tmp_path):
+    good = cases_csv(tmp_path, "case_id,ct,pet,pet_factor\nA,ct.nii.gz,pt.mha,2.9e-4\nB,ct.nii.gz,pt.mha,\n")
+    assert [case.pet_factor for case in read_cases(good)] == [2.9e-4, None]
+    for cell in ("0", "-1", "nan", "inf", "0.3 g/ml"):
+        bad = cases_csv(tmp_path, f"case_id,ct,pet,pet_factor\nA,ct.nii.gz,pt.mha,{cell}\n")
+        with pytest.raises(HnsegError, match=rf"line 2: pet_factor '{cell}' is no positive number"):
+            read_cases(bad)
+        (case,) = read_cases(bad, strict=False)
+        assert "pet_factor" in case.fault

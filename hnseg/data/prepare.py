@@ -34,9 +34,10 @@ from hnseg.checks import check_case
 from hnseg.data.sampling import STUDY, Sampling
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid
-from hnseg.images import read_image, read_label, to_array
+from hnseg.images import read_label, to_array
 from hnseg.placement import place
 from hnseg.stage import Stage
+from hnseg.suv import read_scan, sidecar
 
 # Raise when the arrays of an entry would come out differently for the same inputs.
 FORMAT = 2
@@ -183,7 +184,7 @@ def prepare_case(
     Raises:
         HnsegError: The case cannot be used, and why.
     """
-    ct, pet = read_image(case.ct), read_image(case.pet)
+    ct, pet = read_scan(case)
     lesions = None if case.label is None else read_label(case.label)
     faults = [f.text for f in check_case(ct, pet, lesions) if f.level == "error"]
     if faults:
@@ -294,9 +295,10 @@ def _key(entry: Path) -> str | None:
 
 
 def _sources(case: Case, masks: Path | None) -> str:
-    """Hash of the files an entry is made from: their names, sizes and times of change."""
+    """Hash of what an entry is made from: the files' names, sizes and times of change, the PET's factor."""
     paths = [case.ct, case.pet, case.label, None if masks is None else masks / f"{case.case_id}.nii.gz"]
-    states = []
+    paths.append(sidecar(case.pet))
+    states: list[Any] = [] if case.pet_factor is None else [case.pet_factor]
     for path in paths:
         if path is not None and path.exists():
             stat = path.stat()

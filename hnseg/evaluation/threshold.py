@@ -21,8 +21,9 @@ from hnseg.cases import Case
 from hnseg.data.resample import to_image
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid, centroid
-from hnseg.images import read_image, read_label, to_array
+from hnseg.images import read_label, to_array
 from hnseg.metrics import GTVN, GTVP, EmptyPolicy, Overlap
+from hnseg.suv import read_pet
 
 SUVS = tuple(float(suv) for suv in np.geomspace(1.0, 20.0, 45))
 
@@ -135,9 +136,7 @@ def _try_all(case: Case, suvs: Sequence[float]) -> list[Found]:
     centre = centroid(label)
     if centre is None:
         return [Found(Overlap(0, 0, 0), Overlap(0, 0, 0))] * len(suvs)
-    suv, truth = _roi(
-        read_image(case.pet), label, Grid.centred(centre.tolist(), (48, 48, 48), (3.0, 3.0, 3.0))
-    )
+    suv, truth = _roi(read_pet(case), label, Grid.centred(centre.tolist(), (48, 48, 48), (3.0, 3.0, 3.0)))
 
     def overlap(found: NDArray[np.uint8], name: int) -> Overlap:
         both = np.count_nonzero((found == name) & (truth == name))

@@ -11,6 +11,7 @@ from hnseg.cases import Case
 from hnseg.errors import HnsegError
 from hnseg.images import read_image, read_label, same_grid, to_array
 from hnseg.metrics import CLASSES, CaseCounts, count_case, label_lesions
+from hnseg.suv import read_pet
 
 VIEW_MM = 240.0  # wide enough for a neck with both sides and for the skull base down to the clavicles
 
@@ -51,7 +52,7 @@ def load_view(case: Case, prediction: Path) -> View:
     ct = read_image(case.ct)
     truth = None if case.label is None else _to_lps(_read_mask(case.label, ct, case.ct))
     predicted = _to_lps(_read_mask(prediction, ct, case.ct))
-    ct, pet = _to_lps(ct), read_image(case.pet)
+    ct, pet = _to_lps(ct), read_pet(case)
     labels = [to_array(mask) for mask in (truth, predicted) if mask is not None]
     focus = _focus(labels) or _maximum(pet, ct)
     start, size = _window(ct, focus)

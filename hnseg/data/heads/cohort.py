@@ -119,6 +119,7 @@ def _propose_case(case: Case, *, out: Path, overwrite: bool) -> Outcome:
     path = out / f"{case.case_id}.nii.gz"
     kept = path.exists() and not overwrite
     try:
+        case.check()
         ct = read_image(case.ct)
         if kept:
             mask, remark = _read_mask(path, ct), KEPT
