@@ -2,7 +2,7 @@
 
 The cache holds geometry only: CT in HU (int16), PET in SUV (float32) and labels (uint8) on the stage's
 grid, with a margin around the ROI (the authors' twice sampled volumes hold scaled float32 instead).
-Windows, enhancement and jitter can change without preparing again.
+Windows of the study and enhancement can change without preparing again.
 What a case was made from is hashed into its entry; a changed file or stage makes a new one.
 """
 
@@ -111,8 +111,8 @@ def prepare(
     """
     masks = heads if _needs_head(stage) else coarse
     made_by = {"stage": asdict(stage), "sampling": sampling.to_dict(), "margin": margin_mm, "format": FORMAT}
-    if coarse is not None:
-        made_by["roi"] = "coarse"
+    if masks is not None:  # runs that are placed by different masks must not take each other's entries away
+        made_by["masks"] = str(masks.resolve())
     folder = cache / f"{stage.name}-{_digest(made_by)}"
     work = partial(
         _prepare_or_reason, stage=stage, folder=folder, sampling=sampling, masks=masks, margin_mm=margin_mm

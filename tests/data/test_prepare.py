@@ -308,6 +308,23 @@ def test_coarse_predictions_place_the_fine_roi_and_truth_stays_the_label(root, t
         prepare(cases, FINE, tmp_path / "cache", coarse=coarse)
 
 
+def test_runs_placed_by_different_predictions_have_entries_of_their_own(root, tmp_path, in_this_process):
+    folders, cases = [tmp_path / "first", tmp_path / "second"], read_cases(root)
+    for folder, x in zip(folders, (10, 30), strict=True):
+        folder.mkdir()
+        found = np.zeros((30, 40, 40), np.uint8)
+        found[14, 20, x] = 1
+        for case in cases:
+            sitk.WriteImage(volume(found, (2, 2, 3)), str(folder / f"{case.case_id}.nii.gz"))
+    first = prepare(cases, FINE, tmp_path / "cache", coarse=folders[0])
+    made = times(first)
+    second = prepare(cases, FINE, tmp_path / "cache", coarse=folders[1])
+    # A training that runs on the first ones still reads them.
+    assert times(first) == made
+    for volumes, x in ((first, 20), (second, 60)):
+        assert Grid.from_dict(volumes[0].meta["grid"]).center[0] == pytest.approx(x)
+
+
 def test_the_meta_file_tells_what_made_the_entry(cohort: list[Case], tmp_path):
     entry = prepare_case(cohort[0], FINE, tmp_path, margin_mm=4)
     meta = json.loads((entry.folder / "meta.json").read_text())
