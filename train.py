@@ -23,6 +23,7 @@ from hnseg.preflight import (
     check_patch,
     check_recipe,
     check_stages,
+    check_window,
     find_coarse,
     find_cohort,
     with_head_mask,
@@ -48,6 +49,7 @@ def main(cfg: DictConfig) -> float:
     config: Config = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     check_length(config["training"])
     check_recipe(config["recipe"])
+    check_window(config["recipe"], config["stage"]["name"], config["cte"])
     cases, split = read_cohort(config["data"], config["stage"]["name"])
     train, validation = split.assign(cases, config["fold"])
     places_by_lesions = config["stage"]["placement"] == "lesions"

@@ -9,8 +9,7 @@ from hnseg.data.augment import RandomHeadCut
 from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
 from hnseg.data.sampling import Sampling
-from hnseg.errors import HnsegError
-from hnseg.preflight import padding
+from hnseg.preflight import check_window, padding
 from hnseg.stage import Stage
 
 Config = dict[str, Any]
@@ -31,10 +30,11 @@ def make_input(config: Config, stage: Stage) -> InputSpec:
     recipe = config["recipe"]
     # The head stage's own grid is the head crop: it is sampled from the study.
     source: Literal["study", "head_crop"] = "study" if stage.name == "head" else recipe["source"]
+    check_window(recipe, stage.name, config["cte"])
     window = recipe["ct_window"] and tuple(recipe["ct_window"])
-    if source == "head_crop" and not window:
-        raise HnsegError("recipe.ct_window=null: the head crop is windowed; set recipe.source=study for HU")
-    sampling = Sampling(source, recipe["outside"], **({"ct_window": window} if window else {}))
+    # Told only where it is used, so that studies prepared once serve every window.
+    crop = {"ct_window": window} if source == "head_crop" else {}
+    sampling = Sampling(source, recipe["outside"], **crop)
     modalities = ("ct",) if stage.name == "head" else ("ct", "pet")
     scheme = recipe["normalise"]
     channels = [scheme["ct"]] * (3 if config["cte"] else 1) + [scheme["pet"]] * ("pet" in modalities)

@@ -132,6 +132,23 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
         raise HnsegError(f"recipe.{error}") from error
 
 
+def check_window(recipe: Mapping[str, Any], stage: str, cte: bool) -> None:
+    """Refuses CT in HU where the input chain needs it between 0 and 1.
+
+    Raises:
+        HnsegError: No window, though the head crop is windowed, or enhancement takes powers of [0, 1].
+    """
+    if recipe["ct_window"]:
+        return
+    if stage != "head" and recipe["source"] == "head_crop":
+        raise HnsegError("recipe.ct_window=null: the head crop is windowed; set recipe.source=study for HU")
+    if cte and stage not in recipe["minmax_again"]:
+        raise HnsegError(
+            "recipe.ct_window=null with cte=true: the powers are of CT in [0, 1], not of HU; set a window, "
+            "or cte=false"
+        )
+
+
 def divisor(model: Mapping[str, Any]) -> tuple[int, int, int]:
     """What each side (z, y, x) of a network's input must be a multiple of.
 

@@ -45,7 +45,7 @@ def test_paper_normalises_as_the_makers_do(stage: str, expected: list[str]) -> N
     assert spec.ct_window == (-110, 190)
     assert spec.ct_range == (-1, 1)
     assert (spec.pet, spec.minmax_again) == ("minmax", False)
-    assert spec.sampling == Sampling("study", "air", (-110.0, 190.0))
+    assert spec.sampling == Sampling("study", "air")
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,14 @@ def test_the_dice_term(recipe: str, stage: str) -> None:
 def test_the_command_line_beats_the_recipe() -> None:
     assert job("authors", "fine", "loss=dice_ce")[0]["loss"]["loss"]["squared"] is True
     assert job("authors", "fine", "recipe.ct_window=[-100,100]")[2].sampling.ct_window == (-100, 100)
+
+
+def test_a_study_prepared_once_serves_every_window() -> None:
+    first, second = (
+        job("paper", "fine", f"recipe.ct_window={window}")[2] for window in ([-110, 190], [-160, 240])
+    )
+    assert first.ct_window != second.ct_window
+    assert first.sampling == second.sampling
 
 
 DECISION = {

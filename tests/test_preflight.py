@@ -21,6 +21,7 @@ from hnseg.preflight import (
     check_patch,
     check_recipe,
     check_stages,
+    check_window,
     divisor,
     find_cohort,
     padding,
@@ -190,6 +191,29 @@ def test_a_recipe_that_would_be_misunderstood_is_refused(key: str, value: object
     check_recipe(recipe())
     with pytest.raises(HnsegError) as caught:
         check_recipe(recipe(**{key: value}))
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "cte", "message"),
+    [
+        ({}, "fine", True, "recipe.ct_window=null with cte=true: the powers are of CT in [0, 1]"),
+        ({"source": "head_crop"}, "coarse", False, "recipe.ct_window=null: the head crop is windowed"),
+        ({}, "fine", False, None),  # HU for a network that wants HU
+        ({"source": "head_crop"}, "head", False, None),  # which is cut from the study
+        ({"minmax_again": ["fine"]}, "fine", True, None),  # brings HU to [0, 1] too
+    ],
+)
+def test_hu_where_the_chain_needs_fractions_are_refused(
+    changes: dict[str, Any], stage: str, cte: bool, message: str | None
+) -> None:
+    check_window(recipe(**changes), stage, cte)
+    hu = recipe(**changes, ct_window=None)
+    if message is None:
+        check_window(hu, stage, cte)
+        return
+    with pytest.raises(HnsegError) as caught:
+        check_window(hu, stage, cte)
     assert str(caught.value).startswith(message)
 
 
