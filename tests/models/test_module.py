@@ -231,16 +231,19 @@ def test_a_checkpoint_says_what_it_is_and_holds_no_code(train, tmp_path):
     torch.testing.assert_close(again.eval()(image), run.module.network.eval()(image))
 
 
-@pytest.mark.parametrize("ema", [None, 0.5])
-def test_a_run_taken_up_again_ends_where_an_unbroken_one_does(train, tmp_path, ema):
-    whole = train("whole", EPOCHS, ema=ema)
-    train("broken", 2, ema=ema)
-    rest = train("broken", EPOCHS, resume=True, ema=ema, seed=9)
+@pytest.mark.parametrize(
+    ("ema", "compare", "first"), [(None, False, 2), (0.5, False, 2), (0.5, True, 1), (0.5, True, 2)]
+)
+def test_a_run_taken_up_again_ends_where_an_unbroken_one_does(train, tmp_path, ema, compare, first):
+    averaging = {"ema": ema, "compare": compare}
+    whole = train("whole", EPOCHS, **averaging)
+    train("broken", first, **averaging)
+    rest = train("broken", EPOCHS, resume=True, **averaging, seed=9)
     assert whole.numbers == list(range(EPOCHS * 2 * STEPS))
-    assert rest.numbers == whole.numbers[2 * 2 * STEPS :]
+    assert rest.numbers == whole.numbers[first * 2 * STEPS :]
     assert rest.trainer.global_step == EPOCHS * STEPS
     assert_same(rest.diary.weights[-1], whole.diary.weights[-1])
-    assert rest.diary.rates == pytest.approx(whole.diary.rates[2 * STEPS :])
+    assert rest.diary.rates == pytest.approx(whole.diary.rates[first * STEPS :])
     first, second = (read(tmp_path / name / "last.ckpt") for name in ("whole", "broken"))
     for key in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers"):
         assert_same(first[key], second[key])
