@@ -1,14 +1,24 @@
-"""The one resampler that training and inference share: image → stage grid, and back to the CT's grid."""
+"""The one resampler that training and inference share: image → stage grid, and back to the CT's grid.
+
+Where the two lattices are parallel (in any order and direction of the axes) it is separable and done here;
+SimpleITK does the rest (oblique images, stacks of few slices, labels), and both give the same.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from hnseg.data import bspline
 from hnseg.geometry import Grid
+
+# (start, stop) along i, j, k.
+Box = tuple[tuple[int, int], ...]
 
 # What lies outside the scan: air for CT, no activity for PET.
 AIR_HU = -1024.0
@@ -16,6 +26,10 @@ NO_SUV = 0.0
 
 # The B-spline prefilter's memory of a voxel falls by 0.27 a step: 12 voxels leave less than 1e-6 of it.
 _SUPPORT = 12
+
+# Lattices count as parallel if no voxel strays by more than this, in voxels of the source: 0.01 HU where
+# neighbours differ by 1000.
+_PARALLEL = 1e-5
 
 
 def to_grid(image: sitk.Image, grid: Grid, *, fill: float, antialias: bool = False) -> NDArray[np.float32]:
@@ -31,12 +45,16 @@ def to_grid(image: sitk.Image, grid: Grid, *, fill: float, antialias: bool = Fal
     Returns:
         Array (z, y, x) on `grid`.
     """
-    cropped = _crop(image, grid)
-    if cropped is None:
+    box = index_box(image, grid.corners, margin=_SUPPORT)
+    if box is None:
         return np.full(grid.shape, fill, np.float32)
-    # ITK's recursive Gaussian needs four voxels a side; a few slices are sampled as they are.
-    if antialias and min(cropped.GetSize()) >= 4:
-        cropped = _smooth(cropped, grid)
+    # ITK's recursive Gaussian and B-spline need four voxels a side; a few slices are sampled as they are.
+    if antialias and min(stop - first for first, stop in box) >= 4:
+        image, box = _smooth(_cut(image, box), grid), None
+    lines = _lines(image, _frame(grid), grid.size) if min(image.GetSize()) >= 4 else None
+    if lines is not None:
+        return lines.sample(sitk.GetArrayViewFromImage(image), degree=3, fill=fill)
+    cropped = image if box is None else _cut(image, box)
     return sitk.GetArrayFromImage(_sample(cropped, grid, sitk.sitkBSpline, fill)).astype(
         np.float32, copy=False
     )
@@ -44,10 +62,11 @@ def to_grid(image: sitk.Image, grid: Grid, *, fill: float, antialias: bool = Fal
 
 def label_to_grid(label: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
     """Resamples a label image onto a stage grid by nearest neighbour; background outside it."""
-    cropped = _crop(label, grid)
-    if cropped is None:
+    box = index_box(label, grid.corners)
+    if box is None:
         return np.zeros(grid.shape, np.uint8)
-    return sitk.GetArrayFromImage(_sample(cropped, grid, sitk.sitkNearestNeighbor, 0.0)).astype(np.uint8)
+    sampled = _sample(_cut(label, box), grid, sitk.sitkNearestNeighbor, 0.0)
+    return sitk.GetArrayFromImage(sampled).astype(np.uint8)
 
 
 def to_image(
@@ -67,18 +86,21 @@ def to_image(
     box = index_box(like, grid.corners)
     if box is None:
         return None
-    target = like[tuple(slice(a, b) for a, b in box)]
-    how = sitk.sitkNearestNeighbor if maps.dtype == np.uint8 else sitk.sitkLinear
+    i, j, k = (slice(a, b) for a, b in box)
+    labels = maps.dtype == np.uint8
+    first = _cut(like, tuple((a, a + 1) for a, _ in box))
+    lines = None if labels else _lines(_frame(grid), first, [b - a for a, b in box])
+    if lines is not None:
+        return lines.sample(maps, degree=1, fill=0.0), (k, j, i)
+    target = _cut(like, box)
+    how = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
     sampled = [
         sitk.GetArrayFromImage(sitk.Resample(grid.image(m), target, sitk.Transform(), how, 0.0)) for m in maps
     ]
-    (x0, x1), (y0, y1), (z0, z1) = box
-    return np.stack(sampled), (slice(z0, z1), slice(y0, y1), slice(x0, x1))
+    return np.stack(sampled), (k, j, i)
 
 
-def index_box(
-    image: sitk.Image, points: NDArray[np.float64], margin: int = 1
-) -> tuple[tuple[int, int], ...] | None:
+def index_box(image: sitk.Image, points: NDArray[np.float64], margin: int = 1) -> Box | None:
     """The smallest index box ((start, stop) along i, j, k) of `image` that holds all points (mm).
 
     None if the points' box lies outside the image.
@@ -93,10 +115,55 @@ def index_box(
     return tuple((int(a), int(b)) for a, b in zip(first, stop, strict=True))
 
 
-def _crop(image: sitk.Image, grid: Grid) -> sitk.Image | None:
-    """The part of the image that sampling on `grid` reads. A 144 mm ROI of a whole-body CT is 2 % of it."""
-    box = index_box(image, grid.corners, margin=_SUPPORT)
-    return None if box is None else image[tuple(slice(a, b) for a, b in box)]
+@dataclass(frozen=True)
+class _Lines:
+    """Where a lattice's voxels lie in a parallel source.
+
+    Args:
+        order: The source's axis along each of the lattice's axes (i, j, k).
+        at: Continuous indices in the source along each of the lattice's axes (i, j, k).
+    """
+
+    order: tuple[int, ...]
+    at: tuple[NDArray[np.float64], ...]
+
+    def sample(self, values: NDArray[Any], *, degree: int, fill: float) -> NDArray[np.float32]:
+        """The source's (..., k, j, i) voxels at the lattice's (..., k, j, i)."""
+        leading = values.ndim - 3
+        source_at = [self.at[self.order.index(axis)] for axis in (2, 1, 0)]
+        sampled = bspline.sample(values, source_at, degree, fill)
+        axes = [leading + 2 - self.order[axis] for axis in (2, 1, 0)]
+        return np.ascontiguousarray(sampled.transpose(*range(leading), *axes))
+
+
+def _lines(source: sitk.Image, target: sitk.Image, size: Sequence[int]) -> _Lines | None:
+    """Where the first `size` voxels of `target` lie in `source`; None if they are oblique."""
+
+    def place(axis: int, index: int) -> NDArray[np.float64]:
+        """Continuous index in the source of the target's voxel so far along an axis."""
+        point = target.TransformIndexToPhysicalPoint([index if a == axis else 0 for a in range(3)])
+        return np.array(source.TransformPhysicalPointToContinuousIndex(point))
+
+    spans = np.array([place(axis, n) - place(axis, 0) for axis, n in enumerate(size)])
+    order = np.abs(spans).argmax(axis=1)
+    stray = spans.copy()
+    stray[range(3), order] = 0
+    if np.abs(stray).max() > _PARALLEL:
+        return None
+    at = [np.array([place(axis, i)[order[axis]] for i in range(n)]) for axis, n in enumerate(size)]
+    # ITK walks along rows by fractions of their length; so do we, to agree on what is just outside.
+    at[0] = place(0, 0)[order[0]] + np.arange(size[0]) / size[0] * spans[0, order[0]]
+    return _Lines(tuple(int(axis) for axis in order), tuple(at))
+
+
+def _frame(grid: Grid) -> sitk.Image:
+    """A grid's place in space as an image of a single voxel."""
+    return grid.image(np.zeros((1, 1, 1), np.uint8))
+
+
+def _cut(image: sitk.Image, box: Box) -> sitk.Image:
+    """The part of an image in an index box. A 144 mm ROI of a whole-body CT is 2 % of it."""
+    return image[tuple(slice(a, b) for a, b in box)]
 
 
 def _smooth(image: sitk.Image, grid: Grid) -> sitk.Image:
