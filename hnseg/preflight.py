@@ -13,6 +13,7 @@ import numpy as np
 from hnseg.cases import Case, read_cases
 from hnseg.errors import HnsegError
 from hnseg.inference.decision import Decision
+from hnseg.models.sides import divisor
 
 
 def find_cohort(root: str | None, exclude: Sequence[str]) -> list[Case]:
@@ -147,20 +148,6 @@ def check_window(recipe: Mapping[str, Any], stage: str, cte: bool) -> None:
             "recipe.ct_window=null with cte=true: the powers are of CT in [0, 1], not of HU; set a window, "
             "or cte=false"
         )
-
-
-def divisor(model: Mapping[str, Any]) -> tuple[int, int, int]:
-    """What each side (z, y, x) of a network's input must be a multiple of.
-
-    Args:
-        model: `architecture` and its `settings`, as in conf/model.
-    """
-    settings = model["settings"]
-    if model["architecture"] == "segresnet":
-        side = 2 ** (len(settings["blocks_down"]) - 1)
-        return side, side, side
-    steps = np.prod([np.broadcast_to(stride, 3) for stride in settings["strides"]], axis=0)
-    return int(steps[0]), int(steps[1]), int(steps[2])
 
 
 def check_stages(model: Mapping[str, Any]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -20,51 +19,15 @@ from hnseg.inference.components import remove_faint, remove_small
 from hnseg.inference.cover import cubes, outside_ml
 from hnseg.inference.decision import Decision, decide
 from hnseg.inference.ensemble import StageEnsemble
-from hnseg.inference.lesions import Lesion, look_first, measure
+from hnseg.inference.lesions import look_first, measure
 from hnseg.inference.networks import Networks
+from hnseg.inference.segmentation import Segmentation
 from hnseg.inference.uncertainty import MAPS, Spread
-from hnseg.inference.way_back import Box, blend, paste
+from hnseg.inference.way_back import blend, paste
 from hnseg.models.bundle import Bundle
 from hnseg.placement import place
 
 ORDER = ("head", "coarse", "fine")
-
-
-@dataclass
-class Segmentation:
-    """What the cascade makes of a case.
-
-    Args:
-        mask: uint8 labels on the CT's grid.
-        unseen: No network that was used had been trained on the case.
-        outside_ml: Coarse lesion that no cube of the fine stage held, ml; None where lesions place no cube.
-        fallbacks: What was done where a stage found nothing, in words.
-        seconds: Time each stage took.
-        grids: Where each stage looked.
-        lesions: What the mask holds; none where it holds heads.
-        look_first: Why a reader should look at the case before others, in words; else empty.
-        maps: Those that were asked for, float32 (z, y, x) in `box`: `probability_CLASS`, `entropy` and
-            `mutual_information`.
-        box: The part (z, y, x) of the CT that the last stage's ROI reaches; None where they do not meet.
-    """
-
-    mask: sitk.Image
-    unseen: bool
-    outside_ml: float | None = None
-    fallbacks: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    grids: dict[str, list[Grid]] = field(default_factory=dict)
-    lesions: list[Lesion] = field(default_factory=list)
-    look_first: str = ""
-    maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    box: Box | None = None
-
-    def volumes(self) -> Iterator[tuple[str, sitk.Image]]:
-        """The maps by name, one at a time on the CT's grid, float32 and zero outside the ROI."""
-        for name, values in self.maps.items():
-            whole = np.zeros(self.mask.GetSize()[::-1], np.float32)
-            whole[self.box] = values
-            yield name, from_array(whole, self.mask)
 
 
 class Cascade:
@@ -78,6 +41,7 @@ class Cascade:
         mirror: Average over mirrorings in the last stage; None follows the bundle.
         unseen: Segment each case with the members that were not trained on it.
         heads: Folder of head masks CASE.nii.gz, which stand for the head stage where there is one.
+        networks: What runs the networks, on `device`; None is PyTorch.
         probabilities: Return the fused probability of each class.
         uncertainty: Return the maps of `hnseg.inference.uncertainty`.
 
@@ -96,6 +60,7 @@ class Cascade:
         mirror: bool | None = None,
         unseen: bool = False,
         heads: Path | None = None,
+        networks: Networks | None = None,
         probabilities: bool = False,
         uncertainty: bool = False,
     ) -> None:
@@ -110,7 +75,7 @@ class Cascade:
         placements = {bundle.of_stage(name)[0].stage.placement for name in self.names}
         self.heads = heads if "below_head" in placements else None
         self.mirror = self.decision.mirror if mirror is None else mirror
-        self.networks = Networks(device)
+        self.networks = networks or Networks(device)
         for name in self.names:
             _require_placing_stage(bundle, name, heads)
             self._ensemble(bundle, name)  # refuses members that do not fit together before the first case
@@ -158,7 +123,8 @@ class Cascade:
         stage, rules = ensemble.stage, self.decision
         grids, classes, count = result.grids[stage.name], stage.classes, len(stage.classes)
         labels = np.zeros(ct.GetSize()[::-1], np.uint8)
-        cubes: Iterable[NDArray[np.float32]] = (self._cube(ensemble, ct, pet, grid) for grid in grids)
+        votes: list[NDArray[np.float32]] = []
+        cubes: Iterable[NDArray[np.float32]] = (self._cube(ensemble, ct, pet, grid, votes) for grid in grids)
         if rules.way_back == "labels":
             cubes = list(cubes)  # they are brought back twice: decided, and as maps
         placed = blend(grids, cubes, ct)
@@ -175,38 +141,37 @@ class Cascade:
         result.mask = from_array(labels, ct)
         if rules.node_suv_peak is not None and "GTVn" in classes:
             result.mask = remove_faint(result.mask, pet, classes.index("GTVn") + 1, rules.node_suv_peak)
-        if placed is not None:
-            self._describe(result, ensemble, maps, pet)
         if stage.name != "head":
+            if result.box is not None:
+                z, y, x = result.box
+                result.lesions = measure(result.mask[x, y, z], pet, classes, maps[:count], votes, grids)
             result.look_first = look_first(result.lesions, result.fallbacks, result.outside_ml)
+        if result.box is not None:
+            result.maps = self._asked_for(maps, classes)
 
     def _cube(
-        self, ensemble: StageEnsemble, ct: sitk.Image, pet: sitk.Image, grid: Grid
+        self,
+        ensemble: StageEnsemble,
+        ct: sitk.Image,
+        pet: sitk.Image,
+        grid: Grid,
+        votes: list[NDArray[np.float32]],
     ) -> NDArray[np.float32]:
-        """(C, z, y, x): classes' probabilities, of several members their agreement, what is asked for."""
-        spread = Spread(information=self.uncertainty)
+        """(C, z, y, x): probabilities, and uncertainty if asked for; `votes` gains those of members."""
+        several = len(ensemble.members) > 1
+        spread = Spread(information=self.uncertainty) if several or self.uncertainty else None
         fused = ensemble.probabilities(ct, pet, grid, spread)
-        agreement = [spread.agreement()] if len(ensemble.members) > 1 else []
-        uncertainty = [spread.uncertainty(fused)] if self.uncertainty else []
-        return np.concatenate([fused[1:], *agreement, *uncertainty])
+        if spread is not None and several:
+            votes.append(spread.agreement())
+        if spread is None or not self.uncertainty:
+            return fused[1:]
+        return np.concatenate([fused[1:], spread.uncertainty(fused)])
 
-    def _describe(
-        self, result: Segmentation, ensemble: StageEnsemble, maps: NDArray[np.float32], pet: sitk.Image
-    ) -> None:
-        """Lesions and maps from the channels of `_cube` in the ROI's box."""
-        stage, count = ensemble.stage, len(ensemble.stage.classes)
-        assert result.box is not None
-        z, y, x = result.box
-        if stage.name != "head":
-            agreement = maps[count : 2 * count] if len(ensemble.members) > 1 else None
-            mask = result.mask[x, y, z]
-            result.lesions = measure(
-                mask, pet, stage.classes, maps[:count], agreement, result.grids[stage.name]
-            )
-        if self.probabilities:
-            result.maps |= {f"probability_{name}": maps[n] for n, name in enumerate(stage.classes)}
-        if self.uncertainty:
-            result.maps |= dict(zip(MAPS, maps[-len(MAPS) :], strict=True))
+    def _asked_for(self, maps: NDArray[np.float32], classes: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The channels of `_cube` by name, those that were asked for."""
+        names = [f"probability_{name}" for name in classes] + list(MAPS)
+        wanted = [self.probabilities] * len(classes) + [self.uncertainty] * len(MAPS)
+        return {name: one for name, one, asked in zip(names, maps, wanted, strict=False) if asked}
 
     def _for_case(self, case_id: str, *, without_head: bool) -> list[StageEnsemble]:
         """The stages that a case needs, each with the members that may segment it."""

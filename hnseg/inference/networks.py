@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hnseg.models.member import Member
 
@@ -24,7 +25,7 @@ class Networks:
         self._networks: dict[str, nn.Module] = {}
         self._holds: dict[str, Member] = {}
 
-    def __call__(self, member: Member) -> nn.Module:
+    def __call__(self, member: Member) -> Callable[[Tensor], Tensor]:
         """The member's network with its weights, valid until the next call.
 
         Raises:

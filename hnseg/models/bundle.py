@@ -69,7 +69,9 @@ class Bundle:
         for name, hashes in members.items():
             for file, expected in hashes.items():
                 _verify(path / name / file, expected)
-        return cls(path, tuple(_read_member(path / name) for name in members), decision)
+        return cls(
+            path, tuple(_read_member(path / name, hashes) for name, hashes in members.items()), decision
+        )
 
     def of_stage(self, name: str) -> list[Member]:
         """The members of one stage."""
@@ -205,8 +207,8 @@ def _write_member(card: dict[str, Any], network: nn.Module, folder: Path) -> Non
     (folder / CARD_FILE).write_text(yaml.safe_dump(card, sort_keys=False))
 
 
-def _read_member(folder: Path) -> Member:
-    return Member(yaml.safe_load((folder / CARD_FILE).read_text()), folder / WEIGHTS)
+def _read_member(folder: Path, hashes: Mapping[str, str]) -> Member:
+    return Member(yaml.safe_load((folder / CARD_FILE).read_text()), folder / WEIGHTS, hashes[WEIGHTS])
 
 
 def _last_stage(cards: list[dict[str, Any]]) -> dict[str, Any]:

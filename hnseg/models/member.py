@@ -25,10 +25,12 @@ class Member:
     Args:
         card: The member's description: name, stage, input, network, patch, decision.
         weights: Its safetensors file.
+        sha256: Of the weights, as its bundle lists it.
     """
 
     card: dict[str, Any]
     weights: Path
+    sha256: str = ""
 
     @property
     def stage(self) -> Stage:

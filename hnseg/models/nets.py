@@ -2,7 +2,7 @@
 
 In training mode a network returns its logits at every supervised depth, finest first; in evaluation
 mode it returns the finest logits alone. Input and logits are (B, C, z, y, x); what the sides of the
-input must be multiples of, `hnseg.preflight.divisor` says.
+input must be multiples of, `hnseg.models.sides.divisor` says.
 """
 
 from __future__ import annotations
