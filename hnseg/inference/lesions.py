@@ -74,7 +74,7 @@ def measure(
     pet: sitk.Image,
     classes: Sequence[str],
     probabilities: NDArray[np.float32],
-    agreement: NDArray[np.float32] | None,
+    votes: Sequence[NDArray[np.float32]],
     grids: Sequence[Grid],
 ) -> list[Lesion]:
     """Describes every lesion of a mask.
@@ -84,8 +84,9 @@ def measure(
         pet: SUV, on a grid of its own.
         classes: Names of the labels 1, 2, ...
         probabilities: (K, z, y, x) of these classes on the mask's grid.
-        agreement: Share of members to which each class is the likeliest, likewise; None for one member.
-        grids: The ROI, one cube or several.
+        votes: Share of members to which each class is the likeliest, (K, z, y, x) on each cube: a member's
+            label has no value between two voxels. Empty for one member.
+        grids: The cubes of the ROI, one or several.
 
     Returns:
         Class by class, the largest first.
@@ -98,7 +99,7 @@ def measure(
         sized.sort(key=lambda one: -int(one[0].sum()))
         for inside, box, part in sized:
             points = positions(part)
-            shares = None if agreement is None else agreement[label - 1][box][inside]
+            depths = _depths(points, grids)
             lesion = Lesion(
                 number=len(lesions) + 1,
                 name=name,
@@ -106,8 +107,8 @@ def measure(
                 suv=uptake(part, pet),
                 centroid=points.mean(axis=0),
                 probability=float(probabilities[label - 1][box][inside].mean()),
-                agreement=None if shares is None else float(shares.mean()),
-                face_mm=_face_mm(points, grids),
+                agreement=_agreement(points, depths, [cube[label - 1] for cube in votes], grids),
+                face_mm=max(0.0, float(depths.max(axis=0).min())),
             )
             lesions.append(lesion)
     return lesions
@@ -163,10 +164,27 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         return list(reader)
 
 
-def _face_mm(points: NDArray[np.float64], grids: Sequence[Grid]) -> float:
-    """How deep the outermost of the points (n, 3) lies in the cubes, mm."""
-    depths = [(grid.extent / 2 - np.abs(points - grid.center)).min(axis=1) for grid in grids]
-    return max(0.0, float(np.max(depths, axis=0).min()))
+def _depths(points: NDArray[np.float64], grids: Sequence[Grid]) -> NDArray[np.float64]:
+    """How far the points (n, 3) lie from the nearest face of each cube, mm, (cubes, n); negative outside."""
+    return np.stack([(grid.extent / 2 - np.abs(points - grid.center)).min(axis=1) for grid in grids])
+
+
+def _agreement(
+    points: NDArray[np.float64],
+    depths: NDArray[np.float64],
+    votes: Sequence[NDArray[np.float32]],
+    grids: Sequence[Grid],
+) -> float | None:
+    """Mean vote (z, y, x) at the points: that of the nearest voxel in the cube that holds a point deepest."""
+    if not votes:
+        return None
+    total = 0.0
+    for number, (grid, cube) in enumerate(zip(grids, votes, strict=True)):
+        here = points[depths.argmax(axis=0) == number]
+        index = np.rint((here - grid.origin) / grid.spacing).astype(int)
+        x, y, z = np.clip(index, 0, np.asarray(grid.size) - 1).T
+        total += float(cube[z, y, x].sum(dtype=np.float64))
+    return total / len(points)
 
 
 def _named(numbers: Sequence[int]) -> str:

@@ -1,0 +1,52 @@
+"""What the cascade makes of a case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from hnseg.geometry import Grid
+from hnseg.images import from_array
+from hnseg.inference.lesions import Lesion
+from hnseg.inference.way_back import Box
+
+
+@dataclass
+class Segmentation:
+    """What the cascade makes of a case.
+
+    Args:
+        mask: uint8 labels on the CT's grid.
+        unseen: No network that was used had been trained on the case.
+        outside_ml: Coarse lesion that no cube of the fine stage held, ml; None where lesions place no cube.
+        fallbacks: What was done where a stage found nothing, in words.
+        seconds: Time each stage took.
+        grids: Where each stage looked.
+        lesions: What the mask holds; none where it holds heads.
+        look_first: Why a reader should look at the case before others, in words; else empty.
+        maps: Those that were asked for, float32 (z, y, x) in `box`: `probability_CLASS`, `entropy` and
+            `mutual_information`.
+        box: The part (z, y, x) of the CT that the last stage's ROI reaches; None where they do not meet.
+    """
+
+    mask: sitk.Image
+    unseen: bool
+    outside_ml: float | None = None
+    fallbacks: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    grids: dict[str, list[Grid]] = field(default_factory=dict)
+    lesions: list[Lesion] = field(default_factory=list)
+    look_first: str = ""
+    maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    box: Box | None = None
+
+    def volumes(self) -> Iterator[tuple[str, sitk.Image]]:
+        """The maps by name, one at a time on the CT's grid, float32 and zero outside the ROI."""
+        for name, values in self.maps.items():
+            whole = np.zeros(self.mask.GetSize()[::-1], np.float32)
+            whole[self.box] = values
+            yield name, from_array(whole, self.mask)
