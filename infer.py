@@ -47,7 +47,15 @@ def main(cfg: DictConfig) -> None:
     bundle = Bundle.load(Path(cfg.bundle)).arm(cfg.ensemble.name, cfg.ensemble.members)
     heads = None if cfg.heads is None else Path(cfg.heads)
     cascade = Cascade(
-        bundle, device, precision, until=cfg.until, mirror=cfg.mirror, unseen=cfg.unseen, heads=heads
+        bundle,
+        device,
+        precision,
+        until=cfg.until,
+        mirror=cfg.mirror,
+        unseen=cfg.unseen,
+        heads=heads,
+        probabilities=cfg.probabilities,
+        uncertainty=cfg.uncertainty,
     )
     outcomes = segment_cases(cases, cascade, Path(cfg.out))
     failed = [outcome.case_id for outcome in outcomes if outcome.status == "error"]
