@@ -2,7 +2,8 @@
 
     python infer.py cases=PATH bundle=DIR out=DIR
 
-Writes OUT/CASE.nii.gz (uint8: 0 background, 1 GTVp, 2 GTVn) on each CT's grid, and OUT/cases.csv.
+Writes OUT/CASE.nii.gz (uint8: 0 background, 1 GTVp, 2 GTVn) on each CT's grid, OUT/cases.csv and
+OUT/lesions.csv. The same command again goes on where it was stopped, and skips what it has finished.
 A case that cannot be segmented is reported and the others still finish; the exit status is then 1.
 """
 
@@ -25,6 +26,8 @@ def main(cfg: DictConfig) -> None:
             raise HnsegError(f"{key} is not set ({what}): python infer.py cases=PATH bundle=DIR out=DIR")
     if cfg.until not in ("head", "coarse", "fine"):
         raise HnsegError(f"until={cfg.until} is no stage; choose head, coarse or fine")
+    if cfg.format not in ("nii.gz", "mha"):
+        raise HnsegError(f"format={cfg.format} is unknown; choose nii.gz or mha")
     cases = read_case_list(cfg)
     if not (Path(cfg.bundle) / "bundle.yaml").exists():
         raise HnsegError(
@@ -57,9 +60,13 @@ def main(cfg: DictConfig) -> None:
         probabilities=cfg.probabilities,
         uncertainty=cfg.uncertainty,
     )
-    outcomes = segment_cases(cases, cascade, Path(cfg.out))
+    outcomes = segment_cases(
+        cases, cascade, Path(cfg.out), extension=f".{cfg.format}", overwrite=cfg.overwrite
+    )
     failed = [outcome.case_id for outcome in outcomes if outcome.status == "error"]
-    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} cases segmented: {cfg.out}")
+    skipped = sum(outcome.status == "skipped" for outcome in outcomes)
+    before = f" ({skipped} skipped, finished before; overwrite=true segments all)" if skipped else ""
+    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} cases segmented: {cfg.out}{before}")
     if failed:
         print(f"not segmented: {', '.join(failed)} (reasons in {cfg.out}/cases.csv)", file=sys.stderr)
         sys.exit(1)

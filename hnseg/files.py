@@ -1,11 +1,21 @@
 """Result files that are whole or not there."""
 
+import fcntl
+import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hnseg.errors import HnsegError
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)*")
+
+
+def temporary_beside(path: Path, extension: str) -> Path:
+    """A name that nothing has yet, in the folder of `path`, which `remove_leftovers` knows again."""
+    return path.with_name(f".{uuid.uuid4().hex}{extension}")
 
 
 @contextmanager
@@ -15,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         HnsegError: The folder cannot be written.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    temporary = temporary_beside(path, path.suffix)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -26,3 +36,34 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it would hide the first error
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into `folder`, and remove what a killed one left half-written.
+
+    The lock ends with the process, however it ends, and leaves no file. Where the file system has no locks
+    (some network shares) there is none, and leftovers stay: they might be another process's.
+
+    Raises:
+        HnsegError: Another process writes there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if _lock(descriptor, folder):
+            for path in folder.iterdir():
+                if _TEMPORARY.fullmatch(path.name):
+                    path.unlink()
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise HnsegError(f"{folder}: another process writes there; wait, or choose another folder") from error
+    except OSError:
+        return False
+    return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from typing import Literal, get_args
 
 import torch
@@ -55,3 +57,20 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 # What Lightning's Trainer calls the same arithmetic.
 LIGHTNING = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+
+
+def peak_mib() -> float:
+    """The most memory that this process has had so far, MiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes a unit of ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def reset_gpu_peak(device: torch.device) -> None:
+    """Begins what `gpu_peak_mib` measures."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def gpu_peak_mib(device: torch.device) -> float | None:
+    """The most memory that tensors took on the GPU since `reset_gpu_peak`, MiB; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None

@@ -5,7 +5,6 @@ both as SimpleITK has them.
 """
 
 import re
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import SimpleITK as sitk
 
 from hnseg.cases import EXTENSIONS
 from hnseg.errors import HnsegError
+from hnseg.files import temporary_beside
 from hnseg.integrity import check_file, non_finite
 
 LABELS = (0, 1, 2)  # background, GTVp, GTVn
@@ -84,7 +84,7 @@ def write_image(image: sitk.Image, path: Path) -> None:
         HnsegError: an extension other than .nii.gz, .nii and .mha, or a folder that cannot be written.
     """
     # The temporary file must keep the extension, from which ITK takes the format.
-    temporary = path.with_name(f".{uuid.uuid4().hex}{extension(path)}")
+    temporary = temporary_beside(path, extension(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sitk.WriteImage(image, str(temporary), useCompression=True)
@@ -136,20 +136,20 @@ def same_grid(a: sitk.Image, b: sitk.Image, tolerance: float = 1e-3) -> bool:
 def _read(path: Path, pixel_type: int) -> sitk.Image:
     """Check the bytes and the header, then read the voxels as `pixel_type` (sitkUnknown: as stored)."""
     extension(path)
-    if not path.exists():
-        raise HnsegError(f"{path}: no such file; check the path")
-    if not path.is_file():
-        raise HnsegError(f"{path}: is a folder; name a file ({', '.join(EXTENSIONS)})")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetOutputPixelType(pixel_type)
     try:
+        if path.is_dir():
+            raise HnsegError(f"{path}: is a folder; name a file ({', '.join(EXTENSIONS)})")
         if path.stat().st_size == 0:
             raise HnsegError(f"{path}: the file is empty; copy or convert it again")
         check_file(path)
         reader.ReadImageInformation()
         _check_header(path, reader)
         return reader.Execute()
+    except FileNotFoundError as error:
+        raise HnsegError(f"{path}: no such file; check the path") from error
     except (OSError, RuntimeError) as error:
         reason = _condense(error)
         raise HnsegError(f"{path}: cannot be read ({reason}); copy or convert it again") from error

@@ -69,7 +69,7 @@ def test_a_bad_case_is_reported_and_the_others_finish(bundle: Path, tmp_path: Pa
     assert done.stdout.strip() == "1 of 2 cases segmented: out"
     assert "not segmented: A-2" in done.stderr
     assert "Traceback" not in done.stderr
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"A-1.nii.gz", "cases.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"A-1.nii.gz", "cases.csv", "lesions.csv"}
     assert sitk.ReadImage(str(tmp_path / "out" / "A-1.nii.gz")).GetSize() == ct_image().GetSize()
     assert {path.name for path in tmp_path.iterdir()} == {
         "runs",
@@ -120,7 +120,7 @@ def test_a_case_without_an_unseen_member_is_reported_and_the_others_finish(
     assert "2 of 4 cases segmented" in said.out
     assert "not segmented: A-0, A-2" in said.err
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"B-1.nii.gz", "B-3.nii.gz", "cases.csv"}
+    assert written == {"B-1.nii.gz", "B-3.nii.gz", "cases.csv", "lesions.csv"}
 
 
 def test_the_head_stage_labels_the_scans_that_have_no_mask(cohort: Path, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
-"""A case list → masks on disk. A bad case is reported; the others still finish."""
+"""A case list → masks on disk. A bad case is reported; the others still finish.
+
+While the networks work on a case, one thread reads and checks the next and another writes the last: ITK and
+gzip leave the interpreter alone meanwhile. No more than that is under way, so that memory stays flat.
+"""
 
 from __future__ import annotations
 
-import csv
-import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from os.path import realpath
 from pathlib import Path
-from time import perf_counter
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,76 +23,107 @@ from rich.progress import (
 )
 
 from hnseg.cases import Case
-from hnseg.checks import check_case
 from hnseg.errors import HnsegError
-from hnseg.files import replacing
-from hnseg.images import read_image, write_image
+from hnseg.files import sole_writer
 from hnseg.inference.cascade import Cascade
-
-COLUMNS = ["case_id", "status", "seconds", "unseen", "outside_ml", "fallbacks", "message"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One line of cases.csv.
-
-    Args:
-        case_id: The case.
-        status: ok or error.
-        seconds: From reading to writing.
-        unseen: Whether no network that made the mask was trained on the case; None without a mask.
-        outside_ml: Coarse lesion that the fine stage did not look at, ml; None where it has no cube.
-        fallbacks: What was done where a stage found nothing.
-        message: Why there is no mask, or what to know of the images.
-    """
-
-    case_id: str
-    status: str
-    seconds: float
-    unseen: bool | None = None
-    outside_ml: float | None = None
-    fallbacks: str = ""
-    message: str = ""
-
-    @property
-    def row(self) -> dict[str, str]:
-        """The line, by column."""
-        return {
-            "case_id": self.case_id,
-            "status": self.status,
-            "seconds": f"{self.seconds:.2f}",
-            "unseen": "" if self.unseen is None else "yes" if self.unseen else "no",
-            "outside_ml": "" if self.outside_ml is None else f"{self.outside_ml:.2f}",
-            "fallbacks": self.fallbacks,
-            "message": self.message,
-        }
-
-    @property
-    def remarks(self) -> str:
-        """What a reader of the terminal should know."""
-        lost = f"{self.outside_ml:.2f} ml of coarse lesion outside the cube" if self.outside_ml else ""
-        return "; ".join(filter(None, (self.fallbacks, lost, self.message)))
+from hnseg.inference.outcome import Outcome
+from hnseg.inference.record import FORMATS, Record, made_from
+from hnseg.inference.work import Work
 
 
-def segment_cases(cases: Sequence[Case], cascade: Cascade, out: Path) -> list[Outcome]:
-    """Segments every case that can be segmented and writes OUT/CASE.nii.gz and OUT/cases.csv.
+def segment_cases(
+    cases: Sequence[Case],
+    cascade: Cascade,
+    out: Path,
+    *,
+    extension: str = ".nii.gz",
+    overwrite: bool = False,
+) -> list[Outcome]:
+    """Segments every case that can be segmented and writes OUT/CASE.nii.gz, OUT/cases.csv and
+    OUT/lesions.csv, and the maps that were asked for into OUT/maps/CASE.
+
+    Cases that an earlier call finished are skipped where neither their files, the bundle, the settings nor
+    what was written for them has changed since.
 
     Args:
         cases: The case list; files may be missing or damaged.
         cascade: The loaded stages.
         out: Output folder.
+        extension: Of masks and maps, .nii.gz or .mha.
+        overwrite: Segment finished cases again.
 
     Returns:
         What became of each case, in order.
 
     Raises:
-        HnsegError: `out` cannot be a folder.
+        HnsegError: `out` cannot be a folder, holds images of the case list under the masks' names or
+            a table that is not hnseg's, or another process writes there.
     """
+    _claim(out, cases)
+    with sole_writer(out):
+        record = Record(out, extension, heads=cascade.names[-1] == "head")
+        works = [Work(case, made_from(case, cascade, extension)) for case in cases]
+        todo = [work for work in works if overwrite or not record.holds(work.case.case_id, work.made_from)]
+        outcomes = {case.case_id: Outcome(case.case_id, "skipped") for case in cases}
+        with _display(len(cases), len(cases) - len(todo)) as (begin, end):
+
+            def done(outcome: Outcome) -> None:
+                outcomes[outcome.case_id] = outcome
+                end(outcome)
+
+            _overlap(todo, cascade, record, begin, done)
+    return list(outcomes.values())
+
+
+def _overlap(
+    works: Sequence[Work],
+    cascade: Cascade,
+    record: Record,
+    begin: Callable[[str], None],
+    end: Callable[[Outcome], None],
+) -> None:
+    """Reads one case ahead and writes one behind; leaving it, whatever the reason, finishes both."""
+    writing: Future[Outcome] | None = None
+    with ThreadPoolExecutor(1, "write") as writer, ThreadPoolExecutor(1, "read") as reader:
+        for work in _ahead(works, reader):
+            begin(work.case.case_id)
+            work.segment(cascade)
+            if writing is not None:
+                end(writing.result())
+            writing = writer.submit(work.write, record)
+        if writing is not None:
+            end(writing.result())
+
+
+def _ahead(works: Sequence[Work], reader: ThreadPoolExecutor) -> Iterator[Work]:
+    """Works whose images have been read, while those of the next one are."""
+    reading = [reader.submit(work.read) for work in works[:1]]
+    for n, work in enumerate(works):
+        reading.pop().result()
+        reading += [reader.submit(following.read) for following in works[n + 1 : n + 2]]
+        yield work
+
+
+def _claim(out: Path, cases: Sequence[Case]) -> None:
+    """Makes the folder, and refuses one in which masks would take the place of images of the list."""
+    # realpath passes over links that lead in a circle; resolve would end the call for one case's sake.
+    images = {realpath(path) for case in cases for path in (case.ct, case.pet, case.label) if path}
+    for case in cases:
+        for extension in FORMATS:
+            target = out / f"{case.case_id}{extension}"
+            if realpath(target) in images:
+                raise HnsegError(
+                    f"out={out}: {target.name} is an image of the case list; choose another folder"
+                )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HnsegError(f"out={out}: {error.strerror}; choose another folder") from error
-    console = Console(stderr=True)
+
+
+@contextmanager
+def _display(total: int, skipped: int) -> Iterator[tuple[Callable[[str], None], Callable[[Outcome], None]]]:
+    """A progress bar; yields what to call when a case begins and when it has ended."""
     columns = (
         "{task.description}",
         BarColumn(),
@@ -98,63 +132,17 @@ def segment_cases(cases: Sequence[Case], cascade: Cascade, out: Path) -> list[Ou
         "left",
         TimeRemainingColumn(),
     )
-    outcomes = []
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("Segmenting", total=len(cases))
-        for case in cases:
-            progress.update(task, description=f"Segmenting {escape(case.case_id)}")
-            outcome = _segment(case, cascade, out)
-            outcomes.append(outcome)
-            _write_csv(outcomes, out / "cases.csv")
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("Segmenting", total=total, completed=skipped)
+
+        def begin(case_id: str) -> None:
+            progress.update(task, description=f"Segmenting {escape(case_id)}")
+
+        def end(outcome: Outcome) -> None:
             progress.advance(task)
             if outcome.remarks:
                 style = "red" if outcome.status == "error" else "yellow"
-                text = escape(f"{case.case_id}: {outcome.status}: {outcome.remarks}")
+                text = escape(f"{outcome.case_id}: {outcome.status}: {outcome.remarks}")
                 progress.console.print(f"[{style}]{text}[/]", soft_wrap=True, highlight=False)
-    return outcomes
 
-
-def _segment(case: Case, cascade: Cascade, out: Path) -> Outcome:
-    start = perf_counter()
-    target = out / f"{case.case_id}.nii.gz"
-    try:
-        ct, pet = read_image(case.ct), read_image(case.pet)
-        findings = check_case(ct, pet)
-        faults = [f.text for f in findings if f.level == "error"]
-        if faults:
-            raise HnsegError(faults[0])
-        result = cascade(ct, pet, case.case_id)
-        write_image(result.mask, target)
-    except Exception as error:
-        if cascade.names[-1] != "head":  # heads may have been drawn, or corrected, by hand
-            target.unlink(missing_ok=True)  # an earlier call's mask would pass for this one's
-        message = str(error)
-        if not isinstance(error, HnsegError):  # a defect, or no memory left; the next case may do well
-            traceback.print_exc()
-            message = f"{type(error).__name__}: {' '.join(message.split())} (a defect, please report it)"
-        return Outcome(case.case_id, "error", perf_counter() - start, message=message)
-    return Outcome(
-        case.case_id,
-        "ok",
-        perf_counter() - start,
-        unseen=result.unseen,
-        outside_ml=result.outside_ml,
-        fallbacks="; ".join(result.fallbacks),
-        message="; ".join(f.text for f in findings),
-    )
-
-
-def _write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Lines of earlier calls stay, unless their case was segmented again."""
-    rows = _read_rows(path) | {outcome.case_id: outcome.row for outcome in outcomes}
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows[case_id] for case_id in sorted(rows))
-
-
-def _read_rows(path: Path) -> dict[str, dict[str, str]]:
-    if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["case_id"]: row for row in csv.DictReader(file)}
+        yield begin, end

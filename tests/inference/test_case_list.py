@@ -66,7 +66,7 @@ def test_good_cases_finish_and_bad_ones_are_named(
         assert len(outcomes[name].message.splitlines()) == 1
     assert {name for name, one in outcomes.items() if one.status == "ok"} == {"A-sound", "Z-sound"}
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {"A-sound.nii.gz", "Z-sound.nii.gz", "cases.csv"}
+    assert files == {"A-sound.nii.gz", "Z-sound.nii.gz", "cases.csv", "lesions.csv"}
     told = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
     assert [line.split(":")[0] for line in told] == sorted(bad)
 
@@ -186,7 +186,7 @@ def test_a_mask_that_cannot_be_written_leaves_nothing_behind(
     monkeypatch.setattr(sitk, "WriteImage", full)
     outcome = segment(tmp_path / "scans", cascade, tmp_path / "out")["A"]
     assert "No space left" in outcome.message
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cases.csv"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cases.csv", "lesions.csv"}
 
 
 def test_an_output_that_is_a_file_is_told(cascade: Cascade, tmp_path: Path) -> None:
