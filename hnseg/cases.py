@@ -11,6 +11,7 @@ from hnseg.errors import HnsegError
 
 EXTENSIONS = (".nii.gz", ".nii", ".mha")  # in the order in which they are preferred
 HEADS = "heads"  # ROOT/heads/CASE.nii.gz: masks for the head stage, not a case
+CONTROL = {chr(code) for code in (*range(32), 127)}
 LAYOUT = "ROOT/CASE/CASE__CT.nii.gz, CASE__PT.nii.gz and, where known, CASE.nii.gz"
 
 
@@ -122,11 +123,13 @@ def _csv_cases(path: Path) -> Iterator[Case]:
         if case_id in seen:
             raise HnsegError(f"{where}: case id {case_id!r} appears twice; give each case one line")
         seen.add(case_id)
+        odd = _drop_odd_paths(row, where)
         ct = path.parent / (row["ct"] or f"{case_id}__CT.nii.gz")
         pet = path.parent / (row["pet"] or f"{case_id}__PT.nii.gz")
         label = path.parent / row["label"] if row.get("label") else None
         factor, wrong = _pet_factor(row.get("pet_factor", ""), where)
-        yield Case(case_id, ct, pet, label, row.get("center") or center_of(case_id), factor, fault or wrong)
+        fault = fault or odd or wrong
+        yield Case(case_id, ct, pet, label, row.get("center") or center_of(case_id), factor, fault)
 
 
 def _usable_id(case_id: str, where: str) -> tuple[str, str]:
@@ -137,6 +140,13 @@ def _usable_id(case_id: str, where: str) -> tuple[str, str]:
         encoded = quote(case_id.encode(errors="surrogateescape"), safe="").replace(".", "%2E")
         return encoded[:80], str(error)
     return case_id, ""
+
+
+def _drop_odd_paths(row: dict[str, str], where: str) -> str:
+    """Empty a row's paths that no system call takes, or that no line could show, and say so."""
+    odd = [name for name in ("ct", "pet", "label") if CONTROL & set(row.get(name, ""))]
+    row.update(dict.fromkeys(odd, ""))
+    return f"{where}: control characters in the path of {', '.join(odd)}; rename the file" if odd else ""
 
 
 def _pet_factor(cell: str, where: str) -> tuple[float | None, str]:

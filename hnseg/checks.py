@@ -109,6 +109,10 @@ def _check_intensities(ct: sitk.Image, pet: sitk.Image) -> list[Finding]:
         )
     if pet_low == pet_high:
         findings.append(_error(f"PET is {pet_low:g} everywhere: export it again"))
+    elif pet_low < HU_AIR:
+        findings.append(
+            _error(f"PET falls to {pet_low:.3g}, as no SUV does: name a PET, not a CT, or {SUV_REMEDY}")
+        )
     elif (typical := body_median(ct, pet)) > SUV_BODY_LIMIT:
         findings.append(
             _error(f"PET is {typical:.3g} in the body: Bq/ml or counts, not SUV (about 1); {SUV_REMEDY}")
@@ -124,7 +128,7 @@ def _check_intensities(ct: sitk.Image, pet: sitk.Image) -> list[Finding]:
         findings.append(
             _warning(f"PET reaches {pet_high:.2g} only: check that it is SUV, not scaled to [0, 1]")
         )
-    if pet_low < -1 and pet_low != pet_high:
+    if HU_AIR <= pet_low < -1 and pet_low != pet_high:
         findings.append(_warning(f"PET falls to {pet_low:.3g}: SUV is not negative, check its rescaling"))
     return findings
 

@@ -18,6 +18,7 @@ import numpy as np
 from hnseg.errors import HnsegError
 
 _CHUNK = 1 << 24  # bytes; a multiple of every voxel's size
+MAX_VOXELS = 1 << 30  # 1024³, 4 GiB in memory; whole-body CTs hold half of that
 _NIFTI_FLOATS = {16: "f4", 64: "f8"}  # NIfTI datatype code → numpy type
 _META_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 # MetaImage keys that hold one number for each axis (1), or for each pair of them (2).
@@ -30,8 +31,8 @@ def check_file(path: Path) -> None:
     """Refuse a NIfTI (.nii, .nii.gz) or MetaImage (.mha) file that does not hold all its voxels unharmed.
 
     Raises:
-        HnsegError: not of the format its name says, cut short, damaged, NaN or infinite voxels
-            (NIfTI; ITK keeps those of a MetaImage), or a spacing that is not a positive number.
+        HnsegError: not of the format its name says, cut short, damaged, larger than any scan, NaN or infinite
+            voxels (NIfTI; ITK keeps those of a MetaImage), or a spacing that is not a positive number.
     """
     meta = path.name.lower().endswith(".mha")
     try:
@@ -79,8 +80,9 @@ def _check_nifti(path: Path, read: Callable[[int], bytes]) -> None:
         spacing = ", ".join(f"{step:g}" for step in spatial)
         raise HnsegError(f"{path}: spacing ({spacing}) mm is impossible; correct the header")
     read(min(max(offset - len(header), 0), _CHUNK))  # extensions
+    voxels = _count(path, dim[1 : dim[0] + 1])
     dtype = order + _NIFTI_FLOATS[datatype] if datatype in _NIFTI_FLOATS else None
-    expected = math.prod(dim[1 : dim[0] + 1]) * bits // 8
+    expected = voxels * bits // 8
     held, bad = _scan(read, expected, dtype)
     _require_all(path, held, expected)
     if bad:
@@ -104,7 +106,7 @@ def _check_metaimage(path: Path, file: BinaryIO) -> None:
     header = _meta_header(file)
     if header["ElementDataFile"] != "LOCAL":
         raise HnsegError(f"{path}: its voxels lie in another file; write them into one .mha")
-    voxels = math.prod(int(size) for size in header["DimSize"].split())
+    voxels = _count(path, [int(size) for size in header["DimSize"].split()])
     channels = int(header.get("ElementNumberOfChannels", "1"))
     kind = header["ElementType"].removeprefix("MET_").removesuffix("_ARRAY").removeprefix("U")
     packed = header.get("CompressedData", "False").lower() == "true"
@@ -142,6 +144,15 @@ def _unpacked_bytes(file: BinaryIO) -> int:
 def _plain_bytes(file: BinaryIO) -> int:
     start = file.tell()
     return file.seek(0, 2) - start
+
+
+def _count(path: Path, size: Sequence[int]) -> int:
+    """Voxels of an image, before anything makes room for them."""
+    voxels = math.prod(size)
+    if voxels > MAX_VOXELS:
+        shown = " x ".join(map(str, size))
+        raise HnsegError(f"{path}: size {shown} is larger than any scan; correct the header")
+    return voxels
 
 
 def _require_all(path: Path, held: int, expected: int) -> None:

@@ -112,6 +112,19 @@ def test_what_is_not_one_scalar_volume_is_refused(tmp_path, ext, values, is_vect
     assert telling in refusal(path)
 
 
+def test_sizes_that_no_scan_has_are_refused_before_room_is_made_for_them(tmp_path):
+    path = tmp_path / "a.nii"
+    sitk.WriteImage(noise(), str(path))
+    content = bytearray(path.read_bytes())
+    content[42:48] = struct.pack("<3h", 32767, 32767, 32767)  # dim[1:4]
+    path.write_bytes(content)
+    assert "32767 x 32767 x 32767 is larger than any scan" in refusal(path)
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(noise(), str(path))
+    path.write_bytes(path.read_bytes().replace(b"DimSize = 16 14 12", b"DimSize = 99999 99999 99999"))
+    assert "is larger than any scan" in refusal(path)
+
+
 @pytest.mark.parametrize("step", [0.0, -1.0, np.nan, np.inf])
 def test_an_impossible_nifti_spacing_is_refused(tmp_path, step):
     path = tmp_path / "a.nii"
