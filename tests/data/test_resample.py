@@ -170,51 +170,6 @@ def test_smoothing_does_not_depend_on_how_the_voxels_are_stored(orientation):
     np.testing.assert_allclose(again, plain, atol=0.01)
 
 
-def ball_back_and_forth(image: sitk.Image, grid: Grid, center: np.ndarray, radius: float) -> None:
-    """A ball on the image's grid, to the stage grid and back, must be a ball again."""
-    index = np.stack(np.meshgrid(*[np.arange(n) for n in image.GetSize()], indexing="ij"), -1)
-    matrix = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    distance = np.linalg.norm(index @ matrix.T + image.GetOrigin() - center, axis=-1).transpose(2, 1, 0)
-    truth = sitk.GetImageFromArray((distance <= radius).astype(np.uint8))
-    truth.CopyInformation(image)
-    maps = (label_to_grid(truth, grid) == 1).astype(np.float32)[None]
-    back = np.zeros(distance.shape)
-    placed, box = to_image(maps, grid, image)
-    back[box] = placed[0]
-    # Nearest moves the rim by half a voxel of the image, linear interpolation by one of the grid.
-    slack = np.linalg.norm(image.GetSpacing()) / 2 + np.linalg.norm(grid.spacing)
-    # Where the image ends inside the ball, the grid's next voxel is already outside: judged further in.
-    edge = np.minimum(index, np.array(image.GetSize()) - 1 - index) * image.GetSpacing()
-    inner = edge.min(axis=-1).transpose(2, 1, 0) > np.linalg.norm(grid.spacing)
-    assert np.all(back[(distance < radius - slack) & inner] >= 0.5)
-    assert np.all(back[distance > radius + slack] < 0.5)
-
-
-BALLS = {
-    "image": images(),
-    "spacing": st.tuples(*[st.floats(0.8, 3)] * 3),
-    "center": st.tuples(*[st.floats(-8, 8)] * 3),
-    "offset": st.tuples(*[st.floats(-3, 3)] * 3),
-}
-
-
-@settings(max_examples=25, deadline=None)
-@given(**BALLS)
-def test_a_lesion_comes_back_within_a_voxel(image, spacing, center, offset):
-    size = np.ceil(36 / np.array(spacing)).astype(int)
-    grid = Grid.centred(np.add(center, offset), size, spacing)
-    ball_back_and_forth(image, grid, np.array(center), 8.0)
-
-
-@pytest.mark.slow
-@settings(max_examples=500, deadline=None)
-@given(**BALLS)
-def test_a_lesion_comes_back_within_a_voxel_always(image, spacing, center, offset):
-    size = np.ceil(36 / np.array(spacing)).astype(int)
-    grid = Grid.centred(np.add(center, offset), size, spacing)
-    ball_back_and_forth(image, grid, np.array(center), 8.0)
-
-
 @settings(max_examples=30, deadline=None)
 @given(image=st.one_of(images(), images(angles=UPRIGHT)), grid=grids(), seed=st.integers(0, 99))
 def test_the_way_back_is_simpleitk_s_linear_resampling_of_the_whole(image, grid, seed):
