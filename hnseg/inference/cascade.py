@@ -67,7 +67,9 @@ class Cascade:
         self.bundle, self.precision, self.unseen = bundle, precision, unseen
         self.probabilities, self.uncertainty = probabilities, uncertainty
         classes = dict.fromkeys(name for member in bundle.members for name in member.stage.classes)
-        self.decision = Decision.from_dict(bundle.decision, list(classes))
+        rules = Decision.from_dict(bundle.decision, list(classes))
+        # A mask of an earlier stage is what would place the next ROI, no other.
+        self.decision = rules if until == "fine" else rules.placing
         self.names = [name for name in ORDER[: ORDER.index(until) + 1] if bundle.of_stage(name)]
         if until not in self.names:
             present = ", ".join(dict.fromkeys(member.stage.name for member in bundle.members))

@@ -74,6 +74,11 @@ class Decision:
             raise HnsegError(f"decision.weights={dict(decision.weights)}: give weights of 0 or more")
         return decision
 
+    @property
+    def placing(self) -> Decision:
+        """The rules for what only places the next stage's ROI: the likeliest class, as it comes."""
+        return Decision(self.fusion, self.weights, rule="argmax", fallback=self.fallback)
+
     def floors(self, classes: Sequence[str]) -> list[float]:
         """The smallest component that stays, ml, class by class."""
         floor = self.min_component_ml

@@ -1,0 +1,29 @@
+"""Masks of an earlier stage are what would place the next stage's ROI, whatever the recipe's rules are."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from fabricate import ct_image, pet_image
+from members import DECISION, card, make_bundle
+
+from hnseg.inference.cascade import Cascade
+
+# Everywhere 0.43 for GTVp: the likeliest class, and below one half.
+LIKELY = {"weights": [[0.0, 0.0]] * 3, "biases": [0.3, 0.5, 0.0]}
+WHOLE = {"placement": "scan", "size": [16] * 3, "spacing": [6.0] * 3}
+RULES = DECISION | {"rule": "half", "min_component_ml": 1e6, "way_back": "labels", "mirror": True}
+
+
+@pytest.mark.parametrize(("until", "label"), [("coarse", 1), ("fine", 0)])
+def test_the_likeliest_class_places_and_the_recipe_s_rule_decides(
+    pointwise: None, tmp_path: Path, until: str, label: int
+) -> None:
+    coarse = card("coarse", "pointwise", LIKELY, grid=WHOLE, decision=RULES)
+    fine = card("fine", "pointwise", LIKELY, grid=WHOLE, decision=RULES)
+    cascade = Cascade(make_bundle(tmp_path, coarse, fine), torch.device("cpu"), "float32", until=until)
+    assert cascade.mirror is (until == "fine")
+    mask = sitk.GetArrayFromImage(cascade(ct_image(), pet_image()).mask)
+    assert np.unique(mask[5:-5, 10:-10, 10:-10]).tolist() == [label]
