@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from fabricate import ct_image, pet_image
+from entry import compose_job, load
+from fabricate import ct_image, pet_image, write_case
 from members import DECISION, card, make_bundle
 from scipy import stats
 
@@ -101,3 +102,21 @@ def test_a_case_in_which_nothing_is_found_has_no_lesion_and_comes_first(
     result = segment(tmp_path, nothing, nothing)
     assert result.lesions == []
     assert result.look_first == "no lesion found"
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("probabilities", {"probability_GTVp", "probability_GTVn"}),
+        ("uncertainty", {"entropy", "mutual_information"}),
+    ],
+)
+def test_maps_are_asked_for_by_key(pointwise: None, tmp_path: Path, key: str, names: set[str]) -> None:
+    bundle = make_bundle(tmp_path, card("fine", "pointwise", TUMOUR, grid=ROI))
+    write_case(tmp_path / "scans", "A-1")
+    places = [f"cases={tmp_path / 'scans'}", f"bundle={bundle.path}", f"out={tmp_path / 'out'}"]
+    load("infer").main(
+        compose_job("infer", *places, "trainer.device=cpu", "trainer.precision=float32", f"{key}=true")
+    )
+    maps = (tmp_path / "out" / "maps" / "A-1").iterdir()
+    assert {path.name.removesuffix(".nii.gz") for path in maps} == names
