@@ -47,8 +47,9 @@ class Spread:
             logits: (K, z, y, x) float32, background first.
             weight: The member's.
         """
-        labels = logits.argmax(0)
-        votes = torch.stack([labels == label for label in range(1, len(logits))])
+        # What argmax would tell, many times faster: it reads across memory.
+        top = logits.amax(0)
+        votes = (logits[1:] == top) & (logits[0] < top)
         self._votes.add(votes.float(), weight)
         if self.information:
             softmax = logits.softmax(0)
@@ -56,7 +57,10 @@ class Spread:
             self._entropy.add(entropy(softmax), weight)
 
     def agreement(self) -> NDArray[np.float32]:
-        """Share of the members to which a class is the likeliest one, (K - 1, z, y, x) without background."""
+        """Share of the members to which a class is the likeliest, (K - 1, z, y, x) without background.
+
+        Where a class and the background are equally likely, it is the background.
+        """
         return self._votes.value.cpu().numpy()
 
     def uncertainty(self, fused: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -84,6 +84,8 @@ def test_agreement_is_the_weighted_share_of_members_by_their_likeliest_class() -
     spread.add(logits(0.45, 0.05, 0.5), 2)
     spread.add(logits(0.5, 0.25, 0.25))
     assert spread.agreement().ravel().tolist() == pytest.approx([2 / 5, 2 / 5])
+    spread.add(logits(0.4, 0.4, 0.2), 5)  # no more likely than the background
+    assert spread.agreement().ravel().tolist() == pytest.approx([2 / 10, 2 / 10])
 
 
 def test_members_are_not_held() -> None:
