@@ -37,6 +37,7 @@ def main(cfg: DictConfig) -> None:
     import torch
 
     from hnseg.hardware import pick_device, pick_precision
+    from hnseg.inference.backend import make_networks, pick_backend
     from hnseg.inference.cascade import Cascade
     from hnseg.inference.case_list import segment_cases
     from hnseg.models.bundle import Bundle
@@ -47,6 +48,7 @@ def main(cfg: DictConfig) -> None:
         torch.set_num_threads(cfg.trainer.threads)
     device = pick_device(cfg.trainer.device)
     precision = pick_precision(device, cfg.trainer.precision)
+    networks = make_networks(pick_backend(device, cfg.backend), device, precision)
     bundle = Bundle.load(Path(cfg.bundle)).arm(cfg.ensemble.name, cfg.ensemble.members)
     heads = None if cfg.heads is None else Path(cfg.heads)
     cascade = Cascade(
@@ -57,6 +59,7 @@ def main(cfg: DictConfig) -> None:
         mirror=cfg.mirror,
         unseen=cfg.unseen,
         heads=heads,
+        networks=networks,
         probabilities=cfg.probabilities,
         uncertainty=cfg.uncertainty,
     )

@@ -1,0 +1,243 @@
+"""OpenVINO beside PyTorch: the same probabilities, converted once, and PyTorch where it cannot be had."""
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from entry import compose_job, load
+from fabricate import write_case
+from members import card, make_bundle
+from spoiled import must_fail
+from torch import Tensor, nn
+
+from hnseg.errors import HnsegError
+from hnseg.inference import backend, conversion
+from hnseg.inference.backend import make_networks, pick_backend
+from hnseg.inference.networks import Networks
+from hnseg.inference.openvino_networks import CompiledNetwork, OpenVinoNetworks
+from hnseg.inference.predictor import Predictor
+from hnseg.models.bundle import Bundle
+from hnseg.models.member import Member
+
+pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+
+
+def confident(networks: Networks, member: Member, image: Tensor) -> Tensor:
+    """Probabilities of a member whose random logits are made as far apart as trained ones."""
+    with torch.no_grad():
+        logits = Predictor.of(member.card)(networks(member), image)
+    probabilities = (20 * logits / logits.std()).softmax(1)
+    assert probabilities.amax(1).mean() > 0.9
+    return probabilities
+
+
+def image(member: Member, *sides: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(1, member.card["network"]["in_channels"], *sides, generator=generator)
+
+
+def folders(path: Path) -> set[str]:
+    return {folder.name for folder in path.iterdir()} if path.exists() else set()
+
+
+@pytest.fixture
+def member(tmp_path: Path) -> Member:
+    return make_bundle(tmp_path, card("fine", "plainconv", patch=[16, 16, 16])).members[0]
+
+
+@pytest.mark.parametrize("architecture", ["plainconv", "resenc", "segresnet"])
+def test_float32_is_pytorchs_float32(tmp_path: Path, architecture: str) -> None:
+    """Also beyond the few voxels that the network is traced on, in windows, and turned."""
+    turned = {"order": [2, 0, 1], "flip": [1]}
+    one = card("fine", architecture, patch=[24, 16, 32], axes=turned, input={"cte": architecture == "resenc"})
+    (member,) = make_bundle(tmp_path, one).members
+    volume = image(member, 24, 20, 32)
+    networks = OpenVinoNetworks("float32")
+    assert isinstance(networks(member), CompiledNetwork)
+    ours, theirs = (confident(each, member, volume) for each in (networks, Networks(CPU)))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    unflipped = replace(member, card=member.card | {"axes": turned | {"flip": []}})
+    with must_fail():
+        torch.testing.assert_close(confident(networks, unflipped, volume), theirs, rtol=0, atol=1e-4)
+
+
+def test_members_of_one_kind_keep_their_own_weights(tmp_path: Path) -> None:
+    """Whether they stay compiled or come and go, case after case."""
+    cards = [card("fine", "resenc", name=f"fold_{fold}", patch=[16, 16, 16]) for fold in range(2)]
+    members = make_bundle(tmp_path, *cards).members
+    volume = image(members[0], 16, 16, 16)
+    expected = [confident(Networks(CPU), one, volume) for one in members]
+    assert (expected[0] - expected[1]).abs().max() > 0.5
+    size = members[0].weights.stat().st_size
+    for kept in (0, size, 2 * size):
+        networks = OpenVinoNetworks("float32", kept=kept)
+        compiled = []
+        for _ in range(2):
+            for one, theirs in zip(members, expected, strict=True):
+                torch.testing.assert_close(confident(networks, one, volume), theirs, rtol=0, atol=1e-4)
+                compiled.append(networks(one))
+        again = [compiled[n] is compiled[n + 2] for n in range(2)]
+        assert again == [kept >= size, kept >= 2 * size]
+
+
+def test_a_result_outlives_the_next_window(member: Member) -> None:
+    network = OpenVinoNetworks("float32")(member)
+    first = network(image(member, 16, 16, 16))
+    copy = first.clone()
+    network(torch.zeros(1, 2, 16, 16, 16))
+    assert torch.equal(first, copy)
+
+
+def test_a_converted_network_is_used_again_without_building_the_pytorch_one(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = image(member, 16, 16, 16)
+    theirs = confident(Networks(CPU), member, volume)
+    OpenVinoNetworks("float32")(member)
+
+    def fail(_: Member) -> nn.Module:
+        raise AssertionError("built")
+
+    monkeypatch.setattr(Member, "network", fail)
+    (reloaded,) = Bundle.load(member.weights.parents[1]).members
+    ours = confident(OpenVinoNetworks("float32"), reloaded, volume)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", ["weights", "network", "patch", "openvino"])
+def test_what_is_made_of_something_else_is_converted_anew(
+    tmp_path: Path, member: Member, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    before = conversion.converted(member)
+    new = replace(member, card=member.card | {"patch": [24, 24, 24]} if change == "patch" else member.card)
+    if change == "network":
+        new = replace(member, card=member.card | {"network": member.card["network"] | {"slope": 0.5}})
+    if change == "weights":
+        # make_bundle draws the second one's weights from another seed.
+        cards = [card("fine", "plainconv", name="a"), member.card]
+        new = make_bundle(tmp_path / "new", *cards).members[-1]
+        shutil.copytree(before.parents[1], new.weights.parents[1] / "cache")
+    if change == "openvino":
+        monkeypatch.setattr(conversion.load_openvino(), "__version__", "2999.1")
+    after = conversion.converted(new)
+    assert after.parent.name != before.parent.name
+    volume = image(new, *new.card["patch"])
+    theirs = confident(Networks(CPU), new, volume)
+    torch.testing.assert_close(confident(OpenVinoNetworks("float32"), new, volume), theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("damage", ["altered", "gone", "unlisted"])
+def test_a_damaged_cache_is_made_anew(member: Member, damage: str) -> None:
+    graph = conversion.converted(member)
+    weights, hashes = graph.with_suffix(".bin"), graph.with_name(conversion.HASHES)
+    whole = weights.read_bytes()
+    if damage == "unlisted":
+        hashes.write_text(json.dumps([1]))
+    elif damage == "gone":
+        weights.unlink()
+    else:
+        weights.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    assert conversion.converted(member) == graph
+    assert weights.read_bytes() == whole
+    assert folders(graph.parents[1]) == {graph.parent.name}
+
+
+def test_a_bundle_that_cannot_be_written_leaves_its_cache_to_the_user_or_to_the_process(
+    tmp_path: Path, member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in the folder's place stops root as well, whom permissions do not."""
+    bundle = member.weights.parents[1]
+    (bundle / "cache").write_text("")
+    listed = folders(bundle)
+    assert conversion.converted(member).is_relative_to(tmp_path / "home" / "hnseg")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(bundle / "cache"))
+    temporary = conversion.converted(member)
+    assert not temporary.is_relative_to(bundle)
+    assert temporary == conversion.converted(member)
+    assert folders(bundle) == listed
+
+
+def test_a_failed_conversion_leaves_nothing_and_runs_in_pytorch(
+    member: Member, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operation\nand forty lines more")
+
+    monkeypatch.setattr(conversion.load_openvino(), "convert_model", fail)
+    volume = image(member, 16, 16, 16)
+    networks = OpenVinoNetworks("float32")
+    with caplog.at_level(logging.WARNING):
+        ours = [confident(networks, member, volume) for _ in range(2)]
+    assert torch.equal(ours[0], confident(Networks(CPU), member, volume))
+    (line,) = caplog.messages
+    assert line == f"{member.card['name']}: OpenVINO cannot run it (no such operation); it runs in PyTorch"
+    assert folders(member.weights.parents[1] / "cache") == set()
+
+
+def test_damaged_weights_are_an_error_and_no_reason_to_fall_back(member: Member) -> None:
+    member.weights.write_bytes(member.weights.read_bytes()[:50])
+    with pytest.raises(HnsegError, match="cannot be loaded"):
+        OpenVinoNetworks("float32")(member)
+
+
+def test_telemetry_stays_off() -> None:
+    """Nothing leaves the machine: OpenVINO's reporter is never loaded."""
+    conversion.load_openvino()
+    from openvino.tools.ovc import telemetry_stub, telemetry_utils
+
+    assert telemetry_utils.tm is telemetry_stub
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "expected"),
+    [("cpu", "auto", "openvino"), ("cuda", "auto", "torch"), ("cpu", "torch", "torch")],
+)
+def test_auto_is_openvino_on_a_cpu(device: str, wanted: str, expected: str) -> None:
+    chosen = pick_backend(torch.device(device), wanted)
+    assert chosen == expected
+    networks = make_networks(chosen, torch.device(device), "float32")
+    assert isinstance(networks, OpenVinoNetworks) == (expected == "openvino")
+
+
+def test_where_it_is_not_installed_auto_is_pytorch_and_asking_for_it_tells_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    assert pick_backend(CPU) == "torch"
+    with pytest.raises(
+        HnsegError, match=r"not installed; pip install 'hnseg\[openvino\]', or set backend=torch"
+    ):
+        pick_backend(CPU, "openvino")
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "message"),
+    [("cuda", "openvino", "set trainer.device=cpu"), ("cpu", "onnx", "backend=onnx is unknown; choose auto")],
+)
+def test_what_cannot_be_is_told_in_one_line(device: str, wanted: str, message: str) -> None:
+    with pytest.raises(HnsegError, match=message) as told:
+        pick_backend(torch.device(device), wanted)
+    assert "\n" not in str(told.value)
+
+
+def test_infer_follows_the_backend(tmp_path: Path) -> None:
+    whole = {"placement": "scan", "size": [16] * 3, "spacing": [6.0] * 3}
+    bundle = make_bundle(tmp_path, card("fine", "plainconv", grid=whole)).path
+    write_case(tmp_path / "scans", "A-1")
+    places = [f"cases={tmp_path / 'scans'}", f"bundle={bundle}", "trainer.device=cpu"]
+    for wanted, cached in (("torch", 0), ("auto", 1)):
+        out = tmp_path / wanted
+        load("infer").main(compose_job("infer", *places, f"out={out}", f"backend={wanted}"))
+        assert (out / "A-1.nii.gz").exists()
+        assert len(folders(bundle / "cache")) == cached
