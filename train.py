@@ -26,6 +26,7 @@ from hnseg.preflight import (
     check_window,
     find_coarse,
     find_cohort,
+    require_head_masks,
     with_head_mask,
 )
 from hnseg.run_folder import RunFolder
@@ -54,6 +55,8 @@ def main(cfg: DictConfig) -> float:
     train, validation = split.assign(cases, config["fold"])
     places_by_lesions = config["stage"]["placement"] == "lesions"
     coarse = find_coarse(config, [*train, *validation]) if places_by_lesions else None
+    if config["stage"]["placement"] == "below_head":
+        require_head_masks([*train, *validation], Path(config["data"]["heads"]))
     folder = RunFolder(Path(config["run_dir"]))
     title = f"{config['arm']} {split.title(config['fold'])}"
     if folder.begin(config, overwrite=config["overwrite"]) == "finished":

@@ -54,12 +54,31 @@ def with_head_mask(cases: Sequence[Case], heads: Path) -> list[Case]:
     return labelled
 
 
+def require_head_masks(cases: Sequence[Case], heads: Path) -> None:
+    """Refuses a cohort whose coarse ROIs cannot all be placed, before any volume is prepared.
+
+    Args:
+        cases: To train and to validate on.
+        heads: Folder of head masks CASE.nii.gz.
+
+    Raises:
+        HnsegError: Cases without a mask.
+    """
+    labelled = {case.case_id for case in with_head_mask(cases, heads)}
+    if missing := [case.case_id for case in cases if case.case_id not in labelled]:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise HnsegError(
+            f"data.heads={heads}: no head mask of {', '.join(missing[:5])}{more}; let the head stage label "
+            f"them (python infer.py until=head bundle=HEADS heads={heads} out={heads})"
+        )
+
+
 def find_coarse(config: Mapping[str, Any], cases: Sequence[Case]) -> Path | None:
     """The folder of coarse predictions that place the fine ROI, or None where there is none.
 
     Raises:
-        HnsegError: The recipe trains on predicted ROIs and there are none, cases lack a prediction, or a
-            prediction was made by a network that had been trained on its case.
+        HnsegError: The recipe trains on predicted ROIs and there are none, cases lack a prediction, or
+            cases.csv does not say of each that its networks had not been trained on it.
     """
     folder, train_roi = config["data"]["coarse"], config["recipe"]["roi"]["train"]
     if folder is None:
@@ -69,13 +88,20 @@ def find_coarse(config: Mapping[str, Any], cases: Sequence[Case]) -> Path | None
                 "with python infer.py until=coarse unseen=true out=COARSE"
             )
         return None
-    seen = _made_by_networks_that_saw(Path(folder))
-    missing = [case.case_id for case in cases if not (Path(folder) / f"{case.case_id}.nii.gz").exists()]
-    if missing:
+    if not Path(folder).is_dir():
+        raise HnsegError(f"data.coarse={folder}: no such folder; give what infer.py until=coarse wrote")
+    unseen = _unseen(Path(folder))
+    names = sorted(case.case_id for case in cases)
+    if missing := [name for name in names if not (Path(folder) / f"{name}.nii.gz").exists()]:
         raise HnsegError(
             f"data.coarse={folder}: no prediction of {', '.join(missing)}; make them, or exclude them"
         )
-    if leaked := sorted(seen & {case.case_id for case in cases}):
+    if unsure := [name for name in names if name not in unseen]:
+        raise HnsegError(
+            f"data.coarse={folder}: cases.csv does not list {', '.join(unsure)}, so nobody knows which "
+            "networks made their masks; make them anew with python infer.py until=coarse unseen=true"
+        )
+    if leaked := [name for name in names if not unseen[name]]:
         raise HnsegError(
             f"data.coarse={folder}: made by networks trained on {', '.join(leaked)}; make them anew with "
             "python infer.py until=coarse unseen=true"
@@ -83,8 +109,8 @@ def find_coarse(config: Mapping[str, Any], cases: Sequence[Case]) -> Path | None
     return Path(folder)
 
 
-def _made_by_networks_that_saw(folder: Path) -> set[str]:
-    """Cases of a folder that infer.py wrote which a network of its bundle had been trained on."""
+def _unseen(folder: Path) -> dict[str, bool]:
+    """Of each case that cases.csv lists, whether no network that made its mask was trained on it."""
     path = folder / "cases.csv"
     if not path.exists():
         raise HnsegError(
@@ -92,7 +118,7 @@ def _made_by_networks_that_saw(folder: Path) -> set[str]:
             "seen the cases; make them with python infer.py until=coarse unseen=true"
         )
     with path.open(newline="", encoding="utf-8") as file:
-        return {row["case_id"] for row in csv.DictReader(file) if row.get("unseen") != "yes"}
+        return {row["case_id"]: row.get("unseen") == "yes" for row in csv.DictReader(file)}
 
 
 _SCHEMES = ("zscore", "ct", "range", "sigmoid", "cohort", "rescale", "none")  # of hnseg.data.normalise

@@ -25,6 +25,7 @@ from hnseg.preflight import (
     divisor,
     find_cohort,
     padding,
+    require_head_masks,
     with_head_mask,
 )
 
@@ -161,6 +162,19 @@ def test_the_head_stage_trains_on_the_labelled_cases(tmp_path: Path) -> None:
         with_head_mask(cases, tmp_path)
     (tmp_path / "A-1.nii.gz").touch()
     assert with_head_mask(cases, tmp_path) == [cases[1]]
+
+
+def test_a_coarse_roi_needs_every_head(tmp_path: Path) -> None:
+    cases = [Case(f"A-{n}", tmp_path / "ct", tmp_path / "pet") for n in range(8)]
+    with pytest.raises(HnsegError, match="hnseg heads propose"):
+        require_head_masks(cases, tmp_path)
+    for case in cases[:7]:
+        (tmp_path / f"{case.case_id}.nii.gz").touch()
+    with pytest.raises(HnsegError, match=r"no head mask of A-7; .*until=head"):
+        require_head_masks(cases, tmp_path)
+    with pytest.raises(HnsegError, match=r"A-7, A-7, A-7, A-7, A-7 and 95 more; "):
+        require_head_masks([cases[0], *cases[7:] * 100], tmp_path)
+    require_head_masks(cases[:7], tmp_path)
 
 
 def recipe(**changes: object) -> dict[str, Any]:

@@ -251,6 +251,12 @@ def test_coarse_predictions_of_a_network_that_saw_the_case_are_refused(cohort: P
     (seen / "cases.csv").unlink()
     with pytest.raises(HnsegError, match=r"cases.csv: not there, so nobody knows"):
         load("train").main(compose_job("train", *overrides, f"data.coarse={seen}"))
+    with pytest.raises(HnsegError, match=r"data\.coarse=.*nowhere: no such folder"):
+        load("train").main(compose_job("train", *overrides, f"data.coarse={tmp_path / 'nowhere'}"))
+    unlisted = write_coarse(tmp_path / "unlisted", cohort)  # as masks of another stage are, or copied ones
+    (unlisted / "cases.csv").write_text("case_id,status,unseen\nA-0,ok,yes\n")
+    with pytest.raises(HnsegError, match=r"cases\.csv does not list A-2, B-1, B-3"):
+        load("train").main(compose_job("train", *overrides, f"data.coarse={unlisted}"))
     few = write_coarse(tmp_path / "few", cohort)
     (few / "B-1.nii.gz").unlink()
     with pytest.raises(HnsegError, match="no prediction of B-1"):
