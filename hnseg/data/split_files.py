@@ -45,6 +45,8 @@ def read_split_file(path: Path, known: Collection[str]) -> SplitFile:
         HnsegError: The file is missing or malformed, has fewer than two folds or an empty one, names a
             case twice, was changed after it was hashed, or trains a fold on what it holds out.
     """
+    if not path.exists():
+        raise HnsegError(f"{path}: no such split file; check the path (data.split=centres needs none)")
     try:
         content = json.loads(path.read_text())
         split = _parse(content, path, known)
@@ -71,6 +73,8 @@ def _parse(content: Any, path: Path, known: Collection[str]) -> SplitFile:
         raise TypeError(f"{content!r:.60} is neither a list nor a mapping")
     if "training" in content:
         return _datalist(content, path, known)
+    if "folds" not in content:
+        raise TypeError("it has no folds")
     names = _ids(content.get("names", []))
     split = SplitFile(tuple(_ids(fold) for fold in content["folds"]), names)
     if names and len(names) != len(split.folds):

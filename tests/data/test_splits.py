@@ -164,11 +164,11 @@ def test_an_impossible_number_of_folds_is_refused(folds):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "not a split file"),
+        (None, "no such split file"),
         ("{", "not a split file"),
         ("17", "not a split file"),
         ('"folds"', "not a split file"),
-        ('{"fold": []}', "not a split file"),
+        ('{"fold": []}', "not a split file.*it has no folds"),
         ('{"folds": [1, 2]}', "not a split file"),
         ('{"folds": ["A-000", "A-001"]}', "not a split file.*'A-000' is not a list"),
         ('{"folds": [["A-000"], ["A-001"]], "names": ["A"]}', "not a split file.*1 names for 2 folds"),
