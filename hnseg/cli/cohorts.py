@@ -31,7 +31,7 @@ def phantom(
 
 @app.command()
 def audit(root: Root, json_file: Json = None, workers: Workers = None) -> None:
-    """List a cohort's faults; exit status 1 if a case is unusable."""
+    """List a cohort's faults. Exit status 1 if a case is unusable."""
     from hnseg.audit import audit as audit_cases
     from hnseg.audit import find_orphans
     from hnseg.audit_table import print_audit
@@ -55,16 +55,15 @@ def propose(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo masks that are there.")] = False,
     workers: Workers = None,
 ) -> None:
-    """Write head masks from the CT's anatomy, to check and correct; exit status 1 if a CT cannot be read."""
+    """Write head masks from the CT's anatomy, to correct. Exit status 1 if a CT cannot be read."""
     from hnseg.cases import HEADS, read_cases
     from hnseg.data.heads import draw_cases, propose_heads, summary
 
+    cases = read_cases(root, strict=False)
     if out is None and not root.is_dir():
         raise HnsegError(f"{root}: a list of cases has no folder for the masks; name one with --out DIR")
     out = out or root / HEADS
-    outcomes = propose_heads(
-        draw_cases(read_cases(root, strict=False), count, seed), out, overwrite=overwrite, workers=workers
-    )
+    outcomes = propose_heads(draw_cases(cases, count, seed), out, overwrite=overwrite, workers=workers)
     print(summary(outcomes, out))
     if any(one.head is None for one in outcomes):
         raise typer.Exit(1)

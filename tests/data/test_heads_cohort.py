@@ -11,7 +11,7 @@ from posed import posed
 
 from hnseg.cases import read_cases
 from hnseg.cli import main
-from hnseg.data.heads import draw_cases
+from hnseg.data.heads import draw_cases, propose_head
 from hnseg.data.prepare import prepare_case
 from hnseg.geometry import mask_bounds
 from hnseg.images import read_label
@@ -71,6 +71,7 @@ def test_a_corrected_mask_is_kept_until_told_otherwise(monkeypatch, capsys, root
     assert path.read_bytes() == corrected
     assert "2 of these masks were there" in capsys.readouterr().out
     assert "already there" in table(root / "heads")["A-1"]["remark"]
+    assert table(root / "heads")["B-1"]["remark"].startswith("no head")  # still what calls for a look
     assert propose(monkeypatch, root, "--overwrite") == 0
     assert sitk.ReadImage(str(path))[0, 0, 0] == 0
 
@@ -84,6 +85,35 @@ def test_a_broken_ct_is_one_line_and_the_others_finish(monkeypatch, capsys, root
     assert (root.parent / "masks" / "A-1.nii.gz").exists()
     assert not (root.parent / "masks" / "B-1.nii.gz").exists()
     assert table(root.parent / "masks")["B-1"]["head"] == "failed"
+
+
+def test_a_second_draw_leaves_the_lines_of_the_first(monkeypatch, root):
+    assert propose(monkeypatch, root) == 0
+    first = table(root / "heads")
+    assert propose(monkeypatch, root, "--count", 1, "--overwrite") == 0
+    assert table(root / "heads") == first
+    (root / "heads" / "B-1.nii.gz").unlink()
+    (root / "B-1" / "B-1__CT.nii.gz").rename(root / "B-1.nii.gz")  # gone from the cohort too
+    (root / "B-1" / "B-1__PT.nii.gz").unlink()
+    assert propose(monkeypatch, root) == 0
+    assert list(table(root / "heads")) == ["A-1"]
+
+
+def test_a_stopped_call_leaves_the_lines_of_its_masks(monkeypatch, root):
+    def stop(ct):
+        if ct.GetSize() == ct_image().GetSize():  # the second case
+            raise KeyboardInterrupt
+        return propose_head(ct)
+
+    monkeypatch.setattr("hnseg.data.heads.cohort.propose_head", stop)
+    assert propose(monkeypatch, root) == 130
+    assert table(root / "heads")["A-1"]["head"] == "yes"
+    assert {path.name for path in (root / "heads").iterdir()} == {"A-1.nii.gz", "heads.csv"}
+
+
+def test_a_wrong_path_is_told_as_such(monkeypatch, capsys, tmp_path):
+    assert propose(monkeypatch, tmp_path / "nowhere") == 2
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_a_list_of_cases_needs_a_folder_for_the_masks(monkeypatch, capsys, root):

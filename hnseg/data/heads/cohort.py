@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -68,7 +68,8 @@ def propose_heads(
 ) -> list[Outcome]:
     """Writes OUT/CASE.nii.gz for every case, OUT/heads.csv and OUT/contact_sheet.png.
 
-    A mask that is there already may have been corrected by hand: it is kept, and shown with the others.
+    A mask that is there already may have been corrected by hand: it is kept, and shown with the others. Lines
+    of the table stay as long as their masks do, and a call that is stopped leaves those of what it did.
 
     Args:
         cases: Of which only the CT is read.
@@ -83,12 +84,17 @@ def propose_heads(
         HnsegError: The folder cannot be written, or a worker was killed, most likely for want of memory.
     """
     workers = min(workers or min(4, os.cpu_count() or 1), len(cases))
-    work = partial(_propose_case, out=out, overwrite=overwrite)
+    earlier = _read_table(out / TABLE)
+    doubts = {case_id: row["remark"].removesuffix(KEPT).rstrip("; ") for case_id, row in earlier.items()}
+    work = partial(_propose_case, out=out, overwrite=overwrite, doubts=doubts)
+    outcomes: list[Outcome] = []
     try:
-        outcomes = list(_with_bar(work, cases, workers))
+        outcomes.extend(_with_bar(work, cases, workers))
     except BrokenProcessPool as error:
         raise HnsegError(f"--workers {workers}: a worker was killed, likely for memory; use fewer") from error
-    _write_table(outcomes, out / TABLE)
+    finally:
+        if outcomes:
+            _write_table(earlier, outcomes, out / TABLE)
     draw_sheet([one.panel for one in outcomes if one.panel], out / SHEET)
     return outcomes
 
@@ -115,14 +121,14 @@ def _with_bar(work: partial[Outcome], cases: Sequence[Case], workers: int) -> It
         yield from bar(pool.map(work, cases))
 
 
-def _propose_case(case: Case, *, out: Path, overwrite: bool) -> Outcome:
+def _propose_case(case: Case, *, out: Path, overwrite: bool, doubts: Mapping[str, str]) -> Outcome:
     path = out / f"{case.case_id}.nii.gz"
     kept = path.exists() and not overwrite
     try:
         case.check()
         ct = read_image(case.ct)
         if kept:
-            mask, remark = _read_mask(path, ct), KEPT
+            mask, remark = _read_mask(path, ct), "; ".join(filter(None, (doubts.get(case.case_id), KEPT)))
         else:
             proposal = propose_head(ct)
             mask, remark = proposal.mask, "; ".join(proposal.flags)
@@ -142,13 +148,25 @@ def _read_mask(path: Path, ct: sitk.Image) -> sitk.Image:
     return mask
 
 
-def _write_table(outcomes: Sequence[Outcome], path: Path) -> None:
+def _read_table(path: Path) -> dict[str, dict[str, str]]:
+    """The lines of earlier calls whose masks are still there, by case."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = [] if tuple(reader.fieldnames or ()) != FIELDS else list(reader)
+    return {row["case_id"]: row for row in rows if path.with_name(f"{row['case_id']}.nii.gz").exists()}
+
+
+def _write_table(earlier: Mapping[str, Mapping[str, str]], outcomes: Sequence[Outcome], path: Path) -> None:
     words = {True: "yes", False: "no", None: "failed"}
+    lines = {case_id: [row[name] for name in FIELDS] for case_id, row in earlier.items()}
+    for one in outcomes:
+        lines[one.case_id] = [one.case_id, words[one.head], *(map(str, one.box or [""] * 6)), one.remark]
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(FIELDS)
-        for one in outcomes:
-            writer.writerow([one.case_id, words[one.head], *(one.box or [""] * 6), one.remark])
+        writer.writerows(lines[case_id] for case_id in sorted(lines))
 
 
 def _one_thread() -> None:
