@@ -9,17 +9,20 @@ from hnseg.cli.app import app
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[OVERRIDES]...", help="As for train.py: stage= and recipe= that made its images."
-    ),
+    typer.Argument(metavar="KEY=VALUE", help="As for train.py: stage= and recipe= that made its images."),
 ]
 Bundle = Annotated[Path, typer.Option(metavar="BUNDLE", help="The bundle to make, or to extend.")]
 
 
 @app.command()
 def export(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders that train.py wrote.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The bundle to make.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Folders that train.py wrote, and bundles to take along."),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The bundle to make, in place of one that is there.")
+    ],
     checkpoint: Annotated[
         Literal["best", "last"], typer.Option(help="Best by validation Dice, or the last of the training.")
     ] = "best",

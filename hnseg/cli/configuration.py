@@ -11,12 +11,10 @@ from hnseg.cli.app import app
 def plan(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[OVERRIDES]...", help="As for train.py; stage= and model= choose the tables."
-        ),
+        typer.Argument(metavar="KEY=VALUE", help="As for train.py; stage= and model= choose the tables."),
     ] = None,
 ) -> None:
-    """Set the configuration beside the paper's tables; exit status 1 at an unexplained difference."""
+    """Set the configuration beside the paper's tables. Exit status 1 at an unexplained difference."""
     from hnseg.plan.report import print_plan
 
     if print_plan(overrides or []):

@@ -154,18 +154,22 @@ def write_bundle(trained: Iterable[Trained], out: Path) -> list[str]:
         The members' names.
 
     Raises:
-        HnsegError: Two members of one name, rules that clash, or `out` is something else.
+        HnsegError: Two members of one name, rules that clash, or `out` is something else or cannot be
+            written.
     """
     if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / LISTING).exists()):
         raise HnsegError(f"{out}: holds something other than a bundle; choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-        new = Path(temporary, "new")
-        new.mkdir()
-        names = _write_members(trained, new)
-        if out.exists():
-            out.replace(Path(temporary, "old"))
-        new.replace(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+            new = Path(temporary, "new")
+            new.mkdir()
+            names = _write_members(trained, new)
+            if out.exists():
+                out.replace(Path(temporary, "old"))
+            new.replace(out)
+    except OSError as error:
+        raise HnsegError(f"{out}: cannot be written ({error}); choose another --out") from error
     return names
 
 

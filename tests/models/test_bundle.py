@@ -199,6 +199,12 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "scans" / "precious.nii.gz").exists()
 
 
+def test_a_place_that_cannot_be_written_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HnsegError, match="file/new: cannot be written .*; choose another --out"):
+        export_bundle([bundle.path], tmp_path / "file" / "new")
+
+
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     write_run(tmp_path / "runs", card("fine", "segresnet"))
     (tmp_path / "bundle").mkdir()
