@@ -31,11 +31,10 @@ from rich.progress import track
 
 from hnseg.cases import Case
 from hnseg.checks import check_case
+from hnseg.data.roi import ml_outside, needs_head, place_roi, read_mask
 from hnseg.data.sampling import STUDY, Sampling
 from hnseg.errors import HnsegError
-from hnseg.geometry import Grid
-from hnseg.images import read_label, to_array
-from hnseg.placement import place
+from hnseg.images import read_label
 from hnseg.stage import Stage
 from hnseg.suv import read_scan, sidecar
 
@@ -109,7 +108,7 @@ def prepare(
     Raises:
         HnsegError: Cases that cannot be used, each by name and reason; the others are kept.
     """
-    masks = heads if _needs_head(stage) else coarse
+    masks = heads if needs_head(stage) else coarse
     made_by = {"stage": asdict(stage), "sampling": sampling.to_dict(), "margin": margin_mm, "format": FORMAT}
     if masks is not None:  # runs that are placed by different masks must not take each other's entries away
         made_by["masks"] = str(masks.resolve())
@@ -189,14 +188,13 @@ def prepare_case(
     faults = [f.text for f in check_case(ct, pet, lesions) if f.level == "error"]
     if faults:
         raise HnsegError(f"{case.case_id}: {faults[0]}")
-    mask = None if masks is None and not _needs_head(stage) else _read_mask(case, stage, masks)
+    mask = read_mask(case, stage, masks)
     label = mask if stage.name == "head" else lesions
     if label is None:
         raise HnsegError(
             f"{case.case_id}: no label image {case.case_id}.nii.gz to train the {stage.name} stage on"
         )
-    predicted = mask is not None and not _needs_head(stage)
-    inner, fallback = _place(case, stage, ct, pet, lesions if mask is None else mask, predicted)
+    inner, fallback = place_roi(case, stage, ct, pet, lesions if mask is None else mask, masks)
     margin = stage.voxels(margin_mm)
     grid = inner.padded(margin)
     arrays: dict[str, NDArray[Any]] = sampling.images(ct, pet, grid, antialias=stage.antialias)
@@ -207,24 +205,11 @@ def prepare_case(
         "key": _sources(case, masks),
         "grid": grid.to_dict(),
         "margin": list(margin),
-        "ml_outside_roi": _ml_outside(label, inner),
+        "ml_outside_roi": ml_outside(label, inner),
         "fallback": fallback,
     }
     _write_entry(arrays, meta, folder / case.case_id)
     return StageVolume(case.case_id, folder / case.case_id)
-
-
-def _place(
-    case: Case, stage: Stage, ct: sitk.Image, pet: sitk.Image, mask: sitk.Image | None, predicted: bool
-) -> tuple[Grid, str | None]:
-    """Labels and drawn heads place the ROI as they are; predictions and empty heads as at inference."""
-    empty_head = _needs_head(stage) and mask is not None and not to_array(mask).any()
-    if predicted or empty_head:
-        return place(stage, ct, pet, mask)
-    try:
-        return stage.grid(ct, mask), None
-    except ValueError as error:
-        raise HnsegError(f"{case.case_id}: {error}") from error
 
 
 def _write_entry(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: Path) -> None:
@@ -252,38 +237,6 @@ def _put_in_place(temporary: Path, target: Path, key: str) -> None:
         if _key(target) != key:
             raise
     shutil.rmtree(outdated, ignore_errors=True)
-
-
-def _ml_outside(label: sitk.Image, grid: Grid) -> dict[str, float]:
-    """Volume of each class that the ROI does not hold, in ml."""
-    voxel_ml = float(np.prod(label.GetSpacing())) / 1000
-    array = to_array(label)
-    outside = {}
-    low, high = grid.corners.min(axis=0), grid.corners.max(axis=0)
-    direction = np.asarray(label.GetDirection()).reshape(3, 3) * np.asarray(label.GetSpacing())
-    for value in np.unique(array[array > 0]):
-        points = np.argwhere(array == value)[:, ::-1] @ direction.T + np.asarray(label.GetOrigin())
-        outside[str(value)] = float(np.any((points < low) | (points > high), axis=1).sum() * voxel_ml)
-    return outside
-
-
-def _needs_head(stage: Stage) -> bool:
-    return stage.name == "head" or stage.placement == "below_head"
-
-
-def _read_mask(case: Case, stage: Stage, masks: Path | None) -> sitk.Image:
-    path = None if masks is None else masks / f"{case.case_id}.nii.gz"
-    if path is not None and path.exists():
-        return read_label(path)
-    if _needs_head(stage):
-        raise HnsegError(
-            f"{case.case_id}: no head mask {path or 'since data.heads is not set'}; hnseg heads propose "
-            "makes some for the head stage, which then labels the rest (python infer.py until=head out=HEADS)"
-        )
-    raise HnsegError(
-        f"{case.case_id}: no coarse prediction {path}; make them with models that have not seen the case "
-        "(python infer.py until=coarse unseen=true out=COARSE)"
-    )
 
 
 def _key(entry: Path) -> str | None:

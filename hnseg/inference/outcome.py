@@ -10,7 +10,7 @@ STEPS = ("read", "head", "coarse", "fine", "write")
 COLUMNS = [
     *("case_id", "status", "seconds"),
     *(f"{step}_s" for step in STEPS),
-    *("memory_mib", "gpu_mib", "unseen", "outside_ml", "fallbacks", "look_first"),
+    *("memory_mib", "gpu_mib", "unseen", "outside_ml", "roi", "fallbacks", "look_first"),
     *("message", "made_from", "written"),
 ]
 
@@ -27,6 +27,7 @@ class Outcome:
         gpu_mib: The most GPU memory the case's networks took, MiB; None without a GPU.
         unseen: Whether no network that made the mask was trained on the case; None without a mask.
         outside_ml: Coarse lesion that the fine stage did not look at, ml; None where it has no cube.
+        roi: The grid on which the last stage looked, as JSON; empty where it looked on several.
         fallbacks: What was done where a stage found nothing.
         look_first: Why a reader should look at the case before others; empty where nothing speaks for it.
         message: Why there is no mask, or what to know of the images.
@@ -41,6 +42,7 @@ class Outcome:
     gpu_mib: float | None = None
     unseen: bool | None = None
     outside_ml: float | None = None
+    roi: str = ""
     fallbacks: str = ""
     look_first: str = ""
     message: str = ""
@@ -59,6 +61,7 @@ class Outcome:
             "gpu_mib": _number(self.gpu_mib, 0),
             "unseen": "" if self.unseen is None else "yes" if self.unseen else "no",
             "outside_ml": _number(self.outside_ml),
+            "roi": self.roi,
             "fallbacks": self.fallbacks,
             "look_first": self.look_first,
             "message": self.message,

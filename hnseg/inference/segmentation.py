@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -43,6 +44,12 @@ class Segmentation:
     look_first: str = ""
     maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     box: Box | None = None
+
+    @property
+    def roi(self) -> str:
+        """The grid of the last stage as JSON; empty where it looked at several cubes."""
+        last = list(self.grids.values())[-1] if self.grids else []
+        return json.dumps(last[0].to_dict()) if len(last) == 1 else ""
 
     def volumes(self) -> Iterator[tuple[str, sitk.Image]]:
         """The maps by name, one at a time on the CT's grid, float32 and zero outside the ROI."""

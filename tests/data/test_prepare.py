@@ -1,5 +1,6 @@
 """Cached volumes: the right voxels, made once, made again when something changed, whole or not at all."""
 
+import csv
 import json
 import os
 import shutil
@@ -303,6 +304,17 @@ def test_coarse_predictions_place_the_fine_roi_and_truth_stays_the_label(root, t
     # What the predicted ROI does not hold is counted: in all, the lesions' 0.96 ml.
     held = np.bincount(placed.load("label").ravel(), minlength=3)[1:] * float(np.prod(FINE.spacing)) / 1000
     assert sum(placed.meta["ml_outside_roi"].values()) + held.sum() == pytest.approx(0.96, abs=0.3)
+    # Where infer.py says which ROI it searched, the brightest PET is sought there alone: not at the hot
+    # spot of x 24-36 mm, but among the noise below it.
+    grid = Grid((5, 5, 5), (4.0, 4.0, 4.0), (50.0, 50.0, 10.0))
+    rows = [["case_id", "roi"], ["A-2", json.dumps(grid.to_dict())]]
+    with (coarse / "cases.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    searched = prepare(cases, FINE, tmp_path / "other cache", coarse=coarse)[1]
+    low, high = grid.corners.min(axis=0), grid.corners.max(axis=0)
+    center = Grid.from_dict(searched.meta["grid"]).center
+    assert np.all((center >= low) & (center <= high))
+    assert not np.allclose(center, Grid.from_dict(empty.meta["grid"]).center, atol=4)
     (coarse / "A-2.nii.gz").unlink()
     with pytest.raises(HnsegError, match=r"no coarse prediction .*A-2.nii.gz; make them"):
         prepare(cases, FINE, tmp_path / "cache", coarse=coarse)
