@@ -40,6 +40,7 @@ def test_a_missing_argument_is_named(tmp_path: Path, key: str) -> None:
     [
         ("until=middle", "until=middle is no stage"),
         ("until=head", "until=head.*no head member, only fine"),
+        ("format=nii", "format=nii is unknown; choose nii.gz or mha"),
         ("cases=nowhere", "nowhere: no such folder or CSV"),
         ("bundle=nowhere", r"bundle=nowhere: no bundle\.yaml"),
         ("trainer.device=gpu", r"trainer\.device=gpu is unknown"),
@@ -77,6 +78,24 @@ def test_a_bad_case_is_reported_and_the_others_finish(bundle: Path, tmp_path: Pa
         "scans",
         "out",
     }  # Hydra left nothing
+
+
+def test_a_rerun_says_what_it_skips_and_tries_again_what_failed(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_case(tmp_path / "scans", "A-1")
+    write_case(tmp_path / "scans", "A-2", pet=None)
+    places = [f"cases={tmp_path / 'scans'}", f"bundle={bundle}", f"out={tmp_path / 'out'}", "format=mha"]
+    for skipped in ("", " (1 skipped, finished before; overwrite=true segments all)"):
+        with pytest.raises(SystemExit):
+            infer(*places)
+        said = capsys.readouterr()
+        assert said.out == f"1 of 2 cases segmented: {tmp_path / 'out'}{skipped}\n"
+        assert "not segmented: A-2" in said.err
+    with pytest.raises(SystemExit):
+        infer(*places, "overwrite=true")
+    assert "skipped" not in capsys.readouterr().out
+    assert sitk.ReadImage(str(tmp_path / "out" / "A-1.mha")).GetSize() == ct_image().GetSize()
 
 
 @pytest.fixture

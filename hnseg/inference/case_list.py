@@ -39,11 +39,11 @@ def segment_cases(
     extension: str = ".nii.gz",
     overwrite: bool = False,
 ) -> list[Outcome]:
-    """Segments every case that can be segmented and writes OUT/CASE.nii.gz, OUT/cases.csv and
-    OUT/lesions.csv, and the maps that were asked for into OUT/maps/CASE.
+    """Segments every case that can be segmented.
 
-    Cases that an earlier call finished are skipped where neither their files, the bundle, the settings nor
-    what was written for them has changed since.
+    Writes OUT/CASE.nii.gz, OUT/cases.csv, OUT/lesions.csv, and the maps that were asked for into
+    OUT/maps/CASE. Cases that an earlier call finished are skipped where neither their files, the bundle,
+    the settings nor what was written for them has changed since.
 
     Args:
         cases: The case list; files may be missing or damaged.

@@ -24,9 +24,10 @@ from hnseg.cases import Case
 from hnseg.errors import HnsegError
 from hnseg.files import replacing
 from hnseg.images import write_image
-from hnseg.inference.cascade import Cascade, Segmentation
+from hnseg.inference.cascade import Cascade
 from hnseg.inference.lesions import Lesion, write_lesions
 from hnseg.inference.outcome import COLUMNS, Outcome
+from hnseg.inference.segmentation import Segmentation
 from hnseg.models.bundle import LISTING, digest
 from hnseg.suv import sidecar
 

@@ -13,9 +13,10 @@ from hnseg.cases import Case
 from hnseg.checks import check_case
 from hnseg.errors import HnsegError
 from hnseg.hardware import gpu_peak_mib, peak_mib, reset_gpu_peak
-from hnseg.inference.cascade import Cascade, Segmentation
+from hnseg.inference.cascade import Cascade
 from hnseg.inference.outcome import Outcome
 from hnseg.inference.record import Record
+from hnseg.inference.segmentation import Segmentation
 from hnseg.suv import read_scan
 
 
@@ -65,13 +66,15 @@ class Work:
             HnsegError: The folder's tables cannot be written.
         """
         record.withdraw(self.case.case_id)
-        result, written = self._result, ""
+        result, self._result = self._result, None
+        written = ""
         if result is not None:
             with self._step("write"):
                 written = record.write(self.case.case_id, result)
         if self._error is not None or result is None:
             record.remove(self.case.case_id)
             outcome = Outcome(self.case.case_id, "error", self._seconds, peak_mib(), message=self._message)
+            self._error = None  # its traceback holds the images
         else:
             outcome = Outcome(
                 self.case.case_id,
@@ -81,6 +84,7 @@ class Work:
                 self._gpu_mib,
                 unseen=result.unseen,
                 outside_ml=result.outside_ml,
+                roi=result.roi,
                 fallbacks="; ".join(result.fallbacks),
                 look_first=result.look_first,
                 message=self._warnings,

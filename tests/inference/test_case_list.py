@@ -1,8 +1,11 @@
 """Case lists with good and bad cases: the good ones finish, the bad are named, nothing is half written."""
 
 import csv
+import gc
 import gzip
 from pathlib import Path
+from threading import Event
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -11,10 +14,14 @@ import torch
 from fabricate import ct_image, pet_image, volume, write_case
 from members import card, make_bundle
 
-from hnseg.cases import read_cases
+from hnseg.cases import Case, read_cases
 from hnseg.errors import HnsegError
+from hnseg.inference import work
 from hnseg.inference.cascade import Cascade
-from hnseg.inference.case_list import Outcome, segment_cases
+from hnseg.inference.case_list import segment_cases
+from hnseg.inference.outcome import Outcome
+from hnseg.inference.record import Record
+from hnseg.inference.segmentation import Segmentation
 
 # SUV above 4 is a tumour, wherever the fine grid on the whole scan lies.
 HOT = {"weights": [[0.0, 0.0], [0.0, 400.0], [0.0, 0.0]], "biases": [0.0, -80.0, -500.0]}
@@ -79,6 +86,85 @@ def test_cases_csv_says_what_became_of_each(cascade: Cascade, tmp_path: Path) ->
     for name, row in rows.items():
         assert (row["status"], row["message"]) == (outcomes[name].status, outcomes[name].message)
         assert float(row["seconds"]) >= 0
+
+
+def test_the_next_case_is_read_and_the_last_written_while_the_networks_work(
+    cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each case's networks wait for both neighbours: one thread alone would wait for ever."""
+    names = ["A", "B", "C", "D"]
+    for name in names:
+        write_case(tmp_path / "scans", name)
+    read, written, begun = {n: Event() for n in names}, {n: Event() for n in names}, []
+    results: list[ref[Segmentation]] = []
+    reading, writing, network = work.read_scan, Record.write, Cascade.__call__
+
+    def read_scan(case: Case) -> tuple[sitk.Image, sitk.Image]:
+        begun.append(case.case_id)
+        images = reading(case)
+        read[case.case_id].set()
+        return images
+
+    def write(self: Record, case_id: str, result: Segmentation) -> str:
+        digest = writing(self, case_id, result)
+        written[case_id].set()
+        return digest
+
+    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
+        n = names.index(case_id)
+        assert all(read[after].wait(20) for after in names[n + 1 : n + 2])
+        assert all(written[before].wait(20) for before in names[:n][-1:])
+        assert begun == names[: n + 2]
+        gc.collect()
+        assert not any(held() for held in results[: max(n - 1, 0)])  # memory stays flat
+        result = network(self, ct, pet, case_id)
+        results.append(ref(result))
+        return result
+
+    monkeypatch.setattr(work, "read_scan", read_scan)
+    monkeypatch.setattr(Record, "write", write)
+    monkeypatch.setattr(Cascade, "__call__", call)
+    outcomes = segment(tmp_path / "scans", cascade, tmp_path / "out")
+    assert [one.message for one in outcomes.values()] == [""] * 4
+    assert list(outcomes) == names
+
+
+def test_cases_csv_says_how_long_each_step_took_and_what_memory(cascade: Cascade, tmp_path: Path) -> None:
+    write_case(tmp_path / "scans", "A")
+    segment(tmp_path / "scans", cascade, tmp_path / "out")
+    row = table(tmp_path / "out")["A"]
+    steps = {name: float(row[f"{name}_s"]) for name in ("read", "fine", "write")}
+    assert sum(steps.values()) == pytest.approx(float(row["seconds"]), abs=0.021)
+    assert (row["head_s"], row["coarse_s"], row["gpu_mib"]) == ("", "", "")
+    # Linux's own account of the process, which may have grown since.
+    status = Path("/proc/self/status")
+    if status.exists():
+        (peak,) = [int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line]
+        assert 0.5 * peak / 1024 < float(row["memory_mib"]) <= peak / 1024 + 1
+
+
+def test_lesions_and_the_maps_asked_for_lie_beside_the_masks(cascade: Cascade, tmp_path: Path) -> None:
+    for name in ("A", "B"):
+        write_case(tmp_path / "scans", name)
+    out = tmp_path / "out"
+    asked = Cascade(cascade.bundle, torch.device("cpu"), "float32", probabilities=True, uncertainty=True)
+    segment(tmp_path / "scans", asked, out)
+    maps = {path.name.removesuffix(".nii.gz"): sitk.ReadImage(str(path)) for path in out.glob("maps/A/*")}
+    assert set(maps) == {"probability_GTVp", "probability_GTVn", "entropy", "mutual_information"}
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "A.nii.gz")))
+    assert mask.any()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(maps["probability_GTVp"]) >= 0.5, mask == 1)
+    with (out / "lesions.csv").open(newline="") as file:
+        assert [(row["case_id"], row["class"]) for row in csv.DictReader(file)] == [
+            ("A", "GTVp"),
+            ("B", "GTVp"),
+        ]
+    assert table(out)["A"]["look_first"] == ""
+    (tmp_path / "scans" / "B" / "B__CT.nii.gz").unlink()
+    segment(tmp_path / "scans", cascade, out)  # maps are not asked for any more, and B fails
+    assert not [path for path in out.rglob("*") if path.is_file() and path.parent != out]
+    with (out / "lesions.csv").open(newline="") as file:
+        assert [row["case_id"] for row in csv.DictReader(file)] == ["A"]
 
 
 def test_lines_of_an_older_table_stay_and_say_nothing_of_what_it_did_not_know(

@@ -23,8 +23,9 @@ from members import DECISION, card, make_bundle
 
 from hnseg.cases import read_cases
 from hnseg.errors import HnsegError
-from hnseg.inference.cascade import Cascade, Segmentation
+from hnseg.inference.cascade import Cascade
 from hnseg.inference.case_list import segment_cases
+from hnseg.inference.segmentation import Segmentation
 from hnseg.models.bundle import Bundle
 
 # SUV above 4 is a tumour in one bundle, a node in the other.
