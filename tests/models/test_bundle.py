@@ -201,7 +201,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(HnsegError, match="file/new: cannot be written .*; choose another --out"):
+    with pytest.raises(HnsegError, match=r"file/new: cannot be written .*; choose another --out"):
         export_bundle([bundle.path], tmp_path / "file" / "new")
 
 
