@@ -26,11 +26,21 @@ def export(
     checkpoint: Annotated[
         Literal["best", "last"], typer.Option(help="Best by validation Dice, or the last of the training.")
     ] = "best",
+    convert: Annotated[
+        bool,
+        typer.Option("--convert", help="Convert the networks for OpenVINO now, not at their first case."),
+    ] = False,
 ) -> None:
     """Bundle trained members into a folder that infer.py loads."""
     from hnseg.models.bundle import export_bundle
 
+    if convert:
+        from hnseg.inference.backend import convert_bundle, require_openvino
+
+        require_openvino("--convert", "export without it")
     members = export_bundle(runs, out, checkpoint=checkpoint)
+    if convert:
+        convert_bundle(out)
     print(f"{out}: {', '.join(members)}")
 
 

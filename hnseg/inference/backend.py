@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from hnseg.errors import HnsegError
 from hnseg.hardware import Precision
 from hnseg.inference.networks import Networks
 from hnseg.inference.openvino_networks import OpenVinoNetworks
+from hnseg.models.bundle import Bundle
 
 Backend = Literal["torch", "openvino"]
 
@@ -23,14 +25,38 @@ def pick_backend(device: torch.device, wanted: str = "auto") -> Backend:
     """
     if wanted not in ("auto", "torch", "openvino"):
         raise HnsegError(f"backend={wanted} is unknown; choose auto, torch or openvino")
-    installed = find_spec("openvino") is not None
     if wanted == "openvino" and device.type != "cpu":
         raise HnsegError("backend=openvino runs on the CPU only; set trainer.device=cpu, or backend=auto")
-    if wanted == "openvino" and not installed:
-        raise HnsegError(
-            "backend=openvino: OpenVINO is not installed; pip install 'hnseg[openvino]', or set backend=torch"
-        )
-    return "openvino" if installed and device.type == "cpu" and wanted != "torch" else "torch"
+    if wanted == "openvino":
+        require_openvino("backend=openvino", "set backend=torch")
+        return "openvino"
+    usable = device.type == "cpu" and find_spec("openvino") is not None
+    return "openvino" if usable and wanted == "auto" else "torch"
+
+
+def require_openvino(asked: str, remedy: str) -> None:
+    """Refuses what only OpenVINO can do, where it is not installed.
+
+    Args:
+        asked: By which key or option.
+        remedy: How to do without.
+
+    Raises:
+        HnsegError: It is not installed.
+    """
+    if find_spec("openvino") is None:
+        raise HnsegError(f"{asked}: OpenVINO is not installed; pip install 'hnseg[openvino]', or {remedy}")
+
+
+def convert_bundle(path: Path) -> None:
+    """Converts the members of a bundle for OpenVINO, so that no case waits for it.
+
+    Raises:
+        HnsegError: Not a bundle, or damaged.
+    """
+    networks = OpenVinoNetworks("float32", kept=0)
+    for member in Bundle.load(path).members:
+        networks(member)
 
 
 def make_networks(backend: Backend, device: torch.device, precision: Precision) -> Networks:

@@ -14,7 +14,9 @@ from fabricate import write_case
 from members import card, make_bundle
 from spoiled import must_fail
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from hnseg.cli import app
 from hnseg.errors import HnsegError
 from hnseg.inference import backend, conversion
 from hnseg.inference.backend import make_networks, pick_backend
@@ -229,6 +231,19 @@ def test_what_cannot_be_is_told_in_one_line(device: str, wanted: str, message: s
     with pytest.raises(HnsegError, match=message) as told:
         pick_backend(torch.device(device), wanted)
     assert "\n" not in str(told.value)
+
+
+def test_export_converts_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = make_bundle(tmp_path, card("fine", "plainconv", patch=[16, 16, 16])).path
+    done = CliRunner().invoke(app, ["export", str(tmp_path / "runs"), "--out", str(bundle), "--convert"])
+    assert done.exit_code == 0, done.output
+    (cached,) = folders(bundle / "cache")
+    assert conversion.converted(Bundle.load(bundle).members[0]).parent.name == cached
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    done = CliRunner().invoke(app, ["export", "runs", "--out", str(tmp_path / "new"), "--convert"])
+    assert isinstance(done.exception, HnsegError)
+    assert "hnseg[openvino]', or export without it" in str(done.exception)
+    assert not (tmp_path / "new").exists()
 
 
 def test_infer_follows_the_backend(tmp_path: Path) -> None:
