@@ -5,6 +5,7 @@ both as SimpleITK has them.
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def write_image(image: sitk.Image, path: Path) -> None:
             f"{path}: cannot be written ({_condense(error)}); check the folder and its space"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it would hide the first error
+            temporary.unlink(missing_ok=True)
 
 
 def to_array(image: sitk.Image) -> np.ndarray:

@@ -65,6 +65,12 @@ def test_a_write_that_fails_keeps_the_old_file_and_leaves_no_temporary(tmp_path,
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_write_below_a_file_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(HnsegError, match=r"file/a\.nii\.gz: cannot be written"):
+        write_image(noise(), tmp_path / "file" / "a.nii.gz")
+
+
 @pytest.mark.parametrize("ext", FORMATS)
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.999])
 def test_a_file_cut_short_is_refused(tmp_path, ext, share):

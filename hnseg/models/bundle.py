@@ -177,7 +177,10 @@ def _write_members(trained: Iterable[Trained], out: Path) -> list[str]:
     cards: dict[str, dict[str, Any]] = {}
     for card, network in trained:
         if card["name"] in cards:
-            raise HnsegError(f"a second member {card['name']}; a bundle holds one of each name")
+            raise HnsegError(
+                f"a second member {card['name']}; a bundle holds one of each name, and arm=NAME gives a training "
+                "or an import another"
+            )
         cards[card["name"]] = card
         _write_member(card, network, out / card["name"])
     hashes = {name: {file.name: digest(file) for file in sorted((out / name).iterdir())} for name in cards}

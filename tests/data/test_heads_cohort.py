@@ -111,6 +111,14 @@ def test_a_stopped_call_leaves_the_lines_of_its_masks(monkeypatch, root):
     assert {path.name for path in (root / "heads").iterdir()} == {"A-1.nii.gz", "heads.csv"}
 
 
+def test_a_file_in_the_folder_s_place_is_one_line(monkeypatch, capsys, root):
+    (root / "heads").touch()
+    assert propose(monkeypatch, root) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"hnseg: error: {root / 'heads'}: cannot be a folder (File exists); choose another --out"
+    ]
+
+
 def test_a_wrong_path_is_told_as_such(monkeypatch, capsys, tmp_path):
     assert propose(monkeypatch, tmp_path / "nowhere") == 2
     assert "no such folder" in capsys.readouterr().err

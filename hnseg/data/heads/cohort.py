@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -84,6 +85,10 @@ def propose_heads(
         HnsegError: The folder cannot be written, or a worker was killed, most likely for want of memory.
     """
     workers = min(workers or min(4, os.cpu_count() or 1), len(cases))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HnsegError(f"{out}: cannot be a folder ({error.strerror}); choose another --out") from error
     earlier = _read_table(out / TABLE)
     doubts = {case_id: row["remark"].removesuffix(KEPT).rstrip("; ") for case_id, row in earlier.items()}
     work = partial(_propose_case, out=out, overwrite=overwrite, doubts=doubts)
@@ -117,7 +122,7 @@ def _with_bar(work: partial[Outcome], cases: Sequence[Case], workers: int) -> It
         yield from bar(map(work, cases))
         return
     # spawn: a forked child would inherit ITK's thread pool without its threads, and wait for ever.
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker) as pool:
         yield from bar(pool.map(work, cases))
 
 
@@ -169,5 +174,6 @@ def _write_table(earlier: Mapping[str, Mapping[str, str]], outcomes: Sequence[Ou
         writer.writerows(lines[case_id] for case_id in sorted(lines))
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer, without tracebacks
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
