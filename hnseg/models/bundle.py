@@ -178,8 +178,8 @@ def _write_members(trained: Iterable[Trained], out: Path) -> list[str]:
     for card, network in trained:
         if card["name"] in cards:
             raise HnsegError(
-                f"a second member {card['name']}; a bundle holds one of each name, and arm=NAME gives a training "
-                "or an import another"
+                f"a second member {card['name']}; a bundle holds one of each name, and arm=NAME gives a "
+                "training or an import another"
             )
         cards[card["name"]] = card
         _write_member(card, network, out / card["name"])

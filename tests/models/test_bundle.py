@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: bytes | None) -> 
 def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
     for root in ("a", "b"):
         write_run(tmp_path / root, card("fine", "segresnet"))
-    with pytest.raises(HnsegError, match="a second member fine_segresnet_fold_0; .*arm=NAME"):
+    with pytest.raises(HnsegError, match=r"a second member fine_segresnet_fold_0; .*arm=NAME"):
         export_bundle([tmp_path / "a", tmp_path / "b"], tmp_path / "bundle")
 
 
