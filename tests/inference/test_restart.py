@@ -3,12 +3,15 @@
 import csv
 import fcntl
 import os
+import select
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from entry import ROOT, run
+from entry import ROOT
 from fabricate import ct_image, write_case
 from members import DECISION, card, make_bundle
 
@@ -308,51 +311,98 @@ def test_a_mask_never_takes_an_images_place(scans: Path, bundle: Bundle, tmp_pat
 
 KILLS = 20
 
+# infer.py in a fork for each line of arguments: importing takes far longer than the case list.
+FORKS = """
+import os, runpy, shlex, sys
+import hnseg.hydra_app, hnseg.inference.backend, hnseg.inference.case_list, hnseg.training
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os.dup2(2, 1)
+        sys.argv, status = shlex.split(line), 1
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+            status = 0
+        finally:
+            os._exit(status)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+class Infer:
+    """infer.py, each call a process of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.arguments = [str(ROOT / "infer.py"), *arguments]
+        self.forks = subprocess.Popen(
+            [sys.executable, "-c", FORKS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            bufsize=0,
+        )
+
+    def __call__(self, out: Path, moment: float | None = None, *, amid: bool = False) -> float | None:
+        """Kills it `moment` seconds after it touched `out`, or from then on `amid` the next file.
+
+        Returns:
+            The seconds it took from the first touch if it ended, else None.
+        """
+        out.mkdir(exist_ok=True)
+        before = out.stat().st_mtime_ns
+        self.forks.stdin.write(f"{shlex.join([*self.arguments, f'out={out}'])}\n".encode())
+        child = int(self.forks.stdout.readline())
+        while out.stat().st_mtime_ns == before and not self._ended(0):
+            time.sleep(0.001)
+        start = time.monotonic()
+        if not self._ended(moment):
+            while (
+                amid and not self._ended(0) and not any(path.name.startswith(".") for path in out.iterdir())
+            ):
+                pass
+            with suppress(ProcessLookupError):  # it has ended just now
+                os.kill(child, signal.SIGKILL)
+        took = time.monotonic() - start
+        status = int(self.forks.stdout.readline())
+        assert status in (0, signal.SIGKILL)
+        return took if status == 0 else None
+
+    def close(self) -> None:
+        """Ends the process that forks."""
+        self.forks.communicate()
+
+    def _ended(self, timeout: float | None) -> bool:
+        return bool(select.select([self.forks.stdout], [], [], timeout)[0])
+
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
 def test_killed_at_random_moments_and_run_again_the_files_are_those_of_an_undisturbed_run(
-    tmp_path: Path,
+    tmp_path: Path, backend: str
 ) -> None:
-    """Moments are spread over the time between the first file and the last."""
+    """Moments are spread over the time between the first file and the last; every second is amid a file."""
+    if backend == "openvino":
+        pytest.importorskip("openvino")
     for seed in range(8):
         write_case(tmp_path / "scans", f"A-{seed}", seed=seed)
-    stages = card("fine", "plainconv", grid=WHOLE, decision=DECISION | {"rule": "argmax"})
-    places = [f"cases={tmp_path / 'scans'}", f"bundle={make_bundle(tmp_path, stages).path}"]
-    command = [*places, "trainer.device=cpu", "trainer.precision=float32", "trainer.threads=1"]
-    span = until_killed([*command, "out=whole"], tmp_path / "whole", None)
-    whole = contents(tmp_path / "whole")
-    masks = [content for name, content in whole.items() if name.endswith(".nii.gz")]
-    assert len(set(masks)) == 8
-    assert all(sitk.GetArrayFromImage(sitk.ReadImage(str(p))).any() for p in tmp_path.glob("whole/*.nii.gz"))
-    draw, kills, leftovers = np.random.default_rng(0), 0, 0
+    rules = DECISION | {"rule": "argmax", "min_component_ml": 2.0}  # a random network's speckle takes long
+    member = card("fine", "plainconv", grid=WHOLE, decision=rules)
+    places = [f"cases={tmp_path / 'scans'}", f"bundle={make_bundle(tmp_path, member).path}"]
+    machine = ["trainer.device=cpu", "trainer.precision=float32", "trainer.threads=1", f"backend={backend}"]
     out = tmp_path / "out"
-    while kills < KILLS:
-        if until_killed([*command, "out=out"], out, draw.uniform(0, span)):
-            assert contents(out) == whole
-            shutil.rmtree(out)
-        else:
-            kills += 1
-            leftovers += any(path.name.startswith(".") for path in out.iterdir())
-    done = run("infer.py", *command, "out=out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert contents(out) == whole
-    assert leftovers, "no moment was amid a file"
-
-
-def until_killed(command: list[str], out: Path, moment: float | None) -> float | None:
-    """Runs infer.py until `moment` seconds after its first file; seconds it took from there if it ended."""
-    out.mkdir(exist_ok=True)
-    before = out.stat().st_mtime_ns
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "infer.py"), *command], cwd=out.parent, stderr=subprocess.DEVNULL
-    )
-    while out.stat().st_mtime_ns == before and process.poll() is None:
-        time.sleep(0.001)
-    start = time.monotonic()
-    try:
-        assert process.wait(moment) == 0
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        return None
-    return time.monotonic() - start
+    with closing(Infer(*places, *machine)) as infer:
+        span = infer(tmp_path / "whole")
+        whole = contents(tmp_path / "whole")
+        masks = [sitk.ReadImage(str(tmp_path / "whole" / f"A-{seed}.nii.gz")) for seed in range(8)]
+        assert len({sitk.GetArrayFromImage(mask).tobytes() for mask in masks}) == 8
+        draw, kills = np.random.default_rng(0), 0
+        while kills < KILLS:
+            if infer(out, draw.uniform(0, span), amid=kills % 2 == 1) is None:
+                kills += 1
+            else:
+                assert contents(out) == whole
+                shutil.rmtree(out)
+        infer(out)
+        assert contents(out) == whole
