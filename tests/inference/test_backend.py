@@ -26,7 +26,10 @@ from hnseg.inference.predictor import Predictor
 from hnseg.models.bundle import Bundle
 from hnseg.models.member import Member
 
-pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed")
+pytestmark = [
+    pytest.mark.openvino,
+    pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed"),
+]
 CPU = torch.device("cpu")
 
 

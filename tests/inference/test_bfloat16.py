@@ -55,6 +55,7 @@ def probabilities(networks: Networks, member: Member, image: Tensor, precision: 
 
 
 @pytest.mark.slow
+@pytest.mark.openvino
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
 def test_masks_of_a_trained_network_agree_with_float32s(trained: Member, backend: str) -> None:
     """Dice of at least 0.995 in each class over twelve unseen patients, on a network that knows its task."""
