@@ -9,7 +9,7 @@ from hnseg.data.augment import RandomHeadCut
 from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
 from hnseg.data.sampling import Sampling
-from hnseg.preflight import check_window, padding
+from hnseg.preflight import check_window, decision_rules, padding
 from hnseg.stage import Stage
 
 Config = dict[str, Any]
@@ -89,6 +89,6 @@ def describe(config: Config, stage: Stage, spec: InputSpec, **provenance: Any) -
         "patch": config["training"]["patch"],
         "window": model["window"],
         "recipe": recipe["name"],
-        "decision": {**recipe["decision"], "cover": recipe["cover"], "fallback": recipe["fallback"]},
+        "decision": decision_rules(recipe),
         **provenance,
     }

@@ -141,7 +141,7 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
     """Refuses a recipe that would be misunderstood.
 
     Raises:
-        HnsegError: A choice that does not exist, or a comparison of averaged weights without any.
+        HnsegError: A choice that does not exist.
     """
     for key, known in _CHOICES.items():
         value: Any = recipe
@@ -152,11 +152,15 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
     unknown = set(recipe["minmax_again"]) - {"head", "coarse", "fine"}
     if unknown:
         raise HnsegError(f"recipe.minmax_again={','.join(sorted(unknown))}: name stages (head, coarse, fine)")
-    rules = {**recipe["decision"], "cover": recipe["cover"], "fallback": recipe["fallback"]}
     try:
-        Decision.from_dict(rules, _LESIONS)
+        Decision.from_dict(decision_rules(recipe), _LESIONS)
     except HnsegError as error:
         raise HnsegError(f"recipe.{error}") from error
+
+
+def decision_rules(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's rules from probabilities to a mask, as a card carries them."""
+    return {**recipe["decision"], "cover": recipe["cover"], "fallback": recipe["fallback"]}
 
 
 def check_window(recipe: Mapping[str, Any], stage: str, cte: bool) -> None:
