@@ -10,13 +10,18 @@ A case that cannot be segmented is reported and the others still finish; the exi
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from hnseg.cases import Case, read_cases
 from hnseg.errors import HnsegError
 from hnseg.hydra_app import run
+
+if TYPE_CHECKING:
+    from hnseg.models.bundle import Bundle
 
 
 def main(cfg: DictConfig) -> None:
@@ -40,7 +45,6 @@ def main(cfg: DictConfig) -> None:
     from hnseg.inference.backend import make_networks, pick_backend
     from hnseg.inference.cascade import Cascade
     from hnseg.inference.case_list import segment_cases
-    from hnseg.models.bundle import Bundle
     from hnseg.training import quiet
 
     quiet()
@@ -49,7 +53,7 @@ def main(cfg: DictConfig) -> None:
     device = pick_device(cfg.trainer.device)
     precision = pick_precision(device, cfg.trainer.precision)
     networks = make_networks(pick_backend(device, cfg.backend), device, precision)
-    bundle = Bundle.load(Path(cfg.bundle)).arm(cfg.ensemble.name, cfg.ensemble.members)
+    bundle = load_bundle(cfg)
     heads = None if cfg.heads is None else Path(cfg.heads)
     cascade = Cascade(
         bundle,
@@ -73,6 +77,16 @@ def main(cfg: DictConfig) -> None:
     if failed:
         print(f"not segmented: {', '.join(failed)} (reasons in {cfg.out}/cases.csv)", file=sys.stderr)
         sys.exit(1)
+
+
+def load_bundle(cfg: DictConfig) -> Bundle:
+    """The bundle's members of the ensemble, under the rules asked for."""
+    from hnseg.models.bundle import Bundle
+
+    bundle = Bundle.load(Path(cfg.bundle)).arm(cfg.ensemble.name, cfg.ensemble.members)
+    rules: Any = OmegaConf.to_container(cfg.decision)
+    asked = {key: rule for key, rule in rules.items() if rule is not None}
+    return replace(bundle, decision=bundle.decision | asked)
 
 
 def read_case_list(cfg: DictConfig) -> list[Case]:

@@ -1,12 +1,14 @@
 """infer.py as typed: mistakes told at once, bad cases reported while the others finish, the exit status."""
 
+import csv
+import json
 from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
 from entry import compose_job, load, refused, run, write_cohort
 from fabricate import ct_image, write_case
-from members import card, make_bundle
+from members import DECISION, card, make_bundle
 
 from hnseg.cases import read_cases
 from hnseg.errors import HnsegError
@@ -170,3 +172,37 @@ def test_an_arm_of_the_ensemble_is_chosen_by_name(bundle: Path, tmp_path: Path) 
     infer(*given, "ensemble=segresnet")
     with pytest.raises(HnsegError, match=r"ensemble=full.*no fine member resenc with enhancement"):
         infer(*given, "ensemble=full")
+
+
+def test_a_call_may_have_rules_of_its_own(
+    pointwise: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A node of SUV 12 and about 2 ml, and a bundle that drops such: one call follows other rules."""
+    node = {"weights": [[0.0, 0.0], [0.0, 0.0], [0.0, 400.0]], "biases": [0.0, -500.0, -80.0]}
+    grid = {"placement": "scan", "size": [32] * 3, "spacing": [3.0] * 3}
+    rules = DECISION | {"min_component_ml": 9.0, "node_suv_peak": 20.0}
+    bundle = make_bundle(tmp_path, card("fine", "pointwise", node, grid=grid, decision=rules)).path
+    write_case(tmp_path / "scans", "A-1")
+    out = tmp_path / "out"
+    places = [f"cases={tmp_path / 'scans'}", f"bundle={bundle}", f"out={out}"]
+
+    def voxels(*decision: str) -> int:
+        infer(*places, *decision)
+        return int(sitk.GetArrayFromImage(sitk.ReadImage(str(out / "A-1.nii.gz"))).astype(bool).sum())
+
+    assert voxels() == 0
+    assert voxels("decision.node_suv_peak=0") == 0  # the floor is still the bundle's
+    whole = voxels("decision.min_component_ml=0", "decision.node_suv_peak=0")
+    assert whole > 100
+    with (out / "cases.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (
+        json.loads(row["rules"]).items()
+        >= {"min_component_ml": 0, "node_suv_peak": 0, "rule": "half"}.items()
+    )
+    assert "skipped" not in capsys.readouterr().out
+    by_class = ["decision.min_component_ml={GTVp:9,GTVn:0.1}", "decision.node_suv_peak=11"]
+    assert voxels(*by_class) == voxels(*by_class) == whole
+    assert "1 skipped" in capsys.readouterr().out
+    with pytest.raises(HnsegError, match=r"^decision\.min_component_ml=-1: give ml"):
+        infer(*places, "decision.min_component_ml=-1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -69,14 +70,14 @@ class Cascade:
         classes = dict.fromkeys(name for member in bundle.members for name in member.stage.classes)
         rules = Decision.from_dict(bundle.decision, list(classes))
         # A mask of an earlier stage is what would place the next ROI, no other.
-        self.decision = rules if until == "fine" else rules.placing
+        rules = rules if until == "fine" else rules.placing
+        self.decision = rules if mirror is None else replace(rules, mirror=mirror)
         self.names = [name for name in ORDER[: ORDER.index(until) + 1] if bundle.of_stage(name)]
         if until not in self.names:
             present = ", ".join(dict.fromkeys(member.stage.name for member in bundle.members))
             raise HnsegError(f"until={until}: {bundle.path} has no {until} member, only {present}; set until")
         placements = {bundle.of_stage(name)[0].stage.placement for name in self.names}
         self.heads = heads if "below_head" in placements else None
-        self.mirror = self.decision.mirror if mirror is None else mirror
         self.networks = networks or Networks(device)
         for name in self.names:
             _require_placing_stage(bundle, name, heads)
@@ -98,7 +99,8 @@ class Cascade:
         drawn = found is not None
         ensembles = self._for_case(case_id, without_head=drawn)
         used = [member for ensemble in ensembles for member in ensemble.members]
-        result = Segmentation(ct, unseen=not any(member.has_seen(case_id) for member in used))
+        unseen = not any(member.has_seen(case_id) for member in used)
+        result = Segmentation(ct, unseen, self.decision)
         for ensemble in ensembles:
             start = perf_counter()
             stage = ensemble.stage
@@ -141,7 +143,7 @@ class Cascade:
             voxel_ml = float(np.prod(ct.GetSpacing())) / 1000
             labels[result.box] = remove_small(decided, voxel_ml, rules.floors(classes))
         result.mask = from_array(labels, ct)
-        if rules.node_suv_peak is not None and "GTVn" in classes:
+        if rules.node_suv_peak and "GTVn" in classes:
             result.mask = remove_faint(result.mask, pet, classes.index("GTVn") + 1, rules.node_suv_peak)
         if stage.name != "head":
             if result.box is not None:
@@ -192,7 +194,7 @@ class Cascade:
             bundle.of_stage(name),
             self.networks.device,
             self.precision,
-            mirror=self.mirror and name == self.names[-1],
+            mirror=self.decision.mirror and name == self.names[-1],
             decision=self.decision,
             networks=self.networks,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
@@ -17,6 +18,15 @@ WayBack = Literal["probabilities", "labels"]
 Cover = Literal["one", "all"]
 Fallback = Literal["chain", "fail"]
 
+# What rules with numbers may be.
+_NUMBERS = {
+    "weights": "a number of 0 or more for each model, {MODEL: NUMBER}",
+    "thresholds": "a probability for each class, {CLASS: NUMBER}",
+    "min_component_ml": "ml, 0 or more, or {CLASS: ML}",
+    "node_suv_peak": "an SUV of 0 or more",
+}
+_BY_NAME_ONLY = ("weights", "thresholds")
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -30,7 +40,7 @@ class Decision:
         way_back: What is brought to the CT's grid: `probabilities`, linearly, to be decided there, or
             `labels` decided on the stage's grid, by nearest neighbour.
         min_component_ml: Smallest component that stays, ml; one number or by class.
-        node_suv_peak: GTVn components with a lower SUVpeak are dropped; None drops none.
+        node_suv_peak: GTVn components with a lower SUVpeak are dropped; None or 0 drops none.
         mirror: Average over mirrorings in the last stage.
         cover: `one` cube, or `all` that the coarse lesions need.
         fallback: Where a stage finds nothing, `chain` looks somewhere sensible and `fail` ends the case.
@@ -56,7 +66,7 @@ class Decision:
             classes: Names that rules by class may use.
 
         Raises:
-            HnsegError: An unknown key, choice or class, or a negative weight.
+            HnsegError: An unknown key, choice or class, or no number where one is needed.
         """
         hints = get_type_hints(cls)
         for key, value in entries.items():
@@ -65,13 +75,12 @@ class Decision:
             choices = get_args(hints[key])
             if choices and isinstance(choices[0], str) and value not in choices:
                 raise HnsegError(f"decision.{key}={value} is unknown; choose {' or '.join(choices)}")
+            _check_numbers(key, value)
         decision = cls(**entries)
         for key in ("thresholds", "min_component_ml"):
             named = getattr(decision, key)
             for name in set(named if isinstance(named, Mapping) else ()) - set(classes):
                 raise HnsegError(f"decision.{key}: no class {name}; choose among {', '.join(classes)}")
-        if any(weight < 0 for weight in decision.weights.values()):
-            raise HnsegError(f"decision.weights={dict(decision.weights)}: give weights of 0 or more")
         return decision
 
     @property
@@ -88,6 +97,22 @@ class Decision:
         """`decide` by these rules, for a stage's classes in the order of their labels."""
         bars = [self.thresholds.get(name, 0.0) for name in classes]
         return decide(foreground, self.rule, bars if self.rule == "argmax" else None)
+
+
+def _check_numbers(key: str, value: Any) -> None:
+    """Refuses a rule that would fail only when the first mask is decided."""
+    if key == "mirror" and not isinstance(value, bool):
+        raise HnsegError(f"decision.mirror={value}: choose true or false")
+    if key not in _NUMBERS or (key == "node_suv_peak" and value is None):
+        return
+    named = isinstance(value, Mapping)
+    misplaced = key == "node_suv_peak" if named else key in _BY_NAME_ONLY
+    if misplaced or not all(_is_amount(number) for number in (value.values() if named else [value])):
+        raise HnsegError(f"decision.{key}={value}: give {_NUMBERS[key]}")
+
+
+def _is_amount(number: Any) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < math.inf
 
 
 def decide(

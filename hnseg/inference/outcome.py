@@ -11,7 +11,7 @@ COLUMNS = [
     *("case_id", "status", "seconds"),
     *(f"{step}_s" for step in STEPS),
     *("memory_mib", "gpu_mib", "unseen", "outside_ml", "roi", "fallbacks", "look_first"),
-    *("message", "made_from", "written"),
+    *("message", "rules", "made_from", "written"),
 ]
 
 
@@ -31,6 +31,7 @@ class Outcome:
         fallbacks: What was done where a stage found nothing.
         look_first: Why a reader should look at the case before others; empty where nothing speaks for it.
         message: Why there is no mask, or what to know of the images.
+        rules: Those by which the mask was decided, as JSON; empty without a mask.
         made_from: Digest of the case's files, the bundle and the settings; empty without a mask.
         written: Digest of what was written for the case; empty without a mask.
     """
@@ -46,6 +47,7 @@ class Outcome:
     fallbacks: str = ""
     look_first: str = ""
     message: str = ""
+    rules: str = ""
     made_from: str = ""
     written: str = ""
 
@@ -65,6 +67,7 @@ class Outcome:
             "fallbacks": self.fallbacks,
             "look_first": self.look_first,
             "message": self.message,
+            "rules": self.rules,
             "made_from": self.made_from,
             "written": self.written,
         }

@@ -16,6 +16,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,8 @@ def made_from(case: Case, cascade: Cascade, extension: str) -> str:
         "pet_factor": case.pet_factor,
         "bundle": digest(cascade.bundle.path / LISTING),
         "members": [member.card["name"] for member in cascade.bundle.members],
-        "rules": cascade.bundle.decision,
+        "rules": asdict(cascade.decision),
         "until": cascade.names[-1],
-        "mirror": cascade.mirror,
         "unseen": cascade.unseen,
         "precision": cascade.precision,
         "device": cascade.networks.device.type,

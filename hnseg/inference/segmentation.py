@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import SimpleITK as sitk
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hnseg.geometry import Grid
 from hnseg.images import from_array
+from hnseg.inference.decision import Decision
 from hnseg.inference.lesions import Lesion
 from hnseg.inference.way_back import Box
 
@@ -23,6 +24,7 @@ class Segmentation:
     Args:
         mask: uint8 labels on the CT's grid.
         unseen: No network that was used had been trained on the case.
+        decision: The rules by which the mask was decided.
         outside_ml: Coarse lesion that no cube of the fine stage held, ml; None where lesions place no cube.
         fallbacks: What was done where a stage found nothing, in words.
         seconds: Time each stage took.
@@ -36,6 +38,7 @@ class Segmentation:
 
     mask: sitk.Image
     unseen: bool
+    decision: Decision
     outside_ml: float | None = None
     fallbacks: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -50,6 +53,11 @@ class Segmentation:
         """The grid of the last stage as JSON; empty where it looked at several cubes."""
         last = list(self.grids.values())[-1] if self.grids else []
         return json.dumps(last[0].to_dict()) if len(last) == 1 else ""
+
+    @property
+    def rules(self) -> str:
+        """The rules as JSON."""
+        return json.dumps(asdict(self.decision))
 
     def volumes(self) -> Iterator[tuple[str, sitk.Image]]:
         """The maps by name, one at a time on the CT's grid, float32 and zero outside the ROI."""

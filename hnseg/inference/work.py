@@ -88,6 +88,7 @@ class Work:
                 fallbacks="; ".join(result.fallbacks),
                 look_first=result.look_first,
                 message=self._warnings,
+                rules=result.rules,
                 made_from=self.made_from,
                 written=written,
             )

@@ -90,6 +90,13 @@ def test_floors_are_one_number_or_go_by_class() -> None:
         ({"thresholds": {"GTV": 0.5}}, r"decision\.thresholds: no class GTV"),
         ({"min_component_ml": {"node": 0.5}}, r"decision\.min_component_ml: no class node"),
         ({"weights": {"resenc": -1}}, r"decision\.weights=.*-1"),
+        ({"weights": 2}, r"decision\.weights=2: give a number of 0 or more for each model"),
+        ({"thresholds": 0.5}, r"decision\.thresholds=0\.5: give a probability for each class"),
+        ({"min_component_ml": "small"}, r"decision\.min_component_ml=small: give ml"),
+        ({"min_component_ml": {"GTVn": None}}, r"decision\.min_component_ml=.*None.*: give ml"),
+        ({"node_suv_peak": float("nan")}, r"decision\.node_suv_peak=nan: give an SUV"),
+        ({"node_suv_peak": {"GTVn": 2}}, r"decision\.node_suv_peak=.*: give an SUV"),
+        ({"mirror": "no"}, r"decision\.mirror=no: choose true or false"),
     ],
 )
 def test_rules_that_cannot_be_followed_are_told(entries: dict, message: str) -> None:
