@@ -10,7 +10,6 @@ A case that cannot be segmented is reported and the others still finish; the exi
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from hnseg.errors import HnsegError
 from hnseg.hydra_app import run
 
 if TYPE_CHECKING:
-    from hnseg.models.bundle import Bundle
+    from hnseg.inference.setup import Setup
 
 
 def main(cfg: DictConfig) -> None:
@@ -39,36 +38,15 @@ def main(cfg: DictConfig) -> None:
             f"bundle={cfg.bundle}: no bundle.yaml there; make a bundle with hnseg export RUNS --out DIR"
         )
 
-    import torch
-
-    from hnseg.hardware import pick_device, pick_precision
-    from hnseg.inference.backend import make_networks, pick_backend
-    from hnseg.inference.cascade import Cascade
+    from hnseg.hardware import pick_devices
     from hnseg.inference.case_list import segment_cases
+    from hnseg.inference.local_engine import LocalEngine
     from hnseg.training import quiet
 
     quiet()
-    if cfg.trainer.threads:
-        torch.set_num_threads(cfg.trainer.threads)
-    device = pick_device(cfg.trainer.device)
-    precision = pick_precision(device, cfg.trainer.precision)
-    networks = make_networks(pick_backend(device, cfg.backend), device, precision)
-    bundle = load_bundle(cfg)
-    heads = None if cfg.heads is None else Path(cfg.heads)
-    cascade = Cascade(
-        bundle,
-        device,
-        precision,
-        until=cfg.until,
-        mirror=cfg.mirror,
-        unseen=cfg.unseen,
-        heads=heads,
-        networks=networks,
-        probabilities=cfg.probabilities,
-        uncertainty=cfg.uncertainty,
-    )
+    engine = LocalEngine(make_setup(cfg).load(pick_devices(cfg.trainer.device)))
     outcomes = segment_cases(
-        cases, cascade, Path(cfg.out), extension=f".{cfg.format}", overwrite=cfg.overwrite
+        cases, engine, Path(cfg.out), extension=f".{cfg.format}", overwrite=cfg.overwrite
     )
     failed = [outcome.case_id for outcome in outcomes if outcome.status == "error"]
     skipped = sum(outcome.status == "skipped" for outcome in outcomes)
@@ -79,14 +57,23 @@ def main(cfg: DictConfig) -> None:
         sys.exit(1)
 
 
-def load_bundle(cfg: DictConfig) -> Bundle:
-    """The bundle's members of the ensemble, under the rules asked for."""
-    from hnseg.models.bundle import Bundle
+def make_setup(cfg: DictConfig) -> Setup:
+    """What the cascades are loaded from, in this process or another."""
+    from hnseg.inference.setup import Setup
 
-    bundle = Bundle.load(Path(cfg.bundle)).arm(cfg.ensemble.name, cfg.ensemble.members)
-    rules: Any = OmegaConf.to_container(cfg.decision)
-    asked = {key: rule for key, rule in rules.items() if rule is not None}
-    return replace(bundle, decision=bundle.decision | asked)
+    options: Any = OmegaConf.to_container(cfg)
+    names = ("until", "mirror", "unseen", "probabilities", "uncertainty")
+    heads = None if cfg.heads is None else Path(cfg.heads)
+    return Setup(
+        Path(cfg.bundle),
+        arm=cfg.ensemble.name,
+        kinds=options["ensemble"]["members"],
+        rules={key: rule for key, rule in options["decision"].items() if rule is not None},
+        backend=cfg.backend,
+        precision=cfg.trainer.precision,
+        threads=cfg.trainer.threads,
+        cascade={name: options[name] for name in names} | {"heads": heads},
+    )
 
 
 def read_case_list(cfg: DictConfig) -> list[Case]:

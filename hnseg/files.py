@@ -26,10 +26,27 @@ def replacing(path: Path) -> Iterator[Path]:
         HnsegError: The folder cannot be written.
     """
     temporary = temporary_beside(path, path.suffix)
-    try:
+    with _written_or_removed(temporary, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
+
+
+def place(temporary: Path, path: Path) -> None:
+    """Move a whole temporary file to its place, or remove it.
+
+    Raises:
+        HnsegError: The folder cannot be written.
+    """
+    with _written_or_removed(temporary, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.replace(path)
+
+
+@contextmanager
+def _written_or_removed(temporary: Path, path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise HnsegError(f"{path}: cannot be written ({reason}); check the folder and its space") from error
@@ -40,7 +57,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing into `folder`, and remove what a killed one left half-written.
+    """Keep other processes from writing into `folder`, and remove what a killed one leaves half-written.
 
     The lock ends with the process, however it ends, and leaves no file. Where the file system has no locks
     (some network shares) there is none, and leftovers stay: they might be another process's.
@@ -50,11 +67,14 @@ def sole_writer(folder: Path) -> Iterator[None]:
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if _lock(descriptor, folder):
-            for path in folder.iterdir():
-                if _TEMPORARY.fullmatch(path.name):
-                    path.unlink()
-        yield
+        locked = _lock(descriptor, folder)
+        try:
+            if locked:
+                _remove_leftovers(folder)
+            yield
+        finally:
+            if locked:
+                _remove_leftovers(folder)
     finally:
         os.close(descriptor)
 
@@ -67,3 +87,9 @@ def _lock(descriptor: int, folder: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)

@@ -27,6 +27,17 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("cuda" if usable and name != "cpu" else "cpu")
 
 
+def pick_devices(name: str = "auto") -> list[torch.device]:
+    """Every GPU where there are several, else what `pick_device` picks.
+
+    Raises:
+        HnsegError: As `pick_device`.
+    """
+    device = pick_device(name)
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    return [torch.device("cuda", n) for n in range(count)] if count > 1 else [device]
+
+
 def pick_precision(device: torch.device, wanted: str = "auto") -> Precision:
     """The fastest arithmetic that the device has in hardware; float32 where it has no other.
 

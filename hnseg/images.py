@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from hnseg.cases import EXTENSIONS
 from hnseg.errors import HnsegError
-from hnseg.files import temporary_beside
+from hnseg.files import place, temporary_beside
 from hnseg.integrity import check_file, non_finite
 
 LABELS = (0, 1, 2)  # background, GTVp, GTVn
@@ -84,19 +84,29 @@ def write_image(image: sitk.Image, path: Path) -> None:
     Raises:
         HnsegError: an extension other than .nii.gz, .nii and .mha, or a folder that cannot be written.
     """
+    place(stage_image(image, path, path.parent), path)
+
+
+def stage_image(image: sitk.Image, path: Path, folder: Path) -> Path:
+    """Write `image` compressed to a temporary file in `folder`, for `hnseg.files.place` to move to `path`.
+
+    Raises:
+        HnsegError: as `write_image`.
+    """
     # The temporary file must keep the extension, from which ITK takes the format.
-    temporary = temporary_beside(path, extension(path))
+    temporary = temporary_beside(folder / path.name, extension(path))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         sitk.WriteImage(image, str(temporary), useCompression=True)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise HnsegError(
-            f"{path}: cannot be written ({_condense(error)}); check the folder and its space"
-        ) from error
-    finally:
+    except BaseException as error:
         with suppress(OSError):  # it would hide the first error
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError | RuntimeError):
+            raise HnsegError(
+                f"{path}: cannot be written ({_condense(error)}); check the folder and its space"
+            ) from error
+        raise
+    return temporary
 
 
 def to_array(image: sitk.Image) -> np.ndarray:

@@ -1,16 +1,19 @@
 """A case list → masks on disk. A bad case is reported; the others still finish.
 
-While the networks work on a case, one thread reads and checks the next and another writes the last: ITK and
-gzip leave the interpreter alone meanwhile. No more than that is under way, so that memory stays flat.
+An engine takes cases from their files to temporary ones, wherever its networks run. The folder has one
+keeper, the process that was called: it alone puts files in their places, and writes the tables that speak of
+them.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from os.path import realpath
 from pathlib import Path
+from threading import Lock
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,15 +28,24 @@ from rich.progress import (
 from hnseg.cases import Case
 from hnseg.errors import HnsegError
 from hnseg.files import sole_writer
-from hnseg.inference.cascade import Cascade
 from hnseg.inference.outcome import Outcome
-from hnseg.inference.record import FORMATS, Record, made_from
-from hnseg.inference.work import Work
+from hnseg.inference.provenance import Provenance
+from hnseg.inference.record import FORMATS, Record
+from hnseg.inference.work import Made, Work
+
+
+class Engine(Protocol):
+    """What runs the networks: `LocalEngine`, or `RayEngine`."""
+
+    provenance: Provenance
+
+    def run(self, works: Sequence[Work], begin: Callable[[str], None], done: Callable[[Made], None]) -> None:
+        """Takes every case from its files to what `done` is given, in any order and from any thread."""
 
 
 def segment_cases(
     cases: Sequence[Case],
-    cascade: Cascade,
+    engine: Engine,
     out: Path,
     *,
     extension: str = ".nii.gz",
@@ -47,7 +59,7 @@ def segment_cases(
 
     Args:
         cases: The case list; files may be missing or damaged.
-        cascade: The loaded stages.
+        engine: What runs the networks.
         out: Output folder.
         extension: Of masks and maps, .nii.gz or .mha.
         overwrite: Segment finished cases again.
@@ -60,48 +72,24 @@ def segment_cases(
             a table that is not hnseg's, or another process writes there.
     """
     _claim(out, cases)
+    made_with = engine.provenance
     with sole_writer(out):
-        record = Record(out, extension, heads=cascade.names[-1] == "head")
-        works = [Work(case, made_from(case, cascade, extension)) for case in cases]
+        record = Record(out, extension, heads=made_with.until == "head")
+        works = [Work(case, made_with.digest(case, extension), out, extension) for case in cases]
         todo = [work for work in works if overwrite or not record.holds(work.case.case_id, work.made_from)]
         outcomes = {case.case_id: Outcome(case.case_id, "skipped") for case in cases}
         with _display(len(cases), len(cases) - len(todo)) as (begin, end):
+            one_at_a_time = Lock()
 
-            def done(outcome: Outcome) -> None:
-                outcomes[outcome.case_id] = outcome
+            def done(made: Made) -> None:
+                with one_at_a_time:
+                    outcome = outcomes[made.outcome.case_id] = record.take(made)
+                if made.defect:
+                    print(made.defect, file=sys.stderr)
                 end(outcome)
 
-            _overlap(todo, cascade, record, begin, done)
+            engine.run(todo, begin, done)
     return list(outcomes.values())
-
-
-def _overlap(
-    works: Sequence[Work],
-    cascade: Cascade,
-    record: Record,
-    begin: Callable[[str], None],
-    end: Callable[[Outcome], None],
-) -> None:
-    """Reads one case ahead and writes one behind; leaving it, whatever the reason, finishes both."""
-    writing: Future[Outcome] | None = None
-    with ThreadPoolExecutor(1, "write") as writer, ThreadPoolExecutor(1, "read") as reader:
-        for work in _ahead(works, reader):
-            begin(work.case.case_id)
-            work.segment(cascade)
-            if writing is not None:
-                end(writing.result())
-            writing = writer.submit(work.write, record)
-        if writing is not None:
-            end(writing.result())
-
-
-def _ahead(works: Sequence[Work], reader: ThreadPoolExecutor) -> Iterator[Work]:
-    """Works whose images have been read, while those of the next one are."""
-    reading = [reader.submit(work.read) for work in works[:1]]
-    for n, work in enumerate(works):
-        reading.pop().result()
-        reading += [reader.submit(following.read) for following in works[n + 1 : n + 2]]
-        yield work
 
 
 def _claim(out: Path, cases: Sequence[Case]) -> None:

@@ -9,30 +9,21 @@ that speaks of another mask.
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
-import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import hnseg
-from hnseg.cases import Case
 from hnseg.errors import HnsegError
-from hnseg.files import replacing
-from hnseg.images import write_image
-from hnseg.inference.cascade import Cascade
+from hnseg.files import place, replacing
 from hnseg.inference.lesions import Lesion, write_lesions
 from hnseg.inference.outcome import COLUMNS, Outcome
-from hnseg.inference.segmentation import Segmentation
-from hnseg.models.bundle import LISTING, digest
-from hnseg.suv import sidecar
+from hnseg.inference.provenance import content_digest
+from hnseg.inference.work import MAPS, Made
+from hnseg.models.bundle import digest
 
-TABLE, LESIONS, MAPS = "cases.csv", "lesions.csv", "maps"
+TABLE, LESIONS = "cases.csv", "lesions.csv"
 FORMATS = (".nii.gz", ".mha")  # of masks and maps
 
 
@@ -62,31 +53,43 @@ class Record:
         same = row.get("made_from") == made_from and self._mask(case_id).is_file()
         return same and row.get("written") == self._digest(case_id)
 
-    def withdraw(self, case_id: str) -> None:
-        """Says of a case that its files may be anything."""
-        self._put({"case_id": case_id, "status": "unfinished"})
+    def take(self, made: Made) -> Outcome:
+        """Puts what was made of a case in its place; without a mask, an earlier one is removed.
 
-    def write(self, case_id: str, result: Segmentation) -> str:
-        """Writes a case's mask, maps and lesions, and returns the digest of them all."""
-        write_image(result.mask, self._mask(case_id))
+        Raises:
+            HnsegError: The folder's tables cannot be written.
+        """
+        case_id, outcome = made.outcome.case_id, made.outcome
+        self._put({"case_id": case_id, "status": "unfinished"})  # from here on its files may be anything
+        if outcome.status == "ok":
+            try:
+                outcome = replace(outcome, written=self._place(made))
+            except HnsegError as error:
+                outcome = Outcome(case_id, "error", outcome.seconds, outcome.memory_mib, message=str(error))
+        if outcome.status == "error":
+            self._remove(case_id)
+        self._put(outcome.row)
+        return outcome
+
+    def _place(self, made: Made) -> str:
+        """Puts a case's mask, maps and lesions in their places, and returns the digest of them all."""
+        case_id = made.outcome.case_id
+        (mask, *maps) = made.files.items()
+        place(*mask)
         if not self._heads:
             self._remove_masks(case_id, {*FORMATS} - {self._extension})
         shutil.rmtree(self._maps(case_id), ignore_errors=True)
-        for name, image in result.volumes():
-            write_image(image, self._maps(case_id) / f"{name}{self._extension}")
-        self._write_lesions(case_id, result.lesions)
+        for one in maps:
+            place(*one)
+        self._write_lesions(case_id, made.lesions)
         return self._digest(case_id)
 
-    def remove(self, case_id: str) -> None:
+    def _remove(self, case_id: str) -> None:
         """Removes what an earlier call wrote for a case, which would pass for this one's."""
         if not self._heads:
             self._remove_masks(case_id, {*FORMATS})
         shutil.rmtree(self._maps(case_id), ignore_errors=True)
         self._write_lesions(case_id, [])
-
-    def put(self, outcome: Outcome) -> None:
-        """Writes a case's line; it replaces an earlier one."""
-        self._put(outcome.row)
 
     def _mask(self, case_id: str) -> Path:
         return self._out / f"{case_id}{self._extension}"
@@ -98,14 +101,14 @@ class Record:
         for extension in extensions:
             (self._out / f"{case_id}{extension}").unlink(missing_ok=True)
 
-    def _write_lesions(self, case_id: str, lesions: list[Lesion]) -> None:
+    def _write_lesions(self, case_id: str, lesions: Sequence[Lesion]) -> None:
         if not self._heads:
             write_lesions({case_id: lesions}, self._out / LESIONS)
             self._lesions[case_id] = [{"case_id": case_id, **lesion.row} for lesion in lesions]
 
     def _digest(self, case_id: str) -> str:
         files = [self._mask(case_id), *sorted(self._maps(case_id).glob("*"))]
-        return _hash([[(path.name, digest(path)) for path in files], self._lesions[case_id]])
+        return content_digest([[(path.name, digest(path)) for path in files], self._lesions[case_id]])
 
     def _put(self, row: dict[str, str]) -> None:
         self._rows[row["case_id"]] = row
@@ -116,49 +119,6 @@ class Record:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self._rows[case_id] for case_id in sorted(self._rows))
-
-
-def made_from(case: Case, cascade: Cascade, extension: str) -> str:
-    """Digest of everything that a case's mask depends on.
-
-    Files count by path, size and time of change, the bundle by the hashes it lists.
-    """
-    content = {
-        "version": hnseg.__version__,
-        "files": [_state(path) for path in _files(case, cascade.heads)],
-        "pet_factor": case.pet_factor,
-        "bundle": digest(cascade.bundle.path / LISTING),
-        "members": [member.card["name"] for member in cascade.bundle.members],
-        "rules": asdict(cascade.decision),
-        "until": cascade.names[-1],
-        "unseen": cascade.unseen,
-        "precision": cascade.precision,
-        "device": cascade.networks.device.type,
-        "engine": type(cascade.networks).__name__,
-        "maps": [cascade.probabilities, cascade.uncertainty],
-        "extension": extension,
-    }
-    return _hash(content)
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _files(case: Case, heads: Path | None) -> Iterator[Path]:
-    yield from (case.ct, case.pet)
-    with suppress(HnsegError):  # a misnamed PET has no sidecar, and is refused when it is read
-        yield sidecar(case.pet)
-    if heads is not None:
-        yield heads / f"{case.case_id}.nii.gz"
-
-
-def _state(path: Path) -> tuple[str, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:  # missing, or beyond reach: told when it is read
-        return None
-    return os.path.realpath(path), status.st_size, status.st_mtime_ns
 
 
 def _read(path: Path, column: str) -> list[dict[str, str]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 
 import SimpleITK as sitk
@@ -13,23 +15,48 @@ from hnseg.cases import Case
 from hnseg.checks import check_case
 from hnseg.errors import HnsegError
 from hnseg.hardware import gpu_peak_mib, peak_mib, reset_gpu_peak
+from hnseg.images import stage_image
 from hnseg.inference.cascade import Cascade
+from hnseg.inference.lesions import Lesion
 from hnseg.inference.outcome import Outcome
-from hnseg.inference.record import Record
 from hnseg.inference.segmentation import Segmentation
 from hnseg.suv import read_scan
 
+MAPS = "maps"  # OUT/maps/CASE/MAP.nii.gz
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a case, for the one who keeps the folder's record to put in its place.
+
+    Args:
+        outcome: The case's line, but for the digest of what was written.
+        files: Where mask and maps lie in OUT and by which path there they are to be known, in this order.
+        lesions: Of the mask.
+        defect: The traceback of an error that no user has made; else empty.
+    """
+
+    outcome: Outcome
+    files: Mapping[Path, Path] = field(default_factory=dict)
+    lesions: Sequence[Lesion] = ()
+    defect: str = ""
+
 
 class Work:
-    """Reads, segments and writes one case; an error ends its way and is told at the end of it.
+    """Reads, segments and saves one case; an error ends its way and is told at the end of it.
+
+    Before it is read it is a few paths, which any process can be given.
 
     Args:
         case: The case; its files may be missing or damaged.
         made_from: Digest of its files, the bundle and the settings.
+        out: The folder of the masks.
+        extension: Of masks and maps.
     """
 
-    def __init__(self, case: Case, made_from: str) -> None:
+    def __init__(self, case: Case, made_from: str, out: Path, extension: str) -> None:
         self.case, self.made_from = case, made_from
+        self._out, self._extension = out, extension
         self._images: tuple[sitk.Image, sitk.Image] | None = None
         self._warnings = ""
         self._result: Segmentation | None = None
@@ -59,50 +86,51 @@ class Work:
             self._seconds |= self._result.seconds
         self._gpu_mib = gpu_peak_mib(cascade.networks.device)
 
-    def write(self, record: Record) -> Outcome:
-        """Writes what was made and the case's line; without a mask, an earlier one is removed.
-
-        Raises:
-            HnsegError: The folder's tables cannot be written.
-        """
-        record.withdraw(self.case.case_id)
+    def save(self) -> Made:
+        """Writes mask and maps under temporary names, and lets go of them."""
         result, self._result = self._result, None
-        written = ""
+        files: dict[Path, Path] = {}
         if result is not None:
             with self._step("write"):
-                written = record.write(self.case.case_id, result)
+                files = self._stage(result)
         if self._error is not None or result is None:
-            record.remove(self.case.case_id)
-            outcome = Outcome(self.case.case_id, "error", self._seconds, peak_mib(), message=self._message)
+            message, defect = _told(self._error)
             self._error = None  # its traceback holds the images
-        else:
-            outcome = Outcome(
-                self.case.case_id,
-                "ok",
-                self._seconds,
-                peak_mib(),
-                self._gpu_mib,
-                unseen=result.unseen,
-                outside_ml=result.outside_ml,
-                roi=result.roi,
-                fallbacks="; ".join(result.fallbacks),
-                look_first=result.look_first,
-                message=self._warnings,
-                rules=result.rules,
-                made_from=self.made_from,
-                written=written,
-            )
-        record.put(outcome)
-        return outcome
+            outcome = Outcome(self.case.case_id, "error", self._seconds, peak_mib(), message=message)
+            return Made(outcome, defect=defect)
+        outcome = Outcome(
+            self.case.case_id,
+            "ok",
+            self._seconds,
+            peak_mib(),
+            self._gpu_mib,
+            unseen=result.unseen,
+            outside_ml=result.outside_ml,
+            roi=result.roi,
+            fallbacks="; ".join(result.fallbacks),
+            look_first=result.look_first,
+            message=self._warnings,
+            rules=result.rules,
+            made_from=self.made_from,
+        )
+        return Made(outcome, files, result.lesions)
 
-    @property
-    def _message(self) -> str:
-        """The error in one line; a defect's traceback goes to the terminal."""
-        error = self._error
-        if error is None or isinstance(error, HnsegError):
-            return str(error)
-        traceback.print_exception(error)  # or no memory left; the next case may do well
-        return f"{type(error).__name__}: {' '.join(str(error).split())} (a defect, please report it)"
+    def _stage(self, result: Segmentation) -> dict[Path, Path]:
+        """Temporary files of mask and maps, all or none; in OUT itself, where leftovers are looked for."""
+        files: dict[Path, Path] = {}
+        maps = self._out / MAPS / self.case.case_id
+        try:
+            path = self._out / f"{self.case.case_id}{self._extension}"
+            files[stage_image(result.mask, path, self._out)] = path
+            for name, image in result.volumes():
+                path = maps / f"{name}{self._extension}"
+                files[stage_image(image, path, self._out)] = path
+        except BaseException:
+            for temporary in files:
+                with suppress(OSError):  # it would hide the first error
+                    temporary.unlink(missing_ok=True)
+            raise
+        return files
 
     @contextmanager
     def _step(self, name: str = "") -> Iterator[None]:
@@ -115,3 +143,11 @@ class Work:
         finally:
             if name:
                 self._seconds[name] = perf_counter() - start
+
+
+def _told(error: Exception | None) -> tuple[str, str]:
+    """An error in one line, and the traceback of one that is a defect, or a lack of memory."""
+    if error is None or isinstance(error, HnsegError):
+        return str(error), ""
+    line = f"{type(error).__name__}: {' '.join(str(error).split())} (a defect, please report it)"
+    return line, "".join(traceback.format_exception(error))

@@ -19,6 +19,7 @@ from hnseg.errors import HnsegError
 from hnseg.inference import work
 from hnseg.inference.cascade import Cascade
 from hnseg.inference.case_list import segment_cases
+from hnseg.inference.local_engine import LocalEngine
 from hnseg.inference.outcome import Outcome
 from hnseg.inference.record import Record
 from hnseg.inference.segmentation import Segmentation
@@ -35,7 +36,7 @@ def cascade(pointwise: None, tmp_path: Path) -> Cascade:
 
 
 def segment(source: Path, cascade: Cascade, out: Path) -> dict[str, Outcome]:
-    outcomes = segment_cases(read_cases(source, strict=False), cascade, out)
+    outcomes = segment_cases(read_cases(source, strict=False), LocalEngine([cascade]), out)
     return {outcome.case_id: outcome for outcome in outcomes}
 
 
@@ -97,7 +98,7 @@ def test_the_next_case_is_read_and_the_last_written_while_the_networks_work(
         write_case(tmp_path / "scans", name)
     read, written, begun = {n: Event() for n in names}, {n: Event() for n in names}, []
     results: list[ref[Segmentation]] = []
-    reading, writing, network = work.read_scan, Record.write, Cascade.__call__
+    reading, taking, network = work.read_scan, Record.take, Cascade.__call__
 
     def read_scan(case: Case) -> tuple[sitk.Image, sitk.Image]:
         begun.append(case.case_id)
@@ -105,10 +106,10 @@ def test_the_next_case_is_read_and_the_last_written_while_the_networks_work(
         read[case.case_id].set()
         return images
 
-    def write(self: Record, case_id: str, result: Segmentation) -> str:
-        digest = writing(self, case_id, result)
-        written[case_id].set()
-        return digest
+    def take(self: Record, made: work.Made) -> Outcome:
+        outcome = taking(self, made)
+        written[outcome.case_id].set()
+        return outcome
 
     def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
         n = names.index(case_id)
@@ -122,7 +123,7 @@ def test_the_next_case_is_read_and_the_last_written_while_the_networks_work(
         return result
 
     monkeypatch.setattr(work, "read_scan", read_scan)
-    monkeypatch.setattr(Record, "write", write)
+    monkeypatch.setattr(Record, "take", take)
     monkeypatch.setattr(Cascade, "__call__", call)
     outcomes = segment(tmp_path / "scans", cascade, tmp_path / "out")
     assert [one.message for one in outcomes.values()] == [""] * 4

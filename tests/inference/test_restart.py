@@ -28,6 +28,7 @@ from hnseg.cases import read_cases
 from hnseg.errors import HnsegError
 from hnseg.inference.cascade import Cascade
 from hnseg.inference.case_list import segment_cases
+from hnseg.inference.local_engine import LocalEngine
 from hnseg.inference.segmentation import Segmentation
 from hnseg.models.bundle import Bundle
 
@@ -69,7 +70,7 @@ def cascade(bundle: Bundle, **settings: Any) -> Cascade:
 
 
 def statuses(source: Path, stages: Cascade, out: Path, **settings: Any) -> dict[str, str]:
-    outcomes = segment_cases(read_cases(source, strict=False), stages, out, **settings)
+    outcomes = segment_cases(read_cases(source, strict=False), LocalEngine([stages]), out, **settings)
     return {outcome.case_id: outcome.status for outcome in outcomes}
 
 

@@ -15,6 +15,7 @@ from members import card, make_bundle
 from hnseg.cases import read_cases
 from hnseg.inference.cascade import Cascade
 from hnseg.inference.case_list import segment_cases
+from hnseg.inference.local_engine import LocalEngine
 from hnseg.models.bundle import Bundle
 
 # Fold 0 holds A-0 out, fold 1 B-1 and fold 2 A-2; B-3 was in the training of each.
@@ -45,7 +46,7 @@ def folds(stage: str = "coarse", **changes: Any) -> list[dict[str, Any]]:
 
 def segment(bundle: Bundle, cohort: Path, out: Path, **settings: Any) -> dict[str, dict[str, str]]:
     cascade = Cascade(bundle, torch.device("cpu"), "float32", heads=cohort / "heads", **settings)
-    segment_cases(read_cases(cohort, strict=False), cascade, out)
+    segment_cases(read_cases(cohort, strict=False), LocalEngine([cascade]), out)
     with (out / "cases.csv").open(newline="") as file:
         return {row["case_id"]: row for row in csv.DictReader(file)}
 

@@ -1,0 +1,119 @@
+"""What a mask is made from: the case's files, the bundle and the settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import hnseg
+from hnseg.cases import Case
+from hnseg.errors import HnsegError
+from hnseg.inference.cascade import Cascade
+from hnseg.models.bundle import LISTING, digest
+from hnseg.suv import sidecar
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What all masks of a call are made with, wherever its cascades run.
+
+    Args:
+        version: Of hnseg.
+        bundle: Digest of the bundle's listing, which holds the hashes of its files.
+        members: Names of the members in use.
+        rules: Of the decision.
+        until: The last stage to run.
+        unseen: Each case is segmented with the members that were not trained on it.
+        heads: Folder of head masks that stand for the head stage.
+        precision: The networks' arithmetic.
+        device: Where they run, cpu or cuda.
+        networks: What runs them.
+        maps: Whether probabilities and uncertainty are asked for.
+    """
+
+    version: str
+    bundle: str
+    members: list[str]
+    rules: dict[str, Any]
+    until: str
+    unseen: bool
+    heads: Path | None
+    precision: str
+    device: str
+    networks: str
+    maps: list[bool]
+
+    @classmethod
+    def of(cls, cascade: Cascade) -> Provenance:
+        """Of what a cascade makes."""
+        return cls(
+            version=hnseg.__version__,
+            bundle=digest(cascade.bundle.path / LISTING),
+            members=[member.card["name"] for member in cascade.bundle.members],
+            rules=asdict(cascade.decision),
+            until=cascade.names[-1],
+            unseen=cascade.unseen,
+            heads=cascade.heads,
+            precision=cascade.precision,
+            device=cascade.networks.device.type,
+            networks=type(cascade.networks).__name__,
+            maps=[cascade.probabilities, cascade.uncertainty],
+        )
+
+    @classmethod
+    def common(cls, several: Sequence[Provenance]) -> Provenance:
+        """The one that several cascades share: it must not matter which of them makes a mask.
+
+        Raises:
+            HnsegError: They differ.
+        """
+        first = several[0]
+        for other in several[1:]:
+            for name in (one.name for one in fields(cls)):
+                here, there = getattr(first, name), getattr(other, name)
+                if here != there:
+                    raise HnsegError(
+                        f"the machines or GPUs differ in {name} ({here}, {there}) and would make different "
+                        "masks; set trainer.precision, trainer.device and backend, and have one hnseg on all"
+                    )
+        return first
+
+    def digest(self, case: Case, extension: str) -> str:
+        """Digest of everything that a case's mask depends on.
+
+        Files count by path, size and time of change.
+
+        Args:
+            case: Its files may be missing.
+            extension: Of masks and maps.
+        """
+        files = [_state(path) for path in _files(case, self.heads)]
+        made_with = asdict(self) | {"heads": None}  # their files count, not their folder
+        return content_digest([made_with, files, case.pet_factor, extension])
+
+
+def content_digest(content: Any) -> str:
+    """SHA-256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _files(case: Case, heads: Path | None) -> Iterator[Path]:
+    yield from (case.ct, case.pet)
+    with suppress(HnsegError):  # a misnamed PET has no sidecar, and is refused when it is read
+        yield sidecar(case.pet)
+    if heads is not None:
+        yield heads / f"{case.case_id}.nii.gz"
+
+
+def _state(path: Path) -> tuple[str, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:  # missing, or beyond reach: told when it is read
+        return None
+    return os.path.realpath(path), status.st_size, status.st_mtime_ns
