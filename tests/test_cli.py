@@ -37,6 +37,7 @@ def test_help_lists_every_command_without_heavy_imports():
         "export",
         "import-nnunet",
         "import-monai",
+        "tune-postprocess",
         "evaluate",
         "threshold",
     ):

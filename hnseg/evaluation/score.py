@@ -31,7 +31,16 @@ from hnseg.metrics import (
     surface_distance,
 )
 
-__all__ = ["Report", "evaluate", "find_masks", "print_report", "score_case", "write_json"]
+__all__ = [
+    "Report",
+    "crop_to_labels",
+    "evaluate",
+    "find_masks",
+    "print_report",
+    "read_masks",
+    "score_case",
+    "write_json",
+]
 
 
 def evaluate(
@@ -116,7 +125,7 @@ def score_case(
         spacing: (x, y, z) in mm.
         options: What the organisers leave open.
     """
-    prediction, truth = _crop_to_labels(prediction, truth)
+    prediction, truth = crop_to_labels(prediction, truth)
     detections = {}
     for connectivity in CONNECTIVITIES:
         overlaps = overlapping_lesions(prediction == GTVN, truth == GTVN, connectivity)
@@ -141,6 +150,34 @@ def score_case(
     )
 
 
+def read_masks(prediction: Path, truth: Path) -> tuple[sitk.Image, sitk.Image]:
+    """Both masks of a case.
+
+    Raises:
+        HnsegError: Files that cannot be read, labels other than 0, 1 and 2, or two grids.
+    """
+    predicted, true = read_label(prediction), read_label(truth)
+    if not same_grid(predicted, true):
+        raise HnsegError(
+            f"{prediction}: its grid ({_describe(predicted)}) is not that of {truth} ({_describe(true)}); "
+            "resample it onto the CT's grid"
+        )
+    return predicted, true
+
+
+def crop_to_labels(
+    prediction: NDArray[np.uint8], truth: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Cut both maps (z, y, x) to the box that holds every label: scans are large, lesions small."""
+    (box,) = find_objects(((prediction | truth) > 0).view(np.uint8)) or [(slice(0, 1),) * 3]
+    return prediction[box], truth[box]
+
+
+def _score_files(case_id: str, prediction: Path, truth: Path, options: Options) -> CaseScore:
+    predicted, true = read_masks(prediction, truth)
+    return score_case(case_id, to_array(predicted), to_array(true), true.GetSpacing(), options)
+
+
 def _mask_of(path: Path) -> tuple[str, Path | None]:
     """The case a folder's entry belongs to, and its mask if it is or holds one."""
     if path.name.startswith("."):
@@ -152,24 +189,6 @@ def _mask_of(path: Path) -> tuple[str, Path | None]:
         if case_id != path.name and "__" not in case_id:
             return case_id, path
     return "", None
-
-
-def _score_files(case_id: str, prediction: Path, truth: Path, options: Options) -> CaseScore:
-    predicted, true = read_label(prediction), read_label(truth)
-    if not same_grid(predicted, true):
-        raise HnsegError(
-            f"{prediction}: its grid ({_describe(predicted)}) is not that of {truth} ({_describe(true)}); "
-            "resample it onto the CT's grid"
-        )
-    return score_case(case_id, to_array(predicted), to_array(true), true.GetSpacing(), options)
-
-
-def _crop_to_labels(
-    prediction: NDArray[np.uint8], truth: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Cut both maps (z, y, x) to the box that holds every label: scans are large, lesions small."""
-    (box,) = find_objects(((prediction | truth) > 0).view(np.uint8)) or [(slice(0, 1),) * 3]
-    return prediction[box], truth[box]
 
 
 def _describe(image: sitk.Image) -> str:

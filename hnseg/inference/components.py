@@ -32,11 +32,16 @@ def remove_small(labels: NDArray[np.uint8], voxel_ml: float, floors: Sequence[fl
     """
     kept = labels.copy()
     for label, floor in enumerate(floors, start=1):
-        threshold = int(np.ceil(floor / voxel_ml - 1e-6))
+        threshold = least_voxels(floor, voxel_ml)
         if threshold > 1:
             component = (labels == label).astype(np.uint8)
             kept[(component > 0) & (cc3d.dust(component, threshold=threshold, connectivity=26) == 0)] = 0
     return kept
+
+
+def least_voxels(floor: float, voxel_ml: float) -> int:
+    """How many voxels make up at least a volume; both in ml."""
+    return int(np.ceil(floor / voxel_ml - 1e-6))
 
 
 def remove_faint(labels: sitk.Image, pet: sitk.Image, label: int, min_suv: float) -> sitk.Image:

@@ -50,6 +50,21 @@ class Overlaps(NamedTuple):
         union = self.truth_size[self.truth] + self.prediction_size[self.prediction] - self.intersection
         return self.intersection / union
 
+    def of_predictions(self, keep: NDArray[np.bool_]) -> "Overlaps":
+        """What is left without some of the predicted lesions.
+
+        Args:
+            keep: (predicted lesions,), true for those that stay; they are numbered anew in their order.
+        """
+        pairs, number = keep[self.prediction], np.cumsum(keep) - 1
+        return Overlaps(
+            truth=self.truth[pairs],
+            prediction=number[self.prediction[pairs]],
+            intersection=self.intersection[pairs],
+            truth_size=self.truth_size,
+            prediction_size=self.prediction_size[keep],
+        )
+
 
 def label_lesions(
     mask: NDArray[np.bool_], connectivity: Connectivity = 26

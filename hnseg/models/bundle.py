@@ -31,7 +31,7 @@ from hnseg.models.module import CARD
 from hnseg.models.nets import build
 
 FORMAT = 1
-LISTING, WEIGHTS, CARD_FILE = "bundle.yaml", "weights.safetensors", "member.yaml"
+LISTING, MODEL_CARD, WEIGHTS, CARD_FILE = "bundle.yaml", "README.md", "weights.safetensors", "member.yaml"
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,10 @@ def _write_members(trained: Iterable[Trained], out: Path) -> list[str]:
         cards[card["name"]] = card
         _write_member(card, network, out / card["name"])
     hashes = {name: {file.name: digest(file) for file in sorted((out / name).iterdir())} for name in cards}
-    last = _last_stage(list(cards.values()))
+    last = last_stage(list(cards.values()))
     listing = {"format": FORMAT, "members": hashes, "decision": last["decision"]}
-    (out / "README.md").write_text(model_card(list(cards.values()), last), encoding="utf-8")
+    text = model_card(list(cards.values()), last, last["decision"])
+    (out / MODEL_CARD).write_text(text, encoding="utf-8")
     (out / LISTING).write_text(yaml.safe_dump(listing, sort_keys=False))
     return list(cards)
 
@@ -218,7 +219,7 @@ def _read_member(folder: Path, hashes: Mapping[str, str]) -> Member:
     return Member(yaml.safe_load((folder / CARD_FILE).read_text()), folder / WEIGHTS, hashes[WEIGHTS])
 
 
-def _last_stage(cards: list[dict[str, Any]]) -> dict[str, Any]:
+def last_stage(cards: list[dict[str, Any]]) -> dict[str, Any]:
     """A card of the last stage, whose rules make the mask; all its members must agree on them."""
     last = next(
         stage for stage in ("fine", "coarse", "head") if any(c["stage"]["name"] == stage for c in cards)

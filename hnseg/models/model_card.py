@@ -23,18 +23,24 @@ truth has placed, which flatters the pipeline, `val_coarse` in ROIs placed by co
 """
 
 
-def model_card(cards: Sequence[Mapping[str, Any]], last: Mapping[str, Any]) -> str:
+def model_card(
+    cards: Sequence[Mapping[str, Any]], last: Mapping[str, Any], decision: Mapping[str, Any], note: str = ""
+) -> str:
     """The model card of a bundle, Markdown.
 
     Args:
         cards: Its members' descriptions.
         last: One of the last stage, which makes the mask.
+        decision: The bundle's rules.
+        note: What a reader should know of the rules, in a sentence.
     """
     classes = enumerate(last["stage"]["classes"], start=1)
     labels = ", ".join(["0 background", *(f"{number} {name}" for number, name in classes)])
-    rules = ", ".join(f"{key}: {value}" for key, value in last["decision"].items())
+    rules = ", ".join(f"{key}: {value}" for key, value in decision.items())
     rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_row(card) for card in cards)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    if note:
+        rules += f". {note}"
     return f"{_HEAD.format(labels=labels, rules=rules)}\n{table}\n"
 
 
