@@ -140,7 +140,9 @@ def prepare(
 
 def _report_lost(volumes: Sequence[StageVolume], stage: Stage) -> None:
     """Says how much of what is to be found the ROI does not hold: no network can find it there."""
-    for fallback, count in Counter(filter(None, (v.meta["fallback"] for v in volumes))).items():
+    # Without what is each case's own: the SUV and the place where the ROI lies.
+    taken = (v.meta["fallback"].split(",")[0] for v in volumes if v.meta["fallback"])
+    for fallback, count in Counter(taken).items():
         _console.print(f"{count} of {len(volumes)} cases: {fallback}", highlight=False)
     lost = [sum(volume.meta["ml_outside_roi"].values()) for volume in volumes]
     cut = sum(ml > 0 for ml in lost)

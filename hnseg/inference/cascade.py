@@ -21,6 +21,7 @@ from hnseg.inference.cover import cubes, outside_ml
 from hnseg.inference.decision import Decision, decide
 from hnseg.inference.ensemble import StageEnsemble
 from hnseg.inference.lesions import look_first, measure
+from hnseg.inference.limits import limits
 from hnseg.inference.networks import Networks
 from hnseg.inference.segmentation import Segmentation
 from hnseg.inference.uncertainty import MAPS, Spread
@@ -93,9 +94,10 @@ class Cascade:
 
         Raises:
             HnsegError: A stage found nothing and the bundle's rules have no fallback, or the case has no head
-                mask and no head stage, or a stage has no member that has not seen it.
+                mask and no head stage, or a stage has no member that has not seen it, or the PET misses the
+                ROI.
         """
-        found = self._given_head(case_id)
+        found = head = self._given_head(case_id)
         drawn = found is not None
         ensembles = self._for_case(case_id, without_head=drawn)
         used = [member for ensemble in ensembles for member in ensemble.members]
@@ -104,7 +106,8 @@ class Cascade:
         for ensemble in ensembles:
             start = perf_counter()
             stage = ensemble.stage
-            grid, fallback = place(stage, ct, pet, found, fallback=self.decision.fallback, drawn=drawn)
+            chain = self.decision.fallback
+            grid, fallback = place(stage, ct, pet, found, head=head, fallback=chain, drawn=drawn)
             grids = [grid]
             if fallback:
                 result.fallbacks.append(fallback)
@@ -113,12 +116,14 @@ class Cascade:
                     grids = cubes(found, grid, self.decision.floors(stage.classes))
                 result.outside_ml = outside_ml(found, grids)
             result.grids[stage.name] = grids
+            under_head = stage.placement == "below_head" and not fallback
+            result.fallbacks += limits(stage, grids, ct, pet, head if under_head else None)
             if ensemble is ensembles[-1]:
                 self._finish(result, ensemble, ct, pet)
             else:
                 # The recipe's rule is for the mask; what only places the next ROI is the likeliest class.
                 found = grid.image(decide(ensemble.probabilities(ct, pet, grid)[1:], "argmax"))
-                drawn = False
+                head, drawn = found if stage.name == "head" else head, False
             result.seconds[stage.name] = perf_counter() - start
         return result
 
@@ -213,6 +218,5 @@ def _require_placing_stage(bundle: Bundle, name: str, heads: Path | None) -> Non
     placing = {"below_head": "head", "lesions": "coarse"}.get(bundle.of_stage(name)[0].stage.placement)
     given = placing == "head" and heads is not None
     if placing and not given and not bundle.of_stage(placing):
-        raise HnsegError(
-            f"{bundle.path} has no {placing} member to place the {name} ROI by; export a {placing} run too"
-        )
+        remedy = f"export a {placing} run too" + (", or give heads=DIR" if placing == "head" else "")
+        raise HnsegError(f"{bundle.path} has no {placing} member to place the {name} ROI by; {remedy}")

@@ -15,9 +15,7 @@ from hnseg.data.resample import index_box
 from hnseg.geometry import positions
 from hnseg.images import from_array, to_array
 from hnseg.metrics.matching import label_lesions
-
-# A sphere of 1 ml.
-PEAK_RADIUS_MM = 6.2
+from hnseg.suv_peak import PEAK_RADIUS_MM, sphere_means
 
 
 def remove_small(labels: NDArray[np.uint8], voxel_ml: float, floors: Sequence[float]) -> NDArray[np.uint8]:
@@ -98,15 +96,12 @@ def uptake(component: sitk.Image, pet: sitk.Image) -> Uptake | None:
         None where the PET does not reach the component.
     """
     points = positions(component)
-    reach = np.ceil(PEAK_RADIUS_MM / np.asarray(pet.GetSpacing())).astype(int)
-    box = index_box(pet, points, margin=int(reach.max()) + 1)
+    box = index_box(pet, points, margin=int(np.ceil(PEAK_RADIUS_MM / min(pet.GetSpacing()))) + 1)
     if box is None:
         return None
     suv = pet[tuple(slice(a, b) for a, b in box)]
     values = sitk.GetArrayFromImage(suv).astype(np.float64)
-    ball = _ball(reach, np.asarray(pet.GetSpacing()))
-    total = ndimage.convolve(values, ball, mode="constant")
-    mean = total / ndimage.convolve(np.ones_like(values), ball, mode="constant")
+    mean = sphere_means(values, pet.GetSpacing())
     held = sitk.GetArrayFromImage(sitk.Resample(component, suv, sitk.Transform(), sitk.sitkNearestNeighbor))
     inside = held > 0
     if not inside.any():
@@ -121,10 +116,3 @@ def suv_peak(component: sitk.Image, pet: sitk.Image) -> float | None:
     """The SUVpeak of `uptake`."""
     suv = uptake(component, pet)
     return None if suv is None else suv.peak
-
-
-def _ball(reach: NDArray[np.int_], spacing: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 for the voxels (z, y, x) whose centres lie within the radius of the middle one."""
-    x, y, z = (np.arange(-n, n + 1) * mm for n, mm in zip(reach, spacing, strict=True))
-    squared = z[:, None, None] ** 2 + y[None, :, None] ** 2 + x**2
-    return (squared <= PEAK_RADIUS_MM**2).astype(np.float64)

@@ -121,7 +121,7 @@ def look_first(
 
     Args:
         lesions: All of the case.
-        fallbacks: What was done where a stage found nothing.
+        fallbacks: What was done where a stage found nothing, and what of the ROI the scan does not show.
         outside_ml: Coarse lesion outside the fine ROI, ml.
     """
     reasons = list(fallbacks)

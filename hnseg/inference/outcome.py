@@ -28,7 +28,7 @@ class Outcome:
         unseen: Whether no network that made the mask was trained on the case; None without a mask.
         outside_ml: Coarse lesion that the fine stage did not look at, ml; None where it has no cube.
         roi: The grid on which the last stage looked, as JSON; empty where it looked on several.
-        fallbacks: What was done where a stage found nothing.
+        fallbacks: What was done where a stage found nothing, and what of the ROI the scan does not show.
         look_first: Why a reader should look at the case before others; empty where nothing speaks for it.
         message: Why there is no mask, or what to know of the images.
         rules: Those by which the mask was decided, as JSON; empty without a mask.

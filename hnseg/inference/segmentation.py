@@ -26,7 +26,7 @@ class Segmentation:
         unseen: No network that was used had been trained on the case.
         decision: The rules by which the mask was decided.
         outside_ml: Coarse lesion that no cube of the fine stage held, ml; None where lesions place no cube.
-        fallbacks: What was done where a stage found nothing, in words.
+        fallbacks: What was done where a stage found nothing, and what of the ROI the scan does not show.
         seconds: Time each stage took.
         grids: Where each stage looked.
         lesions: What the mask holds; none where it holds heads.
