@@ -70,6 +70,7 @@ def make_setup(cfg: DictConfig) -> Setup:
         kinds=options["ensemble"]["members"],
         rules={key: rule for key, rule in options["decision"].items() if rule is not None},
         backend=cfg.backend,
+        compiled=cfg.compile,
         precision=cfg.trainer.precision,
         threads=cfg.trainer.threads,
         cascade={name: options[name] for name in names} | {"heads": heads},

@@ -12,6 +12,7 @@ from hnseg.errors import HnsegError
 from hnseg.hardware import Precision
 from hnseg.inference.networks import Networks
 from hnseg.inference.openvino_networks import OpenVinoNetworks
+from hnseg.inference.torch_compile import TorchCompileNetworks
 from hnseg.models.bundle import Bundle
 
 Backend = Literal["torch", "openvino"]
@@ -59,12 +60,22 @@ def convert_bundle(path: Path) -> None:
         networks(member)
 
 
-def make_networks(backend: Backend, device: torch.device, precision: Precision) -> Networks:
+def make_networks(
+    backend: Backend, device: torch.device, precision: Precision, *, compiled: bool = False
+) -> Networks:
     """Where the members of a bundle find their networks.
 
     Args:
         backend: The library that runs them.
         device: Where they run.
         precision: Their arithmetic.
+        compiled: Let `torch.compile` translate them.
+
+    Raises:
+        HnsegError: OpenVINO, which compiles in its own way, is asked for torch.compile.
     """
-    return OpenVinoNetworks(precision) if backend == "openvino" else Networks(device)
+    if backend == "openvino":
+        if compiled:
+            raise HnsegError("compile=true is PyTorch's, not OpenVINO's; set backend=torch, or compile=false")
+        return OpenVinoNetworks(precision)
+    return TorchCompileNetworks(device) if compiled else Networks(device)

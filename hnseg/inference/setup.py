@@ -25,6 +25,7 @@ class Setup:
         kinds: Its members, as `Bundle.arm` takes them; None is all.
         rules: Decision rules in the place of the bundle's.
         backend: auto, torch or openvino.
+        compiled: Let `torch.compile` translate the networks.
         precision: auto, or the networks' arithmetic.
         threads: Of the CPU; None leaves them.
         cascade: Further settings of `Cascade`, by name.
@@ -35,6 +36,7 @@ class Setup:
     kinds: Sequence[Mapping[str, Any]] | None = None
     rules: Mapping[str, Any] = field(default_factory=dict)
     backend: str = "auto"
+    compiled: bool = False
     precision: str = "auto"
     threads: int | None = None
     cascade: Mapping[str, Any] = field(default_factory=dict)
@@ -53,5 +55,6 @@ class Setup:
 
     def _cascade(self, bundle: Bundle, device: torch.device) -> Cascade:
         precision = pick_precision(device, self.precision)
-        networks = make_networks(pick_backend(device, self.backend), device, precision)
+        backend = pick_backend(device, self.backend)
+        networks = make_networks(backend, device, precision, compiled=self.compiled)
         return Cascade(bundle, device, precision, networks=networks, **self.cascade)
