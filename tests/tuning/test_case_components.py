@@ -32,7 +32,7 @@ def write_random_case(root: Path, seed: int) -> tuple[Case, Path]:
     rng = np.random.default_rng(seed)
     truth = blobs(rng)
     predicted = np.where(rng.random((16, 1, 1)) < 0.7, truth, blobs(rng))
-    suv = ndimage.gaussian_filter(rng.uniform(0, 12, (9, 7, 10)), 0.6).astype(np.float32)
+    suv = ndimage.gaussian_filter(rng.gamma(1, 6, (9, 7, 10)), 0.6).astype(np.float32)
     case = Case(
         f"A-{seed}", root / "ct.nii.gz", root / f"pet{seed}.nii.gz", root / "true" / f"A-{seed}.nii.gz"
     )
