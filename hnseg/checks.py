@@ -21,7 +21,7 @@ SUV_LEAST = 0.1
 SUV_REMEDY = (
     "give what makes SUV of it as pet_factor in a CSV case list, or weight, dose and times in CASE__PT.json"
 )
-MIN_OVERLAP = 0.5  # of the CT's volume
+MIN_OVERLAP = 0.5  # of the body that the CT shows: air around it needs no PET
 MIN_EXTENT_MM = 60.0
 
 
@@ -58,9 +58,8 @@ def overlap(ct: sitk.Image, pet: sitk.Image) -> float:
 def body_median(ct: sitk.Image, pet: sitk.Image) -> float:
     """Median of the PET's positive values where the CT shows body; of all of them where it shows none."""
     ct_index, pet_index, inside = _lattice(ct, pet)
-    hu, uptake = sitk.GetArrayViewFromImage(ct), sitk.GetArrayViewFromImage(pet)
-    body = inside & (hu[tuple(ct_index.T[::-1])] > HU_AIR)
-    values = uptake[tuple(pet_index[body].T[::-1])]
+    uptake = sitk.GetArrayViewFromImage(pet)
+    values = uptake[tuple(pet_index[inside & _is_body(ct, ct_index)].T[::-1])]
     positive = values[values > 0] if (values > 0).any() else uptake[uptake > 0]
     return float(np.median(positive)) if positive.size else 0.0
 
@@ -84,6 +83,11 @@ def _lattice(ct: sitk.Image, pet: sitk.Image) -> tuple[np.ndarray, np.ndarray, n
     last = np.array(pet.GetSize()) - 1
     inside = ((there >= -0.5) & (there <= last + 0.5)).all(axis=1)
     return np.rint(index).astype(int), np.clip(np.rint(there), 0, last).astype(int), inside
+
+
+def _is_body(ct: sitk.Image, index: np.ndarray) -> np.ndarray:
+    """Which of the CT's voxels (n, 3) are no air."""
+    return np.asarray(sitk.GetArrayViewFromImage(ct)[tuple(index.T[::-1])] > HU_AIR)
 
 
 def _affine(image: sitk.Image) -> np.ndarray:
@@ -134,11 +138,13 @@ def _check_intensities(ct: sitk.Image, pet: sitk.Image) -> list[Finding]:
 
 
 def _check_overlap(ct: sitk.Image, pet: sitk.Image) -> list[Finding]:
-    share = overlap(ct, pet)
+    ct_index, _, inside = _lattice(ct, pet)
+    body = _is_body(ct, ct_index)
+    share = float(inside[body].mean() if body.any() else inside.mean())
     if share == 0:
         return [_error("CT and PET do not overlap in space: check that both belong to one examination")]
     if share < MIN_OVERLAP:
-        return [_warning(f"PET covers {share:.0%} of the CT only: lesions outside it are seen on CT alone")]
+        return [_warning(f"PET covers {share:.0%} of the body only: lesions outside it are seen on CT alone")]
     return []
 
 

@@ -80,7 +80,7 @@ def test_images_that_make_a_case_unusable(ct, pet, telling):
         (ct_image(), scaled(pet_image(), 1 / 12), "not scaled to [0, 1]"),
         (ct_image(), with_hot_spot(800), "injection site"),
         (ct_image(), with_hot_spot(-40), "SUV is not negative"),
-        (ct_image(), moved(pet_image(), 60), "PET covers 25% of the CT only"),
+        (ct_image(), moved(pet_image(), 60), "PET covers 8% of the body only"),
         (ct_image()[:, :, :10], pet_image()[:, :, :6], "CT covers 30 mm in z only"),
     ],
     ids=["scaled", "injection", "negative", "partial", "short"],
@@ -89,6 +89,18 @@ def test_images_that_want_a_look_stay_usable(ct, pet, telling):
     findings = check_case(ct, pet)
     assert telling in texts(findings, "warning")
     assert texts(findings, "error") == ""
+
+
+def test_a_pet_narrower_than_the_ct_but_not_than_the_body_is_without_fault():
+    pet = pet_image()[4:16, 4:16]  # as wide as the body, 36 % of the CT
+    assert overlap(ct_image(), pet) < 0.5
+    assert check_case(ct_image(), pet) == []
+
+
+def test_a_pet_that_meets_the_air_beside_the_body_alone_does_not_overlap():
+    pet = moved(pet_image(), 66)
+    assert overlap(ct_image(), pet) > 0
+    assert "do not overlap" in texts(check_case(ct_image(), pet), "error")
 
 
 def test_a_hot_bladder_is_suv():
