@@ -10,6 +10,7 @@ A case that cannot be segmented is reported and the others still finish; the exi
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from hnseg.errors import HnsegError
 from hnseg.hydra_app import run
 
 if TYPE_CHECKING:
+    from hnseg.inference.case_list import Engine
     from hnseg.inference.setup import Setup
 
 
@@ -38,16 +40,14 @@ def main(cfg: DictConfig) -> None:
             f"bundle={cfg.bundle}: no bundle.yaml there; make a bundle with hnseg export RUNS --out DIR"
         )
 
-    from hnseg.hardware import pick_devices
     from hnseg.inference.case_list import segment_cases
-    from hnseg.inference.local_engine import LocalEngine
     from hnseg.training import quiet
 
     quiet()
-    engine = LocalEngine(make_setup(cfg).load(pick_devices(cfg.trainer.device)))
-    outcomes = segment_cases(
-        cases, engine, Path(cfg.out), extension=f".{cfg.format}", overwrite=cfg.overwrite
-    )
+    with make_engine(cfg) as engine:
+        outcomes = segment_cases(
+            cases, engine, Path(cfg.out), extension=f".{cfg.format}", overwrite=cfg.overwrite
+        )
     failed = [outcome.case_id for outcome in outcomes if outcome.status == "error"]
     skipped = sum(outcome.status == "skipped" for outcome in outcomes)
     before = f" ({skipped} skipped, finished before; overwrite=true segments all)" if skipped else ""
@@ -55,6 +55,18 @@ def main(cfg: DictConfig) -> None:
     if failed:
         print(f"not segmented: {', '.join(failed)} (reasons in {cfg.out}/cases.csv)", file=sys.stderr)
         sys.exit(1)
+
+
+def make_engine(cfg: DictConfig) -> AbstractContextManager[Engine]:
+    """What runs the networks, loaded."""
+    from hnseg.hardware import pick_devices
+    from hnseg.inference.local_engine import LocalEngine
+    from hnseg.inference.ray_engine import ray_engine
+
+    setup, device = make_setup(cfg), cfg.trainer.device
+    if cfg.engine.name == "ray":
+        return ray_engine(setup, device, cfg.engine.workers, cfg.engine.address)
+    return nullcontext(LocalEngine(setup.load(pick_devices(device))))
 
 
 def make_setup(cfg: DictConfig) -> Setup:

@@ -84,11 +84,18 @@ def write_image(image: sitk.Image, path: Path) -> None:
     Raises:
         HnsegError: an extension other than .nii.gz, .nii and .mha, or a folder that cannot be written.
     """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
     place(stage_image(image, path, path.parent), path)
 
 
 def stage_image(image: sitk.Image, path: Path, folder: Path) -> Path:
     """Write `image` compressed to a temporary file in `folder`, for `hnseg.files.place` to move to `path`.
+
+    Returns:
+        The file. `folder` is not made: where it is missing, it may be the wrong machine.
 
     Raises:
         HnsegError: as `write_image`.
@@ -96,15 +103,12 @@ def stage_image(image: sitk.Image, path: Path, folder: Path) -> Path:
     # The temporary file must keep the extension, from which ITK takes the format.
     temporary = temporary_beside(folder / path.name, extension(path))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         sitk.WriteImage(image, str(temporary), useCompression=True)
     except BaseException as error:
         with suppress(OSError):  # it would hide the first error
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError | RuntimeError):
-            raise HnsegError(
-                f"{path}: cannot be written ({_condense(error)}); check the folder and its space"
-            ) from error
+            raise _unwritable(path, error) from error
         raise
     return temporary
 
@@ -179,6 +183,10 @@ def _check_header(path: Path, reader: Any) -> None:
         raise HnsegError(f"{path}: spacing {spacing} mm is impossible; correct the header")
     if not np.isfinite([*reader.GetOrigin(), *reader.GetDirection()]).all():
         raise HnsegError(f"{path}: origin or direction is not finite; correct the header")
+
+
+def _unwritable(path: Path, error: Exception) -> HnsegError:
+    return HnsegError(f"{path}: cannot be written ({_condense(error)}); check the folder and its space")
 
 
 def _condense(error: Exception) -> str:

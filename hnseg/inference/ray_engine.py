@@ -1,0 +1,207 @@
+"""A case list over a Ray cluster, or over several processes of this machine. The only module that knows Ray.
+
+Actors are given paths and leave files in OUT, which, like the scans and the bundle, every node must reach; no
+image goes through Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hnseg.errors import HnsegError
+from hnseg.inference.outcome import Outcome
+from hnseg.inference.provenance import Provenance
+from hnseg.inference.ray_actor import CASES_EACH, Actor
+from hnseg.inference.ray_share import Share, share
+from hnseg.inference.setup import Setup
+from hnseg.inference.work import Made, Work
+
+TRIES = 3
+START_S = 600.0  # how long to wait for actors while there is none
+STORE = 80 * 2**20  # bytes of shared memory, near Ray's least: only paths and lines of tables travel
+LOST = f"its process died {TRIES} times, twice with no other case beside it; most likely it needs more memory"
+
+
+@contextmanager
+def ray_engine(
+    setup: Setup, device: str = "auto", workers: int | None = None, address: str = "local"
+) -> Iterator[RayEngine]:
+    """Joins or starts a cluster and loads the actors; leaving it ends them.
+
+    Args:
+        setup: What each actor loads.
+        device: auto, cpu or cuda.
+        workers: Actors; None is one a GPU, or on CPUs one a node.
+        address: `local` starts Ray for this call, on this machine's loopback interface alone; `auto` or
+            HOST:PORT joins a cluster.
+
+    Raises:
+        HnsegError: Ray is not installed or not reached, the cluster is too small, or an actor cannot load.
+    """
+    with _connected(address):
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield RayEngine(setup, share(nodes, device, workers))
+
+
+class RayEngine:
+    """Actors that are given case after case.
+
+    An actor that dies is replaced, and what it had in hand is tried again, alone and after the others: a case
+    that is too large for the memory takes no other with it. After `TRIES` times it is told as lost.
+
+    Args:
+        setup: What each actor loads.
+        one: How many actors there are, and what each may use.
+
+    Raises:
+        HnsegError: An actor cannot load, or the nodes would make different masks.
+    """
+
+    def __init__(self, setup: Setup, one: Share) -> None:
+        import ray
+
+        self._ray = ray
+        self._class = ray.remote(Actor).options(
+            num_cpus=one.cpus,
+            num_gpus=one.gpus,
+            max_concurrency=CASES_EACH,
+            scheduling_strategy="SPREAD",
+        )
+        self._arguments = replace(setup, threads=setup.threads or one.threads), one.device, Path.cwd()
+        self._actors = [self._start() for _ in range(one.workers)]
+        self._under_way: dict[Any, tuple[Any, Work | None]] = {}  # a case, or an actor that loads
+        self._deaths: Counter[str] = Counter()
+        provenances = [self._answer(ref, START_S) for ref in [a.load.remote() for a in self._actors]]
+        if None in provenances:
+            raise HnsegError(
+                "engine=ray: an actor could not be started; see that no other job holds the cluster, that "
+                "memory suffices (fewer engine.workers), and that all nodes have one hnseg, Python and Ray"
+            )
+        self.provenance = Provenance.common(provenances)
+
+    def run(self, works: Sequence[Work], begin: Callable[[str], None], done: Callable[[Made], None]) -> None:
+        """Takes every case from its files to its mask.
+
+        Args:
+            works: The cases.
+            begin: Told a case's name when an actor is given it.
+            done: Given what was made of it.
+
+        Raises:
+            HnsegError: All actors have died, and no other can be started.
+        """
+        waiting = deque(works)
+        try:
+            while waiting or self._in_hand():
+                self._hand_out(waiting, begin)
+                self._take(self._ended(), waiting, done)
+        except BaseException:
+            self._ray.shutdown()  # so that nobody writes any more when the folder is left
+            raise
+
+    def _start(self) -> Any:
+        return self._class.remote(*self._arguments)
+
+    def _ended(self) -> Any:
+        """What has come to an end next."""
+        references = list(self._under_way)
+        patience = None if self._in_hand() else START_S
+        ready = self._ray.wait(references, timeout=patience)[0] if references else []
+        if not ready:
+            raise HnsegError("engine=ray: no actor is left; free memory, or set fewer engine.workers")
+        return ready[0]
+
+    def _in_hand(self, actor: Any = None) -> list[Work]:
+        """The cases that are under way, of one actor or of all."""
+        return [work for its, work in self._under_way.values() if work and actor in (None, its)]
+
+    def _hand_out(self, waiting: deque[Work], begin: Callable[[str], None]) -> None:
+        """Gives the next cases to those who have least to do."""
+        while waiting:
+            free = [actor for actor in self._actors if self._may_take(actor, waiting[0])]
+            if not free:
+                return
+            actor, work = min(free, key=lambda actor: len(self._in_hand(actor))), waiting.popleft()
+            begin(work.case.case_id)
+            self._under_way[actor.segment.remote(work)] = actor, work
+
+    def _may_take(self, actor: Any, work: Work) -> bool:
+        here = self._in_hand(actor)
+        alone = any(self._deaths[one.case.case_id] for one in [*here, work])
+        return len(here) < (1 if alone else CASES_EACH)
+
+    def _take(self, ready: Any, waiting: deque[Work], done: Callable[[Made], None]) -> None:
+        """What has come of a case, or of loading an actor."""
+        actor, work = self._under_way.pop(ready)
+        if work is None:
+            with suppress(HnsegError):  # an actor that cannot make the same masks is done without
+                if self._answer(ready) == self.provenance:
+                    self._actors.append(actor)
+            return
+        made = self._answer(ready)
+        if made is None:
+            self._replace(actor)
+            self._deaths[work.case.case_id] += 1
+            if self._deaths[work.case.case_id] < TRIES:
+                waiting.append(work)
+                return
+            made = Made(Outcome(work.case.case_id, "error", message=LOST))
+        done(made)
+
+    def _replace(self, actor: Any) -> None:
+        if actor in self._actors:  # else it died with two cases in hand
+            self._actors.remove(actor)
+            self._ray.kill(actor)  # it may only be out of reach
+            new = self._start()
+            self._under_way[new.load.remote()] = new, None
+
+    def _answer(self, reference: Any, timeout: float | None = None) -> Any:
+        """What an actor answers, or the error it raises; None where it has died or keeps silent."""
+        try:
+            return self._ray.get(reference, timeout=timeout)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except self._ray.exceptions.RayError:
+            return None
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """Nothing is reported to Ray's makers, and a cluster of its own is nobody else's."""
+    if find_spec("ray") is None:
+        raise HnsegError("engine=ray: Ray is not installed; pip install 'hnseg[ray]', or set engine=local")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        options: dict[str, Any] = {}
+        if address == "local":
+            os.environ |= {
+                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as on those: the loopback interface alone
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray leaves one in the home folder
+            }
+            options = {"include_dashboard": False, "object_store_memory": STORE, "_temp_dir": folder}
+        import ray
+
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise HnsegError(
+                f"engine.address={address}: Ray cannot be reached or started ({reason})"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
