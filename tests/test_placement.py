@@ -106,11 +106,44 @@ def test_without_a_coarse_stage_the_whole_scan_is_searched(ct: sitk.Image) -> No
     np.testing.assert_allclose(grid.center, (150, 150, 270), atol=6)
 
 
+LOWER, UPPER = (30, 35, 45), (58, 70, 75)  # in the ROI of z 27..99 mm, the upper five times brighter
+
+
+@pytest.mark.parametrize(
+    ("bottom", "top", "scan_top", "expected"),
+    [
+        (60, 140, 300, UPPER),  # the head's middle, and so the eyes, at 100 mm
+        (0, 120, 300, LOWER),  # at 60 mm: the upper spot is the brain's
+        (0, 120, 120, UPPER),  # the scan cuts the head's top off: its middle says nothing
+        (60, 80, 300, UPPER),  # a stray of 92 ml is no head
+    ],
+)
+def test_the_upper_half_of_the_head_is_not_searched(
+    ct: sitk.Image, bottom: int, top: int, scan_top: int, expected: tuple[float, ...]
+) -> None:
+    slices = scan_top // 5
+    mask = np.zeros((slices, 50, 50), np.uint8)
+    edge = 40 if top - bottom > 20 else 27
+    mask[bottom // 5 : top // 5, 10:edge, 10:edge] = 1
+    head = volume(mask, (4, 4, 5), (2, 2, 2.5))
+    pet = hot(LOWER) + hot(UPPER, suv=50)
+    grid, fallback = place(FINE, ct[:, :, :slices], pet, roi(), head=head)
+    assert fallback is not None
+    assert "outside the brain" in fallback
+    np.testing.assert_allclose(grid.center, expected, atol=3)
+
+
 def test_one_noisy_voxel_is_no_lesion(ct: sitk.Image) -> None:
     pet = hot((46, 50, 60))
     pet[12, 12, 14] = 20.0
     grid, _ = place(FINE, ct, pet, roi())
     np.testing.assert_allclose(grid.center, (46, 50, 60), atol=6)
+
+
+def test_a_scan_that_ends_in_the_roi_is_looked_at_where_it_is(ct: sitk.Image) -> None:
+    """Flat PET: the middle of the part of the ROI, z 27..99 mm, that a CT from 60 mm up shows."""
+    grid, _ = place(FINE, ct[:, :, 12:], hot(), roi())
+    np.testing.assert_allclose(grid.center, (43, 53, (60 + 99) / 2))
 
 
 @pytest.mark.parametrize("suv", [0.0, 1.0, 0.1234567])
