@@ -24,7 +24,7 @@ def tune_postprocess(
 ) -> None:
     """Choose volume floors and the nodes' least SUVpeak on out-of-fold predictions.
 
-    They are dropped again when the bundle's members change.
+    A bundle made or extended from this one has its members' own rules again: tune it anew.
     """
     from hnseg.models.bundle import Bundle
     from hnseg.models.bundle_rules import write_rules

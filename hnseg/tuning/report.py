@@ -13,26 +13,21 @@ def print_tuning(tuning: Tuning, console: Console | None = None) -> None:
     """Prints the rules so far, those that were chosen, and the official scores of each."""
     table = Table(title=f"Post-processing, {tuning.cases} cases out of fold")
     table.add_column("")
-    for heading in (
-        "GTVp ml",
-        "GTVn ml",
-        "GTVn SUVpeak",
-        "GTVp DSC",
-        "GTVn DSCagg",
-        "GTVn F1agg",
-        "FP",
-        "FN",
-    ):
+    for heading in ("nothing dropped", "so far", "chosen", "cross-validated"):
         table.add_column(heading, justify="right")
-    rows = {"nothing dropped": tuning.nothing, "so far": tuning.present, "chosen": tuning.chosen}
-    for name, setting in rows.items():
-        counts = (str(setting.scores[key]) for key in ("fp", "fn"))
-        table.add_row(name, *_bars(setting), *map(_figure, _official(setting.scores)), *counts)
-    table.add_row("cross-validated", "", "", "", *map(_figure, tuning.cross_validated), "", "")
+    settings = (tuning.nothing, tuning.present, tuning.chosen)
+    bars = zip(*(_bars(setting) for setting in settings), strict=True)
+    for name, row in zip(("GTVp least ml", "GTVn least ml", "GTVn least SUVpeak"), bars, strict=True):
+        table.add_row(name, *row, "")
+    scores = zip(*(_official(one.scores) for one in settings), tuning.cross_validated, strict=True)
+    for name, figures in zip(("GTVp DSC", "GTVn DSCagg", "GTVn F1agg"), scores, strict=True):
+        table.add_row(name, *map(_figure, figures))
+    table.add_row("GTVn false", *(str(one.scores["fp"]) for one in settings), "")
+    table.add_row("GTVn missed", *(str(one.scores["fn"]) for one in settings), "")
     console = console or Console()
     console.print(table)
     console.print(
-        "Chosen: what drops least within one standard error of the best; nothing, where that does not help\n"
+        "Chosen: what drops least within one standard error of the best; nothing, where that does not help "
         "cases that had no say in it (cross-validated). The chosen scores are of the cases that chose: they "
         "flatter."
     )
