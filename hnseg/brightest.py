@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hnseg.field_of_view import shown
+from hnseg.field_of_view import sampled, shown
 from hnseg.geometry import Grid, Point, positions
 from hnseg.suv_peak import sphere_means
 
@@ -38,10 +38,10 @@ def brightest(
 ) -> Region | None:
     """The region with the greatest SUVpeak in a box, apart from the brain.
 
-    A region is what hangs together at half its peak. The brain is what reaches above a given height, or
-    to the top of what is searched: a ROI that begins within the head cuts it there. Other physiological
-    uptake (tonsils, glands, larynx) is as small as a lesion, and paired no more strictly than nodes are: it
-    is not told apart.
+    A region is what hangs together at half its peak. The brain is what reaches above a given height, or to
+    the top of what is searched: a ROI that begins within the head cuts it there. Searched whole it is, like
+    the heart, too large for a lesion. Other physiological uptake (tonsils, glands, larynx) is as small as a
+    lesion, and paired no more strictly than nodes are: it is not told apart.
 
     Args:
         pet: SUV, any grid.
@@ -56,13 +56,9 @@ def brightest(
     size = np.maximum(np.ceil((high - low) / _LATTICE_MM), 1).astype(int).tolist()
     lattice = Grid.centred((low + high) / 2, size, [_LATTICE_MM] * 3)
     seen = shown(pet, lattice) & shown(ct, lattice)
-    identity = np.eye(3).ravel().tolist()
-    sampled = sitk.Resample(
-        pet, lattice.size, sitk.Transform(), sitk.sitkLinear, lattice.origin, lattice.spacing, identity, 0.0
-    )
-    suv = np.where(seen, sphere_means(sitk.GetArrayFromImage(sampled), lattice.spacing, seen), 0.0)
+    suv = np.where(seen, sphere_means(sampled(pet, lattice, sitk.sitkLinear), lattice.spacing, seen), 0.0)
     brain = _uppermost(seen)
-    brain[np.ceil((brain_above - lattice.origin[2]) / _LATTICE_MM) <= np.arange(lattice.size[2])] = True
+    brain[lattice.origin[2] + np.arange(lattice.size[2]) * _LATTICE_MM > brain_above] = True
     left = np.where(brain, 0.0, suv)
     while (peak := float(left.max())) > 0:
         parts, _ = ndimage.label(suv >= _CONTOUR * peak, np.ones((3, 3, 3)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -33,7 +33,7 @@ def shown(image: sitk.Image, grid: Grid) -> NDArray[np.bool_]:
     whole.SetSpacing((size * image.GetSpacing()).tolist())
     whole.SetDirection(image.GetDirection())
     whole.SetOrigin(image.TransformContinuousIndexToPhysicalPoint(((size - 1) / 2).tolist()))
-    return sitk.GetArrayFromImage(_nearest(whole, grid)) > 0
+    return sampled(whole, grid) > 0
 
 
 def without_pet(grids: Sequence[Grid], ct: sitk.Image, pet: sitk.Image) -> float:
@@ -60,7 +60,7 @@ def cuts(head: sitk.Image, ct: sitk.Image) -> Cuts:
     low, high = bounds(head)
     size = np.maximum(np.ceil((high - low) / _LATTICE_MM), 1).astype(int).tolist()
     lattice = Grid.centred((low + high) / 2, size, [_LATTICE_MM] * 3)
-    inside = sitk.GetArrayFromImage(_nearest(head, lattice)) != 0
+    inside = sampled(head, lattice) != 0
     x, y, z = lattice.origin
 
     def cut(mm: float) -> bool:
@@ -70,8 +70,9 @@ def cuts(head: sitk.Image, ct: sitk.Image) -> Cuts:
     return Cuts(top=cut(_NEAR_END_MM), bottom=cut(-_NEAR_END_MM))
 
 
-def _nearest(image: sitk.Image, grid: Grid) -> sitk.Image:
-    """The image on a grid by nearest neighbour, zero outside it."""
+def sampled(image: sitk.Image, grid: Grid, how: int = sitk.sitkNearestNeighbor) -> NDArray[Any]:
+    """The image's values (z, y, x) on a grid by an interpolator of SimpleITK's, zero outside it."""
     identity = np.eye(3).ravel().tolist()
-    how = sitk.sitkNearestNeighbor
-    return sitk.Resample(image, grid.size, sitk.Transform(), how, grid.origin, grid.spacing, identity, 0.0)
+    return sitk.GetArrayFromImage(
+        sitk.Resample(image, grid.size, sitk.Transform(), how, grid.origin, grid.spacing, identity, 0.0)
+    )
