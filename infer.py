@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
         )
 
     from hnseg.inference.case_list import segment_cases
-    from hnseg.training import quiet
+    from hnseg.quiet import quiet
 
     quiet()
     with make_engine(cfg) as engine:

@@ -69,7 +69,7 @@ def main(cfg: DictConfig) -> float:
 
     from hnseg.hardware import pick_device, pick_precision
     from hnseg.job import describe, make_input, make_stage
-    from hnseg.training import quiet
+    from hnseg.quiet import quiet
 
     quiet()
     L.seed_everything(config["seed"], workers=True, verbose=False)

@@ -1,9 +1,7 @@
-"""What a training needs beside the module: checkpoints, averaged weights, quiet libraries."""
+"""What a training needs beside the module: checkpoints and averaged weights."""
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 
-from hnseg.models.module import CARD
+from hnseg.models.member import CARD
 
 
 class ComparedEMA(EMAWeightAveraging):
@@ -66,12 +64,3 @@ def validation_scores(best: Path) -> dict[str, float]:
     """The validation scores that the best checkpoint had when it was saved."""
     stored = torch.load(best, map_location="cpu", weights_only=True)
     return {name: float(value) for name, value in stored[CARD]["scores"].items()}
-
-
-def quiet() -> None:
-    """Leaves the terminal to the progress bar: libraries speak only of what went wrong."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", module="torchio")
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")

@@ -17,7 +17,7 @@ def challenge(
 ) -> None:
     """Segment the one study of a grand-challenge container."""
     from hnseg.container import INTERFACES, segment_study
-    from hnseg.training import quiet
+    from hnseg.quiet import quiet
 
     quiet()
     target, result = segment_study(source, out, model, INTERFACES[interface])

@@ -18,10 +18,10 @@ from hnseg.models.member import Member
 
 # What OpenVINO calls the arithmetic; where the processor lacks it, it computes in float32.
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-# Bytes of weights that stay compiled between cases: the head's and the coarse stage's networks at the paper's
-# sizes. A compiled network takes 1.7 times its float32 weights (SegResNetDS 560 MiB, ResEnc 670 MiB), while
-# compiling it again takes about a tenth of the time of one of its windows.
-KEPT = 512 * 2**20
+# Bytes of weights that stay compiled between cases: small networks. A compiled network takes 1.7 times its
+# float32 weights (PlainConvUNet 200 MiB, SegResNetDS 560, ResEnc 670), while compiling it again takes about a
+# tenth of the time of one of its windows.
+KEPT = 64 * 2**20
 
 
 class OpenVinoNetworks(Networks):

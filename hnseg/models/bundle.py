@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -25,9 +26,8 @@ from safetensors.torch import save_model
 from torch import nn
 
 from hnseg.errors import HnsegError
-from hnseg.models.member import Member, Trained
+from hnseg.models.member import CARD, Member, Trained
 from hnseg.models.model_card import model_card
-from hnseg.models.module import CARD
 from hnseg.models.nets import build
 
 FORMAT = 1
@@ -66,9 +66,11 @@ class Bundle:
             raise HnsegError(f"{path / LISTING}: damaged; export the bundle again") from error
         if version != FORMAT:
             raise HnsegError(f"{path}: bundle format {version}, this hnseg reads {FORMAT}; export it again")
-        for name, hashes in members.items():
-            for file, expected in hashes.items():
-                _verify(path / name / file, expected)
+        files = [
+            (path / name / file, sha) for name, hashes in members.items() for file, sha in hashes.items()
+        ]
+        with ThreadPoolExecutor() as pool:  # gigabytes, and hashing leaves the interpreter alone
+            list(pool.map(_verify, *zip(*files, strict=True)))
         return cls(
             path, tuple(_read_member(path / name, hashes) for name, hashes in members.items()), decision
         )

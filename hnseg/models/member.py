@@ -14,6 +14,8 @@ from hnseg.errors import HnsegError
 from hnseg.models.nets import build
 from hnseg.stage import Stage
 
+# The key under which a checkpoint says everything needed to run its network.
+CARD = "hnseg"
 # Card and network of a member.
 Trained = tuple[dict[str, Any], nn.Module]
 

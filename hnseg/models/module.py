@@ -12,10 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from hnseg.metrics import OfficialScores
+from hnseg.models.member import CARD
 
 Batch = dict[str, Any]
-# The key under which a checkpoint says everything needed to run its network.
-CARD = "hnseg"
 # What the scores of the validation loaders are called: ROIs placed by the truth, and by coarse predictions.
 ROIS = ("val", "val_coarse")
 

@@ -3,19 +3,24 @@
 In training mode a network returns its logits at every supervised depth, finest first; in evaluation
 mode it returns the finest logits alone. Input and logits are (B, C, z, y, x); what the sides of the
 input must be multiples of, `hnseg.models.sides.divisor` says.
+
+The libraries that have them are imported when one is built: converted networks run without, and they take
+seconds and hundreds of MB.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
-from monai.networks.nets import SegResNetDS
 from torch import Tensor, nn
 
 from hnseg.errors import HnsegError
+
+if TYPE_CHECKING:
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+    from monai.networks.nets import SegResNetDS
 
 Strides = Sequence[int | Sequence[int]]
 Layer = str | Sequence[Any]
@@ -69,6 +74,8 @@ def plainconv(
         layers: `kernels`, sides for all stages or each, a number or (z, y, x); `bias` of convolutions;
             `norm_eps` of the instance norm; `slope` of the leaky ReLU.
     """
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
     counts = {
         "n_conv_per_stage": _counts(convolutions),
         "n_conv_per_stage_decoder": _counts(decoder_convolutions),
@@ -87,6 +94,8 @@ def resenc(
     **layers: Any,
 ) -> UNet:
     """nnU-Net's ResidualEncoderUNet (paper Table 3). Arguments as for `plainconv`; `blocks` a stage."""
+    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+
     counts = {"n_blocks_per_stage": list(blocks), "n_conv_per_stage_decoder": _counts(decoder_convolutions)}
     return _unet(ResidualEncoderUNet, in_channels, out_channels, features, strides, counts, **layers)
 
@@ -114,6 +123,8 @@ def segresnet(
         activation: Likewise.
         resolution: Spacing along the network's axes, if strides and kernels are to follow it.
     """
+    from monai.networks.nets import SegResNetDS
+
     return SegResNet(
         SegResNetDS(
             spatial_dims=3,

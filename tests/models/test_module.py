@@ -22,9 +22,11 @@ from hnseg.data.intensity import InputSpec
 from hnseg.inference.predictor import Predictor
 from hnseg.metrics import aggregate, count_case
 from hnseg.models.losses import DeepSupervision, DiceCELoss
-from hnseg.models.module import CARD, SegmentationModule
+from hnseg.models.member import CARD
+from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import build
-from hnseg.training import checkpoints, quiet, validation_scores
+from hnseg.quiet import quiet
+from hnseg.training import checkpoints, validation_scores
 
 EPOCHS, STEPS, LR = 4, 2, 0.01
 NETWORK = {"architecture": "plainconv", "in_channels": 2, "out_channels": 3, **TINY["plainconv"]}
