@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hnseg.errors import HnsegError
-from hnseg.hardware import LIGHTNING, autocast, pick_device, pick_precision
+from hnseg.hardware import LIGHTNING, autocast, pick_device, pick_devices, pick_precision
 
 CPU = torch.device("cpu")
 
@@ -18,6 +18,14 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(HnsegError, match=r"trainer\.device=cuda, but"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize(("count", "devices"), [(1, ["cuda"]), (3, ["cuda:0", "cuda:1", "cuda:2"])])
+def test_every_gpu_is_used(monkeypatch: pytest.MonkeyPatch, count: int, devices: list[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert pick_devices() == pick_devices("cuda") == [torch.device(name) for name in devices]
+    assert pick_devices("cpu") == [CPU]
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:7", "meta", ""])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,16 @@ def test_a_rerun_says_what_it_skips_and_tries_again_what_failed(
         infer(*places, "overwrite=true")
     assert "skipped" not in capsys.readouterr().out
     assert sitk.ReadImage(str(tmp_path / "out" / "A-1.mha")).GetSize() == ct_image().GetSize()
+
+
+def test_ray_where_it_is_not_installed_is_refused(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_case(tmp_path / "scans", "A-1")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    given = [f"cases={tmp_path / 'scans'}", f"bundle={bundle}", f"out={tmp_path / 'out'}"]
+    with pytest.raises(HnsegError, match=r"engine=ray: Ray is not installed; pip install 'hnseg\[ray\]'"):
+        infer(*given, "engine=ray", "engine.workers=2")
 
 
 @pytest.fixture

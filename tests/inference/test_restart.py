@@ -1,6 +1,5 @@
 """A case list that is stopped, killed or run again: nothing half-written, nothing stale, nothing twice."""
 
-import csv
 import fcntl
 import os
 import select
@@ -23,6 +22,7 @@ import torch
 from entry import ROOT
 from fabricate import ct_image, write_case
 from members import DECISION, card, make_bundle
+from results import contents, table
 
 from hnseg.cases import read_cases
 from hnseg.errors import HnsegError
@@ -37,7 +37,6 @@ TUMOUR = {"weights": [[0.0, 0.0], [0.0, 400.0], [0.0, 0.0]], "biases": [0.0, -80
 NODE = {"weights": [[0.0, 0.0], [0.0, 0.0], [0.0, 400.0]], "biases": [0.0, -500.0, -80.0]}
 WHOLE = {"placement": "scan", "size": [32] * 3, "spacing": [3.0] * 3}
 NAMES = ("A", "B", "C")
-VARYING = ("seconds", "read_s", "head_s", "coarse_s", "fine_s", "write_s", "memory_mib", "gpu_mib")
 
 
 @pytest.fixture
@@ -72,18 +71,6 @@ def cascade(bundle: Bundle, **settings: Any) -> Cascade:
 def statuses(source: Path, stages: Cascade, out: Path, **settings: Any) -> dict[str, str]:
     outcomes = segment_cases(read_cases(source, strict=False), LocalEngine([stages]), out, **settings)
     return {outcome.case_id: outcome.status for outcome in outcomes}
-
-
-def table(out: Path) -> dict[str, dict[str, str]]:
-    with (out / "cases.csv").open(newline="") as file:
-        return {row["case_id"]: row for row in csv.DictReader(file)}
-
-
-def contents(out: Path) -> dict[str, Any]:
-    """Every file's bytes; of the table all but what no two runs share."""
-    rows = {name: {k: v for k, v in row.items() if k not in VARYING} for name, row in table(out).items()}
-    files = {path.name: path.read_bytes() for path in out.iterdir() if path.name != "cases.csv"}
-    return files | {"cases.csv": rows}
 
 
 def test_a_second_run_touches_nothing(

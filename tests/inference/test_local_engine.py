@@ -1,0 +1,119 @@
+"""Several cascades side by side make what one makes, and each takes its part of the list."""
+
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+import SimpleITK as sitk
+import torch
+from fabricate import write_case
+from members import card, make_bundle
+from results import contents
+
+from hnseg.cases import read_cases
+from hnseg.errors import HnsegError
+from hnseg.inference.cascade import Cascade
+from hnseg.inference.case_list import segment_cases
+from hnseg.inference.local_engine import LocalEngine
+from hnseg.inference.outcome import Outcome
+from hnseg.inference.provenance import Provenance
+from hnseg.inference.record import Record
+from hnseg.inference.segmentation import Segmentation
+from hnseg.inference.setup import Setup
+from hnseg.inference.work import Made
+
+HOT = {"weights": [[0.0, 0.0], [0.0, 400.0], [0.0, 0.0]], "biases": [0.0, -80.0, -500.0]}
+WHOLE = {"placement": "scan", "size": [32] * 3, "spacing": [3.0] * 3}
+CPU = torch.device("cpu")
+NAMES = [f"A-{seed}" for seed in range(8)]
+
+
+@pytest.fixture
+def setup(pointwise: None, tmp_path: Path) -> Setup:
+    bundle = make_bundle(tmp_path, card("fine", "pointwise", HOT, grid=WHOLE))
+    return Setup(bundle.path, backend="torch", precision="float32")
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    for seed, name in enumerate(NAMES):
+        write_case(tmp_path / "scans", name, seed=seed)
+    (tmp_path / "scans" / "A-2" / "A-2__PT.nii.gz").unlink()
+    return tmp_path / "scans"
+
+
+def segment(scans: Path, setup: Setup, out: Path, cascades: int) -> list[Outcome]:
+    engine = LocalEngine(setup.load([CPU] * cascades))
+    return segment_cases(read_cases(scans, strict=False), engine, out)
+
+
+def test_two_cascades_at_once_leave_what_one_leaves(
+    setup: Setup, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second run no cascade goes on with its first case before the other has one too."""
+    segment(scans, setup, tmp_path / "one", 1)
+    work, both, seen = Cascade.__call__, Barrier(2, timeout=30), dict[Cascade, list[str]]()
+
+    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
+        seen.setdefault(self, []).append(case_id)
+        if len(seen[self]) == 1:
+            both.wait()
+        return work(self, ct, pet, case_id)
+
+    monkeypatch.setattr(Cascade, "__call__", call)
+    outcomes = segment(scans, setup, tmp_path / "two", 2)
+    assert [outcome.case_id for outcome in outcomes] == NAMES
+    assert [outcome.case_id for outcome in outcomes if outcome.status == "error"] == ["A-2"]
+    assert len(seen) == 2
+    assert sorted(chain(*seen.values())) == [name for name in NAMES if name != "A-2"]
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert (tmp_path / "two" / "A-7.nii.gz").exists()
+
+
+def test_a_defect_in_one_cascade_costs_its_case_alone(
+    setup: Setup, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Cascade.__call__
+
+    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
+        if case_id == "A-0":
+            raise RuntimeError("the GPU has fallen off")
+        return work(self, ct, pet, case_id)
+
+    monkeypatch.setattr(Cascade, "__call__", call)
+    outcomes = {one.case_id: one for one in segment(scans, setup, tmp_path / "out", 2)}
+    assert "the GPU has fallen off" in outcomes["A-0"].message
+    assert [name for name, one in outcomes.items() if one.status != "ok"] == ["A-0", "A-2"]
+
+
+def test_a_folder_that_cannot_be_written_ends_all_cascades(
+    setup: Setup, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One cascade may be ahead by the case at hand and the one that was read meanwhile."""
+    for seed in range(8, 24):
+        write_case(scans, f"A-{seed:02}", seed=seed)
+    work, seen = Cascade.__call__, []
+
+    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
+        seen.append(case_id)
+        return work(self, ct, pet, case_id)
+
+    def full(self: Record, made: Made) -> Outcome:
+        raise HnsegError("out/cases.csv: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(Cascade, "__call__", call)
+    monkeypatch.setattr(Record, "take", full)
+    with pytest.raises(HnsegError, match="No space left"):
+        segment(scans, setup, tmp_path / "out", 2)
+    assert len(seen) <= 6
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_devices_that_would_make_different_masks_are_refused(setup: Setup) -> None:
+    (cascade,) = setup.load([CPU])
+    (other,) = replace(setup, precision="bfloat16").load([CPU])
+    with pytest.raises(HnsegError, match=r"differ in precision \(float32, bfloat16\)"):
+        LocalEngine([cascade, other])
+    assert LocalEngine([cascade, *setup.load([CPU])]).provenance == Provenance.of(cascade)
