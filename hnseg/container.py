@@ -12,10 +12,10 @@ from pathlib import Path
 from hnseg.cases import Case
 from hnseg.checks import check_case
 from hnseg.errors import HnsegError
-from hnseg.hardware import pick_device, pick_precision
+from hnseg.hardware import pick_device
 from hnseg.images import write_image
-from hnseg.inference.cascade import Cascade, Segmentation
-from hnseg.models.bundle import Bundle
+from hnseg.inference.segmentation import Segmentation
+from hnseg.inference.setup import Setup
 from hnseg.suv import read_scan
 
 
@@ -42,7 +42,7 @@ INTERFACES = {
 
 
 def segment_study(source: Path, out: Path, bundle: Path, interface: Interface) -> tuple[Path, Segmentation]:
-    """Segments the one study of a container.
+    """Segments the one study of a container, with the fastest that the machine offers.
 
     Args:
         source: The input folder.
@@ -61,8 +61,7 @@ def segment_study(source: Path, out: Path, bundle: Path, interface: Interface) -
     faults = [finding.text for finding in check_case(ct, pet) if finding.level == "error"]
     if faults:
         raise HnsegError(f"{source}: {faults[0]}")
-    device = pick_device("auto")
-    cascade = Cascade(Bundle.load(bundle), device, pick_precision(device, "auto"))
+    (cascade,) = Setup(bundle).load([pick_device()])
     result = cascade(ct, pet)
     target = out / interface.mask.format(study=study.ct.stem)
     write_image(result.mask, target)

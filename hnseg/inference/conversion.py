@@ -17,6 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -96,8 +97,9 @@ def _convert(network: nn.Module, card: dict[str, Any]) -> Any:
 def _caches(member: Member) -> Iterator[Path]:
     """Where converted networks are kept, the best place first."""
     yield member.weights.parents[1] / "cache"
-    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    yield Path(home, "hnseg", "converted")
+    with suppress(RuntimeError):  # a container's user may have no home
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        yield home / "hnseg" / "converted"
     yield Path(_of_this_process().name)
 
 

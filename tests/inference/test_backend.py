@@ -173,6 +173,19 @@ def test_a_bundle_that_cannot_be_written_leaves_its_cache_to_the_user_or_to_the_
     assert folders(bundle) == listed
 
 
+def test_a_user_without_a_home_leaves_its_cache_to_the_process(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless(*_: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    bundle = member.weights.parents[1]
+    (bundle / "cache").write_text("")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert not conversion.converted(member).is_relative_to(bundle)
+
+
 def test_a_failed_conversion_leaves_nothing_and_runs_in_pytorch(
     member: Member, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
