@@ -4,7 +4,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
-VARYING = ("seconds", "read_s", "head_s", "coarse_s", "fine_s", "write_s", "memory_mib", "gpu_mib")
+from hnseg.inference.outcome import STEPS
+
+VARYING = ("seconds", *(f"{step}_s" for step in STEPS), "memory_mib", "gpu_mib")
 
 
 def table(out: Path) -> dict[str, dict[str, str]]:
@@ -15,6 +17,9 @@ def table(out: Path) -> dict[str, dict[str, str]]:
 
 def contents(out: Path) -> dict[str, Any]:
     """Every file's bytes; of cases.csv all but what no two runs share."""
-    rows = {name: {k: v for k, v in row.items() if k not in VARYING} for name, row in table(out).items()}
+    rows = {
+        name: {key: value for key, value in row.items() if not key.endswith(VARYING)}
+        for name, row in table(out).items()
+    }
     files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     return files | {"cases.csv": rows}

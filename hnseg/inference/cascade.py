@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import SimpleITK as sitk
@@ -16,6 +15,7 @@ from hnseg.errors import HnsegError
 from hnseg.geometry import Grid
 from hnseg.hardware import Precision
 from hnseg.images import from_array, read_label
+from hnseg.inference.clock import Clock
 from hnseg.inference.components import remove_faint, remove_small
 from hnseg.inference.cover import cubes, outside_ml
 from hnseg.inference.decision import Decision, decide
@@ -103,8 +103,9 @@ class Cascade:
         used = [member for ensemble in ensembles for member in ensemble.members]
         unseen = not any(member.has_seen(case_id) for member in used)
         result = Segmentation(ct, unseen, self.decision)
+        clock = Clock()
         for ensemble in ensembles:
-            start = perf_counter()
+            clock.begin("resample")
             stage = ensemble.stage
             chain = self.decision.fallback
             grid, fallback = place(stage, ct, pet, found, head=head, fallback=chain, drawn=drawn)
@@ -119,21 +120,25 @@ class Cascade:
             under_head = stage.placement == "below_head" and not fallback
             result.fallbacks += limits(stage, grids, ct, pet, head if under_head else None)
             if ensemble is ensembles[-1]:
-                self._finish(result, ensemble, ct, pet)
+                self._finish(result, ensemble, ct, pet, clock)
             else:
                 # The recipe's rule is for the mask; what only places the next ROI is the likeliest class.
-                found = grid.image(decide(ensemble.probabilities(ct, pet, grid)[1:], "argmax"))
+                found = grid.image(decide(ensemble.probabilities(ct, pet, grid, clock)[1:], "argmax"))
                 head, drawn = found if stage.name == "head" else head, False
-            result.seconds[stage.name] = perf_counter() - start
+        result.seconds = clock.stop()
         return result
 
-    def _finish(self, result: Segmentation, ensemble: StageEnsemble, ct: sitk.Image, pet: sitk.Image) -> None:
+    def _finish(
+        self, result: Segmentation, ensemble: StageEnsemble, ct: sitk.Image, pet: sitk.Image, clock: Clock
+    ) -> None:
         """The last stage's cubes, decided and brought to the CT's grid, in the order of the rules."""
         stage, rules = ensemble.stage, self.decision
         grids, classes, count = result.grids[stage.name], stage.classes, len(stage.classes)
         labels = np.zeros(ct.GetSize()[::-1], np.uint8)
         votes: list[NDArray[np.float32]] = []
-        cubes: Iterable[NDArray[np.float32]] = (self._cube(ensemble, ct, pet, grid, votes) for grid in grids)
+        cubes: Iterable[NDArray[np.float32]] = (
+            self._cube(ensemble, ct, pet, grid, clock, votes) for grid in grids
+        )
         if rules.way_back == "labels":
             cubes = list(cubes)  # they are brought back twice: decided, and as maps
         placed = blend(grids, cubes, ct)
@@ -164,12 +169,14 @@ class Cascade:
         ct: sitk.Image,
         pet: sitk.Image,
         grid: Grid,
+        clock: Clock,
         votes: list[NDArray[np.float32]],
     ) -> NDArray[np.float32]:
         """(C, z, y, x): probabilities, and uncertainty if asked for; `votes` gains those of members."""
         several = len(ensemble.members) > 1
         spread = Spread(information=self.uncertainty) if several or self.uncertainty else None
-        fused = ensemble.probabilities(ct, pet, grid, spread)
+        fused = ensemble.probabilities(ct, pet, grid, clock, spread)
+        clock.begin("back")
         if spread is not None and several:
             votes.append(spread.agreement())
         if spread is None or not self.uncertainty:

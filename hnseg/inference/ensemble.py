@@ -16,6 +16,7 @@ from hnseg.data.sampling import Sampling
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid
 from hnseg.hardware import Precision
+from hnseg.inference.clock import Clock
 from hnseg.inference.decision import Decision
 from hnseg.inference.fusion import Fusion
 from hnseg.inference.networks import Networks
@@ -71,7 +72,12 @@ class StageEnsemble:
             )
 
     def probabilities(
-        self, ct: sitk.Image, pet: sitk.Image, grid: Grid, spread: Spread | None = None
+        self,
+        ct: sitk.Image,
+        pet: sitk.Image,
+        grid: Grid,
+        clock: Clock | None = None,
+        spread: Spread | None = None,
     ) -> NDArray[np.float32]:
         """Class probabilities on a grid.
 
@@ -79,6 +85,7 @@ class StageEnsemble:
             ct: CT, HU.
             pet: PET, SUV.
             grid: The stage's grid on this case.
+            clock: Tells resampling from the networks' time.
             spread: Gathers how the members differ.
 
         Returns:
@@ -86,14 +93,16 @@ class StageEnsemble:
         """
         volumes: dict[Sampling, dict[str, Tensor]] = {}
         inputs: dict[InputSpec, Tensor] = {}
-        fusion = self._fusion()
+        fusion, clock = self._fusion(), clock or Clock()
         for member in self.members:
+            clock.begin("resample")
             spec = InputSpec.from_dict(member.card["input"])
             if spec.sampling not in volumes:
                 images = spec.sampling.images(ct, pet, grid, antialias=self.stage.antialias)
                 volumes[spec.sampling] = {name: torch.from_numpy(a)[None] for name, a in images.items()}
             if spec not in inputs:
                 inputs[spec] = _network_input(volumes[spec.sampling], spec).to(self.device)
+            clock.begin(self.stage.name)
             logits = _uncrop(self._run(member, inputs[spec]), grid.shape)
             fusion.add(logits, member.card["model"], member.card["network"]["architecture"])
             if spread is not None:

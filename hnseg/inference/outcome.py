@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-STEPS = ("read", "head", "coarse", "fine", "write")
+STEPS = ("read", "resample", "head", "coarse", "fine", "back", "write")
 COLUMNS = [
     *("case_id", "status", "seconds"),
     *(f"{step}_s" for step in STEPS),

@@ -121,7 +121,8 @@ def test_untrained_members_of_all_kinds_run_through(tmp_path: Path) -> None:
     )
     ct = make_ct(*ORIENTATIONS["oblique"])
     result = Cascade(bundle, CPU, "float32", mirror=True)(ct, make_pet())
-    assert list(result.seconds) == list(result.grids) == ["head", "coarse", "fine"]
+    assert list(result.seconds) == ["resample", "head", "coarse", "fine", "back"]
+    assert list(result.grids) == ["head", "coarse", "fine"]
     assert result.mask.GetSize() == ct.GetSize()
 
 
@@ -160,7 +161,7 @@ def test_the_fallback_still_finds_the_lesion(pointwise: None, tmp_path: Path) ->
 def test_an_earlier_stage_can_be_the_last(detectors: Bundle, until: str, labels: set[int]) -> None:
     ct = make_ct(*ORIENTATIONS["identity"])
     result = Cascade(detectors, CPU, "float32", until=until)(ct, make_pet())
-    assert list(result.seconds)[-1] == until
+    assert list(result.grids)[-1] == list(result.seconds)[-2] == until
     mask = sitk.GetArrayFromImage(result.mask)
     assert set(np.unique(mask)) == labels
     if until == "head":  # what is denser than -100 HU, as deep as the head stage's grid reaches
@@ -291,13 +292,13 @@ def test_given_heads_stand_for_the_head_stage(pointwise: None, tmp_path: Path) -
     (cube,) = drawn.grids["coarse"]
     assert not drawn.fallbacks
     np.testing.assert_allclose(cube.center, (10, 0, -100 - 36 * 6 / 2), atol=2.1)
-    assert list(drawn.seconds) == ["coarse"]
+    assert list(drawn.grids) == ["coarse"]
     assert "no head" in without(ct, make_pet(), "empty").fallbacks[0]
     with pytest.raises(HnsegError, match=r"other\.nii\.gz: no such head mask.*no head member"):
         without(ct, make_pet(), "other")
     bundle = make_bundle(tmp_path / "b", coarse, card("head", "pointwise", HEAD))
     having = Cascade(bundle, CPU, "float32", until="coarse", heads=tmp_path)
-    assert list(having(ct, make_pet(), "other").seconds) == ["head", "coarse"]
+    assert list(having(ct, make_pet(), "other").grids) == ["head", "coarse"]
     assert having(ct, make_pet(), "drawn").grids["coarse"] == drawn.grids["coarse"]
 
 

@@ -113,7 +113,7 @@ def test_an_ensemble_tells_how_its_members_differ(tmp_path: Path) -> None:
 
     def run(members: list[Member], spread: Spread | None = None) -> np.ndarray:
         ensemble = StageEnsemble(members, torch.device("cpu"), "float32", decision=rules)
-        return ensemble.probabilities(ct_image(), pet_image(), grid, spread)
+        return ensemble.probabilities(ct_image(), pet_image(), grid, spread=spread)
 
     spread = Spread(information=True)
     fused = run(list(bundle.members), spread)
