@@ -34,6 +34,8 @@ def main(cfg: DictConfig) -> None:
         raise HnsegError(f"until={cfg.until} is no stage; choose head, coarse or fine")
     if cfg.format not in ("nii.gz", "mha"):
         raise HnsegError(f"format={cfg.format} is unknown; choose nii.gz or mha")
+    if cfg.windows not in ("trained", "whole"):
+        raise HnsegError(f"windows={cfg.windows} is unknown; choose trained or whole")
     cases = read_case_list(cfg)
     if not (Path(cfg.bundle) / "bundle.yaml").exists():
         raise HnsegError(
@@ -81,6 +83,7 @@ def make_setup(cfg: DictConfig) -> Setup:
         arm=cfg.ensemble.name,
         kinds=options["ensemble"]["members"],
         rules={key: rule for key, rule in options["decision"].items() if rule is not None},
+        windows=cfg.windows,
         backend=cfg.backend,
         compiled=cfg.compile,
         precision=cfg.trainer.precision,

@@ -44,6 +44,7 @@ def test_a_missing_argument_is_named(tmp_path: Path, key: str) -> None:
         ("until=middle", "until=middle is no stage"),
         ("until=head", "until=head.*no head member, only fine"),
         ("format=nii", "format=nii is unknown; choose nii.gz or mha"),
+        ("windows=all", "windows=all is unknown; choose trained or whole"),
         ("cases=nowhere", "nowhere: no such folder or CSV"),
         ("bundle=nowhere", r"bundle=nowhere: no bundle\.yaml"),
         ("trainer.device=gpu", r"trainer\.device=gpu is unknown"),

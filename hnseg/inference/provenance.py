@@ -26,7 +26,7 @@ class Provenance:
     Args:
         version: Of hnseg.
         bundle: Digest of the bundle's listing, which holds the hashes of its files.
-        members: Names of the members in use.
+        members: Names of the members in use, and the window that each is shown.
         rules: Of the decision.
         until: The last stage to run.
         unseen: Each case is segmented with the members that were not trained on it.
@@ -39,7 +39,7 @@ class Provenance:
 
     version: str
     bundle: str
-    members: list[str]
+    members: list[tuple[str, list[int]]]
     rules: dict[str, Any]
     until: str
     unseen: bool
@@ -55,7 +55,7 @@ class Provenance:
         return cls(
             version=hnseg.__version__,
             bundle=digest(cascade.bundle.path / LISTING),
-            members=[member.card["name"] for member in cascade.bundle.members],
+            members=[(member.card["name"], list(member.card["patch"])) for member in cascade.bundle.members],
             rules=asdict(cascade.decision),
             until=cascade.names[-1],
             unseen=cascade.unseen,

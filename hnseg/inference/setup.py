@@ -24,6 +24,7 @@ class Setup:
         arm: Name of the ensemble arm.
         kinds: Its members, as `Bundle.arm` takes them; None is all.
         rules: Decision rules in the place of the bundle's.
+        windows: `trained` shows a volume as members were trained, `whole` in one piece.
         backend: auto, torch or openvino.
         compiled: Let `torch.compile` translate the networks.
         precision: auto, or the networks' arithmetic.
@@ -35,6 +36,7 @@ class Setup:
     arm: str = "all"
     kinds: Sequence[Mapping[str, Any]] | None = None
     rules: Mapping[str, Any] = field(default_factory=dict)
+    windows: str = "trained"
     backend: str = "auto"
     compiled: bool = False
     precision: str = "auto"
@@ -51,6 +53,7 @@ class Setup:
             torch.set_num_threads(self.threads)
         bundle = Bundle.load(self.bundle).arm(self.arm, self.kinds)
         bundle = replace(bundle, decision=bundle.decision | dict(self.rules))
+        bundle = bundle.whole() if self.windows == "whole" else bundle
         return [self._cascade(bundle, device) for device in devices]
 
     def _cascade(self, bundle: Bundle, device: torch.device) -> Cascade:

@@ -30,6 +30,9 @@ from hnseg.models.member import CARD, Member, Trained
 from hnseg.models.model_card import model_card
 from hnseg.models.nets import build
 
+# Which of a run's weights become a member.
+Checkpoint = Literal["best", "last", "ema"]
+
 FORMAT = 1
 LISTING, MODEL_CARD, WEIGHTS, CARD_FILE = "bundle.yaml", "README.md", "weights.safetensors", "member.yaml"
 
@@ -83,6 +86,10 @@ class Bundle:
         """The bundle without the members that were trained on a case."""
         return replace(self, members=tuple(m for m in self.members if not m.has_seen(case_id)))
 
+    def whole(self) -> Bundle:
+        """The bundle with members that are shown whole ROIs."""
+        return replace(self, members=tuple(member.whole() for member in self.members))
+
     def arm(self, name: str, kinds: Sequence[Mapping[str, Any]] | None, stage: str = "fine") -> Bundle:
         """The bundle with those members of a stage that belong to an ensemble arm; other stages stay whole.
 
@@ -117,21 +124,21 @@ def _kind_name(kind: tuple[str, bool]) -> str:
     return f"{model} {'with' if cte else 'without'} enhancement"
 
 
-def export_bundle(
-    sources: Sequence[Path], out: Path, *, checkpoint: Literal["best", "last"] = "best"
-) -> list[str]:
+def export_bundle(sources: Sequence[Path], out: Path, *, checkpoint: Checkpoint = "best") -> list[str]:
     """Gathers one checkpoint each of finished runs, and members of other bundles, into a bundle.
 
     Args:
         sources: Run folders, folders of them, or bundles.
         out: The bundle; an older bundle there is replaced.
-        checkpoint: `best` by validation Dice, or `last`, which the validation cases had no say in.
+        checkpoint: `best` by validation Dice, be it the network's own weights or their average; or what the
+            training ended with, which the validation cases had no say in: `last`, the network's own
+            weights, or `ema`, their moving average.
 
     Returns:
         The members' names.
 
     Raises:
-        HnsegError: No run, an unfinished one, or `out` is something else.
+        HnsegError: No run, an unfinished one or one without averaged weights, or `out` is something else.
     """
     bundles = [root for root in sources if (root / LISTING).exists()]
     folders = sorted({config.parent for root in sources for config in Path(root).rglob("config.json")})
@@ -141,7 +148,7 @@ def export_bundle(
     if unfinished:
         raise HnsegError(f"not finished: {', '.join(unfinished)}; run the same training command again")
     stored = [member for bundle in bundles for member in Bundle.load(bundle).members]
-    trained = (_read_checkpoint(folder / f"{checkpoint}.ckpt") for folder in folders)
+    trained = (_read_checkpoint(folder, checkpoint) for folder in folders)
     return write_bundle(chain((member.loaded() for member in stored), trained), out)
 
 
@@ -194,18 +201,26 @@ def _write_members(trained: Iterable[Trained], out: Path) -> list[str]:
     return list(cards)
 
 
-def _read_checkpoint(path: Path) -> Trained:
-    """A member's description, and its network with the checkpoint's weights."""
+def _read_checkpoint(folder: Path, choice: Checkpoint) -> Trained:
+    """A member's description, and its network with the weights that were chosen."""
+    path = folder / ("best.ckpt" if choice == "best" else "last.ckpt")
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
         card: dict[str, Any] = stored[CARD]
         network = build(**card["network"])
-        prefix = "network."
-        weights = {k.removeprefix(prefix): v for k, v in stored["state_dict"].items() if k.startswith(prefix)}
-        network.load_state_dict(weights)
+        # Lightning's WeightAveraging saves the average in the place of the network's own weights.
+        own = stored.get("current_model_state")
+        if own is not None and choice != "best":
+            card = card | {"scores": {}}  # of which of the two, the checkpoint does not say
+        prefix, state = "network.", own if own is not None and choice == "last" else stored["state_dict"]
+        network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     except (OSError, EOFError, RuntimeError, UnpicklingError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise HnsegError(f"{path}: cannot be read ({reason}); train it again with overwrite=true") from error
+    if choice == "ema" and own is None:
+        raise HnsegError(
+            f"{path}: no averaged weights (it was trained with training.ema=null); export --checkpoint best or last"
+        )
     return card, network
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from hnseg.errors import HnsegError
 from hnseg.models.nets import build
+from hnseg.models.sides import divisor
 from hnseg.stage import Stage
 
 # The key under which a checkpoint says everything needed to run its network.
@@ -43,6 +45,21 @@ class Member:
         """Whether it was trained on a case; an imported member whose split is not known counts as if."""
         trained_on = self.card["trained_on"]
         return trained_on is None or case_id in trained_on
+
+    def whole(self) -> Member:
+        """The same member, shown its stage's whole ROI at once instead of window by window.
+
+        The ROI's sides are rounded up to what the network can be shown.
+        """
+        network = self.card["network"]
+        steps = divisor({"architecture": network["architecture"], "settings": network})
+        # The network's axes in terms of ours: its steps go the way back.
+        order = self.card.get("axes", {}).get("order", [0, 1, 2])
+        ours = [steps[order.index(axis)] for axis in range(3)]
+        padded = self.card["input"].get("pad_to") or (0, 0, 0)
+        sides = [max(n, pad) for n, pad in zip(self.stage.size[::-1], padded, strict=True)]
+        patch = [math.ceil(n / step) * step for n, step in zip(sides, ours, strict=True)]
+        return replace(self, card={**self.card, "patch": patch})
 
     def network(self) -> nn.Module:
         """The network in evaluation mode, without its weights."""
