@@ -44,6 +44,7 @@ class OpenVinoNetworks(Networks):
         self._kept: dict[Path, CompiledNetwork] = {}
         self._current: tuple[Path, CompiledNetwork] | None = None
         self._refused: set[Path] = set()
+        self._files: dict[Path, Path] = {}
 
     def __call__(self, member: Member) -> Callable[[Tensor], Tensor]:
         """The member's network, valid until the next call.
@@ -64,7 +65,7 @@ class OpenVinoNetworks(Networks):
         if member.weights in self._refused:
             return None
         try:
-            return self._kept.get(member.weights) or CompiledNetwork(converted(member), self.precision)
+            return self._kept.get(member.weights) or CompiledNetwork(self._file(member), self.precision)
         except HnsegError:
             raise
         except Exception as error:
@@ -73,6 +74,12 @@ class OpenVinoNetworks(Networks):
             logging.getLogger(__name__).warning(message, member.card["name"], reason)
             self._refused.add(member.weights)
             return None
+
+    def _file(self, member: Member) -> Path:
+        """Its converted network, whose hashes are compared once: over a case list that is gigabytes a case."""
+        if member.weights not in self._files:
+            self._files[member.weights] = converted(member)
+        return self._files[member.weights]
 
     def _leave(self) -> None:
         """Keeps the present network without its activations, or lets it go."""
