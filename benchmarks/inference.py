@@ -3,13 +3,14 @@
     python benchmarks/inference.py                   on the CPU; about 25 minutes on 2 cores, 12 GB of disk
     python benchmarks/inference.py --device cuda     on a GPU
 
-A phantom of 512 x 512 x 300 voxels; head, coarse and ten fine networks with random weights, the same for both
-(benchmarks/random_members.py), which find their class everywhere, so that both look at the same ROIs. The peer
-(benchmarks/authors_flow.py) starts nnU-Net's command line three times and MONAI once and keeps nothing from one
-case to the next. Whole processes, from their start to the mask; memory is that of the largest process.
+A phantom of 512 x 512 x 300 voxels; head, coarse and ten fine networks with random weights, the same for
+both (benchmarks/random_members.py), which find their class everywhere, so that both look at the same ROIs.
+The peer (benchmarks/authors_flow.py) starts nnU-Net's command line three times and MONAI once and keeps
+nothing from one case to the next. Whole processes, from their start to the mask; memory is that of the
+largest process.
 
-hnseg's rows: with the windows that nnU-Net and Auto3DSeg take, with whole ROIs (windows=whole), and on PyTorch.
-A later case is what each case after the first adds to a case list.
+hnseg's rows: with the windows that nnU-Net and Auto3DSeg take, with whole ROIs (windows=whole), and on
+PyTorch. A later case is what each case after the first adds to a case list.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class OpenVinoNetworks(Networks):
             return None
 
     def _file(self, member: Member) -> Path:
-        """Its converted network, whose hashes are compared once: over a case list that is gigabytes a case."""
+        """Its converted network, whose hashes are compared once a process: they are of gigabytes."""
         if member.weights not in self._files:
             self._files[member.weights] = converted(member)
         return self._files[member.weights]
