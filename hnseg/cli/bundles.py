@@ -24,7 +24,8 @@ def export(
         Path, typer.Option(metavar="DIR", help="The bundle to make, in place of one that is there.")
     ],
     checkpoint: Annotated[
-        Literal["best", "last"], typer.Option(help="Best by validation Dice, or the last of the training.")
+        Literal["best", "last", "ema"],
+        typer.Option(help="Best by validation Dice; the last of the training, or their moving average."),
     ] = "best",
     convert: Annotated[
         bool,

@@ -17,21 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any
 
-import torch
 import yaml
 from safetensors.torch import save_model
 from torch import nn
 
 from hnseg.errors import HnsegError
-from hnseg.models.member import CARD, Member, Trained
+from hnseg.models.checkpoint import Checkpoint, read_checkpoint
+from hnseg.models.member import Member, Trained
 from hnseg.models.model_card import model_card
-from hnseg.models.nets import build
-
-# Which of a run's weights become a member.
-Checkpoint = Literal["best", "last", "ema"]
 
 FORMAT = 1
 LISTING, MODEL_CARD, WEIGHTS, CARD_FILE = "bundle.yaml", "README.md", "weights.safetensors", "member.yaml"
@@ -130,9 +125,7 @@ def export_bundle(sources: Sequence[Path], out: Path, *, checkpoint: Checkpoint 
     Args:
         sources: Run folders, folders of them, or bundles.
         out: The bundle; an older bundle there is replaced.
-        checkpoint: `best` by validation Dice, be it the network's own weights or their average; or what the
-            training ended with, which the validation cases had no say in: `last`, the network's own
-            weights, or `ema`, their moving average.
+        checkpoint: Which of a run's weights.
 
     Returns:
         The members' names.
@@ -148,7 +141,7 @@ def export_bundle(sources: Sequence[Path], out: Path, *, checkpoint: Checkpoint 
     if unfinished:
         raise HnsegError(f"not finished: {', '.join(unfinished)}; run the same training command again")
     stored = [member for bundle in bundles for member in Bundle.load(bundle).members]
-    trained = (_read_checkpoint(folder, checkpoint) for folder in folders)
+    trained = (read_checkpoint(folder, checkpoint) for folder in folders)
     return write_bundle(chain((member.loaded() for member in stored), trained), out)
 
 
@@ -199,29 +192,6 @@ def _write_members(trained: Iterable[Trained], out: Path) -> list[str]:
     (out / MODEL_CARD).write_text(text, encoding="utf-8")
     (out / LISTING).write_text(yaml.safe_dump(listing, sort_keys=False))
     return list(cards)
-
-
-def _read_checkpoint(folder: Path, choice: Checkpoint) -> Trained:
-    """A member's description, and its network with the weights that were chosen."""
-    path = folder / ("best.ckpt" if choice == "best" else "last.ckpt")
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        card: dict[str, Any] = stored[CARD]
-        network = build(**card["network"])
-        # Lightning's WeightAveraging saves the average in the place of the network's own weights.
-        own = stored.get("current_model_state")
-        if own is not None and choice != "best":
-            card = card | {"scores": {}}  # of which of the two, the checkpoint does not say
-        prefix, state = "network.", own if own is not None and choice == "last" else stored["state_dict"]
-        network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    except (OSError, EOFError, RuntimeError, UnpicklingError, LookupError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise HnsegError(f"{path}: cannot be read ({reason}); train it again with overwrite=true") from error
-    if choice == "ema" and own is None:
-        raise HnsegError(
-            f"{path}: no averaged weights (it was trained with training.ema=null); export --checkpoint best or last"
-        )
-    return card, network
 
 
 def _write_member(card: dict[str, Any], network: nn.Module, folder: Path) -> None:

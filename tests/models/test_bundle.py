@@ -34,19 +34,6 @@ def test_a_member_gives_the_checkpoints_own_logits(tmp_path: Path, architecture:
         assert torch.equal(restored(image), trained(image))
 
 
-def test_the_last_checkpoint_can_be_taken_instead(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "runs", card("fine", "segresnet"))
-    stored = torch.load(run / "best.ckpt", weights_only=True)
-    stored["state_dict"] = {key: torch.zeros_like(value) for key, value in stored["state_dict"].items()}
-    torch.save(stored, run / "last.ckpt")
-    for checkpoint, zero in (("best", False), ("last", True)):
-        export_bundle([tmp_path / "runs"], tmp_path / "bundle", checkpoint=checkpoint)  # type: ignore[arg-type]
-        (member,) = Bundle.load(tmp_path / "bundle").members
-        network = member.network()
-        member.load_into(network)
-        assert all((weight == 0).all() for weight in network.parameters()) == zero
-
-
 def test_members_know_their_stage_and_the_bundle_its_decision(tmp_path: Path) -> None:
     decision = {"rule": "argmax", "min_component_ml": 0.5, "mirror": True}
     bundle = make_bundle(
