@@ -72,7 +72,6 @@ def main(cfg: DictConfig) -> float:
     from hnseg.quiet import quiet
 
     quiet()
-    L.seed_everything(config["seed"], workers=True, verbose=False)
     if config["trainer"]["threads"]:
         torch.set_num_threads(config["trainer"]["threads"])
     device = pick_device(config["trainer"]["device"])
@@ -88,6 +87,8 @@ def main(cfg: DictConfig) -> float:
         fingerprint=fingerprint and fingerprint.hash,
         trained_on=[case.case_id for case in train],
     )
+    # After all that the cache may spare a run: transforms that measure the fold draw numbers too.
+    L.seed_everything(config["seed"], workers=True, verbose=False)
     module = build_module(config, cfg, stage, card, precision)
     scores = fit(config, module, cohort, folder, title, device.type, precision)
     print(f"{title}: {summarise(scores)}, {folder.best}")

@@ -146,8 +146,16 @@ def test_other_settings_in_the_same_folder_are_refused(cohort: Path, tmp_path: P
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(cohort: Path, tmp_path: Path) -> None:
+    """Whether the fold's constants are measured, as for the first, or lie in the cache."""
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        job(cohort, tmp_path, f"name={name}", f"seed={seed}")
+        job(
+            cohort,
+            tmp_path,
+            f"name={name}",
+            f"seed={seed}",
+            "recipe=best",
+            f"data.cache={tmp_path / 'cache'}",
+        )
     a, b, c = (weights(tmp_path / name / "fine_resenc_cte" / "fold_0") for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not all(torch.equal(a[key], c[key]) for key in a)
