@@ -22,6 +22,8 @@ Point = NDArray[np.float64]
 
 # Air is -1000 HU and skin about -100: halfway between, so that partial volume does not move the outline.
 BODY_HU = -400.0
+# What lies halfway between two corners of voxels goes to one of them, however the image is stored.
+_NUDGE_MM = 1e-6
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,15 @@ def centroid(label: sitk.Image) -> Point | None:
     return points.mean(axis=0) if len(points) else None
 
 
+def nearest_corner(image: sitk.Image, point: Point) -> Point:
+    """The corner of voxels of an image's lattice that is nearest to a point in mm.
+
+    Halfway between two it is the one further along x, y and z, whatever the image's orientation.
+    """
+    index = np.floor(image.TransformPhysicalPointToContinuousIndex((point + _NUDGE_MM).tolist())) + 0.5
+    return np.asarray(image.TransformContinuousIndexToPhysicalPoint(index.tolist()))
+
+
 def positions(label: sitk.Image) -> NDArray[np.float64]:
     """Centres of all non-zero voxels in mm, (n, 3)."""
     index = np.argwhere(sitk.GetArrayViewFromImage(label) != 0)[:, ::-1]
@@ -207,16 +218,8 @@ def body_center(ct: sitk.Image, depth: float) -> Point:
     spacing = (8.0, 8.0, 8.0)
     size = np.maximum(np.ceil((high - low) / 8.0), 1).astype(int)
     lattice = Grid.centred((low + high) / 2, _ints(size), spacing)
-    coarse = sitk.Resample(
-        ct,
-        lattice.size,
-        sitk.Transform(),
-        sitk.sitkNearestNeighbor,
-        lattice.origin,
-        lattice.spacing,
-        np.eye(3).ravel().tolist(),
-        -1024.0,
-    )
+    reference = lattice.image(np.zeros(lattice.shape, np.uint8))
+    coarse = sitk.Resample(ct, reference, sitk.Transform(), sitk.sitkNearestNeighbor, -1024.0)
     body = ndimage.binary_opening(sitk.GetArrayViewFromImage(coarse) > BODY_HU)
     if not body.any():
         return (low + high) / 2

@@ -24,8 +24,10 @@ class Stage:
         size: Voxels of the grid, (x, y, z).
         spacing: Voxel size in mm, (x, y, z).
         placement: `top_of_scan` hangs the grid from the top of the scan, `below_head` from a head
-            mask, `lesions` centres it on all lesion voxels (ground truth when training, the coarse
-            prediction when inferring), `scan` on the middle of the scan.
+            mask, `lesions` centres it on the mean voxel of all lesions (ground truth when training, the
+            coarse prediction when inferring), `scan` on the middle of the scan. A mean voxel is whole, as
+            the authors' index is: predictions that differ a little, as those of bfloat16 and float32 do,
+            nearly always place the grid alike.
         classes: Foreground classes in the order of their labels 1, 2, ...
         antialias: Smooth images before sampling them on a coarser grid.
         top: For `below_head`, height of the ROI's top face as a fraction of the head's box.
@@ -77,9 +79,9 @@ class Stage:
                 return geometry.coarse_grid(reference, self.size, self.spacing, self.top)
             case "lesions":
                 center = None if reference is None else geometry.centroid(reference)
-                if center is None:
+                if reference is None or center is None:
                     raise ValueError("no lesion voxel to centre the ROI on")
-                return Grid.centred(center, self.size, self.spacing)
+                return Grid.centred(geometry.nearest_corner(reference, center), self.size, self.spacing)
 
     def widened(self, mm: float) -> Stage:
         """The stage with a grid larger by a margin on every side, in whole voxels."""

@@ -127,6 +127,20 @@ def test_the_fine_roi_is_centred_on_the_mean_voxel_of_both_classes():
     assert geometry.centroid(volume(np.zeros((4, 4, 4), np.uint8), (1, 1, 1))) is None
 
 
+def test_the_nearest_corner_is_between_voxels():
+    image = volume(np.zeros((5, 5, 5), np.uint8), (1, 2, 3), (100, 200, 300))
+    near = geometry.nearest_corner(image, np.array([101.9, 203.1, 299.0]))
+    np.testing.assert_allclose(near, [101.5, 203, 298.5])  # corners: 100.5, 201 and 301.5 mm, and on
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_halfway_between_two_corners_the_storage_does_not_decide(orientation):
+    image = volume(np.zeros((5, 5, 5), np.uint8), (1, 2, 3), (100, 200, 300))
+    turned = sitk.DICOMOrient(image, orientation)
+    middle = np.array([102.0, 204.0, 306.0])  # of voxel (2, 2, 2)
+    np.testing.assert_allclose(geometry.nearest_corner(turned, middle), [102.5, 205, 307.5], atol=1e-6)
+
+
 def test_an_empty_mask_has_no_bounds():
     with pytest.raises(ValueError, match="empty"):
         geometry.mask_bounds(volume(np.zeros((4, 4, 4), np.uint8), (1, 1, 1)))

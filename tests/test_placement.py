@@ -82,13 +82,14 @@ def test_without_a_fallback_the_stage_that_found_nothing_is_named(
     assert place(stage, ct, hot(), found, fallback="fail") == place(stage, ct, hot(), found)
 
 
-def test_lesions_place_the_fine_roi_at_their_mean_voxel(ct: sitk.Image) -> None:
+def test_lesions_place_the_fine_roi_on_the_corner_next_to_their_mean_voxel(ct: sitk.Image) -> None:
     found = np.zeros((12, 12, 12), np.uint8)
     found[2, 3, 4] = 1
     found[4, 3, 6] = 2
     grid, fallback = place(FINE, ct, hot(), roi(found))
     assert fallback is None
-    np.testing.assert_allclose(grid.center, (10 + 5 * 6, 20 + 3 * 6, 30 + 3 * 6))
+    # The mean voxel is (5, 3, 3) of 6 mm; its corners are as far from it, and the last one is taken.
+    np.testing.assert_allclose(grid.center, (10 + 5.5 * 6, 20 + 3.5 * 6, 30 + 3.5 * 6))
 
 
 def test_nothing_coarse_looks_at_the_brightest_pet_inside_the_coarse_roi(ct: sitk.Image) -> None:

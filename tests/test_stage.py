@@ -7,6 +7,8 @@ import pytest
 import SimpleITK as sitk
 import yaml
 from fabricate import ct_image, label_image, volume
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hnseg import geometry
 from hnseg.stage import Stage
@@ -35,7 +37,9 @@ def test_each_placement_follows_its_rule():
     assert stage("top_of_scan").grid(ct) == geometry.top_of_scan_grid(ct, size, spacing)
     assert stage("scan").grid(ct) == geometry.scan_grid(ct, size, spacing)
     assert stage("below_head", top=0.5).grid(ct, label) == geometry.coarse_grid(label, size, spacing, 0.5)
-    np.testing.assert_allclose(stage("lesions").grid(ct, label).center, geometry.centroid(label))
+    # The centroid lies at (24.6, 22.6, 39.9) mm, corners of the label's voxels at 2k + 1 mm in x and y and
+    # at 3k + 1.5 mm in z.
+    np.testing.assert_allclose(stage("lesions").grid(ct, label).center, (25, 23, 40.5))
 
 
 @pytest.mark.parametrize("placement", ["below_head", "lesions"])
@@ -65,4 +69,37 @@ def test_the_lesions_of_both_classes_place_the_fine_roi():
     label = np.zeros((10, 10, 10), np.uint8)
     label[2, 2, 2], label[8, 8, 8] = 1, 2
     grid = stage("lesions").grid(ct_image(), volume(label, (2, 2, 2)))
-    np.testing.assert_allclose(grid.center, [10, 10, 10])
+    np.testing.assert_allclose(grid.center, [11, 11, 11])  # the corner behind the mean voxel at 10 mm
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), flips=st.integers(1, 200))
+def test_a_mask_that_changes_moves_the_fine_roi_by_whole_voxels_or_not_at_all(seed, flips):
+    """At the paper's scale: a mask with voxels of 2 mm, and fine voxels of 1 mm, two of which make one."""
+    rng = np.random.default_rng(seed)
+    axes = np.meshgrid(*[np.arange(40)] * 3, indexing="ij")
+    mask = (sum((a - c) ** 2 for a, c in zip(axes, rng.uniform(10, 30, 3), strict=True)) < 60).astype(
+        np.uint8
+    )
+    changed = mask.copy()
+    changed.ravel()[rng.choice(mask.size, flips, replace=False)] ^= 1
+    fine = Stage("fine", (144, 144, 144), (1.0, 1.0, 1.0), "lesions")
+    masks = [volume(m, (2, 2, 2), (-31.3, 4.7, 11.1)) for m in (mask, changed)]
+    one, other = (fine.grid(ct_image(), m) for m in masks)
+    steps = np.subtract(other.origin, one.origin) / 2
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-6)
+    for grid, m in zip((one, other), masks, strict=True):
+        assert np.abs(grid.center - geometry.centroid(m)).max() <= 1 + 1e-5
+        # Its faces are faces of the mask's voxels: it holds a voxel whole or not at all.
+        faces = (grid.corners - m.GetOrigin()) / 2 - 0.5
+        np.testing.assert_allclose(faces, np.rint(faces), atol=1e-6)
+
+
+def test_a_voxel_more_or_less_leaves_the_fine_roi_where_it_is():
+    mask = np.zeros((40, 40, 40), np.uint8)
+    mask[10:20, 10:20, 10:20] = 1
+    grown = mask.copy()
+    grown[20, 20, 20] = 2
+    fine = Stage("fine", (144, 144, 144), (1.0, 1.0, 1.0), "lesions")
+    one, other = (fine.grid(ct_image(), volume(m, (2, 2, 2))) for m in (mask, grown))
+    assert one == other

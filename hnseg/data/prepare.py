@@ -39,7 +39,7 @@ from hnseg.stage import Stage
 from hnseg.suv import read_scan, sidecar
 
 # Raise when the arrays of an entry would come out differently for the same inputs.
-FORMAT = 3
+FORMAT = 4
 
 _console = Console(stderr=True)
 

@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from hnseg.geometry import Grid, Point, positions
+from hnseg.geometry import Grid, Point, nearest_corner, positions
 from hnseg.images import from_array, to_array
 from hnseg.inference.components import remove_small
 from hnseg.metrics.matching import label_lesions
@@ -52,10 +52,10 @@ def cubes(found: sitk.Image, centred: Grid, floors: Sequence[float]) -> list[Gri
     lesions = _components(found, floors)
     if all(_held(points, centred.center, room).all() for points in lesions):
         return [centred]
-    centers = [c for points in lesions if not _fits(points, room) for c in _centers(points, room)]
+    centers = [c for points in lesions if not _fits(points, room) for c in _centers(points, room, found)]
     small = [points for points in lesions if _fits(points, room)]
     left = [points for points in small if not any(_held(points, c, room).all() for c in centers)]
-    centers += [c for group in _grouped(left, room) for c in _centers(group, room)]
+    centers += [c for group in _grouped(left, room) for c in _centers(group, room, found)]
     return [Grid.centred(center, centred.size, centred.spacing) for center in centers]
 
 
@@ -81,11 +81,12 @@ def _grouped(lesions: Sequence[Points], room: Point) -> list[Points]:
     return groups
 
 
-def _centers(points: Points, room: Point) -> list[Point]:
+def _centers(points: Points, room: Point, found: sitk.Image) -> list[Point]:
     """Middles of the cubes that hold all points: one where they fit it, else as many as it takes."""
+    middle = nearest_corner(found, points.mean(axis=0))
     low, high = points.min(axis=0), points.max(axis=0)
     axes = []
-    for first, last, mean, length in zip(low, high, points.mean(axis=0), room, strict=True):
+    for first, last, mean, length in zip(low, high, middle, room, strict=True):
         if last - first <= length + _TOLERANCE_MM:
             axes.append([min(max(mean, last - length / 2), first + length / 2)])
         else:

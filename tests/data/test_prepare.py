@@ -333,7 +333,7 @@ def test_runs_placed_by_different_predictions_have_entries_of_their_own(root, tm
     second = prepare(cases, FINE, tmp_path / "cache", coarse=folders[1])
     # A training that runs on the first ones still reads them.
     assert times(first) == made
-    for volumes, x in ((first, 20), (second, 60)):
+    for volumes, x in ((first, 21), (second, 61)):  # the corner next to the voxel, of 2 mm
         assert Grid.from_dict(volumes[0].meta["grid"]).center[0] == pytest.approx(x)
 
 
