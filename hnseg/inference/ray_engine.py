@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -83,13 +84,20 @@ class RayEngine:
         self._actors = [self._start() for _ in range(one.workers)]
         self._under_way: dict[Any, tuple[Any, Work | None]] = {}  # a case, or an actor that loads
         self._deaths: Counter[str] = Counter()
-        provenances = [self._answer(ref, START_S) for ref in [a.load.remote() for a in self._actors]]
-        if None in provenances:
+        self.provenance = Provenance.common(self._load())
+
+    def _load(self) -> list[Provenance]:
+        """Has all actors load, and says what the masks of each are made with."""
+        try:
+            return self._ray.get([actor.load.remote() for actor in self._actors], timeout=START_S)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except self._ray.exceptions.RayError as error:
             raise HnsegError(
-                "engine=ray: an actor could not be started; see that no other job holds the cluster, that "
-                "memory suffices (fewer engine.workers), and that all nodes have one hnseg, Python and Ray"
-            )
-        self.provenance = Provenance.common(provenances)
+                f"engine=ray: an actor cannot be started ({str(error).splitlines()[-1].strip()}); see that no "
+                "other job holds the cluster, that memory suffices (fewer engine.workers), and that all nodes "
+                "have one hnseg, Python and Ray"
+            ) from error
 
     def run(self, works: Sequence[Work], begin: Callable[[str], None], done: Callable[[Made], None]) -> None:
         """Takes every case from its files to its mask.
@@ -167,10 +175,10 @@ class RayEngine:
             new = self._start()
             self._under_way[new.load.remote()] = new, None
 
-    def _answer(self, reference: Any, timeout: float | None = None) -> Any:
-        """What an actor answers, or the error it raises; None where it has died or keeps silent."""
+    def _answer(self, reference: Any) -> Any:
+        """What an actor answers, or the error it raises; None where it has died."""
         try:
-            return self._ray.get(reference, timeout=timeout)
+            return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except self._ray.exceptions.RayError:
@@ -186,11 +194,12 @@ def _connected(address: str) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         options: dict[str, Any] = {}
         if address == "local":
-            os.environ |= {
-                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as on those: the loopback interface alone
-                "RAY_AUTH_MODE": "token",
-                "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray leaves one in the home folder
-            }
+            if "ray" not in sys.modules:  # it reads its environment when it is imported
+                os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = (
+                    "0"  # as there, the loopback interface alone
+                )
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # not kept in the home folder
             options = {"include_dashboard": False, "object_store_memory": STORE, "_temp_dir": folder}
         import ray
 
