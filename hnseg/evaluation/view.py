@@ -13,6 +13,7 @@ from hnseg.images import read_image, read_label, same_grid, to_array
 from hnseg.metrics import CLASSES, CaseCounts, count_case, label_lesions
 from hnseg.suv import read_pet
 
+Index = tuple[int, int, int]  # a voxel's, (x, y, z)
 VIEW_MM = 240.0  # wide enough for a neck with both sides and for the skull base down to the clavicles
 
 
@@ -36,15 +37,53 @@ class View:
     truth: NDArray[np.uint8] | None
     prediction: NDArray[np.uint8]
     spacing: tuple[float, float, float]
-    focus: tuple[int, int, int]
+    focus: Index
     focus_mm: tuple[float, float, float]
     counts: CaseCounts | None
 
 
-def load_view(case: Case, prediction: Path) -> View:
-    """Read a case and its prediction, turn them to LPS and crop them around the focus.
+@dataclass(frozen=True)
+class Scan:
+    """A case's volumes, turned to LPS: x runs to the patient's left, y to the back, z to the head.
 
-    The focus lies in the largest lesion of the truth, else of the prediction, else at the PET maximum.
+    Attributes:
+        ct: In HU.
+        pet: In SUV, on a grid of its own.
+        truth: Labels on the CT's grid; None where they are not known.
+        prediction: Labels on the CT's grid.
+    """
+
+    ct: sitk.Image
+    pet: sitk.Image
+    truth: sitk.Image | None
+    prediction: sitk.Image
+
+    def masks(self) -> list[NDArray[np.uint8]]:
+        """The labels (z, y, x) there are: truth where known, prediction."""
+        return [to_array(mask) for mask in (self.truth, self.prediction) if mask is not None]
+
+    def focus(self) -> Index:
+        """The voxel (x, y, z) in the largest lesion, true before predicted, else of the PET maximum."""
+        return _focus(self.masks()) or _maximum(self.pet, self.ct)
+
+    def crop(self, start: Index, size: Index, focus: Index, counts: CaseCounts | None = None) -> View:
+        """The part of the scan that begins at the voxel `start`, all three (x, y, z) on the CT's grid."""
+        ct = sitk.RegionOfInterest(self.ct, size, start)
+        within = (focus[0] - start[0], focus[1] - start[1], focus[2] - start[2])
+        return View(
+            ct=to_array(ct),
+            pet=to_array(sitk.Resample(self.pet, ct, sitk.Transform(), sitk.sitkLinear, 0.0)),
+            truth=None if self.truth is None else to_array(sitk.RegionOfInterest(self.truth, size, start)),
+            prediction=to_array(sitk.RegionOfInterest(self.prediction, size, start)),
+            spacing=ct.GetSpacing(),
+            focus=within,
+            focus_mm=ct.TransformIndexToPhysicalPoint(within),
+            counts=counts,
+        )
+
+
+def load_scan(case: Case, prediction: Path) -> Scan:
+    """Read a case and its prediction and turn them to LPS.
 
     Raises:
         HnsegError: A file that cannot be read, or a mask that is not on the CT's grid.
@@ -52,21 +91,21 @@ def load_view(case: Case, prediction: Path) -> View:
     ct = read_image(case.ct)
     truth = None if case.label is None else _to_lps(_read_mask(case.label, ct, case.ct))
     predicted = _to_lps(_read_mask(prediction, ct, case.ct))
-    ct, pet = _to_lps(ct), read_pet(case)
-    labels = [to_array(mask) for mask in (truth, predicted) if mask is not None]
-    focus = _focus(labels) or _maximum(pet, ct)
-    start, size = _window(ct, focus)
-    ct = sitk.RegionOfInterest(ct, size, start)
-    return View(
-        ct=to_array(ct),
-        pet=to_array(sitk.Resample(pet, ct, sitk.Transform(), sitk.sitkLinear, 0.0)),
-        truth=None if truth is None else to_array(sitk.RegionOfInterest(truth, size, start)),
-        prediction=to_array(sitk.RegionOfInterest(predicted, size, start)),
-        spacing=ct.GetSpacing(),
-        focus=(focus[0] - start[0], focus[1] - start[1], focus[2] - start[2]),
-        focus_mm=ct.TransformIndexToPhysicalPoint([int(f - s) for f, s in zip(focus, start, strict=True)]),
-        counts=None if truth is None else count_case(labels[1], labels[0], ct.GetSpacing()),
-    )
+    return Scan(_to_lps(ct), _to_lps(read_pet(case)), truth, predicted)
+
+
+def load_view(case: Case, prediction: Path) -> View:
+    """Read a case and its prediction, turn them to LPS and crop them around the focus, see `Scan.focus`.
+
+    Raises:
+        HnsegError: A file that cannot be read, or a mask that is not on the CT's grid.
+    """
+    scan = load_scan(case, prediction)
+    focus, counts = scan.focus(), None
+    if scan.truth is not None:
+        truth, predicted = scan.masks()
+        counts = count_case(predicted, truth, scan.ct.GetSpacing())
+    return scan.crop(*_window(scan.ct, focus), focus, counts)
 
 
 def _read_mask(path: Path, ct: sitk.Image, ct_path: Path) -> sitk.Image:
@@ -80,7 +119,7 @@ def _to_lps(image: sitk.Image) -> sitk.Image:
     return sitk.DICOMOrient(image, "LPS")
 
 
-def _focus(masks: list[NDArray[np.uint8]]) -> tuple[int, int, int] | None:
+def _focus(masks: list[NDArray[np.uint8]]) -> Index | None:
     """Index (x, y, z) of the voxel nearest the middle of the largest lesion of the first mask with any."""
     for mask in masks:
         if not mask.any():
@@ -99,7 +138,7 @@ def _largest_lesion(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.argwhere(mask & (lesions == sizes.argmax()))
 
 
-def _maximum(pet: sitk.Image, ct: sitk.Image) -> tuple[int, int, int]:
+def _maximum(pet: sitk.Image, ct: sitk.Image) -> Index:
     """Index (x, y, z) in `ct` of the PET maximum, moved into the CT where it lies outside."""
     values = to_array(pet)
     z, y, x = (int(i) for i in np.unravel_index(values.argmax(), values.shape))
@@ -108,11 +147,11 @@ def _maximum(pet: sitk.Image, ct: sitk.Image) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _window(ct: sitk.Image, focus: tuple[int, int, int]) -> tuple[list[int], list[int]]:
+def _window(ct: sitk.Image, focus: Index) -> tuple[Index, Index]:
     """Start and size (x, y, z) of a cube of `VIEW_MM` around the focus, moved and cut to fit the scan."""
     start, size = [], []
     for index, spacing, available in zip(focus, ct.GetSpacing(), ct.GetSize(), strict=True):
         length = min(max(round(VIEW_MM / spacing), 1), available)
         start.append(min(max(index - length // 2, 0), available - length))
         size.append(length)
-    return start, size
+    return (start[0], start[1], start[2]), (size[0], size[1], size[2])

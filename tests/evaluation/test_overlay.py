@@ -7,7 +7,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from hnseg.cases import Case
-from hnseg.evaluation.overlay import COLOURS, overlay
+from hnseg.evaluation.overlay import overlay
+from hnseg.evaluation.slices import COLOURS
 
 SHAPE = (24, 24, 24)
 
