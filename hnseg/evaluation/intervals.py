@@ -1,0 +1,166 @@
+"""How sure the official scores of a cohort are: bootstrap intervals over patients.
+
+Every score is a ratio of two sums over patients, be it a mean (the patients with a score below) or an
+aggregated one (2 Σ|A∩B| over Σ(|A| + |B|)), so that resampling patients is weighting two columns. The
+interval is the studentised one (bootstrap-t: Davison & Hinkley, Bootstrap Methods and Their Application,
+§5.2.1; its standard errors linearised, §2.7.2): BCa intervals cover GTVn DSCagg, which few large nodes
+decide, less often (benchmarks/coverage.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hnseg.metrics import CaseCounts, EmptyPolicy, aggregate, case_score_2026
+
+if TYPE_CHECKING:
+    from hnseg.evaluation.report import CaseScore
+
+Score = Literal["gtvp_dsc", "gtvn_dsc_agg", "gtvn_f1_agg", "segmentation_score_2026"]
+"""The official scores, named as in `hnseg.metrics.Scores`."""
+SCORES: tuple[Score, ...] = get_args(Score)
+TITLES: Mapping[Score, str] = {
+    "gtvp_dsc": "GTVp DSC",
+    "gtvn_dsc_agg": "GTVn DSCagg",
+    "gtvn_f1_agg": "GTVn F1agg",
+    "segmentation_score_2026": "2026 score",
+}
+
+RESAMPLES = 10_000
+FEW = 50  # patients below which an interval is too narrow to be trusted
+FEWEST = 5  # patients below which there is none: four can be resampled in 35 ways only
+_NO_VARIANCE = 1e-12  # of a score, squared: what rounding leaves where patients do not differ
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A score, or a difference of two, with its confidence interval.
+
+    Attributes:
+        value: None for a mean over no patient.
+        low: Lower end, None where there is no interval.
+        high: Upper end, likewise.
+        note: Why there is none, or why it is optimistic (too narrow); '' otherwise.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+def score_intervals(
+    cases: Sequence["CaseScore"],
+    *,
+    empty: EmptyPolicy = "one",
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[Score, Interval]:
+    """Return the official scores of a cohort, each with its interval.
+
+    Args:
+        cases: One entry a patient.
+        empty: What a patient without a class on either side scores.
+        confidence: Of the intervals.
+        resamples: How often the patients are drawn anew.
+        seed: Of these draws.
+    """
+    scores = aggregate((case.counts for case in cases), empty=empty)
+    terms = score_terms(cases, empty)
+    weights = resample(len(cases), resamples, seed)
+    return {
+        score: interval(scores[score], terms[score][:, None], weights, confidence=confidence, lowest=0)
+        for score in SCORES
+    }
+
+
+def score_terms(cases: Sequence["CaseScore"], empty: EmptyPolicy) -> dict[Score, Array]:
+    """Return (patients, 2) for each score: what a patient adds to its numerator and its denominator."""
+    rows = np.array([_terms(case.counts, empty) for case in cases]).reshape(-1, len(SCORES), 2)
+    return {score: rows[:, index] for index, score in enumerate(SCORES)}
+
+
+def _terms(counts: CaseCounts, empty: EmptyPolicy) -> tuple[tuple[float, float], ...]:
+    def of_mean(score: float | None) -> tuple[float, float]:
+        return (0.0, 0.0) if score is None else (score, 1.0)
+
+    gtvn, (tp, fp, fn) = counts.gtvn, counts.lesions
+    return (
+        of_mean(counts.gtvp.dice_or(empty)),
+        (2 * gtvn.intersection, gtvn.prediction + gtvn.truth),
+        (2 * tp, 2 * tp + fp + fn),
+        of_mean(case_score_2026(counts, empty)),
+    )
+
+
+def resample(patients: int, resamples: int, seed: int) -> Array:
+    """Return (resamples, patients): how often each patient is drawn, with replacement, `patients` in all."""
+    drawn = np.random.default_rng(seed).integers(max(patients, 1), size=(resamples, patients))
+    drawn += np.arange(resamples)[:, None] * patients  # each resample counts on a row of its own
+    counts = np.bincount(drawn.ravel(), minlength=resamples * patients)
+    return counts.reshape(resamples, patients).astype(np.float64)
+
+
+def interval(
+    value: float | None, terms: Array, weights: Array, *, confidence: float = 0.95, lowest: float
+) -> Interval:
+    """Return the studentised interval of a score (one arm) or of the difference of two arms.
+
+    Args:
+        value: The score or difference itself.
+        terms: (patients, arms, 2) numerators and denominators; with two arms, the first minus the second.
+        weights: (resamples, patients), see `resample`.
+        confidence: Of the interval.
+        lowest: The least the score can be, 0, or the difference, -1; the most is 1.
+    """
+    if value is None:
+        return Interval(value, note="no patient to score")
+    patients = np.count_nonzero(terms.any(axis=(1, 2)))
+    if patients < FEWEST:
+        return Interval(value, note=f"no interval: {patients or 'no'} patient{'s' * (patients != 1)}")
+    (_,), (variance,) = _contrast(terms, np.ones((1, len(terms))))
+    if variance < _NO_VARIANCE:
+        return Interval(value, note="no interval: no patient differs")
+    values, variances = _contrast(terms, weights)
+    usable = variances > _NO_VARIANCE
+    deviations = (values[usable] - value) / np.sqrt(variances[usable])
+    tail = (1 - confidence) / 2
+    upper, lower = np.quantile(deviations, [1 - tail, tail])
+    low, high = np.clip(value - np.sqrt(variance) * np.array([upper, lower]), lowest, 1).tolist()
+    return Interval(value, low, high, _caveat(int(patients), float(np.mean(usable)), tail))
+
+
+def _caveat(patients: int, usable: float, tail: float) -> str:
+    if patients < FEW:
+        return f"optimistic: {patients} patients"
+    return "optimistic: few patients differ" if 1 - usable > tail else ""
+
+
+def _contrast(terms: Array, weights: Array) -> tuple[Array, Array]:
+    """Return (resamples,) values and their variances for weighted patients.
+
+    A ratio n/d of sums has the influence (n_i - n/d · d_i) / d of each patient, which is the gradient
+    (1/d, -n/d²) times the patient's terms; its variance is their sum of squares.
+    """
+    patients, arms, _ = terms.shape
+    columns = terms.reshape(patients, -1)
+    sums = (weights @ columns).reshape(-1, arms, 2)
+    scores, signs = ratio(sums), np.array([1.0, -1.0])[:arms]
+    inverse = np.divide(1, sums[..., 1], out=np.zeros_like(scores), where=sums[..., 1] > 0)
+    gradient = (signs * inverse)[..., None] * np.stack([np.ones_like(scores), -scores], axis=-1)
+    gradient = gradient.reshape(-1, 2 * arms)
+    products = np.einsum("pi,pj->pij", columns, columns).reshape(patients, -1)
+    moments = (weights @ products).reshape(-1, 2 * arms, 2 * arms)
+    return scores @ signs, np.einsum("ri,rij,rj->r", gradient, moments, gradient)
+
+
+def ratio(sums: Array) -> Array:
+    """Return (…) scores from (…, 2) sums: 1 where there was nothing to find and nothing was found."""
+    numerator, denominator = sums[..., 0], sums[..., 1]
+    return np.divide(numerator, denominator, out=np.ones_like(numerator), where=denominator > 0)
