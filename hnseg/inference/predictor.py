@@ -27,7 +27,8 @@ class Predictor:
         overlap: Share of a window that the next one repeats (nnU-Net 0.5, Auto3DSeg 0.625).
         mirror: Axes of (z, y, x) along which each window is mirrored too; the logits of all combinations
             are averaged.
-        precision: Arithmetic of the network; logits are averaged in float32.
+        precision: Arithmetic of the network; logits are averaged in float32. What it moves,
+            `hnseg.hardware.pick_precision` says.
         axes: The network's own axes.
     """
 

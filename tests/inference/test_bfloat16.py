@@ -1,4 +1,4 @@
-"""What bfloat16 costs: masks of a trained network, beside those of PyTorch in float32."""
+"""What bfloat16 and float16 cost: masks of a trained network, beside those of PyTorch in float32."""
 
 from importlib.util import find_spec
 
@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from members import card
 from torch import Tensor
 
-from hnseg.inference.backend import make_networks
+from hnseg.hardware import Precision
+from hnseg.inference.backend import Backend, make_networks
 from hnseg.inference.networks import Networks
 from hnseg.inference.predictor import Predictor
 from hnseg.models import nets
@@ -49,25 +50,32 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return Bundle.load(out).members[0]
 
 
-def probabilities(networks: Networks, member: Member, image: Tensor, precision: str) -> Tensor:
-    predictor = Predictor.of(member.card, precision=precision)  # type: ignore[arg-type]
+def probabilities(networks: Networks, member: Member, image: Tensor, precision: Precision) -> Tensor:
+    predictor = Predictor.of(member.card, precision=precision)
     return predictor(networks(member), image).softmax(1)
 
 
 @pytest.mark.slow
 @pytest.mark.openvino
-@pytest.mark.parametrize("backend", ["openvino", "torch"])
-def test_masks_of_a_trained_network_agree_with_float32s(trained: Member, backend: str) -> None:
-    """Dice of at least 0.995 in each class over twelve unseen patients, on a network that knows its task."""
+@pytest.mark.parametrize(
+    ("backend", "precision", "bound"),
+    [("openvino", "bfloat16", 0.08), ("torch", "bfloat16", 0.08), ("torch", "float16", 0.01)],
+)
+def test_masks_of_a_trained_network_agree_with_float32s(
+    trained: Member, backend: Backend, precision: Precision, bound: float
+) -> None:
+    """Dice of at least 0.995 in each class over twelve unseen patients, on a network that knows its task.
+
+    The bounds of the softmax are as far apart as the roundings: float16 keeps three bits more.
+    """
     if backend == "openvino" and find_spec("openvino") is None:
         pytest.skip("the extra openvino is not installed")
-    fast = make_networks(backend, CPU, "bfloat16")  # type: ignore[arg-type]
-    exact = make_networks("torch", CPU, "float32")
+    fast, exact = make_networks(backend, CPU, precision), make_networks("torch", CPU, "float32")
     both, sums, right, difference = torch.zeros(3), torch.zeros(3), torch.zeros(2), 0.0
     for seed in range(1000, 1012):
         image, label = patient(seed)
         theirs = probabilities(exact, trained, image, "float32")
-        ours = probabilities(fast, trained, image, "bfloat16")
+        ours = probabilities(fast, trained, image, precision)
         assert theirs.amax(1).mean() > 0.9
         difference = max(difference, float((ours - theirs).abs().max()))
         ours, theirs, truth = (
@@ -76,5 +84,5 @@ def test_masks_of_a_trained_network_agree_with_float32s(trained: Member, backend
         both, sums = both + 2 * (ours * theirs).sum(0), sums + (ours + theirs).sum(0)
         right = right + torch.stack([2 * (theirs * truth)[:, 1:].sum(), (theirs + truth)[:, 1:].sum()])
     assert right[0] / right[1] > 0.8
-    assert 0 < difference < 0.1
+    assert 0 < difference < bound
     assert (both / sums >= 0.995).all(), both / sums
