@@ -37,7 +37,9 @@ def make_input(config: Config, stage: Stage) -> InputSpec:
     sampling = Sampling(source, recipe["outside"], **crop)
     modalities = ("ct",) if stage.name == "head" else ("ct", "pet")
     scheme = recipe["normalise"]
-    channels = [scheme["ct"]] * (3 if config["cte"] else 1) + [scheme["pet"]] * ("pet" in modalities)
+    powers = {name: tuple(recipe["enhance"][name]) for name in ("ct", "pet")}
+    count = {name: 1 + len(powers[name]) * config["cte"] for name in modalities}
+    channels = [scheme[name] for name in modalities for _ in range(count[name])]
     return InputSpec(
         modalities=modalities,
         sampling=sampling,
@@ -49,6 +51,8 @@ def make_input(config: Config, stage: Stage) -> InputSpec:
         minmax_again=stage.name in recipe["minmax_again"],
         normalise=tuple(Normalise(one) for one in channels),
         pad_to=padding(config["training"]["patch"], stage.shape),
+        ct_powers=powers["ct"],
+        pet_powers=powers["pet"],
     )
 
 

@@ -152,6 +152,9 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
     unknown = set(recipe["minmax_again"]) - {"head", "coarse", "fine"}
     if unknown:
         raise HnsegError(f"recipe.minmax_again={','.join(sorted(unknown))}: name stages (head, coarse, fine)")
+    for modality, powers in recipe["enhance"].items():
+        if set(powers) - {"square", "cube_root"}:
+            raise HnsegError(f"recipe.enhance.{modality}={list(powers)}: choose of square, cube_root")
     try:
         Decision.from_dict(decision_rules(recipe), _LESIONS)
     except HnsegError as error:
@@ -164,11 +167,16 @@ def decision_rules(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_window(recipe: Mapping[str, Any], stage: str, cte: bool) -> None:
-    """Refuses CT in HU where the input chain needs it between 0 and 1.
+    """Refuses CT in HU and PET in SUV where the input chain needs them between 0 and 1.
 
     Raises:
         HnsegError: No window, though the head crop is windowed, or enhancement takes powers of [0, 1].
     """
+    unscaled = recipe["source"] == "head_crop" or recipe["pet"] == "raw"
+    if cte and unscaled and recipe["enhance"]["pet"] and stage not in ("head", *recipe["minmax_again"]):
+        raise HnsegError(
+            f"recipe.enhance.pet: PET is not in [0, 1] in stage={stage}; set recipe.enhance.pet=[]"
+        )
     if recipe["ct_window"]:
         return
     if stage != "head" and recipe["source"] == "head_crop":

@@ -16,6 +16,10 @@ from torch import Tensor
 from hnseg.data.normalise import Normalise
 from hnseg.data.sampling import STUDY, Sampling
 
+Power = Literal["square", "cube_root"]
+_EXPONENTS = {"square": 2, "cube_root": 1 / 3}
+_NAMES = {"square": "²", "cube_root": "^(1/3)"}
+
 
 class _Interval(tio.transforms.Transform):
     """A transform that is told two bounds."""
@@ -71,18 +75,29 @@ class MinMax(tio.transforms.Transform):
         return subject
 
 
-class EnhanceCT(tio.transforms.Transform):
-    """CT x in [0, 1] → three channels [x, x², x^(1/3)].
+class Enhance(tio.transforms.Transform):
+    """A modality x in [0, 1] → the channels [x, *powers], for instance [x, x², x^(1/3)].
 
     The powers are taken on [0, 1]: on [-1, 1] the square is not monotonic (two tissues would share a
     value) and the cube root of a negative is no real power.
+
+    Args:
+        modality: `ct` or `pet`.
+        powers: What is added to x, in order.
     """
 
+    def __init__(
+        self, modality: str = "ct", powers: tuple[Power, ...] = ("square", "cube_root"), **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.modality, self.powers = modality, powers
+        self.args_names = ["modality", "powers"]
+
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        ct = subject["ct"]
+        image = subject[self.modality]
         # The B-spline leaves [0, 1] a little where a windowed image is sampled again.
-        unit = ct.data.clamp(0, 1)
-        ct.set_data(torch.cat([unit, unit**2, unit ** (1 / 3)]))
+        unit = image.data.clamp(0, 1)
+        image.set_data(torch.cat([unit, *(unit ** _EXPONENTS[power] for power in self.powers)]))
         return subject
 
 
@@ -143,12 +158,14 @@ class InputSpec:
         ct_window: HU that become 0 and 1; None leaves CT as it is: already in [0, 1] where it comes from
             the head crop, HU where a foreign network wants HU.
         ct_range: What 0 and 1 become after the powers; unused without a window on studies.
-        cte: CT enhancement: [x, x², x^(1/3)] instead of x.
+        cte: Enhancement: powers of x beside x; which ones is said by `ct_powers` and `pet_powers`.
         pet: `minmax` over the crop, `suv` against a fixed upper bound, or `raw`.
         pet_upper: That bound, SUV.
         minmax_again: Scale both modalities by their extremes in the ROI, before the powers.
         normalise: On top, one for each channel in the order of the channels.
         pad_to: Shape (z, y, x) to which the ROI is padded after normalisation, with zeros.
+        ct_powers: What enhancement adds to CT; the paper's are x² and x^(1/3).
+        pet_powers: What it adds to PET, which must be in [0, 1] by then.
     """
 
     modalities: tuple[str, ...] = ("ct", "pet")
@@ -161,6 +178,8 @@ class InputSpec:
     minmax_again: bool = False
     normalise: tuple[Normalise, ...] = ()
     pad_to: tuple[int, int, int] | None = None
+    ct_powers: tuple[Power, ...] = ("square", "cube_root")
+    pet_powers: tuple[Power, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.normalise:
@@ -187,7 +206,20 @@ class InputSpec:
     @property
     def channels(self) -> int:
         """Number of input channels of the network."""
-        return (3 if self.cte else 1) + ("pet" in self.modalities)
+        return len(self.channel_names)
+
+    @property
+    def channel_names(self) -> list[str]:
+        """What each input channel shows, for instance CT, CT², CT^(1/3), PET."""
+        return [
+            modality.upper() + suffix
+            for modality in self.modalities
+            for suffix in ["", *(_NAMES[power] for power in self._powers(modality))]
+        ]
+
+    def _powers(self, modality: str) -> tuple[Power, ...]:
+        """What enhancement adds to a modality."""
+        return {"ct": self.ct_powers, "pet": self.pet_powers}[modality] if self.cte else ()
 
     @property
     def unnormalised(self) -> InputSpec:
@@ -203,8 +235,7 @@ class InputSpec:
             steps.append(ScalePET(self.pet, self.pet_upper))
         if self.minmax_again:
             steps.append(MinMax(self.modalities))
-        if self.cte:
-            steps.append(EnhanceCT())
+        steps += [Enhance(name, powers) for name in self.modalities if (powers := self._powers(name))]
         if self.ct_window is not None:
             steps.append(RangeCT(*self.ct_range))
         steps.append(StackChannels(self.modalities))

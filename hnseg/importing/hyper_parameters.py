@@ -97,7 +97,7 @@ class HyperParameters:
         """
         usual = "range" if self["modality"].lower() == "ct" else "meanstd"
         modes = [self["normalize_mode"] or usual, *self["extra_modalities"].values()]
-        shown = ["CT"] * (3 if spec.cte else 1) + ["PET"] * ("pet" in spec.modalities)
+        shown = ["CT" if name.startswith("CT") else "PET" for name in spec.channel_names]
         if len(modes) != len(shown):
             raise HnsegError(
                 f"{self.source}: {len(modes)} channels ({', '.join(modes)}) where the stage and recipe show "

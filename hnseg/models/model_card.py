@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _COLUMNS = ("member", "stage", "input", "recipe", "trained on", "split", "val/dice", "val_coarse/dice")
+_POWERS = {"square": "²", "cube_root": "^(1/3)"}
 
 _HEAD = """\
 # Model card
@@ -46,14 +47,23 @@ def model_card(
 
 def _row(card: Mapping[str, Any]) -> tuple[str, ...]:
     scores, spec = card.get("scores", {}), card["input"]
-    ct = "[CT, CT², CT^(1/3)" if spec["cte"] else "[CT"
     seen = card["trained_on"]
     return (
         card["name"],
         card["stage"]["name"],
-        f"{ct}{', PET' if 'pet' in spec['modalities'] else ''}]",
+        f"[{', '.join(_channels(spec))}]",
         card.get("recipe", ""),
         "unknown cases" if seen is None else f"{len(seen)} cases",
         str(card.get("split") or "unknown"),
         *(f"{scores[key]:.4f}" if key in scores else "" for key in ("val/dice", "val_coarse/dice")),
     )
+
+
+def _channels(spec: Mapping[str, Any]) -> list[str]:
+    """What each channel shows; cards without the powers' names have the paper's."""
+    powers = {"ct": spec.get("ct_powers", _POWERS), "pet": spec.get("pet_powers", ())}
+    return [
+        modality.upper() + suffix
+        for modality in spec["modalities"]
+        for suffix in ["", *(_POWERS[name] for name in powers[modality] if spec["cte"])]
+    ]

@@ -12,7 +12,7 @@ from fabricate import ct_image, pet_image
 from members import card
 
 from hnseg.data.dataset import VolumeDataset
-from hnseg.data.intensity import EnhanceCT, InputSpec, ScalePET, WindowCT
+from hnseg.data.intensity import Enhance, InputSpec, ScalePET, WindowCT
 from hnseg.data.normalise import Normalise
 from hnseg.data.prepare import prepare_case
 from hnseg.data.resample import AIR_HU
@@ -66,6 +66,36 @@ def test_enhancement_takes_the_powers_on_the_unit_interval():
     np.testing.assert_allclose(square, [-1, -0.96875, -0.5, 1], atol=1e-6)
     np.testing.assert_allclose(root, [-1, 0, 0.587401, 1], atol=1e-6)
     np.testing.assert_allclose(pet, [0, 0.25, 0.5, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("powers", "names", "ct", "pet"),
+    [
+        ({"ct_powers": ("square",)}, "CT, CT², PET", [[-0.75], [-0.96875]], [[0.25]]),
+        ({"ct_powers": ("cube_root",)}, "CT, CT^(1/3), PET", [[-0.75], [0]], [[0.25]]),
+        (
+            {"ct_powers": (), "pet_powers": ("square", "cube_root")},
+            "CT, PET, PET², PET^(1/3)",
+            [[-0.75]],
+            [[0.25], [0.0625], [0.629961]],
+        ),
+    ],
+)
+def test_the_powers_are_chosen_for_each_modality(
+    powers: dict[str, tuple[str, ...]], names: str, ct: list[list[float]], pet: list[list[float]]
+) -> None:
+    # CT of -72.5 HU is 1/8 of the window, PET of 1 SUV a quarter of the crop's range.
+    spec = InputSpec(cte=True, **powers)  # type: ignore[arg-type]
+    assert ", ".join(spec.channel_names) == names
+    shown = made(spec, [-110, -72.5, 40, 190], [0, 1, 2, 4])
+    np.testing.assert_allclose(shown[:, 1:2], [*ct, *pet], atol=1e-6)
+    assert replace(spec, cte=False, normalise=()).channel_names == ["CT", "PET"]
+
+
+def test_a_card_without_the_powers_names_has_the_papers() -> None:
+    stored = InputSpec(cte=True).to_dict()
+    del stored["ct_powers"], stored["pet_powers"]
+    assert InputSpec.from_dict(stored) == InputSpec(cte=True)
 
 
 def test_every_enhanced_channel_rises_with_hu_and_keeps_to_its_range():
@@ -156,7 +186,7 @@ def test_the_raw_images_are_left_as_they_are():
 def test_each_step_is_a_torchio_transform():
     raw = subject([-110, 40, 190], [0, 1, 2])
     np.testing.assert_allclose(WindowCT(-110, 190)(raw)["ct"].data.ravel(), [0, 0.5, 1])
-    assert EnhanceCT()(WindowCT(-110, 190)(raw))["ct"].num_channels == 3
+    assert Enhance()(WindowCT(-110, 190)(raw))["ct"].num_channels == 3
     np.testing.assert_allclose(ScalePET("suv", 4)(raw)["pet"].data.ravel(), [0, 0.25, 0.5])
     assert raw["ct"].data.ravel().tolist() == [-110, 40, 190]
 
