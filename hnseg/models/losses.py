@@ -46,8 +46,12 @@ class DiceCELoss(nn.Module):
         Returns:
             Scalar.
         """
+        return torch.stack(list(self.terms(logits, target).values())).sum()
+
+    def terms(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The two summands, `dice` and `ce`; arguments as `forward`."""
         logits = logits.float() if logits.dtype != torch.float64 else logits
-        return self.dice(logits.softmax(1), target) + F.cross_entropy(logits, target)
+        return {"dice": self.dice(logits.softmax(1), target), "ce": F.cross_entropy(logits, target)}
 
     def dice(self, probabilities: Tensor, target: Tensor) -> Tensor:
         """1 - mean soft Dice. Arguments as `forward`, but probabilities (B, K, z, y, x)."""
@@ -65,12 +69,14 @@ class DeepSupervision(nn.Module):
     """Weighted sum of a loss over all supervised depths.
 
     Args:
-        loss: Loss of one depth.
+        loss: Loss of one depth, a sum of terms.
         weights: `nnunet`: 1, 1/2, 1/4, ..., the lowest resolution 0, normalised to sum 1; `monai`:
             1, 1/2, 1/4, ... as they are.
     """
 
-    def __init__(self, loss: nn.Module, weights: Literal["nnunet", "monai"] = "nnunet") -> None:
+    loss: DiceCELoss
+
+    def __init__(self, loss: DiceCELoss, weights: Literal["nnunet", "monai"] = "nnunet") -> None:
         super().__init__()
         self.loss, self.rule = loss, weights
 
@@ -89,12 +95,29 @@ class DeepSupervision(nn.Module):
             logits: (B, K, z, y, x), or a list of them, finest first.
             target: (B, z, y, x) on the finest grid; coarser targets are taken by nearest neighbour.
         """
+        return self.parts(logits, target)[0]
+
+    def parts(self, logits: Tensor | Sequence[Tensor], target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss as `forward`, and what it is made of, detached, on its device.
+
+        Returns:
+            The loss, and by name `dice_loss` and `ce_loss`, which add up to it, and `loss_depth_K`, the
+            unweighted loss of each depth with a weight, 0 the finest.
+        """
         depths = [logits] if isinstance(logits, Tensor) else list(logits)
         total = torch.zeros((), device=target.device)
-        for weight, output in zip(self.weights(len(depths)), depths, strict=True):
-            if weight:
-                total = total + weight * self.loss(output, nearest(target, output.shape[2:]))
-        return total
+        parts: dict[str, Tensor] = {}
+        for depth, (weight, output) in enumerate(zip(self.weights(len(depths)), depths, strict=True)):
+            if not weight:
+                continue
+            terms = self.loss.terms(output, nearest(target, output.shape[2:]))
+            loss = torch.stack(list(terms.values())).sum()
+            total = total + weight * loss
+            parts[f"loss_depth_{depth}"] = loss.detach()
+            for name, term in terms.items():
+                key = f"{name}_loss"
+                parts[key] = parts.get(key, 0) + weight * term.detach()
+        return total, parts
 
 
 def nearest(target: Tensor, shape: Sequence[int]) -> Tensor:

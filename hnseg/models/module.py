@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from hnseg.metrics import OfficialScores
+from hnseg.models.losses import DeepSupervision
 from hnseg.models.member import CARD
 
 Batch = dict[str, Any]
@@ -24,7 +25,7 @@ class SegmentationModule(L.LightningModule):
 
     Args:
         network: Follows the contract of `hnseg.models.nets`.
-        loss: (logits of all depths, target) → scalar.
+        loss: Of the logits of all depths.
         predict: (network, image) → logits of a whole ROI, for validation.
         optimizer: Parameters → optimiser.
         scheduler: Optimiser → schedule, stepped once an epoch.
@@ -33,14 +34,14 @@ class SegmentationModule(L.LightningModule):
         card: Plain description of the network and its input, saved into every checkpoint.
     """
 
-    # nn.Module types its attributes as tensors or modules; these are neither to a type checker.
-    loss: Callable[[Tensor | list[Tensor], Tensor], Tensor]  # type: ignore[assignment]
+    # nn.Module types its attributes as tensors or modules, no closer.
+    loss: DeepSupervision
     official: OfficialScores | None
 
     def __init__(
         self,
         network: nn.Module,
-        loss: nn.Module,
+        loss: DeepSupervision,
         predict: Callable[[nn.Module, Tensor], Tensor],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler],
@@ -61,17 +62,22 @@ class SegmentationModule(L.LightningModule):
         self.network.to(memory_format=torch.channels_last_3d)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Loss over all supervised depths of a batch of patches."""
+        """Loss over all supervised depths of a batch of patches; logs its terms and depths too."""
         image = batch["image"].contiguous(memory_format=torch.channels_last_3d)
-        loss = self.loss(self.network(image), batch["label"])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(image))
+        loss, parts = self.loss.parts(self.network(image), batch["label"])
+        # Means over the epoch, kept on the device: no step waits for a number to be read.
+        means = {f"train/{name}": value for name, value in {"loss": loss.detach(), **parts}.items()}
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(image))
         return loss
 
-    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> Tensor:
         """Scores whole ROIs, one at a time: Dice per class and their mean, over cases.
 
         ROIs placed by the truth are scored as `val/`, those placed by coarse predictions (the second
         loader) as `val_coarse/`; lesion voxels that an ROI does not hold count as missed.
+
+        Returns:
+            Labels (B, z, y, x), for callbacks that look at them.
         """
         logits = self.predict(self.network, batch["image"])
         target = batch["label"]
@@ -86,6 +92,7 @@ class SegmentationModule(L.LightningModule):
         self.log_dict(scores, batch_size=1, sync_dist=True, add_dataloader_idx=False)
         if self.official is not None and where == "val":
             self.official.update(decided, target, self.spacing)
+        return decided
 
     def on_validation_epoch_end(self) -> None:
         """Logs the official scores inside the ROI."""

@@ -69,3 +69,17 @@ def test_logits_of_one_depth_need_no_list():
         loss = DeepSupervision(DiceCELoss(), weights=rule)
         torch.testing.assert_close(loss(logits, labels), DiceCELoss()(logits, labels))
         torch.testing.assert_close(loss([logits], labels), DiceCELoss()(logits, labels))
+
+
+def test_a_loss_tells_its_terms_and_depths() -> None:
+    torch.manual_seed(0)
+    logits = [torch.randn(2, 3, n, n, n, requires_grad=True) for n in (8, 4, 2)]
+    target = torch.randint(3, (2, 8, 8, 8))
+    loss, parts = DeepSupervision(DiceCELoss()).parts(logits, target)
+    assert set(parts) == {"dice_loss", "ce_loss", "loss_depth_0", "loss_depth_1"}  # the lowest has no weight
+    # Halved by nearest neighbour, the voxel above the middle stands for two: weights 2/3 and 1/3.
+    entropies = [F.cross_entropy(logits[0], target), F.cross_entropy(logits[1], target[:, 1::2, 1::2, 1::2])]
+    torch.testing.assert_close(parts["ce_loss"], (2 * entropies[0] + entropies[1]).detach() / 3)
+    torch.testing.assert_close(parts["dice_loss"] + parts["ce_loss"], loss.detach())
+    torch.testing.assert_close((2 * parts["loss_depth_0"] + parts["loss_depth_1"]) / 3, loss.detach())
+    assert not any(part.requires_grad for part in parts.values())

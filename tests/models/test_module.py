@@ -152,6 +152,8 @@ def test_two_steps_train_and_validate(train):
     assert {"train/loss", "val/loss", "val/dice"} | classes | official <= scores.keys()
     assert all(np.isfinite(value) for value in scores.values())
     assert scores["val/dice"] == pytest.approx(np.mean([scores[name] for name in classes]))
+    assert scores["train/loss"] == pytest.approx(scores["train/dice_loss"] + scores["train/ce_loss"])
+    assert scores["train/loss"] == pytest.approx(scores["train/loss_depth_0"])
     kernels = [p for p in run.module.network.parameters() if p.ndim == 5]
     assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in kernels)
 
