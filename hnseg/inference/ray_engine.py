@@ -93,10 +93,11 @@ class RayEngine:
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except self._ray.exceptions.RayError as error:
+            reason = str(error).splitlines()[-1].strip()
             raise HnsegError(
-                f"engine=ray: an actor cannot be started ({str(error).splitlines()[-1].strip()}); see that no "
-                "other job holds the cluster, that memory suffices (fewer engine.workers), and that all nodes "
-                "have one hnseg, Python and Ray"
+                f"engine=ray: an actor cannot be started ({reason}); see that no other job holds the "
+                "cluster, that memory suffices (fewer engine.workers), and that all nodes have one "
+                "hnseg, Python and Ray"
             ) from error
 
     def run(self, works: Sequence[Work], begin: Callable[[str], None], done: Callable[[Made], None]) -> None:

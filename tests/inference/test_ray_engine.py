@@ -1,0 +1,186 @@
+"""A case list over Ray, on one machine: what engine=local leaves, whatever becomes of the actors."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from deadly import DeadlySetup
+from entry import ROOT, refused, run
+from fabricate import write_case
+from members import DECISION, card, make_bundle
+from processes import all_end, descendants, listening
+from results import contents, table
+
+from hnseg.cases import read_cases
+from hnseg.errors import HnsegError
+from hnseg.inference.case_list import segment_cases
+from hnseg.inference.ray_actor import Actor
+from hnseg.inference.ray_engine import RayEngine, ray_engine
+from hnseg.inference.setup import Setup
+from hnseg.inference.work import Made, Work
+
+NAMES = [f"A-{seed}" for seed in range(6)]
+PLACES = ["cases=scans", "bundle=bundle"]
+MACHINE = ["backend=torch", "trainer.device=cpu", "trainer.precision=float32", "trainer.threads=1"]
+RAY = ["engine=ray", f"engine.workers={min(2, os.cpu_count() or 1)}"]
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+SETTINGS = {"backend": "torch", "precision": "float32", "threads": 1}
+
+
+def test_a_node_that_does_not_reach_the_bundle_says_so(tmp_path: Path) -> None:
+    with pytest.raises(HnsegError, match=r"bundle=.*elsewhere: not there on .*each node .*must reach"):
+        Actor(Setup(tmp_path / "elsewhere"), "cpu", tmp_path).load()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scans, one of them bad, a bundle, and `local`: what one process makes of them."""
+    if find_spec("ray") is None:  # it is not imported here: Ray reads its environment when it is
+        pytest.skip("Ray is not installed")
+    root = tmp_path_factory.mktemp("ray")
+    for seed, name in enumerate(NAMES):
+        write_case(root / "scans", name, seed=seed)
+    write_case(root / "scans", "B-bad", pet=None)
+    rules = DECISION | {"rule": "argmax", "min_component_ml": 2.0}  # a random network's speckle takes long
+    whole = {"placement": "scan", "size": [32] * 3, "spacing": [3.0] * 3}
+    make_bundle(root, card("fine", "plainconv", grid=whole, decision=rules))
+    assert run("infer.py", *PLACES, *MACHINE, "probabilities=true", "out=local", cwd=root).returncode == 1
+    masks = [(root / "local" / f"{name}.nii.gz").read_bytes() for name in NAMES]
+    assert len(set(masks)) == len(NAMES)
+    return root
+
+
+@pytest.mark.slow
+def test_ray_leaves_what_one_process_leaves_which_does_not_do_it_again(place: Path) -> None:
+    def infer(out: str, *engine: str) -> subprocess.CompletedProcess[str]:
+        return run(
+            "infer.py",
+            *PLACES,
+            *MACHINE,
+            "probabilities=true",
+            f"out={out}",
+            *engine,
+            cwd=place,
+            HOME="/none",
+        )
+
+    done = infer("ray", *RAY)
+    assert (done.returncode, done.stdout) == (1, "6 of 7 cases segmented: ray\n")
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Segmenting")]
+    assert said == [
+        "B-bad: error: scans/B-bad/B-bad__PT.nii.gz: no such file; check the path",
+        "not segmented: B-bad (reasons in ray/cases.csv)",
+    ]
+    assert contents(place / "ray") == contents(place / "local")
+    assert "6 skipped" in infer("ray", "engine=local").stdout
+
+
+@pytest.mark.slow
+def test_a_cluster_that_does_not_run_is_refused(place: Path) -> None:
+    line = refused(run("infer.py", *PLACES, "out=none", "engine=ray", "engine.address=auto", cwd=place))
+    assert line.startswith("infer.py: error: engine.address=auto: Ray cannot be reached")
+
+
+class Watched:
+    """An engine whose cases are counted as they are handed out; `at` the given one something happens."""
+
+    def __init__(self, engine: RayEngine, at: str = "", happens: Callable[[], object] = bool) -> None:
+        self.engine, self.provenance, self.begun = engine, engine.provenance, Counter[str]()
+        self.at, self.happens = at, happens
+
+    def run(self, works: Sequence[Work], begin: Callable[[str], None], done: Callable[[Made], None]) -> None:
+        def count(case_id: str) -> None:
+            self.begun[case_id] += 1
+            if case_id == self.at and self.begun[case_id] == 1:
+                self.happens()
+            begin(case_id)
+
+        self.engine.run(works, count, done)
+
+
+def actors() -> list[int]:
+    return [pid for pid, command in descendants(os.getpid()).items() if command.startswith("ray::Actor")]
+
+
+@pytest.mark.slow
+def test_killed_actors_are_replaced_and_their_cases_done_again(place: Path, tmp_path: Path) -> None:
+    """Nothing of the cluster can be reached from another machine."""
+    cases = read_cases(place / "scans", strict=False)
+
+    def kill() -> None:
+        assert listening(descendants(os.getpid())) <= LOOPBACK
+        for pid in actors():
+            os.kill(pid, signal.SIGKILL)
+
+    setup = Setup(place / "bundle", cascade={"probabilities": True}, **SETTINGS)
+    with ray_engine(setup, "cpu", 2) as engine:
+        watched = Watched(engine, "A-4", kill)
+        segment_cases(cases, watched, tmp_path / "out")
+    assert max(watched.begun.values()) == 2
+    assert same_but_paths(tmp_path / "out", place / "local")
+
+
+@pytest.mark.slow
+def test_a_case_that_ends_its_process_thrice_is_told_and_takes_no_other_with_it(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # actors import `deadly` too
+    cases = read_cases(place / "scans", strict=False)
+    setup = DeadlySetup(place / "bundle", cascade={"probabilities": True}, deadly="A-1", **SETTINGS)
+    with ray_engine(setup, "cpu", 2) as engine:
+        watched = Watched(engine)
+        outcomes = segment_cases(cases, watched, tmp_path / "out")
+    assert watched.begun["A-1"] == 3
+    assert [one.case_id for one in outcomes if one.status == "error"] == ["A-1", "B-bad"]
+    assert "its process died 3 times" in table(tmp_path / "out")["A-1"]["message"]
+    assert same_but_paths(tmp_path / "out", place / "local", without="A-1")
+
+
+def same_but_paths(out: Path, expected: Path, without: str = "-") -> bool:
+    """Whether two folders hold the same but for a case, and for how its path was given in an error."""
+    here, there = contents(out), contents(expected)
+    for run_of in (here, there):
+        run_of["cases.csv"] = {
+            name: row | {"message": row["message"].partition("scans/")[2]}
+            for name, row in run_of["cases.csv"].items()
+            if name != without
+        }
+        lines = run_of["lesions.csv"].splitlines()
+        run_of["lesions.csv"] = [line for line in lines if not line.startswith(f"{without},".encode())]
+        for name in [name for name in run_of if without in name]:
+            del run_of[name]
+    return here == there
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_it_leaves_no_process_and_the_next_run_goes_on(
+    place: Path, tmp_path: Path, ending: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    command = [str(ROOT / "infer.py"), *PLACES, *MACHINE, "probabilities=true", f"out={out}"]
+    with subprocess.Popen(
+        [sys.executable, *command, *RAY], cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while not list(out.glob("*.nii.gz")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        below = descendants(process.pid)
+        process.send_signal(ending)
+        process.wait(120)
+    assert process.returncode != 0
+    actors = [pid for pid, name in below.items() if name.startswith("ray::Actor")]
+    assert actors
+    # Killed, it cannot end the cluster; Ray's own agents see after a minute that they are alone.
+    assert all_end(below if ending is signal.SIGINT else actors)
+    if ending is signal.SIGINT:
+        assert not list(out.glob(".*"))
+    run("infer.py", *PLACES, *MACHINE, "probabilities=true", f"out={out}", cwd=place)
+    assert contents(out) == contents(place / "local")
