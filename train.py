@@ -29,7 +29,8 @@ from hnseg.preflight import (
     require_head_masks,
     with_head_mask,
 )
-from hnseg.run_folder import RunFolder
+from hnseg.run_folder import RunFolder, Score
+from hnseg.tracking.settings import LoggerSettings
 
 # Everything heavy is imported where it is used, so that a mistake is answered in a second.
 if TYPE_CHECKING:
@@ -42,15 +43,16 @@ if TYPE_CHECKING:
 Config = dict[str, Any]
 
 
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> Score:
     """Composes, checks, fits, and returns the validation Dice of the best checkpoint."""
-    patch = None if OmegaConf.is_missing(cfg.training, "patch") else list(cfg.training.patch)
     check_stages(cfg.model)
+    patch = None if OmegaConf.is_missing(cfg.training, "patch") else list(cfg.training.patch)
     check_patch(patch, cfg.model, cfg.stage.name)
     config: Config = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     check_length(config["training"])
     check_recipe(config["recipe"])
     check_window(config["recipe"], config["stage"]["name"], config["cte"])
+    LoggerSettings(**config["logger"])  # refuses what it does not know
     cases, split = read_cohort(config["data"], config["stage"]["name"])
     train, validation = split.assign(cases, config["fold"])
     places_by_lesions = config["stage"]["placement"] == "lesions"
@@ -59,11 +61,25 @@ def main(cfg: DictConfig) -> float:
         require_head_masks([*train, *validation], Path(config["data"]["heads"]))
     folder = RunFolder(Path(config["run_dir"]))
     title = f"{config['arm']} {split.title(config['fold'])}"
-    if folder.begin(config, overwrite=config["overwrite"]) == "finished":
-        print(f"{title}: finished before, {folder.path} (overwrite=true trains it anew)")
-        return folder.scores()["val/dice"]
-    split.write(folder.path / "split.json")
+    with folder.claimed(config, overwrite=config["overwrite"]) as state:
+        if state == "finished":
+            print(f"{title}: finished before, {folder.path} (overwrite=true trains it anew)")
+        else:
+            split.write(folder.path / "split.json")
+            train_run(config, cfg, folder, title, (train, validation), coarse, split.hash)
+        return Score(folder.scores()["val/dice"], state, folder.path)
 
+
+def train_run(
+    config: Config,
+    cfg: DictConfig,
+    folder: RunFolder,
+    title: str,
+    fold: tuple[list[Case], list[Case]],
+    coarse: Path | None,
+    split_hash: str,
+) -> None:
+    """Trains what the checks have passed, on the cases of one fold, into its folder."""
     import lightning as L
     import torch
 
@@ -77,22 +93,21 @@ def main(cfg: DictConfig) -> float:
     device = pick_device(config["trainer"]["device"])
     precision = pick_precision(device, config["trainer"]["precision"])
     stage = make_stage(config)
-    cohort = build_cohort(config, cfg, (train, validation), coarse, stage, make_input(config, stage))
+    cohort = build_cohort(config, cfg, fold, coarse, stage, make_input(config, stage))
     fingerprint = cohort.fingerprint()
     card = describe(
         config,
         stage,
         cohort.spec,
-        split=split.hash,
+        split=split_hash,
         fingerprint=fingerprint and fingerprint.hash,
-        trained_on=[case.case_id for case in train],
+        trained_on=[case.case_id for case in fold[0]],
     )
     # After all that the cache may spare a run: transforms that measure the fold draw numbers too.
     L.seed_everything(config["seed"], workers=True, verbose=False)
     module = build_module(config, cfg, stage, card, precision)
     scores = fit(config, module, cohort, folder, title, device.type, precision)
     print(f"{title}: {summarise(scores)}, {folder.best}")
-    return scores["val/dice"]
 
 
 def summarise(scores: dict[str, float]) -> str:
@@ -188,12 +203,14 @@ def fit(
     import lightning as L
 
     from hnseg.hardware import LIGHTNING
-    from hnseg.progress import RunProgress
+    from hnseg.progress import ProgressFile, RunProgress
     from hnseg.tracking import loggers
-    from hnseg.training import checkpoints, validation_scores
+    from hnseg.tracking.callbacks import callbacks
+    from hnseg.training import checkpoints, step_of, validation_scores
 
     training = config["training"]
-    with loggers(folder.path, config, arm=config["arm"], group=config["name"], **config["logger"]) as logger:
+    provenance = {key: module.card[key] for key in ("split", "fingerprint")} | {"data": cohort.digest()}
+    with loggers(folder.path, config, provenance=provenance, step=step_of(folder.last)) as logger:
         trainer = L.Trainer(
             accelerator=accelerator,
             devices=1,
@@ -211,6 +228,8 @@ def fit(
                     monitor=monitored(config, cohort),
                 ),
                 RunProgress(title),
+                *callbacks(folder.path, LoggerSettings(**config["logger"]), cohort.spec.channel_names),
+                ProgressFile(folder.progress),
             ],
             num_sanity_val_steps=0,
             log_every_n_steps=1,

@@ -10,13 +10,12 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from hnseg.errors import HnsegError
 from hnseg.folds import expand_arguments
 from hnseg.hydra_errors import explain
+from hnseg.multirun import collect_jobs, report_jobs
 
 
 def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -24,6 +23,7 @@ def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
 
     The configs are those of the folder `conf` beside the file that defines `main`; the YAML files in
     the folder `sweeps` beside it make up the group `sweeps`. Folds may be written as `fold=0-4,7`.
+    A job that fails does not stop the others of its sweep, which ends with a table of them all.
     A user's mistake becomes one line on stderr and exit status 2; `HYDRA_FULL_ERROR=1` in the
     environment shows the traceback instead.
 
@@ -34,7 +34,7 @@ def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
     root = Path(inspect.getfile(main)).resolve().parent
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them its way
-    _let_jobs_raise_quietly()
+    jobs = collect_jobs()
     # Hydra makes a warning of a callback that fails: a sweep would go on with folds nobody can read.
     warnings.filterwarnings("error", message="Callback ExpandFolds")
     try:
@@ -42,6 +42,10 @@ def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
         sys.argv[1:] = sorted(expand_arguments(sys.argv[1:]), key=lambda text: text in ("-m", "--multirun"))
         _register_sweeps(root / "sweeps")
         hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=config_name)(main)()
+        report_jobs(jobs)
+    except KeyboardInterrupt:  # where no training turned it into an exit of its own
+        print(f"{Path(sys.argv[0]).name}: stopped", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         line = None if wants_traceback else explain(error, _groups(root))
         if line is None:
@@ -88,16 +92,3 @@ def _register_sweeps(folder: Path) -> None:
             package="_global_",
             provider=str(folder),
         )
-
-
-def _let_jobs_raise_quietly() -> None:
-    """Makes the overrides of a failed job a note on its exception, where Hydra prints a line of its own."""
-
-    def return_value(job: JobReturn) -> Any:
-        if job.status is JobStatus.FAILED:
-            if job.hydra_cfg and job.hydra_cfg.hydra.mode == RunMode.MULTIRUN:
-                job._return_value.add_note(f"in the job {' '.join(job.overrides or ())}")
-            raise job._return_value
-        return job._return_value
-
-    JobReturn.return_value = JobReturn.return_value.getter(return_value)  # type: ignore[attr-defined, method-assign]

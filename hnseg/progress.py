@@ -1,12 +1,17 @@
-"""What a training prints: one bar for the whole run, with the time left and the scores so far."""
+"""What a training tells of itself: a bar for the whole run, and a file for `hnseg runs`."""
 
 from __future__ import annotations
 
+import json
+import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hnseg.files import replacing
 
 
 class RunProgress(L.Callback):
@@ -72,3 +77,32 @@ class RunProgress(L.Callback):
         """Gives the terminal back before the error is shown."""
         if hasattr(self, "progress"):
             self.progress.stop()
+
+
+class ProgressFile(L.Callback):
+    """Writes after each epoch how far the run is: `epoch` of `epochs`, `seconds` an epoch, `best` score.
+
+    Args:
+        path: The file, JSON.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notes when this process began, and where: a run taken up again has its first epochs behind it."""
+        self.started, self.done = time.monotonic(), trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Replaces the file."""
+        epoch = trainer.current_epoch + 1
+        checkpoint = trainer.checkpoint_callback
+        best = getattr(checkpoint, "best_model_score", None)
+        state = {
+            "epoch": epoch,
+            "epochs": trainer.max_epochs,
+            "seconds": (time.monotonic() - self.started) / (epoch - self.done),
+            "best": None if best is None else float(best),
+        }
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps(state) + "\n")

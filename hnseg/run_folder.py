@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import json
 import shutil
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from hnseg.errors import HnsegError
-from hnseg.files import replacing
+from hnseg.files import replacing, sole_writer
 
 State = Literal["fresh", "interrupted", "finished"]
 
 
+class Score(float):
+    """A run's validation Dice, which also knows how the run stood before and where it lies.
+
+    Args:
+        dice: Of the best checkpoint.
+        state: `finished` where nothing was trained for it.
+        folder: The run's.
+    """
+
+    state: State
+    folder: Path
+
+    def __new__(cls, dice: float, state: State, folder: Path) -> Score:
+        score = super().__new__(cls, dice)
+        score.state, score.folder = state, folder
+        return score
+
+    def __getnewargs__(self) -> tuple[float, State, Path]:  # type: ignore[override]
+        return float(self), self.state, self.folder  # jobs of other processes hand it over
+
+
 class RunFolder:
     """What a training leaves on disk: config.json, best.ckpt, last.ckpt, metrics.csv, score.json.
+
+    While it trains, progress.json says how far it is; failed.txt says what ended it.
 
     Args:
         path: The folder.
@@ -33,6 +59,37 @@ class RunFolder:
         """The newest checkpoint, from which an interrupted run goes on."""
         return self.path / "last.ckpt"
 
+    @property
+    def progress(self) -> Path:
+        """How far the run was after its last epoch (`hnseg.progress.ProgressFile`)."""
+        return self.path / "progress.json"
+
+    @property
+    def failure(self) -> Path:
+        """The traceback of the error that ended the run."""
+        return self.path / "failed.txt"
+
+    @contextmanager
+    def claimed(self, config: dict[str, Any], *, overwrite: bool = False) -> Iterator[State]:
+        """Holds the folder while a run trains in it, and keeps the traceback where an error ends it.
+
+        Yields:
+            As `begin` returns.
+
+        Raises:
+            HnsegError: As `begin`, or another process trains there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with sole_writer(self.path):
+            state = self.begin(config, overwrite=overwrite)
+            self.failure.unlink(missing_ok=True)
+            try:
+                yield state
+            except Exception:
+                with replacing(self.failure) as temporary:
+                    temporary.write_text(traceback.format_exc(), encoding="utf-8")
+                raise
+
     def begin(self, config: dict[str, Any], *, overwrite: bool = False) -> State:
         """Claims the folder for a configuration.
 
@@ -46,7 +103,14 @@ class RunFolder:
         if overwrite:
             shutil.rmtree(self.path / "wandb", ignore_errors=True)
             # The configuration goes last: cut off here, the old checkpoints must not pass for another run's.
-            for name in ("score.json", "metrics.csv", "last.ckpt", "best.ckpt", "config.json"):
+            for name in (
+                "score.json",
+                "progress.json",
+                "metrics.csv",
+                "last.ckpt",
+                "best.ckpt",
+                "config.json",
+            ):
                 (self.path / name).unlink(missing_ok=True)
         if stored.exists():
             before, now = _flat(json.loads(stored.read_text())), _flat(json.loads(json.dumps(config)))

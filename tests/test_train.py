@@ -116,7 +116,8 @@ def test_a_run_leaves_what_is_documented(cohort: Path, tmp_path: Path) -> None:
     dice = job(cohort, tmp_path)
     (folder,) = tmp_path.glob("hecktor/fine_resenc_cte/fold_0")
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.json", "split.json", "metrics.csv", "score.json", "best.ckpt", "last.ckpt"}
+    told = {"config.json", "split.json", "metrics.csv", "score.json", "progress.json"}
+    assert names == {*told, "best.ckpt", "last.ckpt"}
     scores = json.loads((folder / "score.json").read_text())
     assert scores["val/dice"] == dice
     assert {"val/gtvp_dsc", "val/gtvn_dsc_agg", "val/gtvn_f1_agg"} <= scores.keys()
