@@ -9,8 +9,8 @@ The peer (benchmarks/authors_flow.py) starts nnU-Net's command line three times 
 nothing from one case to the next. Whole processes, from their start to the mask; memory is that of the
 largest process.
 
-hnseg's rows: with the windows that nnU-Net and Auto3DSeg take, with whole ROIs (windows=whole), and on
-PyTorch. A later case is what each case after the first adds to a case list.
+hnseg's rows: with the windows that nnU-Net and Auto3DSeg take, and with whole ROIs (windows=whole). A later
+case is what each case after the first adds to a case list.
 """
 
 from __future__ import annotations
@@ -67,16 +67,11 @@ def main() -> None:
     arguments = parser.parse_args()
     work, device = arguments.work.resolve(), arguments.device
     ct, pet = make(work, device)
-    ways = {
-        "hnseg, the peer's windows": [],
-        "hnseg, whole ROIs": ["windows=whole"],
-        "hnseg on PyTorch, the peer's windows": ["backend=torch"],
-    }
+    ways: dict[str, list[str]] = {"hnseg, the peer's windows": [], "hnseg, whole ROIs": ["windows=whole"]}
     peer = run_peer(work, ct, pet, device)
     print_table([peer])
     for name, options in ways.items():
-        if device == "cpu" or options != ["backend=torch"]:  # on a GPU it is PyTorch anyway
-            print_table([peer, run_hnseg(name, options, work, ct, pet, device)])
+        print_table([peer, run_hnseg(name, options, work, ct, pet, device)])
 
 
 def make(work: Path, device: str) -> tuple[Path, Path]:
