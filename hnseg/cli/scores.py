@@ -1,13 +1,12 @@
 """Commands on masks: evaluate, threshold."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hnseg.cli.app import Json, Root, app, write_json
-from hnseg.errors import HnsegError
 
 if TYPE_CHECKING:
     from hnseg.cases import Case
@@ -39,8 +38,9 @@ def evaluate(
     from hnseg.evaluation.score import evaluate as score
     from hnseg.evaluation.score import print_report
     from hnseg.evaluation.score import write_json as write_report
+    from hnseg.evaluation.view import cases_to_draw
 
-    cases = _cases_to_draw(truth, images or truth) if overlays else []  # before the long work
+    cases = cases_to_draw(truth, images or truth) if overlays else []  # before the long work
     choices: Any = {"empty": empty, "matching": matching, "connectivity": int(connectivity)}
     report = score(truth, predictions, threshold=threshold, **choices)
     print_report(report)
@@ -48,18 +48,6 @@ def evaluate(
         write_report(report, json_file)
     if overlays:
         _draw(cases, predictions, overlays)
-
-
-def _cases_to_draw(truth: Path, images: Path) -> "list[Case]":
-    """The cases of `images` that have a true mask, with that mask for label."""
-    from hnseg.cases import read_cases
-    from hnseg.evaluation.score import find_masks
-
-    masks = find_masks(truth)
-    cases = {case.case_id: case for case in read_cases(images, strict=False)}
-    if missing := sorted(masks.keys() - cases.keys()):
-        raise HnsegError(f"{images}: no CT and PET of {', '.join(missing)}; name their folder with --images")
-    return [replace(cases[name], label=mask) for name, mask in masks.items()]
 
 
 def _draw(cases: "list[Case]", predictions: Path, out: Path) -> None:

@@ -1,14 +1,15 @@
 """What a picture of a case shows: the part of the scan around its largest lesion, in one orientation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from hnseg.cases import Case
+from hnseg.cases import Case, read_cases
 from hnseg.errors import HnsegError
+from hnseg.evaluation.score import find_masks
 from hnseg.images import read_image, read_label, same_grid, to_array
 from hnseg.metrics import CLASSES, CaseCounts, count_case, label_lesions
 from hnseg.suv import read_pet
@@ -80,6 +81,23 @@ class Scan:
             focus_mm=ct.TransformIndexToPhysicalPoint(within),
             counts=counts,
         )
+
+
+def cases_to_draw(truth: Path, images: Path) -> list[Case]:
+    """The cases of `images` that have a true mask, with that mask for label.
+
+    Args:
+        truth: Folder of CASE.nii.gz, or a cohort in the HECKTOR layout.
+        images: The cohort whose CT and PET are drawn.
+
+    Raises:
+        HnsegError: A true mask without CT and PET, or as `find_masks` and `read_cases`.
+    """
+    masks = find_masks(truth)
+    cases = {case.case_id: case for case in read_cases(images, strict=False)}
+    if missing := sorted(masks.keys() - cases.keys()):
+        raise HnsegError(f"{images}: no CT and PET of {', '.join(missing)}; name their folder with --images")
+    return [replace(cases[name], label=mask) for name, mask in masks.items()]
 
 
 def load_scan(case: Case, prediction: Path) -> Scan:

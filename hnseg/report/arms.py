@@ -1,0 +1,125 @@
+"""What a report is made of: a folder of `hnseg ablation`, or one of `infer.py` with the truth beside it."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hnseg.errors import HnsegError
+from hnseg.evaluation.report import CaseScore, Report
+from hnseg.evaluation.score import evaluate
+
+ABLATION = "ablation.json"  # OUT/ablation.json: {"arms": […], "data": ROOT, …}, beside OUT/ARM
+CASES, LESIONS = "cases.csv", "lesions.csv"  # as infer.py leaves them
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """A case as a table shows it.
+
+    Attributes:
+        score: Its scores.
+        look_first: Why a reader should begin with it, '' where nothing speaks for it.
+        agreement: Of the lesion on which fewest members agree, 0 to 1; None where that is not known.
+    """
+
+    score: CaseScore
+    look_first: str
+    agreement: float | None
+
+    @property
+    def dice(self) -> float:
+        """Mean of the Dice of the classes that either side holds; 1 where neither holds any."""
+        both = (self.score.counts.gtvp.dice, self.score.counts.gtvn.dice)
+        known = [dice for dice in both if dice is not None]
+        return sum(known) / len(known) if known else 1.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The masks of one arm and their scores.
+
+    Attributes:
+        name: The arm's, or the folder's where there is but one.
+        folder: CASE.nii.gz, cases.csv, lesions.csv, maps/.
+        report: The scores.
+        rows: One a case: what to look at first comes first, then the worst.
+    """
+
+    name: str
+    folder: Path
+    report: Report
+    rows: list[CaseRow]
+
+
+def read_arms(out: Path, truth: Path | None) -> tuple[list[Arm], Path]:
+    """Score every arm of a folder from its masks.
+
+    Args:
+        out: What `hnseg ablation` or infer.py left.
+        truth: The cohort; by default the one that the ablation names.
+
+    Returns:
+        The arms in the ablation's order, and the cohort.
+
+    Raises:
+        HnsegError: No such folder, a truth that is not named, a damaged table, or as `evaluate`.
+    """
+    if not out.is_dir():
+        raise HnsegError(f"{out}: no such folder; give what `hnseg ablation` or infer.py wrote")
+    table = out / ABLATION
+    if not table.exists():
+        if truth is None:
+            raise HnsegError(f"{out}: has no {ABLATION} to name the cohort; add --truth ROOT")
+        return [_read_arm(out.resolve().name, out, truth)], truth
+    names, data = _read_ablation(table)
+    truth = truth or data
+    return [_read_arm(name, out / name, truth) for name in names], truth
+
+
+def _read_ablation(path: Path) -> tuple[list[str], Path]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        names, data = [str(name) for name in content["arms"]], Path(content["data"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HnsegError(f"{path}: cannot be read ({error!r}); run `hnseg ablation` again") from error
+    if not names:
+        raise HnsegError(f"{path}: 'arms' is empty; run `hnseg ablation` with --arms")
+    return names, data
+
+
+def _read_arm(name: str, folder: Path, truth: Path) -> Arm:
+    report = evaluate(truth, folder)
+    reasons = {row["case_id"]: row.get("look_first") or "" for row in read_table(folder / CASES)}
+    agreements: dict[str, float] = {}
+    for row in read_table(folder / LESIONS):
+        if row.get("agreement"):
+            share = float(row["agreement"])
+            agreements[row["case_id"]] = min(share, agreements.get(row["case_id"], share))
+    rows = [
+        CaseRow(score, reasons.get(score.case_id, ""), agreements.get(score.case_id))
+        for score in report.cases
+    ]
+    return Arm(name, folder, report, worst_first(rows))
+
+
+def worst_first(rows: Sequence[CaseRow]) -> list[CaseRow]:
+    """Cases that infer.py says to look at first, then the others, each by Dice from the worst on."""
+    return sorted(rows, key=lambda row: (not row.look_first, row.dice, row.score.case_id))
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV by column name; none where there is no such file.
+
+    Raises:
+        HnsegError: It cannot be read.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise HnsegError(f"{path}: cannot be read ({error}); write it anew with infer.py") from error

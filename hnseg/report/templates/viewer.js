@@ -1,0 +1,79 @@
+"use strict";
+
+// One viewer for all cases: it moves into the case that asks for it. Its code is unpacked when first asked for.
+const viewer = document.getElementById("viewer");
+const say = (text) => { document.getElementById("viewer-status").textContent = text; };
+const control = (name) => viewer.querySelector(`[name=${name}]`);
+const range = (name) => control(name).value.split(",").map(Number);
+const colours = JSON.parse(document.getElementById("colours").textContent);
+let loading = null;
+
+const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+
+async function start() {
+  const packed = new Blob([bytes(document.getElementById("niivue").textContent)]).stream();
+  const source = await new Response(packed.pipeThrough(new DecompressionStream("gzip"))).blob();
+  const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+  const { Niivue } = await import(url);
+  const niivue = new Niivue({
+    logLevel: "error",
+    isRadiologicalConvention: true,
+    dragAndDropEnabled: false,
+    multiplanarLayout: 3, // a row
+    multiplanarShowRender: 0, // never
+    crosshairWidth: 0.5,
+  });
+  await niivue.attachToCanvas(document.getElementById("canvas"));
+  niivue.setAtlasOutline(1);
+  return niivue;
+}
+
+// Contours of the labels 1 and 2 in their colours.
+function labels([first, second]) {
+  const channel = (at) => [0, ...[first, second].map((hex) => parseInt(hex.slice(at, at + 2), 16))];
+  return { R: channel(1), G: channel(3), B: channel(5), A: [0, 255, 255], I: [0, 1, 2], labels: ["", "GTVp", "GTVn"] };
+}
+
+function update(niivue) {
+  for (const volume of niivue.volumes) {
+    if (volume.name === "ct.nii.gz") [volume.cal_min, volume.cal_max] = range("ct");
+    if (volume.name === "pet.nii.gz") [volume.cal_min, volume.cal_max] = range("suv");
+    const box = control(volume.name.replace(".nii.gz", ""));
+    if (box?.type === "checkbox") volume.opacity = box.checked ? (box.name === "pet" ? 0.5 : 1) : 0;
+  }
+  niivue.updateGLVolume();
+}
+
+async function show(details) {
+  if (!document.createElement("canvas").getContext("webgl2")) {
+    say("This browser has no WebGL2, which the viewer needs; the pictures below show every lesion.");
+    document.getElementById("stage").hidden = document.getElementById("viewer-tools").hidden = true;
+    return;
+  }
+  say("Loading the case.");
+  loading ??= start();
+  const niivue = await loading;
+  for (const volume of [...niivue.volumes]) niivue.removeVolume(volume);
+  const files = JSON.parse(details.querySelector(".volumes").textContent);
+  const colormaps = { ct: "gray", pet: "hot", truth: "gray", prediction: "gray" };
+  for (const [name, colormap] of Object.entries(colormaps).filter(([name]) => name in files)) {
+    await niivue.addVolumeFromUrl({ buffer: bytes(files[name]).buffer, name: `${name}.nii.gz`, url: `${name}.nii.gz`, colormap });
+    if (name in colours) niivue.volumes.at(-1).setColormapLabel(labels(colours[name]));
+  }
+  control("truth").disabled = !("truth" in files);
+  update(niivue);
+  say(`${details.querySelector("h3").textContent} is shown.`);
+}
+
+for (const button of document.querySelectorAll("button.view")) {
+  button.addEventListener("click", () => {
+    const details = button.closest("details");
+    button.parentNode.after(viewer);
+    viewer.hidden = false;
+    show(details).catch((error) => say(`The viewer failed (${error.message}); the pictures below show every lesion.`));
+  });
+}
+
+viewer.addEventListener("change", async () => {
+  if (loading) update(await loading);
+});
