@@ -60,6 +60,13 @@ def checkpoints(
     return [*callbacks, best, last, LearningRateMonitor()]
 
 
+def step_of(last: Path) -> int:
+    """Optimiser steps behind a checkpoint, 0 where there is none."""
+    if not last.exists():
+        return 0
+    return int(torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
 def validation_scores(best: Path) -> dict[str, float]:
     """The validation scores that the best checkpoint had when it was saved."""
     stored = torch.load(best, map_location="cpu", weights_only=True)

@@ -12,6 +12,7 @@ import torchio as tio
 from torch.utils.data import DataLoader
 
 from hnseg.cases import Case
+from hnseg.data.content import digest_volumes
 from hnseg.data.dataset import EpochSampler, PatchDataset, Shape, VolumeDataset
 from hnseg.data.fingerprint import Fingerprint, needs_fingerprint
 from hnseg.data.intensity import InputSpec
@@ -94,6 +95,13 @@ class StageDataModule(L.LightningDataModule):
         fingerprint = Fingerprint.measure(self._train_volumes(), self.spec, self.cache)
         self.spec = fingerprint.fill(self.spec)
         return fingerprint
+
+    def digest(self) -> str:
+        """Of the prepared volumes that are trained and validated on."""
+        self.prepare_data()
+        rois = self._validation_rois()
+        validation = [volume for coarse in rois for volume in self._prepare(self.cases["validation"], coarse)]
+        return digest_volumes([*self._train_volumes(), *validation])
 
     def setup(self, stage: str) -> None:
         """Builds the data sets from the cache."""

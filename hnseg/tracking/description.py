@@ -1,0 +1,80 @@
+"""What a run is called and made of, told without the machine it runs on."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import hnseg
+
+PACKAGES = ("torch", "lightning", "monai", "dynamic-network-architectures")
+_CHECKOUT = Path(hnseg.__file__).resolve().parents[1]
+
+
+def describe_run(config: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
+    """A training's name, group, job type, tags and configuration, in W&B's words.
+
+    Args:
+        config: The resolved configuration.
+        provenance: What it does not hold: hashes of split and data.
+    """
+    fold = f"fold_{config['fold']}"
+    made_of = {**provenance, "git": git_state(), "versions": versions()}
+    return {
+        "name": f"{config['arm']}_{fold}",
+        "group": config["name"],
+        "job_type": config["arm"],
+        "tags": [
+            config["stage"]["name"],
+            config["model"]["name"],
+            config["arm"],
+            fold,
+            config["recipe"]["name"],
+        ],
+        "config": {**without_places(config), "provenance": made_of},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python, hnseg, and the packages that a network's weights depend on."""
+    here = {"python": platform.python_version(), "hnseg": hnseg.__version__}
+    return here | {name: version(name) for name in PACKAGES}
+
+
+def git_state(checkout: Path = _CHECKOUT) -> dict[str, Any] | None:
+    """Commit of the checkout that the code runs from, and whether tracked files differ from it.
+
+    Returns:
+        `commit` and `dirty`; None where the code lies in no checkout of its own.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        return done.stdout.strip()
+
+    try:
+        # An installed hnseg may lie inside a checkout of something else.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout.resolve():
+            return None
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+        return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def without_places(config: Any) -> Any:
+    """The same settings with `(path)` for what says where on this machine something lies."""
+    if isinstance(config, dict):
+        return {key: without_places(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [without_places(value) for value in config]
+    return "(path)" if isinstance(config, str) and _is_place(config) else config
+
+
+def _is_place(text: str) -> bool:
+    absolute = PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
+    return absolute or text.startswith(("~", ".."))

@@ -1,0 +1,78 @@
+"""The loggers of one training."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hnseg.errors import HnsegError
+from hnseg.tracking.description import describe_run, without_places
+from hnseg.tracking.history import Row, before, next_step, read_rows
+from hnseg.tracking.picture_files import discard_pictures
+from hnseg.tracking.settings import LoggerSettings
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import CSVLogger, Logger
+
+
+@contextmanager
+def loggers(
+    folder: Path, config: dict[str, Any], *, provenance: dict[str, Any], step: int = 0
+) -> Iterator[list[Logger]]:
+    """metrics.csv in the run's folder and what `logger` asks for beside it, each closed at the end.
+
+    A run that is taken up again goes on with what it logged before the step of its checkpoint; what it
+    logged later is dropped, for it will be logged again. Its W&B run stays the same one.
+
+    Args:
+        folder: The run's folder.
+        config: Resolved configuration, logged with the run.
+        provenance: What the run comes from: hashes of split and data.
+        step: Optimiser steps that the checkpoint has behind it, 0 for a fresh run.
+
+    Raises:
+        HnsegError: As `LoggerSettings`; online without an API key; TensorBoard is not installed.
+    """
+    settings = LoggerSettings(**config["logger"])
+    if settings.kind == "tensorboard" and not importlib.util.find_spec("tensorboard"):
+        raise HnsegError("logger=tensorboard needs a package more; pip install hnseg[tensorboard]")
+    former = read_rows(folder)
+    rows = before(former, step)
+    discard_pictures(folder, step)
+    with_csv: list[Logger] = [_csv_logger(folder, rows)]
+    if settings.kind == "csv":
+        yield with_csv
+    elif settings.kind == "tensorboard":
+        yield [*with_csv, _tensorboard_logger(folder, config, provenance, step)]
+    else:
+        from hnseg.tracking.wandb_runs import wandb_logger
+
+        fields = {"project": settings.project, **describe_run(config, provenance)}
+        with wandb_logger(folder, rows, next_step(former), settings.mode, **fields) as logger:
+            yield [*with_csv, logger]
+
+
+def _csv_logger(folder: Path, rows: list[Row]) -> CSVLogger:
+    """Goes on with rows of an interrupted run, which Lightning's logger would delete."""
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger = CSVLogger(folder, name="", version="")
+    logger.experiment.metrics = [dict(row) for row in rows]
+    logger.save()
+    return logger
+
+
+def _tensorboard_logger(
+    folder: Path, config: dict[str, Any], provenance: dict[str, Any], step: int
+) -> Logger:
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    # TensorBoard hides what earlier files of the folder hold from purge_step on.
+    logger = TensorBoardLogger(
+        folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step or None
+    )
+    logger.log_hyperparams(without_places(config) | {"provenance": provenance})
+    return logger

@@ -1,0 +1,124 @@
+"""W&B runs: one a run folder, on disk unless asked otherwise, whole after any number of interruptions."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+
+from hnseg.errors import HnsegError
+from hnseg.tracking.history import Row
+from hnseg.tracking.picture_files import picture_key, pictures
+
+
+class StepLogger(WandbLogger):
+    """Logs under the step it is given, whatever belongs to one step as one row.
+
+    Args:
+        run: The W&B run.
+        first: Steps before this one lie in the run already and are not logged again.
+    """
+
+    def __init__(self, run: wandb.Run, first: int) -> None:
+        super().__init__(experiment=run)
+        self.first = first
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if step is None or step >= self.first:
+            self.experiment.log(dict(metrics), step=step)
+
+    def replay(self, rows: list[Row], folder: Path) -> None:
+        """Logs the rows and pictures of a run that was interrupted."""
+        steps: dict[int, dict[str, Any]] = defaultdict(dict)
+        for row in rows:
+            steps[int(row["step"])] |= {key: float(value) for key, value in row.items() if key != "step"}
+        for step, case_id, path in pictures(folder):
+            steps[step][picture_key(case_id)] = wandb.Image(str(path))
+        for step in sorted(steps):  # W&B takes steps in order alone
+            self.log_metrics(steps[step], step)
+
+
+@contextmanager
+def wandb_logger(
+    folder: Path, rows: list[Row], logged: int, mode: str, **fields: Any
+) -> Iterator[StepLogger]:
+    """The logger of a run folder; its W&B run keeps its id when the run is taken up again.
+
+    W&B cannot append to a file on disk: it begins a second one under the same id, which overlaps the
+    first wherever the run was cut off behind its checkpoint. So what has not been sent yet is removed and
+    logged anew from metrics.csv; what has been sent is not logged again.
+
+    Args:
+        folder: The run's folder.
+        rows: Of metrics.csv, up to the checkpoint.
+        logged: The step after the last one that was logged before the interruption.
+        mode: offline or online.
+        fields: Of `wandb.init`.
+
+    Raises:
+        HnsegError: Online without an API key.
+    """
+    run_id = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+    run_id = run_id or kept_id(folder)
+    sent = forget_unsent(folder, run_id)
+    with open_run(folder, mode, id=run_id, **fields) as run:
+        logger = StepLogger(run, max(run.starting_step, logged if sent else 0))
+        logger.replay(rows, folder)
+        yield logger
+
+
+@contextmanager
+def open_run(folder: Path, mode: str, **fields: Any) -> Iterator[wandb.Run]:
+    """A W&B run under folder/wandb that is closed at the end, as failed where the work failed.
+
+    Neither mode ever waits for an answer at a prompt.
+    """
+    os.environ["WANDB_MODE"] = mode
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if mode == "online" and not wandb.api.api_key:
+        raise HnsegError("logger.mode=online needs WANDB_API_KEY in the environment; set it, or log offline")
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = wandb.Settings(
+        save_code=False,
+        disable_git=True,  # it would tell the remote's address
+        console="off",
+        host="",
+        x_disable_meta=True,
+        x_save_requirements=False,
+    )
+    run = wandb.init(dir=folder, mode=mode, settings=settings, resume="allow", **fields)  # type: ignore[arg-type]
+    # Multirun jobs share a process: unless each run is closed, the next would go on with it.
+    try:
+        yield run
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
+
+
+def kept_id(folder: Path, name: str = "run") -> str:
+    """The W&B id of what lies in a folder, drawn once: two machines may have runs of one name."""
+    path = folder / "wandb" / f"{name}.id"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(secrets.token_hex(8))
+    return path.read_text()
+
+
+def forget_unsent(folder: Path, run_id: str) -> bool:
+    """Removes files of a run that `wandb sync` has not sent, and tells whether it has sent others."""
+    sent = False
+    for offline in (folder / "wandb").glob(f"offline-run-*-{run_id}"):
+        if any(offline.glob("*.synced")):
+            sent = True
+        else:
+            shutil.rmtree(offline)
+    return sent

@@ -1,0 +1,90 @@
+"""Loggers: metrics.csv always, nothing lost or doubled on resuming, W&B left out where it is not wanted."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hnseg.errors import HnsegError
+from hnseg.tracking.settings import LoggerSettings
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_metrics_csv_holds_what_was_logged(tmp_path, log):
+    log(tmp_path, {0: {"train/loss": 0.5}, 1: {"train/loss": 0.25, "val/dice": 0.75}})
+    first, second = rows(tmp_path)
+    assert first == {"step": "0", "train/loss": "0.5", "val/dice": ""}
+    assert second == {"step": "1", "train/loss": "0.25", "val/dice": "0.75"}
+
+
+def test_a_resumed_run_keeps_what_its_checkpoint_has_behind_it_alone(tmp_path, log):
+    log(
+        tmp_path,
+        {0: {"train/loss": 0.5}, 1: {"val/dice": 0.75}, 2: {"train/loss": 0.4}, 3: {"val/dice": 0.1}},
+    )
+    log(tmp_path, {2: {"train/loss": 0.25, "lr": 0.1}, 3: {"val/dice": 0.2}}, resume=2)
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2", "3"]
+    assert [row["train/loss"] for row in rows(tmp_path)] == ["0.5", "", "0.25", ""]
+    assert [row["val/dice"] for row in rows(tmp_path)] == ["", "0.75", "", "0.2"]
+    assert [row["lr"] for row in rows(tmp_path)] == ["", "", "0.1", ""]
+
+
+def test_csv_alone_leaves_wandb_out():
+    """Neither imported nor written, in a process of its own."""
+    code = (
+        "import sys, tempfile, pathlib\n"
+        "from hnseg.tracking import loggers\n"
+        "folder = pathlib.Path(tempfile.mkdtemp())\n"
+        "with loggers(folder, {'logger': {'kind': 'csv'}}, provenance={}) as chosen:\n"
+        "    chosen[0].log_metrics({'x': 1.0}, 0); chosen[0].save()\n"
+        "assert {p.name for p in folder.iterdir()} == {'metrics.csv'}, list(folder.iterdir())\n"
+        "assert 'wandb' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tensorboard_shows_every_step_of_a_resumed_run_once(tmp_path, log):
+    log(
+        tmp_path, {0: {"train/loss": 0.5}, 1: {"train/loss": 0.4}, 2: {"train/loss": 9.0}}, kind="tensorboard"
+    )
+    log(tmp_path, {2: {"train/loss": 0.3}}, resume=2, kind="tensorboard")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert shown == [(0, 0.5), (1, pytest.approx(0.4)), (2, pytest.approx(0.3))]
+    assert "/home/somebody" not in (tmp_path / "tensorboard" / "hparams.yaml").read_text()
+
+
+def test_tensorboard_that_is_not_there_is_told(tmp_path, log, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(HnsegError, match=r"pip install hnseg\[tensorboard\]"):
+        log(tmp_path, {}, kind="tensorboard")
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"kind": "tensorbord"}, "logger.kind=tensorbord"),
+        ({"kind": "wandb", "mode": "on"}, "logger.mode=on"),
+        ({"kind": "csv", "pictures_every": 0}, "logger.pictures_every=0"),
+    ],
+)
+def test_unknown_settings_are_told(settings: dict[str, Any], part: str):
+    with pytest.raises(HnsegError, match=part):
+        LoggerSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("mode", "pictures", "paints"),
+    [("offline", None, True), ("offline", False, False), ("online", None, False), ("online", True, True)],
+)
+def test_pictures_go_online_by_a_switch_of_their_own(mode: str, pictures: bool | None, paints: bool):
+    assert LoggerSettings("wandb", mode=mode, pictures=pictures).paints is paints
