@@ -4,8 +4,8 @@
     python benchmarks/coverage.py --workers 2   the same on two
 
 Coverage: how often a 95 % interval holds the score of the population that the cohort was drawn from, for
-the studentised intervals of hnseg and for SciPy's BCa beside them (`--bca`, slower). False positives: how often
-the paired test finds a difference at 5 % between two arms of which neither is better.
+the studentised intervals of hnseg and for SciPy's BCa beside them (`--bca`, slower). False positives: how
+often the paired test finds a difference at 5 % between two arms of which neither is better.
 """
 
 from __future__ import annotations

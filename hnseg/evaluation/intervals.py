@@ -121,9 +121,10 @@ def interval(
     """
     if value is None:
         return Interval(value, note="no patient to score")
-    patients = np.count_nonzero(terms.any(axis=(1, 2)))
-    if patients < FEWEST:
-        return Interval(value, note=f"no interval: {patients or 'no'} patient{'s' * (patients != 1)}")
+    # A patient without nodes in either mask says nothing about the scores of nodes.
+    concerned = int(np.count_nonzero(terms.any(axis=(1, 2))))
+    if concerned < FEWEST:
+        return Interval(value, note=f"no interval: fewer than {FEWEST} patients ({concerned})")
     (_,), (variance,) = _contrast(terms, np.ones((1, len(terms))))
     if variance < _NO_VARIANCE:
         return Interval(value, note="no interval: no patient differs")
@@ -133,12 +134,12 @@ def interval(
     tail = (1 - confidence) / 2
     upper, lower = np.quantile(deviations, [1 - tail, tail])
     low, high = np.clip(value - np.sqrt(variance) * np.array([upper, lower]), lowest, 1).tolist()
-    return Interval(value, low, high, _caveat(int(patients), float(np.mean(usable)), tail))
+    return Interval(value, low, high, _caveat(concerned, float(np.mean(usable)), tail))
 
 
-def _caveat(patients: int, usable: float, tail: float) -> str:
-    if patients < FEW:
-        return f"optimistic: {patients} patients"
+def _caveat(concerned: int, usable: float, tail: float) -> str:
+    if concerned < FEW:
+        return f"optimistic: fewer than {FEW} patients ({concerned})"
     return "optimistic: few patients differ" if 1 - usable > tail else ""
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hnseg.evaluation.intervals import SCORES, TITLES, Interval, Score, score_intervals
 from hnseg.files import replacing
 from hnseg.metrics import (
     CONNECTIVITIES,
@@ -98,6 +100,11 @@ class Report:
         names = sorted({case.center for case in self.cases})
         return {name: self._aggregate(c for c in self.cases if c.center == name) for name in names}
 
+    @cached_property
+    def intervals(self) -> dict[Score, Interval]:
+        """The official scores with their 95 % intervals over patients."""
+        return score_intervals(self.cases, empty=self.options.empty)
+
     @property
     def f1_spread(self) -> dict[tuple[Connectivity, Matching], float]:
         """GTVn F1agg under every connectivity and matching, at the threshold of `options`."""
@@ -113,6 +120,7 @@ class Report:
         return {
             "official": {
                 **self.official,
+                "intervals": {score: asdict(interval) for score, interval in self.intervals.items()},
                 "gtvn_f1_agg_by_option": spread,
                 "centers": self.centers,
                 "options": asdict(self.options),
@@ -138,11 +146,11 @@ def print_report(report: Report, console: Console | None = None) -> None:
     policies = official["gtvp_dsc_by_empty_policy"]
     by_policy = ", ".join(f"{policy} {_number(policies[policy])}" for policy in EMPTY_POLICIES)
     console.print(_score_table(report))
+    console.print(_interval_table(report))
     console.print(
         f"GTVp in neither mask: {official['gtvp_both_empty']} of {official['cases']} patients\n"
         f"GTVp DSC by policy for these: {by_policy} (above: {report.options.empty})"
     )
-    console.print(f"Segmentation score of 2026: {_number(official['segmentation_score_2026'])}")
     console.print(_spread_table(report))
     if report.extra:
         names = escape(", ".join(report.extra))
@@ -165,6 +173,17 @@ def _score_table(report: Report) -> Table:
     if any(report.centers):
         for name, scores in report.centers.items():
             add(escape(name) or "(no centre)", scores)
+    return table
+
+
+def _interval_table(report: Report) -> Table:
+    table = Table(title="95 % intervals over patients")
+    for heading in ("", "Score", "From", "To", "Note"):
+        table.add_column(heading, justify="right" if heading in ("Score", "From", "To") else "left")
+    for score in SCORES:
+        interval = report.intervals[score]
+        ends = (_number(number) for number in (interval.value, interval.low, interval.high))
+        table.add_row(TITLES[score], *ends, interval.note)
     return table
 
 
