@@ -17,6 +17,8 @@ from hnseg.folds import expand_arguments
 from hnseg.hydra_errors import explain
 from hnseg.multirun import collect_jobs, report_jobs
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+
 
 def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
     """Runs a function under Hydra, from any working directory and with any launcher.
@@ -60,7 +62,7 @@ def compose_job(overrides: Sequence[str], config_name: str = "train") -> DictCon
     Raises:
         HnsegError: An override that does not fit, in the words the entry points use.
     """
-    root = Path(__file__).resolve().parents[1]
+    root = REPOSITORY
     if not (root / "conf" / f"{config_name}.yaml").exists():
         raise HnsegError(f"{root / 'conf'}: not there; install hnseg from its repository (pip install -e .)")
     _register_sweeps(root / "sweeps")

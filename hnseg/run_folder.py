@@ -101,7 +101,8 @@ class RunFolder:
         """
         stored = self.path / "config.json"
         if overwrite:
-            shutil.rmtree(self.path / "wandb", ignore_errors=True)
+            for name in ("wandb", "tensorboard", "pictures"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
             # The configuration goes last: cut off here, the old checkpoints must not pass for another run's.
             for name in (
                 "score.json",
@@ -113,7 +114,7 @@ class RunFolder:
             ):
                 (self.path / name).unlink(missing_ok=True)
         if stored.exists():
-            before, now = _flat(json.loads(stored.read_text())), _flat(json.loads(json.dumps(config)))
+            before, now = flatten(json.loads(stored.read_text())), flatten(json.loads(json.dumps(config)))
             for key in sorted(before.keys() | now.keys()):
                 if before.get(key) != now.get(key):
                     raise HnsegError(
@@ -123,9 +124,14 @@ class RunFolder:
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             _write(stored, config)
-        if (self.path / "score.json").exists():
+        if self.finished:
             return "finished"
         return "interrupted" if self.last.exists() else "fresh"
+
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` was called."""
+        return (self.path / "score.json").exists()
 
     def finish(self, scores: dict[str, float]) -> None:
         """Marks the run as finished, with the scores of its best checkpoint."""
@@ -150,14 +156,15 @@ _IRRELEVANT = (
 )
 
 
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """What decides a run's result, {dotted key: value}."""
     if not isinstance(config, dict):
         return {prefix: config}
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}.{key}" if prefix else str(key)
         if not name.startswith(_IRRELEVANT):
-            flat |= _flat(value, name)
+            flat |= flatten(value, name)
     return flat
 
 

@@ -1,0 +1,170 @@
+"""The runs under a folder: how far each is, and in what two of them differ."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hnseg.errors import HnsegError
+from hnseg.files import is_held
+from hnseg.run_folder import RunFolder, flatten
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder says of it.
+
+    Attributes:
+        path: The folder.
+        stage: Of the cascade.
+        model: Its network.
+        arm: Stage, model and variant in one word.
+        fold: Number or `all`.
+        state: `failed` where an error ended it, `stopped` where nothing trains and nothing is finished.
+        epoch: Epochs behind it.
+        epochs: Epochs in all.
+        best: Validation score of best.ckpt, None before the first validation.
+        seconds_left: To its end, or that it would still take; None before its first epoch.
+    """
+
+    path: Path
+    stage: str
+    model: str
+    arm: str
+    fold: str
+    state: Literal["finished", "running", "failed", "stopped"]
+    epoch: int
+    epochs: int
+    best: float | None
+    seconds_left: float | None
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """Reads a run's folder, which another process may be writing."""
+        folder, config = RunFolder(path), read_config(path)
+        progress = json.loads(folder.progress.read_text()) if folder.progress.exists() else {}
+        epoch, epochs = progress.get("epoch", 0), config["training"]["epochs"]
+        state = _state(folder)
+        left = (epochs - epoch) * progress["seconds"] if progress else None
+        if state == "finished":
+            epoch, left = epochs, 0.0
+        elif state == "running" and left is not None:
+            left = max(0.0, left - (time.time() - folder.progress.stat().st_mtime))
+        return cls(
+            path,
+            config["stage"]["name"],
+            config["model"]["name"],
+            config["arm"],
+            str(config["fold"]),
+            state,
+            epoch,
+            epochs,
+            folder.scores()["val/dice"] if state == "finished" else progress.get("best"),
+            left,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"path": str(self.path)}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder.
+
+    Raises:
+        HnsegError: No run lies there.
+    """
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        config = {}
+    if not isinstance(config, dict) or not {"arm", "fold", "stage", "model", "training"} <= config.keys():
+        raise HnsegError(f"{path}: no run lies there; give a folder that train.py wrote (see hnseg runs)")
+    return config
+
+
+def find_runs(root: Path) -> list[Run]:
+    """All runs under a folder, by folder and fold.
+
+    Raises:
+        HnsegError: No such folder.
+    """
+    if not root.is_dir():
+        raise HnsegError(f"{root}: no such folder; give the one that train.py writes to (runs=...)")
+    runs = [Run.read(path) for path in _run_folders(root)]
+    return sorted(runs, key=lambda run: (run.path.parent, run.fold.zfill(9)))
+
+
+def compare_runs(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str, tuple[float, float]], int]:
+    """What differs between two runs, or two arms of which several folds were run.
+
+    Returns:
+        Settings that differ, {key: (of a, of b)}; scores that both have, means over the finished folds that
+        both have; and how many folds these are.
+
+    Raises:
+        HnsegError: No run lies in one of them, several of one fold do, or they share no fold.
+    """
+    ours, theirs = _by_fold(a), _by_fold(b)
+    if len(ours) == len(theirs) == 1:  # two runs, whatever their folds
+        pairs = [(*ours.values(), *theirs.values())]
+    else:
+        pairs = [(ours[fold], theirs[fold]) for fold in ours if fold in theirs]
+    if not pairs:
+        raise HnsegError(f"{a} and {b} have no fold in common; compare single runs (fold_K)")
+    settings = [flatten(read_config(run.path)) for run in pairs[0]]
+    differing = {
+        key: (settings[0].get(key), settings[1].get(key))
+        for key in sorted(settings[0].keys() | settings[1].keys())
+        if settings[0].get(key) != settings[1].get(key)
+    }
+    finished = [pair for pair in pairs if all(run.state == "finished" for run in pair)]
+    scores = [tuple(RunFolder(run.path).scores() for run in pair) for pair in finished]
+    shared = (
+        [key for key in scores[0][0] if all(key in one for pair in scores for one in pair)] if scores else []
+    )
+    means = {key: _means([(pair[0][key], pair[1][key]) for pair in scores]) for key in shared}
+    return differing, means, len(finished)
+
+
+def _means(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    return sum(a for a, _ in pairs) / len(pairs), sum(b for _, b in pairs) / len(pairs)
+
+
+def _by_fold(path: Path) -> dict[str, Run]:
+    if (path / "config.json").exists():
+        run = Run.read(path)
+        return {run.fold: run}
+    runs = find_runs(path)
+    if not runs:
+        raise HnsegError(f"{path}: no run lies there; give a folder that train.py wrote (see hnseg runs)")
+    by_fold = {run.fold: run for run in runs}
+    if len(by_fold) < len(runs):
+        raise HnsegError(f"{path}: holds runs of several arms; give the folder of one (see hnseg runs)")
+    return by_fold
+
+
+def _run_folders(root: Path) -> Iterator[Path]:
+    """Folders with a run, not looking into them."""
+    for folder, below, files in os.walk(root):
+        if "config.json" not in files:
+            continue
+        try:
+            read_config(Path(folder))
+        except HnsegError:  # another program's file
+            continue
+        below.clear()
+        yield Path(folder)
+
+
+def _state(folder: RunFolder) -> Literal["finished", "running", "failed", "stopped"]:
+    if is_held(folder.path):
+        return "running"
+    if folder.finished:
+        return "finished"
+    return "failed" if folder.failure.exists() else "stopped"
