@@ -1,0 +1,165 @@
+"""hnseg runs and hnseg compare, on run folders as train.py leaves them."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from entry import refused, run
+
+from hnseg.errors import HnsegError
+from hnseg.run_folder import RunFolder
+from hnseg.runs import Run, compare_runs, find_runs
+
+EPOCH = 30.0  # seconds
+
+
+def config(fold: int | str = 0, arm: str = "fine_resenc", **settings: Any) -> dict[str, Any]:
+    stage, model = arm.split("_")[:2]
+    fixed = {"arm": arm, "fold": fold, "stage": {"name": stage}, "model": {"name": model}}
+    return fixed | {"training": {"epochs": 10, "patch": [16, 16, 16]}, "seed": 0} | settings
+
+
+def begin(path: Path, epoch: int = 0, best: float | None = None, **settings: Any) -> RunFolder:
+    """A run that stopped after an epoch."""
+    folder = RunFolder(path)
+    with folder.claimed(config(**settings)):
+        if epoch:
+            folder.progress.write_text(
+                json.dumps({"epoch": epoch, "epochs": 10, "seconds": EPOCH, "best": best})
+            )
+    return folder
+
+
+def finish(path: Path, scores: dict[str, float], **settings: Any) -> None:
+    begin(path, 10, 0.1, **settings).finish(scores)
+
+
+def only(root: Path) -> Run:
+    (found,) = find_runs(root)
+    return found
+
+
+def test_a_run_tells_what_it_is_and_how_far(tmp_path: Path) -> None:
+    begin(tmp_path / "hecktor" / "fine_resenc_cte" / "fold_3", 4, 0.5, fold=3, arm="fine_resenc_cte")
+    found = only(tmp_path)
+    assert (found.stage, found.model, found.fold, found.arm) == ("fine", "resenc", "3", "fine_resenc_cte")
+    assert (found.epoch, found.epochs, found.best) == (4, 10, 0.5)
+    assert (found.state, found.seconds_left) == ("stopped", 6 * EPOCH)
+
+
+def test_a_run_in_training_counts_down(tmp_path: Path) -> None:
+    folder = begin(tmp_path / "run", 4, 0.5)
+    with folder.claimed(config()):
+        written = time.time() - 70  # the fifth and sixth epoch are behind it, by the clock
+        os.utime(folder.progress, (written, written))
+        assert only(tmp_path).state == "running"
+        assert only(tmp_path).seconds_left == pytest.approx(6 * EPOCH - 70, abs=20)
+    assert only(tmp_path).state == "stopped"
+
+
+def test_an_error_leaves_a_failed_run_until_it_is_taken_up_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(RuntimeError), folder.claimed(config()):
+        raise RuntimeError("out of memory")
+    assert only(tmp_path).state == "failed"
+    assert "RuntimeError: out of memory" in folder.failure.read_text()
+    with folder.claimed(config()) as state:
+        assert state == "fresh"
+        assert only(tmp_path).state == "running"
+    assert only(tmp_path).state == "stopped"
+
+
+def test_a_refused_command_does_not_mark_another_run_as_failed(tmp_path: Path) -> None:
+    folder = begin(tmp_path / "run", 4)
+    with pytest.raises(HnsegError, match="seed"), folder.claimed(config(seed=1)):
+        pass
+    assert only(tmp_path).state == "stopped"
+
+
+def test_two_processes_cannot_train_one_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.claimed(config()):
+        before = sorted(path.name for path in folder.path.iterdir())
+        with (
+            pytest.raises(HnsegError, match="another process writes there"),
+            RunFolder(tmp_path / "run").claimed(config(), overwrite=True),
+        ):
+            pass
+        assert sorted(path.name for path in folder.path.iterdir()) == before
+
+
+def test_a_finished_run_has_its_score_and_no_time_left(tmp_path: Path) -> None:
+    finish(tmp_path / "run", {"val/dice": 0.75})
+    found = only(tmp_path)
+    assert (found.state, found.best, found.epoch, found.seconds_left) == ("finished", 0.75, 10, 0)
+
+
+def test_runs_are_listed_by_arm_and_fold_and_nothing_else_is(tmp_path: Path) -> None:
+    for fold in (10, 2, "all"):
+        begin(tmp_path / "a" / f"fold_{fold}", fold=fold)
+    begin(tmp_path / "A" / "fold_0")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"architectures": ["of another program"]}')
+    names = [str(found.path.relative_to(tmp_path)) for found in find_runs(tmp_path)]
+    assert names == ["A/fold_0", "a/fold_2", "a/fold_10", "a/fold_all"]
+
+
+def test_the_command_prints_every_run_and_writes_json(tmp_path: Path) -> None:
+    finish(tmp_path / "runs" / "n" / "head_plainconv" / "fold_0", {"val/dice": 0.9}, arm="head_plainconv")
+    begin(tmp_path / "runs" / "n" / "fine_resenc" / "fold_1", 4, 0.5, fold=1)
+    done = run("hnseg", "runs", "--json", "runs.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert rows == [
+        ["n/fine_resenc/fold_1", "fine", "resenc", "1", "4/10", "0.5000", "stopped", "0:03:00"],
+        ["n/head_plainconv/fold_0", "head", "plainconv", "0", "10/10", "0.9000", "finished"],
+    ]
+    stored = json.loads((tmp_path / "runs.json").read_text())["runs"]
+    assert [one["best"] for one in stored] == [0.5, 0.9]
+
+
+def test_compare_shows_only_what_differs(tmp_path: Path) -> None:
+    finish(tmp_path / "a", {"val/dice": 0.7, "val/gtvp_dsc": 0.5})
+    finish(tmp_path / "b", {"val/dice": 0.8, "val_coarse/dice": 0.1}, training={"epochs": 10, "patch": [8]})
+    settings, scores, folds = compare_runs(tmp_path / "a", tmp_path / "b")
+    assert settings == {"training.patch": ([16, 16, 16], [8])}
+    assert scores == {"val/dice": (0.7, 0.8)}
+    assert folds == 1
+    done = run("hnseg", "compare", "a", "b", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "training.patch" in done.stdout
+    assert "seed" not in done.stdout
+    assert "+0.1000" in done.stdout
+
+
+def test_arms_are_compared_on_the_folds_they_share(tmp_path: Path) -> None:
+    for fold, dice in ((0, 0.5), (1, 0.7), (2, 0.9)):
+        finish(tmp_path / "a" / f"fold_{fold}", {"val/dice": dice}, fold=fold)
+    for fold, dice in ((0, 0.6), (1, 1.0)):
+        finish(tmp_path / "b" / f"fold_{fold}", {"val/dice": dice}, fold=fold, seed=1)
+    begin(tmp_path / "b" / "fold_2", 3, fold=2, seed=1)
+    settings, scores, folds = compare_runs(tmp_path / "a", tmp_path / "b")
+    assert (settings, folds) == ({"seed": (0, 1)}, 2)
+    assert scores["val/dice"] == pytest.approx((0.6, 0.8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runs", "nowhere"], "nowhere: no such folder"),
+        (["compare", "a/fold_0", "nowhere"], "nowhere: no such folder"),
+        (["compare", "a/fold_0", "empty"], "empty: no run lies there"),
+        (["compare", "a", "c"], "no fold in common"),
+        (["compare", "a", "."], "several arms"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    for fold in (0, 1):
+        begin(tmp_path / "a" / f"fold_{fold}", fold=fold)
+        begin(tmp_path / "c" / f"fold_{fold + 2}", fold=fold + 2)
+    begin(tmp_path / "d", fold=0)
+    (tmp_path / "empty").mkdir()
+    assert message in refused(run("hnseg", *arguments, cwd=tmp_path))
