@@ -1,0 +1,108 @@
+"""Sweeps of real, tiny trainings: killed, taken up again, and told in a table."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from entry import ROOT, run, tiny, write_cohort
+
+pytestmark = pytest.mark.slow
+
+ARM = Path("hecktor") / "fine_resenc_cte"
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cohort(tmp_path_factory.mktemp("cohort") / "scans")
+
+
+def sweep(cohort: Path, runs: Path, *more: str) -> list[str]:
+    brief = ["training.epochs=40", "training.iterations=2"]
+    return ["sweeps=folds", "stage=fine", *tiny("resenc", cohort, runs), *brief, "fold=0-1", *more]
+
+
+def outcomes(stdout: str) -> dict[str, str]:
+    """The table's jobs and what became of them."""
+    rows = [line.split() for line in stdout.splitlines() if line.startswith("fold=")]
+    return {row[0]: row[1] for row in rows}
+
+
+def wandb_ids(run_dir: Path) -> set[str]:
+    return {path.name.rpartition("-")[2] for path in run_dir.glob("wandb/offline-run-*")}
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 300
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert path.exists()
+
+
+def test_a_killed_sweep_started_again_finishes_with_the_same_runs(cohort: Path, tmp_path: Path) -> None:
+    arguments = sweep(cohort, tmp_path / "runs")
+    first, second = (tmp_path / "runs" / ARM / f"fold_{fold}" for fold in (0, 1))
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL)
+    wait_for(second / "last.ckpt", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (second / "score.json").exists()
+    epoch = torch.load(second / "last.ckpt", weights_only=True)["epoch"]
+    kept = (first / "last.ckpt").read_bytes()
+
+    listed = run("hnseg", "runs", "--json", "runs.json", cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    states = [one["state"] for one in json.loads((tmp_path / "runs.json").read_text())["runs"]]
+    assert states == ["finished", "stopped"]
+
+    again = run("train.py", *arguments, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert outcomes(again.stdout) == {"fold=0": "skipped", "fold=1": "resumed"}
+    assert (first / "last.ckpt").read_bytes() == kept
+    assert f"epoch {epoch}/" not in again.stderr
+    assert sorted(path.name for path in (tmp_path / "runs" / ARM).iterdir()) == ["fold_0", "fold_1"]
+    ids = [wandb_ids(folder) for folder in (first, second)]
+    assert [len(one) for one in ids] == [1, 1]
+    assert ids[0] != ids[1]
+
+    third = run("train.py", *arguments, cwd=tmp_path)
+    assert outcomes(third.stdout) == {"fold=0": "skipped", "fold=1": "skipped"}
+
+
+def test_a_run_of_other_settings_fails_alone(cohort: Path, tmp_path: Path) -> None:
+    brief = ["training.epochs=1", "logger=csv"]
+    one = [text for text in sweep(cohort, tmp_path / "runs", *brief) if text != "fold=0-1"]
+    begun = run("train.py", *one, "fold=0", "seed=1", cwd=tmp_path)
+    assert begun.returncode == 0, begun.stderr
+    swept = run("train.py", *one, "fold=0-1", cwd=tmp_path)
+    assert swept.returncode == 2
+    assert outcomes(swept.stdout) == {"fold=0": "failed", "fold=1": "trained"}
+    (line,) = (text for text in swept.stderr.splitlines() if "error" in text)
+    assert "seed=1, not 0" in line
+    assert "fold=0" in line
+    (reason,) = (text for text in swept.stdout.splitlines() if text.startswith("failed: fold=0"))
+    assert "seed=1, not 0" in reason
+
+
+def test_ctrl_c_ends_the_whole_sweep(cohort: Path, tmp_path: Path) -> None:
+    arguments = sweep(cohort, tmp_path / "runs", "training.epochs=2000", "logger=csv")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=tmp_path,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(tmp_path / "runs" / ARM / "fold_0" / "last.ckpt", process)  # type: ignore[arg-type]
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode not in (0, 2)
+    assert "stopped; the same command goes on where it stopped" in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "runs" / ARM / "fold_1").exists()
