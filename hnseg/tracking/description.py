@@ -21,19 +21,13 @@ def describe_run(config: dict[str, Any], provenance: dict[str, Any]) -> dict[str
         config: The resolved configuration.
         provenance: What it does not hold: hashes of split and data.
     """
-    fold = f"fold_{config['fold']}"
+    arm, fold = config["arm"], f"fold_{config['fold']}"
     made_of = {**provenance, "git": git_state(), "versions": versions()}
     return {
-        "name": f"{config['arm']}_{fold}",
+        "name": f"{arm}_{fold}",
         "group": config["name"],
-        "job_type": config["arm"],
-        "tags": [
-            config["stage"]["name"],
-            config["model"]["name"],
-            config["arm"],
-            fold,
-            config["recipe"]["name"],
-        ],
+        "job_type": arm,
+        "tags": [config["stage"]["name"], config["model"]["name"], arm, fold, config["recipe"]["name"]],
         "config": {**without_places(config), "provenance": made_of},
     }
 
