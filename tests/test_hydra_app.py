@@ -17,6 +17,7 @@ from hydra.core.config_store import ConfigStore
 
 from hnseg.errors import HnsegError
 from hnseg.hydra_app import run
+from hnseg.run_folder import Score
 
 
 @dataclass
@@ -32,8 +33,11 @@ def main(config):
     (Path(config.out) / f"{config.stage.name}-{config.fold!r}").touch()
     if config.fail in ("every", f"fold {config.fold}"):
         raise HnsegError("data.root=/scans: no such folder; set data.root=PATH")
-    if config.fail == "defect":
+    if config.fail == "ctrl-c":
+        raise KeyboardInterrupt
+    if config.fail in ("defect", f"defect {config.fold}"):
         raise RuntimeError("shapes differ")
+    return Score(0.5 + config.fold / 10, "finished" if config.fold else "fresh", Path(config.out))
 
 
 if __name__ == "__main__":
@@ -159,6 +163,49 @@ def test_a_job_that_fails_in_a_sweep_is_named_and_the_others_still_run(shell: Sh
     assert shell.jobs() == {"fine-0", "fine-1", "fine-2"}
 
 
+def table(stdout: str) -> list[list[str]]:
+    """The rows of a sweep's table, and its title."""
+    lines = stdout.splitlines()
+    (head,) = (n for n, line in enumerate(lines) if line.startswith("job "))
+    return [line.split() for line in lines[head - 1 :]]
+
+
+def test_a_sweep_ends_with_a_table_of_its_jobs(shell: Shell) -> None:
+    run = shell("stage=coarse", "fold=0-2", "fail=fold 1", "-m")
+    title, _, *rows, failure = table(run.stdout)
+    assert " ".join(title) == "1 trained, 1 failed, 1 skipped"
+    assert rows == [
+        ["fold=0", "trained", "0.5000", "jobs"],
+        ["fold=1", "failed"],
+        ["fold=2", "skipped", "0.7000", "jobs"],
+    ]
+    assert " ".join(failure).startswith("failed: fold=1: data.root=/scans: no such folder")
+    assert run.returncode == 2
+
+
+def test_a_sweep_without_failures_ends_well(shell: Shell) -> None:
+    run = shell("fold=0-1", "-m")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert [row[0] for row in table(run.stdout)[2:]] == ["fold=0", "fold=1"]
+
+
+def test_a_defect_among_mistakes_is_the_one_that_is_shown(shell: Shell) -> None:
+    """Six jobs in three batches: what fails in one does not stop the next."""
+    run = shell("fold=0-2", "fail=fold 0,defect 1", "-m", "+hydra.sweeper.max_batch_size=2")
+    assert run.returncode == 1
+    assert len(shell.jobs()) == 3
+    assert "RuntimeError: shapes differ" in run.stderr
+    assert "fold=1" in run.stderr.splitlines()[-1]
+    assert "1 more failed" in run.stderr.splitlines()[-1]
+    assert sum(row[:1] == ["failed:"] for row in table(run.stdout)) == 2
+
+
+def test_ctrl_c_in_a_job_ends_the_sweep(shell: Shell) -> None:
+    run = shell("fold=0-2", "fail=ctrl-c", "-m")
+    assert (run.returncode, run.stderr) == (130, "train.py: stopped\n")
+    assert shell.jobs() == {"fine-0"}
+
+
 def test_a_defect_keeps_its_traceback(shell: Shell) -> None:
     run = shell("fail=defect")
     assert run.returncode == 1
@@ -216,3 +263,8 @@ def test_folds_run_under_every_launcher(
     (line,) = (line for line in run.stderr.splitlines() if "error" in line)
     assert line.startswith("train.py: error: data.root=/scans")
     assert "fold=1" in line
+    assert [row[1:3] for row in table(run.stdout)[2:5]] == [
+        ["trained", "0.5000"],
+        ["failed"],
+        ["skipped", "0.7000"],
+    ]
