@@ -14,6 +14,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from entry import ROOT, compose_job, load, refused, run, tiny, write_cohort
+from wandb_files import offline_runs
 
 from hnseg.errors import HnsegError
 
@@ -222,6 +223,13 @@ def test_a_killed_run_resumes(cohort: Path, tmp_path: Path) -> None:
     assert torch.load(last, weights_only=True)["epoch"] == stopped + 2
     assert last.with_name("score.json").exists()
     assert "epoch 1/" not in done.stderr  # it did not begin again
+    (sent,) = offline_runs(last.parent)
+    with last.with_name("metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for key in ("train/loss", "train/ce_loss", "val/dice"):
+        kept = {int(row["step"]): float(row[key]) for row in rows if row[key]}
+        assert list(kept) == [2 * epoch + 1 for epoch in range(stopped + 3)]  # every epoch once
+        assert {row["_step"]: row[key] for row in sent.history if key in row} == kept
 
 
 def write_coarse(folder: Path, cohort: Path, unseen: str = "yes") -> Path:
