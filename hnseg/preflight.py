@@ -149,8 +149,7 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
             value = value[part]
         if value not in known:
             raise HnsegError(f"recipe.{key}={value}: choose one of {', '.join(known)}")
-    unknown = set(recipe["minmax_again"]) - {"head", "coarse", "fine"}
-    if unknown:
+    if unknown := set(recipe["minmax_again"]) - {"head", "coarse", "fine"}:
         raise HnsegError(f"recipe.minmax_again={','.join(sorted(unknown))}: name stages (head, coarse, fine)")
     for modality, powers in recipe["enhance"].items():
         if set(powers) - {"square", "cube_root"}:

@@ -65,7 +65,9 @@ def test_every_choice_composes(stage: str, model: str, experiment: str) -> None:
             assert_builds(cfg)
 
 
-@pytest.mark.parametrize("group", ["optimizer", "loss", "augment", "recipe", "logger", "data", "trainer"])
+@pytest.mark.parametrize(
+    "group", ["optimizer", "loss", "augment", "recipe", "logger", "data", "trainer", "channels"]
+)
 def test_every_option_builds_for_every_supported_pair(group: str) -> None:
     for n, option in enumerate(choices(group)):
         stage, model = PAIRS[n % len(PAIRS)]

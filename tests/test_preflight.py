@@ -196,6 +196,7 @@ def recipe(**changes: object) -> dict[str, Any]:
         ("roi__train", "corse", "recipe.roi.train=corse: choose one of truth, coarse"),
         ("normalise__ct", "zscor", "recipe.normalise.ct=zscor: choose one of zscore, ct"),
         ("minmax_again", ["fin"], "recipe.minmax_again=fin: name stages"),
+        ("enhance__ct", ["cube"], "recipe.enhance.ct=['cube']: choose of square, cube_root"),
         ("cover", "some", "recipe.decision.cover=some is unknown"),
         ("decision__rule", "max", "recipe.decision.rule=max is unknown"),
         ("decision__thresholds", {"GTV": 0.3}, "recipe.decision.thresholds: no class GTV"),
@@ -229,6 +230,16 @@ def test_hu_where_the_chain_needs_fractions_are_refused(
     with pytest.raises(HnsegError) as caught:
         check_window(hu, stage, cte)
     assert str(caught.value).startswith(message)
+
+
+def test_powers_of_pet_that_is_not_in_fractions_are_refused() -> None:
+    pet: dict[str, Any] = {"enhance__pet": ["square"]}
+    check_window(recipe(**pet), "fine", True)
+    for unscaled in ({"pet": "raw"}, {"source": "head_crop"}):
+        check_window(recipe(**pet, **unscaled), "fine", False)
+        check_window(recipe(**pet, **unscaled, minmax_again=["fine"]), "fine", True)
+        with pytest.raises(HnsegError, match=r"recipe\.enhance\.pet: PET is not in \[0, 1\] in stage=fine"):
+            check_window(recipe(**pet, **unscaled), "fine", True)
 
 
 def test_preflight_knows_the_schemes_of_normalisation() -> None:
