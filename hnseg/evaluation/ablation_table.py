@@ -17,8 +17,8 @@ Row = Mapping[str, Any]
 """As `hnseg.evaluation.ablation_rows` makes it."""
 
 FOOTNOTE = (
-    f"[from, to]* is optimistic: fewer than {FEW} patients, or few of them differ. "
-    f"A score without is that of fewer than {FEWEST} patients, or none of them differs."
+    f"[from, to]* is optimistic: fewer than {FEW} patients. "
+    f"There is no interval for fewer than {FEWEST} patients, or where too few of them differ."
 )
 _SPREADS: Mapping[Score, str] = {
     "gtvp_dsc": "GTVp DSC by policy for empty masks",
@@ -80,7 +80,7 @@ def print_tables(rows: Sequence[Row], console: Console | None = None) -> None:
     """Print the tables to the terminal."""
     console = console or Console()
     for table in _tables(rows):
-        shown = Table(*table.headings, title=table.title)
+        shown = Table(*table.headings, title=escape(table.title))
         for row in table.rows:
             shown.add_row(*map(escape, row))
         console.print(shown)

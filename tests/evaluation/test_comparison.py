@@ -1,0 +1,118 @@
+"""Two arms on the same patients beside SciPy's permutation test; Holm's adjustment, Borda ranks by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+from scored import cohort, patient
+
+from hnseg.errors import HnsegError
+from hnseg.evaluation.comparison import borda_ranks, compare, holm, permutation_p
+from hnseg.evaluation.intervals import SCORES, score_terms
+from hnseg.metrics import aggregate
+
+
+def official(cases):
+    return aggregate(case.counts for case in cases)
+
+
+def terms_of(score, *arms):
+    return np.stack([score_terms(arm, "one")[score] for arm in arms], axis=1)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_few_patients_are_exchanged_in_every_way_as_scipy_does(score):
+    arms = cohort(0, 8), cohort(1, 8)
+    both = [*arms[0], *arms[1]]
+
+    def difference(first, second):
+        scores = (official([both[int(i)] for i in indices])[score] for indices in (first, second))
+        return next(scores) - next(scores)
+
+    theirs = stats.permutation_test(
+        (np.arange(8), np.arange(8, 16)),
+        difference,
+        permutation_type="samples",
+        vectorized=False,
+        n_resamples=np.inf,
+    )
+    ours = compare(*arms, resamples=300)[score]
+    assert ours.p == pytest.approx(theirs.pvalue)
+    assert ours.difference.value == pytest.approx(theirs.statistic)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_random_exchanges_agree_with_all_of_them(score):
+    terms = terms_of(score, cohort(2, 12), cohort(3, 12))
+    exact = permutation_p(terms, 2**12)
+    drawn = permutation_p(terms, 500)
+    assert drawn != exact
+    assert drawn == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 500) + 1 / 501)
+
+
+def test_a_clear_difference_among_many_gets_the_least_p_there_is():
+    arm = [patient(f"A-{i}") for i in range(60)]
+    worse = [patient(f"A-{i}", gtvp=(40 + i / 10, 100, 100)) for i in range(60)]
+    found = compare(arm, worse, resamples=999)
+    assert found["gtvp_dsc"].p == 1 / 1000
+    assert found["gtvp_dsc"].difference.low > 0
+    assert found["gtvn_f1_agg"].p == 1
+
+
+def test_the_mean_differences_interval_is_that_of_the_patients_differences():
+    arm, baseline = cohort(4, 60), cohort(5, 60)
+    gain = np.array([a.counts.gtvp.dice - b.counts.gtvp.dice for a, b in zip(arm, baseline, strict=True)])
+    drawn = gain[np.random.default_rng(0).integers(60, size=(500, 60))]
+    t = (drawn.mean(axis=1) - gain.mean()) / drawn.std(axis=1)
+    low, high = gain.mean() - np.quantile(t, [0.975, 0.025]) * gain.std()
+    ours = compare(arm, baseline, resamples=500)["gtvp_dsc"].difference
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=1e-9)
+
+
+def test_arms_exchanged_change_the_sign_alone():
+    arm, baseline = cohort(6, 60), cohort(7, 60)
+    there, back = compare(arm, baseline, resamples=500), compare(baseline, arm, resamples=500)
+    for score in SCORES:
+        ours, theirs = there[score].difference, back[score].difference
+        expected = (-theirs.value, -theirs.high, -theirs.low)
+        assert (ours.value, ours.low, ours.high) == pytest.approx(expected, abs=1e-9)
+        assert there[score].p == back[score].p
+
+
+def test_an_arm_does_not_differ_from_itself():
+    for comparison in compare(cohort(8, 60), cohort(8, 60)[::-1]).values():
+        assert (comparison.difference.value, comparison.difference.low) == (0, None)
+        assert comparison.difference.note == "no interval: too few patients differ"
+        assert comparison.p == 1
+
+
+def test_other_patients_are_refused_by_name():
+    cases = cohort(9, 6)
+    other = [*cases[:5], replace(cases[5], case_id="B-007")]
+    with pytest.raises(HnsegError, match=r"same patients \(A-005, B-007 in one alone\)"):
+        compare(cases, other)
+
+
+def test_holms_adjustment_by_hand():
+    # Ascending: 0.005 x 4, 0.01 x 3, 0.03 x 2, 0.04 x 1, which may not fall below its forerunner.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.7, 0.6]) == [1, 1]
+    assert holm([]) == []
+
+
+def test_borda_ranks_by_hand():
+    # GTVp: a 1, b 2, c 3, d 4. DSCagg: d 1, b 2, a 3, c 4. F1agg: b 1, a and d 2.5, c 4.
+    # Nodes: b 3, d 3.5, a 5.5, c 8, so b 1, d 2, a 3, c 4. Sums: a 4, b 3, c 7, d 6.
+    scores = {"a": (0.8, 0.6, 0.5), "b": (0.7, 0.7, 0.6), "c": (0.6, 0.5, 0.4), "d": (0.5, 0.8, 0.5)}
+    names = ("gtvp_dsc", "gtvn_dsc_agg", "gtvn_f1_agg")
+    arms = {arm: dict(zip(names, values, strict=True)) for arm, values in scores.items()}
+    assert borda_ranks(arms) == {"b": 1, "a": 2, "d": 3, "c": 4}
+
+
+def test_borda_ties_share_their_mean_rank():
+    # a is better on the tumour, b on the nodes; c is worst on both.
+    scores = {"a": (0.8, 0.6, 0.5), "b": (0.7, 0.7, 0.6), "c": (0.6, 0.5, 0.4)}
+    names = ("gtvp_dsc", "gtvn_dsc_agg", "gtvn_f1_agg")
+    arms = {arm: dict(zip(names, values, strict=True)) for arm, values in scores.items()}
+    assert borda_ranks(arms) == {"a": 1.5, "b": 1.5, "c": 3}
