@@ -94,7 +94,7 @@ def jpeg(figure: Figure) -> str:
 def _draw_slices(view: View, plane: Plane) -> str:
     rows, columns = view.ct[plane.index].shape
     ratio = rows * plane.edge[1] / (columns * plane.edge[0])
-    figure = Figure(figsize=(WIDTH, WIDTH / 3 * ratio + 0.5), facecolor="black", layout="constrained")
+    figure = Figure(figsize=(WIDTH, WIDTH / 3 * ratio + 0.8), facecolor="black", layout="constrained")
     suv = suv_scale(view.pet)
     for axes, (kind, title) in zip(figure.subplots(1, 3), KINDS, strict=True):
         draw_slice(axes, view, plane, kind, suv)

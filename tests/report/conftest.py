@@ -10,6 +10,8 @@ import pytest
 import SimpleITK as sitk
 from fabricate import label_image, volume, write_case
 
+from hnseg.report.page import write_report
+
 EVIL = "<script>alert(1)<script>"  # a name of a folder holds no slash
 SCRIPT = "<script>alert(1)</script>"
 
@@ -34,15 +36,20 @@ def write_arm(folder: Path, masks: dict[str, sitk.Image]) -> None:
     write_table(folder / "lesions.csv", lesions)
 
 
-@pytest.fixture
-def cohort(tmp_path) -> Path:
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="session")
+def cohort(folder) -> Path:
     """Cases A-1, B-2 and one whose name is a script, each with one GTVp and two GTVn."""
     for seed, name in enumerate(("A-1", "B-2", EVIL)):
-        write_case(tmp_path / "cohort", name, seed=seed)
-    return tmp_path / "cohort"
+        write_case(folder / "cohort", name, seed=seed)
+    return folder / "cohort"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def masks() -> dict[str, sitk.Image]:
     """A-1 without one of its nodes, B-2 right but for a false node, and the third right."""
     truth = sitk.GetArrayFromImage(label_image())
@@ -53,21 +60,21 @@ def masks() -> dict[str, sitk.Image]:
     return {name: volume(mask, (2, 2, 3)) for name, mask in made.items()}
 
 
-@pytest.fixture
-def predictions(tmp_path, masks) -> Path:
+@pytest.fixture(scope="session")
+def predictions(folder, masks) -> Path:
     """What infer.py leaves, with a probability map of one case."""
-    write_arm(tmp_path / "out", masks)
+    write_arm(folder / "out", masks)
     probability = (sitk.GetArrayFromImage(label_image()) == 1) * np.float32(0.8)
-    maps = tmp_path / "out" / "maps" / "A-1"
+    maps = folder / "out" / "maps" / "A-1"
     maps.mkdir(parents=True)
     sitk.WriteImage(volume(probability, (2, 2, 3)), str(maps / "probability_GTVp.nii.gz"))
-    return tmp_path / "out"
+    return folder / "out"
 
 
-@pytest.fixture
-def ablation(tmp_path, cohort, predictions, masks) -> Path:
+@pytest.fixture(scope="session")
+def ablation(folder, cohort, predictions, masks) -> Path:
     """Two arms: the masks, and the truth itself."""
-    out = tmp_path / "ablation"
+    out = folder / "ablation"
     shutil.copytree(predictions, out / "full")
     write_arm(out / "resenc", {name: label_image() for name in masks})
     write_table(out / "ablation.csv", [{"arm": "full", "p": "0.5"}, {"arm": "resenc", "p": ""}])
@@ -75,3 +82,11 @@ def ablation(tmp_path, cohort, predictions, masks) -> Path:
         json.dumps({"arms": ["full", "resenc"], "data": str(cohort), "rows": []})
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def report(ablation, folder) -> Path:
+    """The page of the ablation."""
+    html = folder / "page.html"
+    write_report(ablation, html)
+    return html

@@ -24,11 +24,10 @@ async function start() {
     crosshairWidth: 0.5,
   });
   await niivue.attachToCanvas(document.getElementById("canvas"));
-  niivue.setAtlasOutline(1);
   return niivue;
 }
 
-// Contours of the labels 1 and 2 in their colours.
+// The labels 1 and 2 in their colours, the background clear.
 function labels([first, second]) {
   const channel = (at) => [0, ...[first, second].map((hex) => parseInt(hex.slice(at, at + 2), 16))];
   return { R: channel(1), G: channel(3), B: channel(5), A: [0, 255, 255], I: [0, 1, 2], labels: ["", "GTVp", "GTVn"] };
@@ -39,7 +38,7 @@ function update(niivue) {
     if (volume.name === "ct.nii.gz") [volume.cal_min, volume.cal_max] = range("ct");
     if (volume.name === "pet.nii.gz") [volume.cal_min, volume.cal_max] = range("suv");
     const box = control(volume.name.replace(".nii.gz", ""));
-    if (box?.type === "checkbox") volume.opacity = box.checked ? (box.name === "pet" ? 0.5 : 1) : 0;
+    if (box?.type === "checkbox") volume.opacity = box.checked ? 0.5 : 0;
   }
   niivue.updateGLVolume();
 }

@@ -1,0 +1,122 @@
+"""The page as a reader uses it, in a real Chromium that has no network to ask."""
+
+import os
+import shutil
+
+import pytest
+
+pytestmark = pytest.mark.slow
+# Graphics in software: CI has no GPU. A browser run by root has no sandbox of its own.
+FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+PATIENCE_MS = 120_000  # to unpack and start the viewer on a busy machine
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI has no Chromium: .ci/run installs it")
+        pytest.skip("no Chromium here: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def opened(browser, report):
+    """The page, and at the end: not a word on the console, and nothing asked for but itself."""
+    page, said, asked = browser.new_page(), [], []
+    page.set_default_timeout(PATIENCE_MS)
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: said.append(dialog.message))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(report.as_uri())
+    yield page
+    page.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [report.as_uri()]
+
+
+def column(page, number):
+    return page.locator(f"#cases tbody tr:visible > :nth-child({number})").all_inner_texts()
+
+
+def test_tables_sort_by_mouse_and_keyboard(opened):
+    volume = opened.locator("#cases thead th", has_text="GTVn predicted ml")
+    volume.get_by_role("button").click()
+    assert volume.get_attribute("aria-sort") == "ascending"
+    shown = [float(text) for text in column(opened, 10)]
+    assert shown == sorted(shown)
+    assert len(set(shown)) == 3
+    volume.get_by_role("button").press("Enter")
+    assert volume.get_attribute("aria-sort") == "descending"
+    assert [float(text) for text in column(opened, 10)] == sorted(shown, reverse=True)
+    opened.locator("#cases thead th", has_text="Centre").get_by_role("button").click()
+    assert volume.get_attribute("aria-sort") is None
+    assert column(opened, 3)[-2:] == ["", ""]  # what is missing comes last
+    assert column(opened, 3)[:4] == ["A", "A", "B", "B"]
+
+
+def test_tables_filter(opened):
+    assert len(column(opened, 1)) == 6
+    opened.locator("#cases-filter").fill("B-2")
+    assert column(opened, 1) == ["B-2", "B-2"]
+    assert opened.locator("#cases-count").inner_text() == "2 of 6 rows"
+    opened.locator("#cases-filter").fill("")
+    assert len(column(opened, 1)) == 6
+
+
+def canvas(page):
+    """What the viewer shows, after the frames in which it draws."""
+    page.wait_for_timeout(500)
+    return page.locator("#canvas").screenshot()
+
+
+def test_a_case_opens_and_its_overlays_can_be_switched(opened):
+    details = opened.locator("#case-1")
+    assert details.get_attribute("open") is None
+    opened.get_by_role("link", name="B-2").click()
+    assert details.get_attribute("open") is not None
+    assert details.get_by_role("img").count() == 5  # a projection and four lesions
+    details.get_by_role("button", name="View in three planes").click()
+    opened.locator("#viewer-status", has_text="B-2 is shown").wait_for()
+    seen = [canvas(opened)]
+    for name in ("PET", "Truth", "Prediction"):
+        opened.get_by_label(name, exact=True).uncheck()
+        seen.append(canvas(opened))
+    opened.get_by_label("CT window").select_option("-500,1300")
+    seen.append(canvas(opened))
+    assert len(set(seen)) == len(seen)
+    for name in ("PET", "Truth", "Prediction"):
+        opened.get_by_label(name, exact=True).check()
+    opened.get_by_label("CT window").select_option("-160,240")
+    assert canvas(opened) == seen[0]
+    opened.locator("#canvas").hover()
+    opened.mouse.wheel(0, 200)
+    assert canvas(opened) != seen[0]
+
+
+def test_without_webgl2_the_page_says_so_and_keeps_the_pictures(browser, report):
+    page = browser.new_page()
+    page.add_init_script("HTMLCanvasElement.prototype.getContext = () => null")
+    page.goto(report.as_uri() + "#case-2")
+    details = page.locator("#case-2")
+    details.get_by_role("button", name="View in three planes").click()
+    page.locator("#viewer-status", has_text="no WebGL2").wait_for()
+    assert not page.locator("#canvas").is_visible()
+    assert details.get_by_role("img").first.is_visible()
+    page.close()
+
+
+def test_print_leaves_out_what_paper_cannot_do(opened):
+    opened.locator("#case-1").evaluate("details => { details.open = true }")
+    opened.emulate_media(media="print")
+    assert not opened.locator("#cases-filter").is_visible()
+    assert not opened.get_by_role("button", name="View in three planes").first.is_visible()
+    assert opened.locator("#case-1 img").first.is_visible()
+    assert len(opened.pdf()) > 10_000
