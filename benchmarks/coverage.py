@@ -4,14 +4,15 @@
     python benchmarks/coverage.py --workers 2   the same on two
 
 Coverage: how often a 95 % interval holds the score of the population that the cohort was drawn from, for
-the studentised intervals of hnseg and for SciPy's BCa beside them (`--bca`, slower). False positives: how
-often the paired test finds a difference at 5 % between two arms of which neither is better.
+the studentised intervals of hnseg and for SciPy's BCa beside them (`--bca`, slower); and how often that of
+the difference of two arms of which neither is better holds 0. False positives: how often the paired test
+finds a difference between these at 5 %.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -21,12 +22,12 @@ from cohorts import draw_arms
 from numpy.typing import NDArray
 from scipy import stats
 
-from hnseg.evaluation.comparison import permutation_p
-from hnseg.evaluation.intervals import SCORES, TITLES, ratio, score_intervals, score_terms
+from hnseg.evaluation.comparison import compare
+from hnseg.evaluation.intervals import SCORES, TITLES, Interval, ratio, score_intervals, score_terms
 
 POPULATION = 1_000_000  # patients: its scores are the true ones, to a hundredth of an interval's width
 BATCH = 50  # cohorts
-METHODS = ("studentised", "BCa", "test")
+ANSWERS = ("score", "BCa", "difference", "test")
 
 Hits = NDArray[np.bool_]
 
@@ -59,8 +60,8 @@ def simulate(
         workers: Processes.
 
     Returns:
-        (cohorts, 4) whether the first arm's intervals hold the true scores (`studentised`, `BCa`), and
-        whether the test finds a difference between the arms at 5 % (`test`).
+        (cohorts, 4) whether the first arm's intervals hold the true scores (`score`, `BCa`), whether those of
+        the arms' differences hold 0 (`difference`), and whether the test finds one at 5 % (`test`).
     """
     seeds = [np.random.SeedSequence([seed, patients, cohort]) for cohort in range(cohorts)]
     ask = partial(_ask, patients=patients, true=true, resamples=resamples, bca=bca)
@@ -69,7 +70,7 @@ def simulate(
     else:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             answers = list(pool.map(ask, seeds, chunksize=BATCH))
-    return dict(zip(METHODS, np.array(answers).transpose(1, 0, 2), strict=True))
+    return dict(zip(ANSWERS, np.array(answers).transpose(1, 0, 2), strict=True))
 
 
 def _ask(
@@ -78,19 +79,25 @@ def _ask(
     rng = np.random.default_rng(seed)
     arms = draw_arms(rng, patients, arms=2)
     draw = int(rng.integers(2**32))
-    first, second = (score_terms(arm.cases(), "one") for arm in arms)
-    intervals = score_intervals(arms[0].cases(), resamples=resamples, seed=draw)
-    ends = np.array([(intervals[score].low, intervals[score].high) for score in SCORES], dtype=np.float64)
-    theirs = _bca(first.values(), resamples, draw) if bca else np.full_like(ends, np.nan)
-    p = [permutation_p(np.stack([first[s], second[s]], axis=1), resamples - 1, draw) for s in SCORES]
-    return np.stack([_holds(ends, true), _holds(theirs, true), np.array(p) <= 0.05])
+    first, second = (arm.cases() for arm in arms)
+    intervals = score_intervals(first, resamples=resamples, seed=draw)
+    comparisons = compare(first, second, resamples=resamples, seed=draw)
+    ours = _ends(intervals[score] for score in SCORES)
+    differences = _ends(comparisons[score].difference for score in SCORES)
+    theirs = _bca(score_terms(first, "one").values(), resamples, draw) if bca else np.full_like(ours, np.nan)
+    found = np.array([comparisons[score].p <= 0.05 for score in SCORES])
+    return np.stack([_holds(ours, true), _holds(theirs, true), _holds(differences, 0), found])
 
 
-def _holds(ends: NDArray[np.float64], true: NDArray[np.float64]) -> Hits:
+def _ends(intervals: Iterable[Interval]) -> NDArray[np.float64]:
+    return np.array([(interval.low, interval.high) for interval in intervals], dtype=np.float64)
+
+
+def _holds(ends: NDArray[np.float64], true: NDArray[np.float64] | float) -> Hits:
     return (ends[:, 0] <= true) & (true <= ends[:, 1])
 
 
-def _bca(terms: Sequence[NDArray[np.float64]], resamples: int, seed: int) -> NDArray[np.float64]:
+def _bca(terms: Iterable[NDArray[np.float64]], resamples: int, seed: int) -> NDArray[np.float64]:
     def score(
         numerator: NDArray[np.float64], denominator: NDArray[np.float64], axis: int
     ) -> NDArray[np.float64]:
@@ -116,8 +123,8 @@ def main() -> None:
     args = parser.parse_args()
 
     true = true_scores(args.seed)
-    print("| patients | score | true | covered | by BCa | false positives |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| patients | score | true | covered | by BCa | difference covered | false positives |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for patients in args.patients:
         found = simulate(
             patients,
@@ -128,11 +135,12 @@ def main() -> None:
             seed=args.seed,
             workers=args.workers,
         )
-        shares = {method: hits.mean(axis=0) for method, hits in found.items()}
+        shares = {answer: [f"{share:.1%}" for share in hits.mean(axis=0)] for answer, hits in found.items()}
+        if not args.bca:
+            shares["BCa"] = ["–"] * len(SCORES)
         for i, score in enumerate(SCORES):
-            theirs = f"{shares['BCa'][i]:.1%}" if args.bca else "–"
-            covered, wrong = f"{shares['studentised'][i]:.1%}", f"{shares['test'][i]:.1%}"
-            print(f"| {patients} | {TITLES[score]} | {true[i]:.4f} | {covered} | {theirs} | {wrong} |")
+            columns = " | ".join(shares[answer][i] for answer in ANSWERS)
+            print(f"| {patients} | {TITLES[score]} | {true[i]:.4f} | {columns} |", flush=True)
 
 
 if __name__ == "__main__":
