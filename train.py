@@ -86,6 +86,7 @@ def train_run(
     from hnseg.hardware import pick_device, pick_precision
     from hnseg.job import describe, make_input, make_stage
     from hnseg.quiet import quiet
+    from hnseg.training import summarise
 
     quiet()
     if config["trainer"]["threads"]:
@@ -108,14 +109,6 @@ def train_run(
     module = build_module(config, cfg, stage, card, precision)
     scores = fit(config, module, cohort, folder, title, device.type, precision)
     print(f"{title}: {summarise(scores)}, {folder.best}")
-
-
-def summarise(scores: dict[str, float]) -> str:
-    """The validation Dice, and in which ROIs: those placed by the truth flatter the pipeline."""
-    text = f"val/dice {scores['val/dice']:.4f} in ROIs placed by the truth"
-    if "val_coarse/dice" in scores:
-        text += f", {scores['val_coarse/dice']:.4f} in ROIs placed by coarse predictions"
-    return text
 
 
 def read_cohort(data: Config, stage: str) -> tuple[list[Case], Split]:

@@ -71,3 +71,11 @@ def validation_scores(best: Path) -> dict[str, float]:
     """The validation scores that the best checkpoint had when it was saved."""
     stored = torch.load(best, map_location="cpu", weights_only=True)
     return {name: float(value) for name, value in stored[CARD]["scores"].items()}
+
+
+def summarise(scores: dict[str, float]) -> str:
+    """The validation Dice, and in which ROIs: those placed by the truth flatter the pipeline."""
+    text = f"val/dice {scores['val/dice']:.4f} in ROIs placed by the truth"
+    if "val_coarse/dice" in scores:
+        text += f", {scores['val_coarse/dice']:.4f} in ROIs placed by coarse predictions"
+    return text

@@ -121,6 +121,9 @@ def test_a_run_leaves_what_is_documented(cohort: Path, tmp_path: Path) -> None:
     assert names == {*told, "best.ckpt", "last.ckpt"}
     scores = json.loads((folder / "score.json").read_text())
     assert scores["val/dice"] == dice
+    progress = json.loads((folder / "progress.json").read_text())
+    assert (progress["epoch"], progress["epochs"]) == (1, 1)
+    assert progress["best"] == pytest.approx(dice)
     assert {"val/gtvp_dsc", "val/gtvn_dsc_agg", "val/gtvn_f1_agg"} <= scores.keys()
     card = torch.load(folder / "best.ckpt", weights_only=True)["hnseg"]
     assert (card["stage"]["name"], card["network"]["architecture"], card["fold"]) == ("fine", "resenc", 0)
