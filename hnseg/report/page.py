@@ -19,7 +19,7 @@ from hnseg.report.pictures import Picture
 from hnseg.report.plots import agreement, reliability, sizes
 from hnseg.report.shown import Gallery
 from hnseg.report.tables import Table, case_table, center_table, score_table, stored_table
-from hnseg.report.viewer import REMEDY, niivue_module
+from hnseg.report.viewer import REMEDY, niivue_licence, niivue_module
 
 CHARACTERS_PER_MB = 1e6
 SIDES = ("truth", "prediction")
@@ -65,6 +65,7 @@ def write_report(
         "gallery": gallery,
         "anchors": _anchors(shown),
         "module": module,
+        "licence": niivue_licence(),
         "colours": {side: [pair[kind] for pair in COLOURS.values()] for kind, side in enumerate(SIDES)},
         "styles": _asset("page.css"),
         "scripts": scripts,

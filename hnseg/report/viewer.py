@@ -3,6 +3,7 @@
 import base64
 import gzip
 import re
+from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,3 +37,8 @@ def niivue_module() -> str:
         raise HnsegError(f"{bundle}: holds no Niivue class that hnseg knows; {REMEDY} -c constraints.txt")
     module = f"{source}\nexport {{ {name[1]} as Niivue }};\n"
     return base64.b64encode(gzip.compress(module.encode(), mtime=0)).decode()
+
+
+def niivue_licence() -> str:
+    """The licence that goes with the bundle, which every copy must carry."""
+    return distribution("ipyniivue").read_text("licenses/LICENSE") or "BSD-2-Clause"

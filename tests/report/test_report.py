@@ -97,6 +97,10 @@ def test_nothing_is_loaded_from_outside(ablation_text):
             assert attributes.get(key, "#").startswith(("#", "data:"))
 
 
+def test_the_viewer_carries_its_licence(ablation_text):
+    assert "Redistribution and use in source and binary forms" in ablation_text
+
+
 def test_pictures_and_tables_can_be_read_aloud(ablation_text):
     elements = Page(ablation_text).elements
     assert all(attributes.get("alt") for tag, attributes in elements if tag == "img")

@@ -21,7 +21,7 @@ async function start() {
     dragAndDropEnabled: false,
     multiplanarLayout: 3, // a row
     multiplanarShowRender: 0, // never
-    crosshairWidth: 0.5,
+    crosshairColor: [1, 1, 0, 0.4],
   });
   await niivue.attachToCanvas(document.getElementById("canvas"));
   return niivue;
