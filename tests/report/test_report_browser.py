@@ -71,34 +71,41 @@ def test_tables_filter(opened):
     assert len(column(opened, 1)) == 6
 
 
-def canvas(page):
-    """What the viewer shows, after the frames in which it draws."""
-    page.wait_for_timeout(500)
-    return page.locator("#canvas").screenshot()
+def drawn(page, expected):
+    """Whether the viewer comes to show a picture of which `expected` holds, and the last one it showed."""
+    for _ in range(40):
+        page.wait_for_timeout(250)
+        picture = page.locator("#canvas").screenshot()
+        if expected(picture):
+            return True, picture
+    return False, picture
 
 
 def test_a_case_opens_and_its_overlays_can_be_switched(opened):
     details = opened.locator("#case-1")
     assert details.get_attribute("open") is None
     opened.get_by_role("link", name="B-2").click()
-    assert details.get_attribute("open") is not None
+    opened.locator("#case-1[open]").wait_for()
     assert details.get_by_role("img").count() == 5  # a projection and four lesions
     details.get_by_role("button", name="View in three planes").click()
     opened.locator("#viewer-status", has_text="B-2 is shown").wait_for()
-    seen = [canvas(opened)]
+    opened.wait_for_timeout(3000)  # until the first picture stands
+    first = opened.locator("#canvas").screenshot()
+    seen = [first]
     for name in ("PET", "Truth", "Prediction"):
         opened.get_by_label(name, exact=True).uncheck()
-        seen.append(canvas(opened))
+        changed, picture = drawn(opened, lambda picture: picture not in seen)
+        assert changed, name
+        seen.append(picture)
     opened.get_by_label("CT window").select_option("-500,1300")
-    seen.append(canvas(opened))
-    assert len(set(seen)) == len(seen)
+    assert drawn(opened, lambda picture: picture not in seen)[0]
     for name in ("PET", "Truth", "Prediction"):
         opened.get_by_label(name, exact=True).check()
     opened.get_by_label("CT window").select_option("-160,240")
-    assert canvas(opened) == seen[0]
+    assert drawn(opened, lambda picture: picture == first)[0]
     opened.locator("#canvas").hover()
     opened.mouse.wheel(0, 200)
-    assert canvas(opened) != seen[0]
+    assert drawn(opened, lambda picture: picture != first)[0]
 
 
 def test_without_webgl2_the_page_says_so_and_keeps_the_pictures(browser, report):
