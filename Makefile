@@ -30,7 +30,7 @@ clean-demo: ## start the demo anew; without it, finished steps are skipped
 	rm -rf $(DEMO)
 
 test: .venv/ready-dev ## the fast tests
-	$(BIN)/pytest -m openvino
+	$(BIN)/pytest -m "openvino and not slow"
 	$(BIN)/pytest
 
 check: .venv/ready-dev ## lint, format, types, import layers
