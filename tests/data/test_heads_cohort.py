@@ -27,7 +27,8 @@ def head_ct():
 @pytest.fixture
 def root(tmp_path, head_ct):
     """A cohort of one scan with a head and one without."""
-    write_case(tmp_path / "data", "A-1", ct=head_ct, label=None)
+    pet = sitk.Cast(head_ct > -400, sitk.sitkFloat32) * 1.5  # SUV, where the body is
+    write_case(tmp_path / "data", "A-1", ct=head_ct, pet=pet, label=None)
     write_case(tmp_path / "data", "B-1", ct=ct_image(), label=None)
     return tmp_path / "data"
 

@@ -17,8 +17,8 @@ from trainings import Trainers, auto3dseg_optimiser, nnunet_trainer, train
 class FirstVoxel(nn.Module):
     """A loss for networks that only stand in for one."""
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return logits.flatten()[0]
+    def parts(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return logits.flatten()[0], {}
 
 
 def curve(*overrides: str, change: str | None = None) -> list[float]:
