@@ -30,6 +30,9 @@ def main(cfg: DictConfig) -> None:
     for key, what in (("cases", "a folder or CSV"), ("bundle", "made by hnseg export"), ("out", "a folder")):
         if OmegaConf.is_missing(cfg, key):
             raise HnsegError(f"{key} is not set ({what}): python infer.py cases=PATH bundle=DIR out=DIR")
+    for key in ("overwrite", "unseen", "compile", "probabilities", "uncertainty", "mirror"):
+        if not isinstance(cfg[key], bool) and (key, cfg[key]) != ("mirror", None):
+            raise HnsegError(f"{key}={cfg[key]} is neither true nor false")
     if cfg.until not in ("head", "coarse", "fine"):
         raise HnsegError(f"until={cfg.until} is no stage; choose head, coarse or fine")
     if cfg.format not in ("nii.gz", "mha"):

@@ -6,8 +6,9 @@
 A phantom of 512 x 512 x 300 voxels; head, coarse and ten fine networks with random weights, the same for
 both (benchmarks/random_members.py), which find their class everywhere, so that both look at the same ROIs.
 The peer (benchmarks/authors_flow.py) starts nnU-Net's command line three times and MONAI once and keeps
-nothing from one case to the next. Whole processes, from their start to the mask; memory is that of the
-largest process.
+nothing from one case to the next, as the authors' container does, run once a case. On a CPU both frameworks
+compute in float32, hnseg in bfloat16 where the processor has it. Whole processes, from their start to the
+mask; memory is that of the largest process.
 
 hnseg's rows: with the windows that nnU-Net and Auto3DSeg take, and with whole ROIs (windows=whole). A later
 case is what each case after the first adds to a case list.
@@ -46,9 +47,9 @@ class Run:
         name: What ran.
         cold: Seconds from the process's start to the mask of one case.
         later: Seconds that a further case adds.
-        gib: Peak resident memory of its largest process.
+        gib: Peak resident memory of its largest process, over one case or several.
         steps: Seconds of each step of the cold case; the rest is start-up.
-        mask: Its mask.
+        mask: Its mask, which is the whole ROI.
     """
 
     name: str
@@ -77,7 +78,8 @@ def main() -> None:
 def make(work: Path, device: str) -> tuple[Path, Path]:
     """The case, the networks and the bundle, made once; prints how long conversion took."""
     if not (work / "made").exists():
-        shutil.rmtree(work, ignore_errors=True)
+        if work.exists():
+            sys.exit(f"--work {work}: there, but not whole; remove it, or name another folder")
         make_cohort(work / "cases", 1, 0, size="full", workers=1)
         make_members(work / "nnUNet_results", work / "auto3dseg")
         for stage in STAGES:
@@ -85,14 +87,11 @@ def make(work: Path, device: str) -> tuple[Path, Path]:
         command("import-monai", work / "auto3dseg", "stage=fine", work)
         (work / "made").touch()
     if device == "cpu":
-        shutil.rmtree(work / "bundle" / "cache", ignore_errors=True)
         shutil.rmtree(work / "converted", ignore_errors=True)
         seconds, gib = measured(
             [program("hnseg"), "export", work / "bundle", "--out", work / "converted", "--convert"]
         )
         print(f"export with conversion: {seconds:.0f} s, {gib:.1f} GiB, once for all cases", flush=True)
-        shutil.rmtree(work / "bundle")
-        (work / "converted").rename(work / "bundle")
     ((ct,), (pet,)) = ([*(work / "cases").glob(f"*/*__{kind}.nii.gz")] for kind in ("CT", "PT"))
     return ct, pet
 
@@ -120,15 +119,19 @@ def run_peer(work: Path, ct: Path, pet: Path, device: str) -> Run:
 
 def run_hnseg(name: str, options: Sequence[str], work: Path, ct: Path, pet: Path, device: str) -> Run:
     """One case, and one with others after it."""
-    fixed = [f"bundle={work / 'bundle'}", f"trainer.device={device}", *options]
+    bundle = work / ("converted" if device == "cpu" else "bundle")
+    fixed = [f"bundle={bundle}", f"trainer.device={device}", *options]
     if "windows=whole" in options:  # head and coarse networks are converted for their whole ROIs too
-        infer(work, ct, pet, 1, [*fixed, "until=coarse"])
+        converted, _ = infer(work, ct, pet, 1, [*fixed, "until=coarse"])
+        print(f"\nhead and coarse stage with conversion for whole ROIs: {converted:.0f} s, once\n")
     seconds, gib = infer(work, ct, pet, 1, fixed)
     with (work / "out" / "cases.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     steps = {step: float(row[f"{step}_s"] or 0) for step in STEPS}
-    several, _ = infer(work, ct, pet, 1 + LATER, fixed)
-    return Run(name, seconds, (several - seconds) / LATER, gib, steps, work / "out" / "case0.nii.gz")
+    several, most = infer(work, ct, pet, 1 + LATER, fixed)
+    return Run(
+        name, seconds, (several - seconds) / LATER, max(gib, most), steps, work / "out" / "case0.nii.gz"
+    )
 
 
 def infer(work: Path, ct: Path, pet: Path, cases: int, options: Sequence[str]) -> tuple[float, float]:
@@ -160,7 +163,7 @@ def print_table(runs: Sequence[Run]) -> None:
     """Markdown: seconds, ratios to the first, and how much both masks overlap."""
     peer, *others = runs
     if not others:
-        print(f"| run | cold s | later s | GiB | {' | '.join(STEPS)} | start-up | mask's Dice |")
+        print(f"| run | cold s | later s | GiB | {' | '.join(STEPS)} | start-up | same ROI, Dice |")
         print("| --- " * (len(STEPS) + 6) + "|")
         print(row(peer, ""))
     for run in others:

@@ -79,6 +79,18 @@ def sole_writer(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in this block with `folder`; at once where the system has no locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def is_held(folder: Path) -> bool:
     """Whether a `sole_writer` is at work in `folder`; not known where the file system has no locks."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -62,8 +62,8 @@ def place(
 def _require(fallback: str, stage: str) -> None:
     if fallback == "fail":
         raise HnsegError(
-            f"the {stage} stage found nothing, and fallback=fail ends the case there; take members whose "
-            "recipe says fallback=chain"
+            f"the {stage} stage found nothing, and fallback=fail ends the case there; "
+            "decision.fallback=chain looks on"
         )
 
 

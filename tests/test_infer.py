@@ -43,6 +43,8 @@ def test_a_missing_argument_is_named(tmp_path: Path, key: str) -> None:
     [
         ("until=middle", "until=middle is no stage"),
         ("until=head", "until=head.*no head member, only fine"),
+        ("overwrite=no", "overwrite=no is neither true nor false"),
+        ("mirror=off", "mirror=off is neither"),
         ("format=nii", "format=nii is unknown; choose nii.gz or mha"),
         ("windows=all", "windows=all is unknown; choose trained or whole"),
         ("cases=nowhere", "nowhere: no such folder or CSV"),
@@ -168,8 +170,8 @@ def test_the_head_stage_labels_the_scans_that_have_no_mask(cohort: Path, tmp_pat
     assert (heads / "B-1.nii.gz").exists()
     with pytest.raises(HnsegError, match=r"heads=.*each of the 4 cases has a mask"):
         infer(*places, f"heads={heads}")
-    with pytest.raises(SystemExit):  # asked for all, the drawn ones cannot be made out of fold, but stay
-        infer(*places, "unseen=true")
+    with pytest.raises(HnsegError, match=r"A-0, A-2, B-3 lies there and is not infer\.py's"):
+        infer(*places)
     assert {name: (heads / name).read_bytes() for name in drawn} == drawn
 
 

@@ -10,7 +10,7 @@ from hnseg.cli.app import app
 
 @app.command()
 def report(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="What `hnseg ablation` or infer.py wrote.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="What infer.py wrote.")],
     truth: Annotated[
         Path | None, typer.Option(metavar="ROOT", help="The cohort; default: the one the ablation names.")
     ] = None,

@@ -53,11 +53,13 @@ def convert_bundle(path: Path) -> None:
     """Converts the members of a bundle for OpenVINO, so that no case waits for it.
 
     Raises:
-        HnsegError: Not a bundle, or damaged.
+        HnsegError: Not a bundle, damaged, or with members that OpenVINO cannot run.
     """
-    networks = OpenVinoNetworks("float32", kept=0)
-    for member in Bundle.load(path).members:
+    networks, members = OpenVinoNetworks("float32", kept=0), Bundle.load(path).members
+    for member in members:
         networks(member)
+    if remarks := [remark for member in members if (remark := networks.remark(member))]:
+        raise HnsegError(f"{path}: whole, but {'; '.join(remarks)}; infer.py will do the same")
 
 
 def make_networks(

@@ -76,6 +76,12 @@ def segment_cases(
     with sole_writer(out):
         record = Record(out, extension, heads=made_with.until == "head")
         works = [Work(case, made_with.digest(case, extension), out, extension) for case in cases]
+        strangers = [case.case_id for case in cases if record.is_stranger(case.case_id)]
+        if strangers and not overwrite:
+            raise HnsegError(
+                f"out={out}: {', '.join(strangers[:3])} lies there and is not infer.py's; choose another "
+                "folder, or set overwrite=true to replace it"
+            )
         todo = [work for work in works if overwrite or not record.holds(work.case.case_id, work.made_from)]
         outcomes = {case.case_id: Outcome(case.case_id, "skipped") for case in cases}
         with _display(len(cases), len(cases) - len(todo)) as (begin, end):

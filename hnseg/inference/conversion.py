@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 import hnseg
+from hnseg.files import alone_in
 from hnseg.inference.axes import Axes
 from hnseg.models.bundle import digest
 from hnseg.models.member import Member
@@ -60,14 +61,15 @@ def converted(member: Member) -> Path:
     for folder in _caches(member):
         if _is_whole(folder / name):
             return folder / name / NETWORK
-    _, network = member.loaded()
-    model = _convert(network, member.card)
+    model = None
     for folder in _caches(member):
-        try:
-            _write(model, folder / name)
-        except (OSError, RuntimeError):  # read-only or full: the next one
-            continue
-        return folder / name / NETWORK
+        with suppress(OSError):  # read-only or full: the next one
+            folder.mkdir(parents=True, exist_ok=True)
+            with alone_in(folder):  # one process converts, the others wait and find it
+                if not _is_whole(folder / name):
+                    model = model or _convert(member.loaded()[1], member.card)
+                    _write(model, folder / name)
+            return folder / name / NETWORK
     raise OSError("no folder to keep the converted network in")
 
 
@@ -118,12 +120,14 @@ def _is_whole(folder: Path) -> bool:
 
 def _write(model: Any, folder: Path) -> None:
     """Puts a converted network in its place, whole; a damaged one there is replaced."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
         new = Path(temporary, "new")
         new.mkdir()
         # Weights rounded to float16, its default, would not be the trained ones.
-        load_openvino().save_model(model, new / NETWORK, compress_to_fp16=False)
+        try:
+            load_openvino().save_model(model, new / NETWORK, compress_to_fp16=False)
+        except RuntimeError as error:  # its way to say that a disk is full
+            raise OSError(str(error)) from error
         hashes = {file.name: digest(file) for file in sorted(new.iterdir())}
         (new / HASHES).write_text(json.dumps(hashes))
         if folder.exists():

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import SimpleITK as sitk
 
+from hnseg.data.resample import index_box
 from hnseg.errors import HnsegError
 from hnseg.field_of_view import cuts, without_pet
 from hnseg.geometry import Grid, Point, bounds
@@ -28,8 +29,8 @@ def limits(
         head: The head mask that has placed the ROI, where one has.
 
     Raises:
-        HnsegError: The whole ROI is without PET. Not so around lesions: the stage that found them has seen
-            PET elsewhere.
+        HnsegError: A head mask places the ROI outside the CT, or the whole ROI is without PET. Not so around
+            lesions: the stage that found them has seen PET elsewhere.
     """
     if head is not None:
         cut = cuts(head, ct)
@@ -39,6 +40,12 @@ def limits(
             yield "CT cut off within the head: it shows no neck"
     if stage.name == "head":  # which sees CT alone
         return
+    if stage.placement == "below_head" and all(index_box(ct, grid.corners) is None for grid in grids):
+        low, high = bounds(ct)
+        raise HnsegError(
+            f"the head mask places the {stage.name} ROI around {_point(grids[0].center)} mm, outside the CT "
+            f"(from {_point(low)} to {_point(high)} mm): check that the mask is of this scan"
+        )
     share = without_pet(grids, ct, pet)
     if share == 1 and stage.placement != "lesions":
         low, high = bounds(pet)

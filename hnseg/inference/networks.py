@@ -25,6 +25,10 @@ class Networks:
         self._networks: dict[str, nn.Module] = {}
         self._holds: dict[str, Member] = {}
 
+    def remark(self, member: Member) -> str:
+        """What to know of how a member was run; mostly nothing."""
+        return ""
+
     def __call__(self, member: Member) -> Callable[[Tensor], Tensor]:
         """The member's network with its weights, valid until the next call.
 

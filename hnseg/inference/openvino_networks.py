@@ -62,12 +62,17 @@ class OpenVinoNetworks(Networks):
         self._current = (member.weights, network)
         return network
 
+    def remark(self, member: Member) -> str:
+        """That a member ran in PyTorch, if it did."""
+        refused = member.weights in self._refused
+        return f"{member.card['name']}: OpenVINO cannot run it, PyTorch did" if refused else ""
+
     def _compiled(self, member: Member) -> CompiledNetwork | None:
         if member.weights in self._refused:
             return None
         try:
             return self._kept.get(member.weights) or CompiledNetwork(self._file(member), self.precision)
-        except HnsegError:
+        except (HnsegError, MemoryError):
             raise
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -53,6 +53,11 @@ class Record:
         same = row.get("made_from") == made_from and self._mask(case_id).is_file()
         return same and row.get("written") == self._digest(case_id)
 
+    def is_stranger(self, case_id: str) -> bool:
+        """Whether a mask lies there that no call of infer.py wrote, drawn by hand perhaps."""
+        there = any((self._out / f"{case_id}{extension}").exists() for extension in FORMATS)
+        return there and case_id not in self._rows
+
     def take(self, made: Made) -> Outcome:
         """Puts what was made of a case in its place; without a mask, an earlier one is removed.
 
@@ -64,10 +69,14 @@ class Record:
         if outcome.status == "ok":
             try:
                 outcome = replace(outcome, written=self._place(made))
-            except HnsegError as error:
+            except (HnsegError, OSError) as error:
                 outcome = Outcome(case_id, "error", outcome.seconds, outcome.memory_mib, message=str(error))
         if outcome.status == "error":
-            self._remove(case_id)
+            try:
+                self._remove(case_id)
+            except OSError as error:
+                left = f"{error.filename} cannot be removed ({error.strerror})"
+                outcome = replace(outcome, message=f"{outcome.message}; {left}")
         self._put(outcome.row)
         return outcome
 

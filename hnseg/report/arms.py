@@ -1,4 +1,4 @@
-"""What a report is made of: a folder of `hnseg ablation`, or one of `infer.py` with the truth beside it."""
+"""What a report is made of: a folder of `infer.py` with the truth beside it, or one of several arms."""
 
 import csv
 import json
@@ -58,7 +58,7 @@ def read_arms(out: Path, truth: Path | None) -> tuple[list[Arm], Path]:
     """Score every arm of a folder from its masks.
 
     Args:
-        out: What `hnseg ablation` or infer.py left.
+        out: What infer.py left, or a folder of arms with their ablation.json.
         truth: The cohort; by default the one that the ablation names.
 
     Returns:
@@ -68,7 +68,7 @@ def read_arms(out: Path, truth: Path | None) -> tuple[list[Arm], Path]:
         HnsegError: No such folder, a truth that is not named, a damaged table, or as `evaluate`.
     """
     if not out.is_dir():
-        raise HnsegError(f"{out}: no such folder; give what `hnseg ablation` or infer.py wrote")
+        raise HnsegError(f"{out}: no such folder; give what infer.py wrote")
     table = out / ABLATION
     if not table.exists():
         if truth is None:
@@ -84,9 +84,9 @@ def _read_ablation(path: Path) -> tuple[list[str], Path]:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         names, data = [str(name) for name in content["arms"]], Path(content["data"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HnsegError(f"{path}: cannot be read ({error!r}); run `hnseg ablation` again") from error
+        raise HnsegError(f"{path}: cannot be read ({error!r}); write it again") from error
     if not names:
-        raise HnsegError(f"{path}: 'arms' is empty; run `hnseg ablation` with --arms")
+        raise HnsegError(f"{path}: 'arms' is empty; name the arms' folders")
     return names, data
 
 

@@ -37,7 +37,7 @@ def write_report(
     """Score the masks of a folder and write the page.
 
     Args:
-        out: What `hnseg ablation` or infer.py left.
+        out: What infer.py left, or a folder of arms with their ablation.json.
         html: The file, written whole or not at all.
         truth: The cohort; by default the one that the ablation names.
         images: CT and PET; by default the cohort's.

@@ -51,7 +51,9 @@ def loggers(
         from hnseg.tracking.wandb_runs import wandb_logger
 
         fields = {"project": settings.project, **describe_run(config, provenance)}
-        with wandb_logger(folder, rows, next_step(former), settings.mode, **fields) as logger:
+        with wandb_logger(
+            folder, rows, next_step(former), settings.mode, paints=settings.paints, **fields
+        ) as logger:
             yield [*with_csv, logger]
 
 

@@ -35,12 +35,12 @@ class StepLogger(WandbLogger):
         if step is None or step >= self.first:
             self.experiment.log(dict(metrics), step=step)
 
-    def replay(self, rows: list[Row], folder: Path) -> None:
-        """Logs the rows and pictures of a run that was interrupted."""
+    def replay(self, rows: list[Row], folder: Path, *, paints: bool) -> None:
+        """Logs the rows of a run that was interrupted, and its pictures where `paints` lets them."""
         steps: dict[int, dict[str, Any]] = defaultdict(dict)
         for row in rows:
             steps[int(row["step"])] |= {key: float(value) for key, value in row.items() if key != "step"}
-        for step, case_id, path in pictures(folder):
+        for step, case_id, path in pictures(folder) if paints else ():
             steps[step][picture_key(case_id)] = wandb.Image(str(path))
         for step in sorted(steps):  # W&B takes steps in order alone
             self.log_metrics(steps[step], step)
@@ -48,7 +48,7 @@ class StepLogger(WandbLogger):
 
 @contextmanager
 def wandb_logger(
-    folder: Path, rows: list[Row], logged: int, mode: str, **fields: Any
+    folder: Path, rows: list[Row], logged: int, mode: str, *, paints: bool, **fields: Any
 ) -> Iterator[StepLogger]:
     """The logger of a run folder; its W&B run keeps its id when the run is taken up again.
 
@@ -61,6 +61,7 @@ def wandb_logger(
         rows: Of metrics.csv, up to the checkpoint.
         logged: The step after the last one that was logged before the interruption.
         mode: offline or online.
+        paints: Earlier pictures may be logged; those painted offline must not go online unasked.
         fields: Of `wandb.init`.
 
     Raises:
@@ -71,7 +72,7 @@ def wandb_logger(
     sent = forget_unsent(folder, run_id)
     with open_run(folder, mode, id=run_id, **fields) as run:
         logger = StepLogger(run, max(run.starting_step, logged if sent else 0))
-        logger.replay(rows, folder)
+        logger.replay(rows, folder, paints=paints)
         yield logger
 
 

@@ -281,3 +281,30 @@ def test_an_output_that_is_a_file_is_told(cascade: Cascade, tmp_path: Path) -> N
     (tmp_path / "out").touch()
     with pytest.raises(HnsegError, match=r"out=.*File exists"):
         segment(tmp_path / "scans", cascade, tmp_path / "out")
+
+
+def test_what_stands_in_a_masks_place_ends_that_case_alone(cascade: Cascade, tmp_path: Path) -> None:
+    """A first call makes the table; then a folder takes the place of one mask."""
+    for name in ("A", "B"):
+        write_case(tmp_path / "scans", name)
+    segment(tmp_path / "scans", cascade, tmp_path / "out")
+    mask = tmp_path / "out" / "A.nii.gz"
+    mask.unlink()
+    mask.mkdir()
+    (mask / "notes.txt").write_text("mine")
+    outcomes = segment(tmp_path / "scans", cascade, tmp_path / "out")
+    assert (outcomes["A"].status, outcomes["B"].status) == ("error", "skipped")
+    assert "A.nii.gz" in outcomes["A"].message
+    assert (mask / "notes.txt").read_text() == "mine"
+
+
+def test_masks_of_somebody_else_are_not_replaced_unasked(cascade: Cascade, tmp_path: Path) -> None:
+    write_case(tmp_path / "scans", "A")
+    (tmp_path / "out").mkdir()
+    drawn = tmp_path / "out" / "A.mha"
+    drawn.write_bytes(b"drawn by hand")
+    with pytest.raises(HnsegError, match=r"A lies there and is not infer\.py's"):
+        segment(tmp_path / "scans", cascade, tmp_path / "out")
+    assert drawn.read_bytes() == b"drawn by hand"
+    cases = read_cases(tmp_path / "scans")
+    assert segment_cases(cases, LocalEngine([cascade]), tmp_path / "out", overwrite=True)[0].status == "ok"

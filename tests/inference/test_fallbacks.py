@@ -12,7 +12,9 @@ from members import card, make_bundle, never
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid
 from hnseg.inference.cascade import Cascade
+from hnseg.inference.limits import limits
 from hnseg.models.bundle import Bundle
+from hnseg.stage import Stage
 
 CPU = torch.device("cpu")
 # What is denser than 100 HU is head (its skull, filled here), what has more SUV than 4 a tumour.
@@ -170,3 +172,13 @@ def test_a_bundle_without_a_head_stage_is_offered_head_masks(pointwise: None, tm
     cards = [card("coarse", "pointwise", never()), card("fine", "pointwise", never())]
     with pytest.raises(HnsegError, match="export a head run too, or give heads=DIR"):
         Cascade(make_bundle(tmp_path, *cards), CPU, "float32")
+
+
+def test_a_head_mask_of_another_scan_is_told() -> None:
+    stage = Stage("coarse", (24, 24, 24), (6.0, 6.0, 6.0), "below_head")
+    points = where((-40, -40, -40), (40, 40, 40), 4)
+    scan = image(points, np.zeros(points.shape[:3]))
+    near, far = (Grid.centred((0.0, 0.0, z), stage.size, stage.spacing) for z in (0.0, 1000.0))
+    assert not list(limits(stage, [near], scan, scan, None))
+    with pytest.raises(HnsegError, match=r"head mask places the coarse ROI around .* outside the CT"):
+        list(limits(stage, [far], scan, scan, None))

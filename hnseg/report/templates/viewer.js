@@ -43,6 +43,8 @@ function update(niivue) {
   niivue.updateGLVolume();
 }
 
+let shown = Promise.resolve();
+
 async function show(details) {
   if (!document.createElement("canvas").getContext("webgl2")) {
     say("This browser has no WebGL2, which the viewer needs; the pictures below show every lesion.");
@@ -69,7 +71,8 @@ for (const button of document.querySelectorAll("button.view")) {
     const details = button.closest("details");
     button.parentNode.after(viewer);
     viewer.hidden = false;
-    show(details).catch((error) => say(`The viewer failed (${error.message}); the pictures below show every lesion.`));
+    // One case after the other: two at once would lie on top of each other.
+    shown = shown.then(() => show(details)).catch((error) => say(`The viewer failed (${error.message}); the pictures below show every lesion.`));
   });
 }
 
