@@ -36,7 +36,7 @@ from hnseg.images import read_label, to_array
 
 HERE = Path(__file__).resolve().parent
 STEPS = ("read", "resample", "head", "coarse", "fine", "back", "write")
-LATER = 2  # cases after the first
+LATER = 1  # cases after the first
 
 
 @dataclass
@@ -86,8 +86,7 @@ def make(work: Path, device: str) -> tuple[Path, Path]:
             command("import-nnunet", trained_folder(work / "nnUNet_results", stage), f"stage={stage}", work)
         command("import-monai", work / "auto3dseg", "stage=fine", work)
         (work / "made").touch()
-    if device == "cpu":
-        shutil.rmtree(work / "converted", ignore_errors=True)
+    if device == "cpu" and not (work / "converted").exists():
         seconds, gib = measured(
             [program("hnseg"), "export", work / "bundle", "--out", work / "converted", "--convert"]
         )
