@@ -117,9 +117,10 @@ def brought_back(array: np.ndarray, scene: Scene) -> np.ndarray:
 
 def assert_within_a_voxel(found: np.ndarray, scene: Scene) -> None:
     truth, slack = sitk.GetArrayFromImage(scene.truth) == 1, scene.slack[::-1]
-    around = np.ones(2 * slack + 1, bool)
-    assert not (found & ~ndimage.binary_dilation(truth, around)).any()
-    assert not (~found & ndimage.binary_erosion(truth, around)).any()
+    # Dilated and eroded by a box: as extremes axis by axis, far cheaper than by its voxels.
+    around = {"size": 2 * slack + 1, "mode": "constant", "cval": False}
+    assert not (found & ~ndimage.maximum_filter(truth, **around)).any()
+    assert not (~found & ndimage.minimum_filter(truth, **around)).any()
     shift = np.subtract(ndimage.center_of_mass(found), ndimage.center_of_mass(truth))
     assert np.all(np.abs(shift) <= slack)
 
