@@ -19,6 +19,7 @@ from hnseg.cases import Case
 from hnseg.data.splits import CENTRES, Split
 from hnseg.hydra_app import run
 from hnseg.preflight import (
+    check_class_weights,
     check_length,
     check_patch,
     check_recipe,
@@ -50,6 +51,7 @@ def main(cfg: DictConfig) -> Score:
     check_patch(patch, cfg.model, cfg.stage.name)
     config: Config = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     check_length(config["training"])
+    check_class_weights(config["loss"]["loss"]["class_weights"], config["stage"]["classes"])
     check_recipe(config["recipe"])
     check_window(config["recipe"], config["stage"]["name"], config["cte"])
     LoggerSettings(**config["logger"])  # refuses what it does not know
@@ -61,11 +63,10 @@ def main(cfg: DictConfig) -> Score:
         require_head_masks([*train, *validation], Path(config["data"]["heads"]))
     folder = RunFolder(Path(config["run_dir"]))
     title = f"{config['arm']} {split.title(config['fold'])}"
-    with folder.claimed(config, overwrite=config["overwrite"]) as state:
+    with folder.claimed(config, split=split, overwrite=config["overwrite"]) as state:
         if state == "finished":
             print(f"{title}: finished before, {folder.path} (overwrite=true trains it anew)")
         else:
-            split.write(folder.path / "split.json")
             train_run(config, cfg, folder, title, (train, validation), coarse, split.hash)
         return Score(folder.scores()["val/dice"], state, folder.path)
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from hnseg.data.splits import Split
 from hnseg.errors import HnsegError
 from hnseg.files import replacing, sole_writer
 
@@ -38,7 +39,7 @@ class Score(float):
 
 
 class RunFolder:
-    """What a training leaves on disk: config.json, best.ckpt, last.ckpt, metrics.csv, score.json.
+    """What a training leaves on disk: config.json, split.json, best.ckpt, last.ckpt, metrics.csv, score.json.
 
     While it trains, progress.json says how far it is; failed.txt says what ended it.
 
@@ -60,6 +61,11 @@ class RunFolder:
         return self.path / "last.ckpt"
 
     @property
+    def split(self) -> Path:
+        """How the cases were dealt into folds (`hnseg.data.splits.Split`)."""
+        return self.path / "split.json"
+
+    @property
     def progress(self) -> Path:
         """How far the run was after its last epoch (`hnseg.progress.ProgressFile`)."""
         return self.path / "progress.json"
@@ -70,7 +76,9 @@ class RunFolder:
         return self.path / "failed.txt"
 
     @contextmanager
-    def claimed(self, config: dict[str, Any], *, overwrite: bool = False) -> Iterator[State]:
+    def claimed(
+        self, config: dict[str, Any], *, split: Split | None = None, overwrite: bool = False
+    ) -> Iterator[State]:
         """Holds the folder while a run trains in it, and keeps the traceback where an error ends it.
 
         Yields:
@@ -81,7 +89,7 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with sole_writer(self.path):
-            state = self.begin(config, overwrite=overwrite)
+            state = self.begin(config, split=split, overwrite=overwrite)
             self.failure.unlink(missing_ok=True)
             try:
                 yield state
@@ -90,43 +98,58 @@ class RunFolder:
                     temporary.write_text(traceback.format_exc(), encoding="utf-8")
                 raise
 
-    def begin(self, config: dict[str, Any], *, overwrite: bool = False) -> State:
-        """Claims the folder for a configuration.
+    def begin(self, config: dict[str, Any], *, split: Split | None = None, overwrite: bool = False) -> State:
+        """Claims the folder for a configuration, and for the folds of a cohort.
 
         Returns:
             `fresh`, `interrupted` (resume from `last`) or `finished`.
 
         Raises:
-            HnsegError: The folder holds a run with other settings; the first that differs is named.
+            HnsegError: The folder holds a run with other settings, the first that differs is named, or on
+                other folds, the cases that came or went are.
         """
         stored = self.path / "config.json"
         if overwrite:
-            for name in ("wandb", "tensorboard", "pictures"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            # The configuration goes last: cut off here, the old checkpoints must not pass for another run's.
-            for name in (
-                "score.json",
-                "progress.json",
-                "metrics.csv",
-                "last.ckpt",
-                "best.ckpt",
-                "config.json",
-            ):
-                (self.path / name).unlink(missing_ok=True)
+            self._clear()
         if stored.exists():
-            before, now = flatten(json.loads(stored.read_text())), flatten(json.loads(json.dumps(config)))
-            for key in sorted(before.keys() | now.keys()):
-                if before.get(key) != now.get(key):
-                    raise HnsegError(
-                        f"{self.path} holds a run with {key}={before.get(key)}, not {now.get(key)}; "
-                        "give this one another name=..., or overwrite=true"
-                    )
+            self._require_same(json.loads(stored.read_text()), config, split)
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             _write(stored, config)
+        if split is not None and not self.finished:
+            split.write(self.split)
         if self.finished:
             return "finished"
         return "interrupted" if self.last.exists() else "fresh"
+
+    def _clear(self) -> None:
+        """Removes what a run left; other files stay."""
+        for name in ("wandb", "tensorboard", "pictures"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        # The configuration goes last: cut off here, the old checkpoints must not pass for another run's.
+        results = ("score.json", "progress.json", "metrics.csv", "last.ckpt", "best.ckpt")
+        for name in (*results, "split.json", "config.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _require_same(self, stored: dict[str, Any], config: dict[str, Any], split: Split | None) -> None:
+        """Refuses another run's settings, and other folds where something was trained on the former."""
+        before, now = flatten(stored), flatten(json.loads(json.dumps(config)))
+        differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        folds = json.loads(self.split.read_text())["folds"] if self.split.exists() else None
+        same_folds = split is not None and folds == [list(fold) for fold in split.folds]
+        for key in differing:
+            if not (same_folds and key in _DEALING):
+                raise HnsegError(
+                    f"{self.path} holds a run with {key}={before.get(key)}, not {now.get(key)}; "
+                    "give this one another name=..., or overwrite=true"
+                )
+        begun = self.finished or self.last.exists()
+        if begun and split is not None and folds is not None and not same_folds:
+            raise HnsegError(
+                f"{self.path} holds a run on other folds: {_change(folds, split)}; data.split={self.split} "
+                "keeps its folds (data.exclude=[CASE] leaves out what came), overwrite=true starts anew, "
+                "another name=... apart"
+            )
 
     @property
     def finished(self) -> bool:
@@ -154,6 +177,20 @@ _IRRELEVANT = (
     "data.prepare_workers",
     "logger",
 )
+# What decides the folds, which split.json holds: where those are the same, it may differ too.
+_DEALING = ("data.split", "data.split_seed", "data.exclude", "data.folds")
+
+
+def _change(folds: list[list[str]], split: Split) -> str:
+    """Which cases came and which went since folds were dealt."""
+    before, now = ({case_id for fold in one for case_id in fold} for one in (folds, split.folds))
+    parts = {"came": sorted(now - before), "went": sorted(before - now)}
+    told = [
+        f"{', '.join(ids[:5])}{f' and {len(ids) - 5} more' if len(ids) > 5 else ''} {what}"
+        for what, ids in parts.items()
+        if ids
+    ]
+    return "; ".join(told) or "the same cases are dealt in another way (their centres changed?)"
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from hnseg.data.splits import Split
 from hnseg.errors import HnsegError
 from hnseg.run_folder import RunFolder
 
@@ -116,3 +117,45 @@ def test_overwriting_that_is_cut_off_does_not_pass_old_weights_for_new(folder, m
 
 def test_overwriting_nothing_is_a_fresh_run(folder):
     assert folder.begin(CONFIG, overwrite=True) == "fresh"
+
+
+DEALT = Split((("A-1", "A-3"), ("A-2", "A-4")))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    ("folds", "change"),
+    [
+        ((("A-1", "A-4"), ("A-2", "A-5")), "A-5 came; A-3 went"),
+        ((("A-1", "A-2"), ("A-3", "A-4")), "dealt in another way"),
+    ],
+)
+def test_a_run_keeps_its_folds_when_the_cohort_changes(folder, folds, change, finished):
+    folder.begin(CONFIG, split=DEALT)
+    folder.last.write_bytes(b"weights")
+    if finished:
+        folder.finish({"val/dice": 0.7})
+    kept = folder.split.read_bytes()
+    with pytest.raises(HnsegError, match=rf"{change}.*data\.split={folder.split} .*overwrite=true"):
+        folder.begin(CONFIG, split=Split(folds))
+    assert folder.split.read_bytes() == kept
+    assert folder.begin(CONFIG, split=Split(folds), overwrite=True) == "fresh"
+    assert json.loads(folder.split.read_text())["hash"] == Split(folds).hash
+
+
+def test_the_same_folds_may_be_named_in_another_way(folder):
+    """As the refusal advises: by the run's own file, without the case that came."""
+    folder.begin(CONFIG, split=DEALT)
+    folder.last.write_bytes(b"weights")
+    advised = changed("data.split", str(folder.split))
+    advised["data"]["exclude"] = ["A-5"]
+    assert folder.begin(advised, split=DEALT) == "interrupted"
+    with pytest.raises(HnsegError, match=r"data\.exclude=None, not \['A-5'\]"):
+        folder.begin(advised, split=Split(DEALT.folds[::-1]))
+
+
+def test_folds_may_change_as_long_as_nothing_was_trained_on_them(folder):
+    folder.begin(CONFIG, split=DEALT)
+    other = Split((("A-1",), ("A-2",)))
+    assert folder.begin(CONFIG, split=other) == "fresh"
+    assert json.loads(folder.split.read_text())["folds"] == [["A-1"], ["A-2"]]

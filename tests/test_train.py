@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,7 @@ def test_a_mistake_is_one_line_before_anything_heavy(
             ["training.epochs=3", "training.validate_every=4"],
             r"training\.validate_every=4.*training\.epochs=3",
         ),
+        (["loss.loss.class_weights=[1,2]"], r"class_weights=\[1, 2\].*background, GTVp, GTVn"),
         (["data.folds=9"], r"data\.folds=9 with 8 cases"),
         (["data.exclude=[A-99]"], r"data\.exclude=A-99"),
         (["data.split=nowhere.json"], r"nowhere\.json"),
@@ -164,6 +166,20 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(cohort: Path,
     a, b, c = (weights(tmp_path / name / "fine_resenc_cte" / "fold_0") for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not all(torch.equal(a[key], c[key]) for key in a)
+
+
+def test_a_cohort_that_grew_does_not_deal_a_run_anew(tmp_path: Path) -> None:
+    """The refusal's own remedy keeps the folds."""
+    cohort = write_cohort(tmp_path / "scans")
+    dice = job(cohort, tmp_path)
+    (folder,) = tmp_path.glob("hecktor/fine_resenc_cte/fold_0")
+    shutil.copytree(cohort / "A-0", cohort / "A-9")
+    for path in (cohort / "A-9").iterdir():
+        path.rename(path.with_name(path.name.replace("A-0", "A-9")))
+    with pytest.raises(HnsegError, match=r"A-9 came; data\.split=.*split\.json"):
+        job(cohort, tmp_path)
+    assert not (folder / "failed.txt").exists()
+    assert job(cohort, tmp_path, f"data.split={folder / 'split.json'}", "data.exclude=[A-9]") == dice
 
 
 @pytest.mark.parametrize("ema", ["null", "0.9"])
