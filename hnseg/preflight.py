@@ -225,6 +225,27 @@ def check_patch(patch: Sequence[int] | None, model: Mapping[str, Any], stage: st
         )
 
 
+def check_class_weights(weights: Sequence[float] | None, classes: Sequence[str]) -> None:
+    """Refuses weights of the loss that are not one for each class.
+
+    Args:
+        weights: `loss.loss.class_weights`, background first; None weighs all alike.
+        classes: Of the stage, without the background.
+
+    Raises:
+        HnsegError: Too few or too many, or one that is not positive.
+    """
+    if weights is None:
+        return
+    labels = ["background", *classes]
+    fits = isinstance(weights, Sequence) and len(weights) == len(labels)
+    if not fits or not all(isinstance(w, int | float) and w > 0 for w in weights):
+        raise HnsegError(
+            f"loss.loss.class_weights={weights}: give a positive number for each of {', '.join(labels)}, in "
+            "this order"
+        )
+
+
 def check_length(training: Mapping[str, Any]) -> None:
     """Refuses a training that would never step, or never be validated.
 

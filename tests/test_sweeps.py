@@ -82,6 +82,11 @@ def test_the_channels_sweep_shows_the_network_what_it_says() -> None:
     ]
 
 
+def test_the_sweep_over_class_weights_weighs_gtvn() -> None:
+    weights = [job("sweeps=class_weights", *one).loss.loss.class_weights for one in grid("class_weights")]
+    assert weights == [[1, 1, gtvn] for gtvn in (0.5, 1, 2, 4)]
+
+
 def test_each_recipe_decides_on_enhancement_itself() -> None:
     for recipe, arm in (
         ("paper", "fine_resenc_cte"),

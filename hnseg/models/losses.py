@@ -17,12 +17,19 @@ class DiceCELoss(nn.Module):
     1 - mean over samples and classes, as the paper's equation; nnU-Net's form has plain sums in the
     denominator and leaves the background out.
 
+    With class weights w, Dice is the weighted mean over classes, Σ w_c Dice_c / Σ w_c, and cross-entropy the
+    weighted mean over voxels, each weighing as much as its true class (torch's `weight`).
+
     Args:
         squared: Squares in the denominator (paper) or plain sums (nnU-Net).
         background: Whether the background is one of the classes averaged.
         smooth_top: Added to the numerator.
         smooth_bottom: Added to the denominator; without it an absent and unpredicted class has no Dice.
+        class_weights: One for each class in the order of the labels, background first, whether `background`
+            is averaged or not; None weighs all alike.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -31,10 +38,14 @@ class DiceCELoss(nn.Module):
         background: bool = True,
         smooth_top: float = 1e-5,
         smooth_bottom: float = 1e-5,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.squared, self.background = squared, background
         self.smooth_top, self.smooth_bottom = smooth_top, smooth_bottom
+        weights = None if class_weights is None else torch.tensor([float(w) for w in class_weights])
+        # Moves with the module; checkpoints hold the network alone.
+        self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of one depth.
@@ -51,10 +62,12 @@ class DiceCELoss(nn.Module):
     def terms(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The two summands, `dice` and `ce`; arguments as `forward`."""
         logits = logits.float() if logits.dtype != torch.float64 else logits
-        return {"dice": self.dice(logits.softmax(1), target), "ce": F.cross_entropy(logits, target)}
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        ce = F.cross_entropy(logits, target, weight=weights)
+        return {"dice": self.dice(logits.softmax(1), target), "ce": ce}
 
     def dice(self, probabilities: Tensor, target: Tensor) -> Tensor:
-        """1 - mean soft Dice. Arguments as `forward`, but probabilities (B, K, z, y, x)."""
+        """1 - (weighted) mean soft Dice. Arguments as `forward`, but probabilities (B, K, z, y, x)."""
         truth = F.one_hot(target, probabilities.shape[1]).movedim(-1, 1).to(probabilities.dtype)
         if not self.background:
             probabilities, truth = probabilities[:, 1:], truth[:, 1:]
@@ -62,7 +75,10 @@ class DiceCELoss(nn.Module):
         overlap = (probabilities * truth).sum(space)
         predicted = (probabilities.square() if self.squared else probabilities).sum(space)
         dice = (2 * overlap + self.smooth_top) / (predicted + truth.sum(space) + self.smooth_bottom)
-        return 1 - dice.mean()
+        if self.class_weights is None:
+            return 1 - dice.mean()
+        weights = self.class_weights.to(dice.dtype)[-dice.shape[1] :]
+        return 1 - (dice.mean(0) * weights).sum() / weights.sum()
 
 
 class DeepSupervision(nn.Module):

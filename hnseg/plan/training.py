@@ -61,6 +61,7 @@ def _loss(loss: nn.Module) -> Properties:
         "batch Dice": not torch.allclose(together, apart),
         "include background": loss.background,
         "squared pred": loss.squared,
+        "class weights": None if loss.class_weights is None else loss.class_weights.tolist(),
         "softmax": torch.allclose(together, shifted),  # unlike the sigmoid, it sees differences alone
     }
 

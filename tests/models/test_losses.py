@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from monai.losses import DiceLoss
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -83,3 +84,28 @@ def test_a_loss_tells_its_terms_and_depths() -> None:
     torch.testing.assert_close(parts["dice_loss"] + parts["ce_loss"], loss.detach())
     torch.testing.assert_close((2 * parts["loss_depth_0"] + parts["loss_depth_1"]) / 3, loss.detach())
     assert not any(part.requires_grad for part in parts.values())
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_class_weights_are_monais_and_torchs(background: bool) -> None:
+    logits, labels = case()
+    weights = [0.5, 1.0, 3.0]
+    ours = DiceCELoss(background=background, class_weights=weights).terms(logits, labels)
+    told = torch.tensor(weights, dtype=torch.float64)
+    torch.testing.assert_close(ours["ce"], F.cross_entropy(logits, labels, weight=told))
+    counted = told if background else told[1:]
+    theirs = DiceLoss(
+        softmax=True, squared_pred=True, include_background=background, to_onehot_y=True, weight=counted
+    )
+    # MONAI multiplies by the weights and divides by the number of classes, not by the sum of the weights.
+    scale = len(counted) / counted.sum()
+    torch.testing.assert_close(ours["dice"], theirs(logits, labels[:, None]) * scale)
+    unweighted = DiceCELoss(background=background).terms(logits, labels)
+    assert all(abs(unweighted[name] - ours[name]) > 1e-4 for name in ours)
+
+
+def test_equal_class_weights_change_nothing() -> None:
+    logits, labels = case()
+    equal = DiceCELoss(class_weights=[2.0, 2.0, 2.0])
+    torch.testing.assert_close(equal(logits, labels), DiceCELoss()(logits, labels))
+    assert not equal.state_dict()  # checkpoints hold the network alone
