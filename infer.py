@@ -22,7 +22,6 @@ from hnseg.hydra_app import run
 
 if TYPE_CHECKING:
     from hnseg.inference.case_list import Engine
-    from hnseg.inference.setup import Setup
 
 
 def main(cfg: DictConfig) -> None:
@@ -67,32 +66,13 @@ def make_engine(cfg: DictConfig) -> AbstractContextManager[Engine]:
     from hnseg.hardware import pick_devices
     from hnseg.inference.local_engine import LocalEngine
     from hnseg.inference.ray_engine import ray_engine
-
-    setup, device = make_setup(cfg), cfg.trainer.device
-    if cfg.engine.name == "ray":
-        return ray_engine(setup, device, cfg.engine.workers, cfg.engine.address)
-    return nullcontext(LocalEngine(setup.load(pick_devices(device))))
-
-
-def make_setup(cfg: DictConfig) -> Setup:
-    """What the cascades are loaded from, in this process or another."""
     from hnseg.inference.setup import Setup
 
     options: Any = OmegaConf.to_container(cfg)
-    names = ("until", "mirror", "unseen", "probabilities", "uncertainty")
-    heads = None if cfg.heads is None else Path(cfg.heads)
-    return Setup(
-        Path(cfg.bundle),
-        arm=cfg.ensemble.name,
-        kinds=options["ensemble"]["members"],
-        rules={key: rule for key, rule in options["decision"].items() if rule is not None},
-        windows=cfg.windows,
-        backend=cfg.backend,
-        compiled=cfg.compile,
-        precision=cfg.trainer.precision,
-        threads=cfg.trainer.threads,
-        cascade={name: options[name] for name in names} | {"heads": heads},
-    )
+    setup, device = Setup.from_config(options), cfg.trainer.device
+    if cfg.engine.name == "ray":
+        return ray_engine(setup, device, cfg.engine.workers, cfg.engine.address)
+    return nullcontext(LocalEngine(setup.load(pick_devices(device))))
 
 
 def read_case_list(cfg: DictConfig) -> list[Case]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from hnseg.inference.decision import Decision, decide
 from hnseg.inference.ensemble import StageEnsemble
 from hnseg.inference.lesions import look_first, measure
 from hnseg.inference.limits import limits
+from hnseg.inference.memory import Memory
 from hnseg.inference.networks import Networks
 from hnseg.inference.segmentation import Segmentation
 from hnseg.inference.uncertainty import MAPS, Spread
@@ -43,7 +44,10 @@ class Cascade:
         mirror: Average over mirrorings in the last stage; None follows the bundle.
         unseen: Segment each case with the members that were not trained on it.
         heads: Folder of head masks CASE.nii.gz, which stand for the head stage where there is one.
+        lesions: True masks by case, which place the fine ROI instead of the stages before it: an oracle,
+            which no patient's scan comes with.
         networks: What runs the networks, on `device`; None is PyTorch.
+        memory: To share what the networks say of a case with other arms of the ensemble.
         probabilities: Return the fused probability of each class.
         uncertainty: Return the maps of `hnseg.inference.uncertainty`.
 
@@ -62,7 +66,9 @@ class Cascade:
         mirror: bool | None = None,
         unseen: bool = False,
         heads: Path | None = None,
+        lesions: Mapping[str, Path] | None = None,
         networks: Networks | None = None,
+        memory: Memory | None = None,
         probabilities: bool = False,
         uncertainty: bool = False,
     ) -> None:
@@ -74,14 +80,18 @@ class Cascade:
         rules = rules if until == "fine" else rules.placing
         self.decision = rules if mirror is None else replace(rules, mirror=mirror)
         self.names = [name for name in ORDER[: ORDER.index(until) + 1] if bundle.of_stage(name)]
+        if lesions is not None:
+            self.names = self.names[-1:]
         if until not in self.names:
             present = ", ".join(dict.fromkeys(member.stage.name for member in bundle.members))
             raise HnsegError(f"until={until}: {bundle.path} has no {until} member, only {present}; set until")
         placements = {bundle.of_stage(name)[0].stage.placement for name in self.names}
         self.heads = heads if "below_head" in placements else None
+        self.lesions, self.memory = lesions, memory
         self.networks = networks or Networks(device)
         for name in self.names:
-            _require_placing_stage(bundle, name, heads)
+            if lesions is None:
+                _require_placing_stage(bundle, name, heads)
             self._ensemble(bundle, name)  # refuses members that do not fit together before the first case
 
     def __call__(self, ct: sitk.Image, pet: sitk.Image, case_id: str = "") -> Segmentation:
@@ -99,6 +109,10 @@ class Cascade:
         """
         found = head = self._given_head(case_id)
         drawn = found is not None
+        if self.lesions is not None:
+            found = read_label(self.lesions[case_id])
+        if self.memory is not None:
+            self.memory.turn_to(ct, pet)
         ensembles = self._for_case(case_id, without_head=drawn)
         used = [member for ensemble in ensembles for member in ensemble.members]
         unseen = not any(member.has_seen(case_id) for member in used)
@@ -210,6 +224,7 @@ class Cascade:
             mirror=self.decision.mirror and name == self.names[-1],
             decision=self.decision,
             networks=self.networks,
+            memory=self.memory,
         )
 
     def _given_head(self, case_id: str) -> sitk.Image | None:

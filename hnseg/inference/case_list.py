@@ -71,20 +71,9 @@ def segment_cases(
         HnsegError: `out` cannot be a folder, holds images of the case list under the masks' names or
             a table that is not hnseg's, or another process writes there.
     """
-    _claim(out, cases)
-    made_with = engine.provenance
-    with sole_writer(out):
-        record = Record(out, extension, heads=made_with.until == "head")
-        works = [Work(case, made_with.digest(case, extension), out, extension) for case in cases]
-        strangers = [case.case_id for case in cases if record.is_stranger(case.case_id)]
-        if strangers and not overwrite:
-            raise HnsegError(
-                f"out={out}: {', '.join(strangers[:3])} lies there and is not infer.py's; choose another "
-                "folder, or set overwrite=true to replace it"
-            )
-        todo = [work for work in works if overwrite or not record.holds(work.case.case_id, work.made_from)]
+    with keeping(out, cases, engine.provenance, extension=extension, overwrite=overwrite) as (record, todo):
         outcomes = {case.case_id: Outcome(case.case_id, "skipped") for case in cases}
-        with _display(len(cases), len(cases) - len(todo)) as (begin, end):
+        with display(len(cases), len(cases) - len(todo)) as (begin, end):
             one_at_a_time = Lock()
 
             def done(made: Made) -> None:
@@ -96,6 +85,43 @@ def segment_cases(
 
             engine.run(todo, begin, done)
     return list(outcomes.values())
+
+
+@contextmanager
+def keeping(
+    out: Path,
+    cases: Sequence[Case],
+    made_with: Provenance,
+    *,
+    extension: str = ".nii.gz",
+    overwrite: bool = False,
+) -> Iterator[tuple[Record, list[Work]]]:
+    """Holds a folder of masks against other processes; yields its record, and what is left to do.
+
+    Args:
+        out: The folder.
+        cases: The case list.
+        made_with: What their masks will be made with.
+        extension: Of masks and maps.
+        overwrite: Finished cases are to be done again.
+
+    Raises:
+        HnsegError: As `segment_cases`.
+    """
+    _claim(out, cases)
+    with sole_writer(out):
+        record = Record(out, extension, heads=made_with.until == "head")
+        works = [Work(case, made_with.digest(case, extension), out, extension) for case in cases]
+        strangers = [case.case_id for case in cases if record.is_stranger(case.case_id)]
+        if strangers and not overwrite:
+            raise HnsegError(
+                f"out={out}: {', '.join(strangers[:3])} lies there and is not infer.py's; choose another "
+                "folder, or set overwrite=true to replace it"
+            )
+        yield (
+            record,
+            [work for work in works if overwrite or not record.holds(work.case.case_id, work.made_from)],
+        )
 
 
 def _claim(out: Path, cases: Sequence[Case]) -> None:
@@ -116,7 +142,7 @@ def _claim(out: Path, cases: Sequence[Case]) -> None:
 
 
 @contextmanager
-def _display(total: int, skipped: int) -> Iterator[tuple[Callable[[str], None], Callable[[Outcome], None]]]:
+def display(total: int, skipped: int) -> Iterator[tuple[Callable[[str], None], Callable[[Outcome], None]]]:
     """A progress bar; yields what to call when a case begins and when it has ended."""
     columns = (
         "{task.description}",

@@ -19,6 +19,7 @@ from hnseg.hardware import Precision
 from hnseg.inference.clock import Clock
 from hnseg.inference.decision import Decision
 from hnseg.inference.fusion import Fusion
+from hnseg.inference.memory import Memory
 from hnseg.inference.networks import Networks
 from hnseg.inference.predictor import Predictor
 from hnseg.inference.uncertainty import Spread
@@ -39,6 +40,7 @@ class StageEnsemble:
         mirror: Average over mirrorings.
         decision: How members are fused; the others of its rules do not matter here.
         networks: To share networks with other ensembles.
+        memory: To share what the networks say of a case too; of the images last given to `turn_to`.
 
     Raises:
         HnsegError: The members do not share a grid, or all have the weight 0.
@@ -53,9 +55,11 @@ class StageEnsemble:
         mirror: bool = False,
         decision: Decision | None = None,
         networks: Networks | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.device, self.precision, self.mirror = device, precision, mirror
         self.decision, self.networks = decision or Decision(), networks or Networks(device)
+        self.memory = memory
         self.stage: Stage = members[0].stage
         for member in members:
             if member.stage != self.stage:
@@ -91,23 +95,29 @@ class StageEnsemble:
         Returns:
             (K, z, y, x), background first, on `grid`.
         """
-        volumes: dict[Sampling, dict[str, Tensor]] = {}
-        inputs: dict[InputSpec, Tensor] = {}
+        inputs = _Inputs(self.stage, self.device, ct, pet, grid)
         fusion, clock = self._fusion(), clock or Clock()
         for member in self.members:
-            clock.begin("resample")
-            spec = InputSpec.from_dict(member.card["input"])
-            if spec.sampling not in volumes:
-                images = spec.sampling.images(ct, pet, grid, antialias=self.stage.antialias)
-                volumes[spec.sampling] = {name: torch.from_numpy(a)[None] for name, a in images.items()}
-            if spec not in inputs:
-                inputs[spec] = _network_input(volumes[spec.sampling], spec).to(self.device)
-            clock.begin(self.stage.name)
-            logits = _uncrop(self._run(member, inputs[spec]), grid.shape)
+            logits = _uncrop(self._logits(member, inputs, clock), grid.shape)
             fusion.add(logits, member.card["model"], member.card["network"]["architecture"])
             if spread is not None:
                 spread.add(logits, fusion.weight(member.card["model"]))
         return fusion.probabilities().cpu().numpy()
+
+    def _logits(self, member: Member, inputs: _Inputs, clock: Clock) -> Tensor:
+        """What a member says of a case, now or before."""
+        key = member.card["name"], inputs.grid, self.mirror
+        known = None if self.memory is None else self.memory.recall(key)
+        if known is not None:
+            clock.begin(self.stage.name)
+            return known
+        clock.begin("resample")
+        image = inputs.of(InputSpec.from_dict(member.card["input"]))
+        clock.begin(self.stage.name)
+        logits = self._run(member, image)
+        if self.memory is not None:
+            self.memory.keep(key, logits)
+        return logits
 
     def _run(self, member: Member, image: Tensor) -> Tensor:
         predictor = Predictor.of(member.card, mirror=self.mirror, precision=self.precision)
@@ -115,6 +125,27 @@ class StageEnsemble:
 
     def _fusion(self) -> Fusion:
         return Fusion(self.decision.fusion, self.decision.weights)
+
+
+class _Inputs:
+    """What networks are shown of one case on one grid, made once for all that ask for the same."""
+
+    def __init__(
+        self, stage: Stage, device: torch.device, ct: sitk.Image, pet: sitk.Image, grid: Grid
+    ) -> None:
+        self.stage, self.device, self.ct, self.pet, self.grid = stage, device, ct, pet, grid
+        self._volumes: dict[Sampling, dict[str, Tensor]] = {}
+        self._inputs: dict[InputSpec, Tensor] = {}
+
+    def of(self, spec: InputSpec) -> Tensor:
+        """(1, C, z, y, x) on the device."""
+        sampling = spec.sampling
+        if sampling not in self._volumes:
+            images = sampling.images(self.ct, self.pet, self.grid, antialias=self.stage.antialias)
+            self._volumes[sampling] = {name: torch.from_numpy(a)[None] for name, a in images.items()}
+        if spec not in self._inputs:
+            self._inputs[spec] = _network_input(self._volumes[sampling], spec).to(self.device)
+        return self._inputs[spec]
 
 
 def _network_input(volumes: dict[str, Tensor], spec: InputSpec) -> Tensor:

@@ -31,6 +31,7 @@ class Provenance:
         until: The last stage to run.
         unseen: Each case is segmented with the members that were not trained on it.
         heads: Folder of head masks that stand for the head stage.
+        oracle: True lesions place the fine ROI.
         precision: The networks' arithmetic.
         device: Where they run, cpu or cuda.
         networks: What runs them.
@@ -44,6 +45,7 @@ class Provenance:
     until: str
     unseen: bool
     heads: Path | None
+    oracle: bool
     precision: str
     device: str
     networks: str
@@ -60,6 +62,7 @@ class Provenance:
             until=cascade.names[-1],
             unseen=cascade.unseen,
             heads=cascade.heads,
+            oracle=cascade.lesions is not None,
             precision=cascade.precision,
             device=cascade.networks.device.type,
             networks=type(cascade.networks).__name__,
@@ -93,7 +96,7 @@ class Provenance:
             case: Its files may be missing.
             extension: Of masks and maps.
         """
-        files = [_state(path) for path in _files(case, self.heads)]
+        files = [_state(path) for path in _files(case, self)]
         made_with = asdict(self) | {"heads": None}  # their files count, not their folder
         return content_digest([made_with, files, case.pet_factor, extension])
 
@@ -103,12 +106,14 @@ def content_digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _files(case: Case, heads: Path | None) -> Iterator[Path]:
+def _files(case: Case, made_with: Provenance) -> Iterator[Path]:
     yield from (case.ct, case.pet)
     with suppress(HnsegError):  # a misnamed PET has no sidecar, and is refused when it is read
         yield sidecar(case.pet)
-    if heads is not None:
-        yield heads / f"{case.case_id}.nii.gz"
+    if made_with.heads is not None:
+        yield made_with.heads / f"{case.case_id}.nii.gz"
+    if made_with.oracle and case.label is not None:
+        yield case.label
 
 
 def _state(path: Path) -> tuple[str, int, int] | None:

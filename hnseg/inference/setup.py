@@ -12,6 +12,7 @@ import torch
 from hnseg.hardware import pick_precision
 from hnseg.inference.backend import make_networks, pick_backend
 from hnseg.inference.cascade import Cascade
+from hnseg.inference.networks import Networks
 from hnseg.models.bundle import Bundle
 
 
@@ -43,21 +44,58 @@ class Setup:
     threads: int | None = None
     cascade: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Setup:
+        """What a configuration of infer.py, as plain values, asks for."""
+        names = ("until", "mirror", "unseen", "probabilities", "uncertainty")
+        heads = None if config["heads"] is None else Path(config["heads"])
+        return cls(
+            Path(config["bundle"]),
+            arm=config["ensemble"]["name"],
+            kinds=config["ensemble"]["members"],
+            rules={key: rule for key, rule in config["decision"].items() if rule is not None},
+            windows=config["windows"],
+            backend=config["backend"],
+            compiled=config["compile"],
+            precision=config["trainer"]["precision"],
+            threads=config["trainer"]["threads"],
+            cascade={name: config[name] for name in names} | {"heads": heads},
+        )
+
     def load(self, devices: Sequence[torch.device]) -> list[Cascade]:
         """One cascade on each device, with networks of its own.
 
         Raises:
-            HnsegError: As `Bundle.load`, `Bundle.arm`, `pick_backend`, `pick_precision` and `Cascade`.
+            HnsegError: As `Bundle.load` and `make`.
+        """
+        bundle = Bundle.load(self.bundle)
+        return [self.make(bundle, self.networks(device)) for device in devices]
+
+    def networks(self, device: torch.device) -> Networks:
+        """What runs the networks on a device.
+
+        Raises:
+            HnsegError: As `pick_backend` and `pick_precision`.
         """
         if self.threads:
             torch.set_num_threads(self.threads)
-        bundle = Bundle.load(self.bundle).arm(self.arm, self.kinds)
-        bundle = replace(bundle, decision=bundle.decision | dict(self.rules))
-        bundle = bundle.whole() if self.windows == "whole" else bundle
-        return [self._cascade(bundle, device) for device in devices]
-
-    def _cascade(self, bundle: Bundle, device: torch.device) -> Cascade:
         precision = pick_precision(device, self.precision)
         backend = pick_backend(device, self.backend)
-        networks = make_networks(backend, device, precision, compiled=self.compiled)
-        return Cascade(bundle, device, precision, networks=networks, **self.cascade)
+        return make_networks(backend, device, precision, compiled=self.compiled)
+
+    def make(self, bundle: Bundle, networks: Networks, **shared: Any) -> Cascade:
+        """A cascade of the members that are asked for.
+
+        Args:
+            bundle: The loaded bundle.
+            networks: What runs them.
+            shared: What `Cascade` shares with others: its memory.
+
+        Raises:
+            HnsegError: As `Bundle.arm` and `Cascade`.
+        """
+        bundle = bundle.arm(self.arm, self.kinds)
+        bundle = replace(bundle, decision=bundle.decision | dict(self.rules))
+        bundle = bundle.whole() if self.windows == "whole" else bundle
+        precision = pick_precision(networks.device, self.precision)
+        return Cascade(bundle, networks.device, precision, networks=networks, **self.cascade, **shared)

@@ -75,6 +75,11 @@ class Work:
             self._warnings = "; ".join(finding.text for finding in findings)
             self._images = ct, pet
 
+    def take_scan(self, other: Work) -> None:
+        """Takes the very images that another work on the same case has read, or what kept it from them."""
+        self._images, self._warnings, self._error = other._images, other._warnings, other._error
+        self._seconds = dict(other._seconds)
+
     def segment(self, cascade: Cascade) -> None:
         """Runs the networks, and lets go of the images."""
         if self._images is None:

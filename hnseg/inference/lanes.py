@@ -1,0 +1,115 @@
+"""Jobs over cascades side by side, read one ahead and saved one behind.
+
+While the networks of a cascade work on a case, one thread reads and checks its next and another writes its
+last: ITK and gzip leave the interpreter alone meanwhile. No more than that is under way, so that memory stays
+flat.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from typing import Protocol, TypeVar
+
+from hnseg.cases import Case
+
+Lane = TypeVar("Lane")  # what segments on one device: a cascade, or the arms of an ensemble
+Result = TypeVar("Result")
+_Lane = TypeVar("_Lane", contravariant=True)
+_Result = TypeVar("_Result", covariant=True)
+
+
+class Job(Protocol[_Lane, _Result]):
+    """A case on its way from its files to what is made of it; each step may run in a thread of its own."""
+
+    @property
+    def case(self) -> Case:
+        """The case."""
+        ...
+
+    def read(self) -> None:
+        """Reads its images."""
+
+    def segment(self, cascade: _Lane, /) -> None:
+        """Runs the networks."""
+
+    def save(self) -> _Result:
+        """Writes what they found, and says what became of the case."""
+        ...
+
+
+def run_lanes(
+    jobs: Sequence[Job[Lane, Result]],
+    cascades: Sequence[Lane],
+    begin: Callable[[str], None],
+    done: Callable[[Result], None],
+) -> None:
+    """Takes every case from its files to its mask.
+
+    Args:
+        jobs: The cases.
+        cascades: One a device; each takes the next case when it is free.
+        begin: Told a case's name when its networks begin.
+        done: Given what was made of it, in a thread of this process.
+    """
+    queue = deque(jobs)
+    if len(cascades) == 1:  # in this thread, where Ctrl-C ends it amid a case
+        _overlap(_taken(queue), cascades[0], begin, done)
+        return
+    with ThreadPoolExecutor(len(cascades), "cascade") as pool:
+        running = [pool.submit(_overlap, _taken(queue), cascade, begin, done) for cascade in cascades]
+        try:
+            wait(running, return_when=FIRST_EXCEPTION)
+        finally:
+            queue.clear()  # whatever ends one, or this thread, ends all after the cases at hand
+    for lane in running:
+        lane.result()
+
+
+def _taken(queue: deque[Job[Lane, Result]]) -> Iterator[Job[Lane, Result]]:
+    """Takes from a queue that others take from too."""
+    with suppress(IndexError):
+        while True:
+            yield queue.popleft()
+
+
+def _overlap(
+    jobs: Iterator[Job[Lane, Result]],
+    cascade: Lane,
+    begin: Callable[[str], None],
+    done: Callable[[Result], None],
+) -> None:
+    """Reads one case ahead and writes one behind; leaving it, whatever the reason, finishes both."""
+
+    def save(job: Job[Lane, Result]) -> None:
+        done(job.save())
+
+    writing: Future[None] | None = None
+    with ThreadPoolExecutor(1, "write") as writer, ThreadPoolExecutor(1, "read") as reader:
+        for job in _ahead(jobs, reader):
+            begin(job.case.case_id)
+            job.segment(cascade)
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(save, job)
+        if writing is not None:
+            writing.result()
+
+
+def _ahead(jobs: Iterator[Job[Lane, Result]], reader: ThreadPoolExecutor) -> Iterator[Job[Lane, Result]]:
+    """Jobs whose images have been read, while those of the next one are."""
+    reading: deque[tuple[Job[Lane, Result], Future[None]]] = deque()
+
+    def read_next() -> None:
+        for job in jobs:
+            reading.append((job, reader.submit(job.read)))
+            return
+
+    read_next()
+    while reading:
+        job, future = reading.popleft()
+        future.result()
+        read_next()
+        yield job
