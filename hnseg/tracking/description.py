@@ -28,7 +28,7 @@ def describe_run(config: dict[str, Any], provenance: dict[str, Any]) -> dict[str
         "group": config["name"],
         "job_type": arm,
         "tags": [config["stage"]["name"], config["model"]["name"], arm, fold, config["recipe"]["name"]],
-        "config": {**without_places(config), "provenance": made_of},
+        "config": {**told(config), "provenance": made_of},
     }
 
 
@@ -58,6 +58,12 @@ def git_state(checkout: Path = _CHECKOUT) -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def told(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a logger is told: no places on this machine, and no case ids."""
+    data = {key: value for key, value in config["data"].items() if key != "exclude"}
+    return without_places({**config, "data": data})
 
 
 def without_places(config: Any) -> Any:

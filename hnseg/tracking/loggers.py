@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnseg.errors import HnsegError
-from hnseg.tracking.description import describe_run, without_places
+from hnseg.tracking.description import describe_run, told
 from hnseg.tracking.history import Row, before, next_step, read_rows
 from hnseg.tracking.picture_files import discard_pictures
 from hnseg.tracking.settings import LoggerSettings
@@ -76,5 +76,5 @@ def _tensorboard_logger(
     logger = TensorBoardLogger(
         folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step or None
     )
-    logger.log_hyperparams(without_places(config) | {"provenance": provenance})
+    logger.log_hyperparams(told(config) | {"provenance": provenance})
     return logger

@@ -53,8 +53,8 @@ def wandb_logger(
     """The logger of a run folder; its W&B run keeps its id when the run is taken up again.
 
     W&B cannot append to a file on disk: it begins a second one under the same id, which overlaps the
-    first wherever the run was cut off behind its checkpoint. So what has not been sent yet is removed and
-    logged anew from metrics.csv; what has been sent is not logged again.
+    first wherever the run was cut off behind its checkpoint. So as long as nothing has been sent, it is
+    removed and logged anew from metrics.csv; afterwards nothing is logged again.
 
     Args:
         folder: The run's folder.
@@ -67,8 +67,7 @@ def wandb_logger(
     Raises:
         HnsegError: Online without an API key.
     """
-    run_id = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
-    run_id = run_id or kept_id(folder)
+    run_id = _run_id(folder)
     sent = forget_unsent(folder, run_id)
     with open_run(folder, mode, id=run_id, **fields) as run:
         logger = StepLogger(run, max(run.starting_step, logged if sent else 0))
@@ -105,21 +104,34 @@ def open_run(folder: Path, mode: str, **fields: Any) -> Iterator[wandb.Run]:
     run.finish()
 
 
-def kept_id(folder: Path, name: str = "run") -> str:
-    """The W&B id of what lies in a folder, drawn once: two machines may have runs of one name."""
+def _run_id(folder: Path) -> str:
+    """The folder's id: that which a sweep's agent gave the run where it began there.
+
+    A run that was begun before keeps its own, lest it become two; W&B takes it from an agent's environment
+    alone.
+    """
+    if "WANDB_SWEEP_ID" not in os.environ:
+        return kept_id(folder)
+    os.environ["WANDB_RUN_ID"] = kept_id(folder, new=os.environ.get("WANDB_RUN_ID"))
+    return os.environ["WANDB_RUN_ID"]
+
+
+def kept_id(folder: Path, name: str = "run", new: str | None = None) -> str:
+    """The W&B id of what lies in a folder, `new` or drawn once: two machines may have runs of one name."""
     path = folder / "wandb" / f"{name}.id"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(secrets.token_hex(8))
+        path.write_text(new or secrets.token_hex(8))
     return path.read_text()
 
 
 def forget_unsent(folder: Path, run_id: str) -> bool:
-    """Removes files of a run that `wandb sync` has not sent, and tells whether it has sent others."""
-    sent = False
-    for offline in (folder / "wandb").glob(f"offline-run-*-{run_id}"):
-        if any(offline.glob("*.synced")):
-            sent = True
-        else:
-            shutil.rmtree(offline)
+    """Removes files of a run of which `wandb sync` has sent none, and tells whether it has sent any.
+
+    Once it has, the others hold what came after: metrics.csv is logged from there on alone.
+    """
+    parts = list((folder / "wandb").glob(f"offline-run-*-{run_id}*"))  # W&B numbers those of one second
+    sent = any(any(part.glob("*.synced")) for part in parts)
+    for part in () if sent else parts:
+        shutil.rmtree(part)
     return sent

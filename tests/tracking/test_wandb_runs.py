@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+import wandb
 from trackable import CONFIG, PROVENANCE
 from wandb_files import offline_runs
 
@@ -49,7 +50,8 @@ def test_a_run_says_what_it_is_and_not_where(tmp_path, log, no_network, monkeypa
     assert found.config["training"] == {"epochs": 2}
     assert PROVENANCE.items() <= found.config["provenance"].items()
     assert {"git", "versions"} <= found.config["provenance"].keys()
-    for secret in ("ward-7", "somebody", str(tmp_path), str(Path.home()), str(Path(hnseg.__file__).parent)):
+    places = (tmp_path, Path.home(), Path(hnseg.__file__).parent)
+    for secret in ("ward-7", "somebody", "JANE-DOE", *map(str, places)):
         assert secret not in found.text
 
 
@@ -105,6 +107,16 @@ def test_what_was_sent_before_an_interruption_is_not_logged_again(tmp_path, log)
     assert steps == list(range(6))
 
 
+def test_nothing_is_lost_when_a_run_is_sent_and_then_interrupted_twice(tmp_path, log):
+    log(tmp_path, {step: {"train/loss": 1.0} for step in range(4)}, kind="wandb")
+    (before,) = offline_runs(tmp_path)
+    before.path.with_name(f"{before.path.name}.synced").touch()
+    log(tmp_path, {step: {"train/loss": 1.0} for step in range(4, 6)}, resume=4, kind="wandb")
+    log(tmp_path, {step: {"train/loss": 1.0} for step in range(6, 8)}, resume=6, kind="wandb")
+    steps = [row["_step"] for found in offline_runs(tmp_path) for row in found.history]
+    assert steps == list(range(8))
+
+
 def test_an_agent_of_a_wandb_sweep_names_the_run(tmp_path, log, monkeypatch):
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
     monkeypatch.setenv("WANDB_RUN_ID", "agent5run")
@@ -113,9 +125,40 @@ def test_an_agent_of_a_wandb_sweep_names_the_run(tmp_path, log, monkeypatch):
     assert found.run.run_id == "agent5run"
 
 
-def test_a_run_that_fails_is_closed_as_failed(tmp_path):
-    import wandb
+@pytest.fixture
+def new_process():
+    """W&B as in a process that has not used it: it reads its environment once."""
+    wandb.teardown()
+    yield
+    wandb.teardown()
 
+
+def test_a_run_that_an_agent_takes_up_stays_the_same_run(tmp_path, log, monkeypatch, new_process):
+    log(tmp_path, {0: {"train/loss": 1.0}}, kind="wandb")
+    (before,) = offline_runs(tmp_path)
+    before.path.with_name(f"{before.path.name}.synced").touch()
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "agent5run")
+    log(tmp_path, {1: {"train/loss": 0.5}}, resume=1, kind="wandb")
+    first, second = offline_runs(tmp_path)
+    assert first.run.run_id == second.run.run_id != "agent5run"
+    assert second.run.sweep_id == "sweep1"
+
+
+def test_a_run_that_an_agent_began_is_taken_up_by_hand(tmp_path, log, monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "agent5run")
+    log(tmp_path, {0: {"train/loss": 1.0}}, kind="wandb")
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    monkeypatch.delenv("WANDB_RUN_ID")
+    log(tmp_path, {1: {"train/loss": 0.5}}, resume=1, kind="wandb")
+    (found,) = offline_runs(tmp_path)
+    assert found.run.run_id == "agent5run"
+    assert [row["_step"] for row in found.history] == [0, 1]
+
+
+def test_a_run_that_fails_is_closed_as_failed(tmp_path):
     config = CONFIG | {"logger": {"kind": "wandb"}}
     with pytest.raises(RuntimeError, match="lost"), loggers(tmp_path, config, provenance=PROVENANCE):
         raise RuntimeError("lost")

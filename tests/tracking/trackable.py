@@ -7,7 +7,7 @@ CONFIG = {
     "stage": {"name": "fine"},
     "model": {"name": "resenc"},
     "recipe": {"name": "paper"},
-    "data": {"root": "/home/somebody/hecktor", "split": None},
+    "data": {"root": "/home/somebody/hecktor", "split": None, "exclude": ["JANE-DOE"]},
     "training": {"epochs": 2},
 }
 PROVENANCE = {"split": "5p1i7", "fingerprint": None, "data": "da7a"}
