@@ -93,9 +93,10 @@ class RunFolder:
             self.failure.unlink(missing_ok=True)
             try:
                 yield state
-            except Exception:
+            except Exception as error:
                 with replacing(self.failure) as temporary:
                     temporary.write_text(traceback.format_exc(), encoding="utf-8")
+                _let_go(error)
                 raise
 
     def begin(self, config: dict[str, Any], *, split: Split | None = None, overwrite: bool = False) -> State:
@@ -134,7 +135,7 @@ class RunFolder:
     def _require_same(self, stored: dict[str, Any], config: dict[str, Any], split: Split | None) -> None:
         """Refuses another run's settings, and other folds where something was trained on the former."""
         before, now = flatten(stored), flatten(json.loads(json.dumps(config)))
-        differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        differing = [key for key in sorted(before.keys() | now.keys()) if _differs(key, before, now)]
         folds = json.loads(self.split.read_text())["folds"] if self.split.exists() else None
         same_folds = split is not None and folds == [list(fold) for fold in split.folds]
         for key in differing:
@@ -181,6 +182,12 @@ _IRRELEVANT = (
 _DEALING = ("data.split", "data.split_seed", "data.exclude", "data.folds")
 
 
+def _differs(key: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a setting has changed; one that is younger than the run was off in it."""
+    young_and_off = key not in before and now[key] is False
+    return before.get(key) != now.get(key) and not young_and_off
+
+
 def _change(folds: list[list[str]], split: Split) -> str:
     """Which cases came and which went since folds were dealt."""
     before, now = ({case_id for fold in one for case_id in fold} for one in (folds, split.folds))
@@ -191,6 +198,13 @@ def _change(folds: list[list[str]], split: Split) -> str:
         if ids
     ]
     return "; ".join(told) or "the same cases are dealt in another way (their centres changed?)"
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drops what the frames of an error hold: a sweep keeps it to its end, and must not keep the tensors."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """hnseg runs and hnseg compare, on run folders as train.py leaves them."""
 
+import gc
 import json
 import os
 import time
+import traceback
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,32 @@ def test_an_error_leaves_a_failed_run_until_it_is_taken_up_again(tmp_path: Path)
         assert state == "fresh"
         assert only(tmp_path).state == "running"
     assert only(tmp_path).state == "stopped"
+
+
+class Tensor:
+    """Something large."""
+
+
+def test_a_failed_job_lets_go_of_what_it_held(tmp_path: Path) -> None:
+    """Its error lives on until the sweep has ended, and would keep the tensors of every frame it passed."""
+    held = []
+
+    def train() -> None:
+        tensor = Tensor()
+        held.append(weakref.ref(tensor))
+        try:
+            evaluate(tensor)
+        except ValueError:
+            raise RuntimeError("out of memory")  # noqa: B904 as libraries do
+
+    def evaluate(tensor: Tensor) -> None:
+        raise ValueError
+
+    with pytest.raises(RuntimeError) as kept, RunFolder(tmp_path / "run").claimed(config()):
+        train()
+    gc.collect()
+    assert held[0]() is None
+    assert "in train" in "".join(traceback.format_exception(kept.value))
 
 
 def test_a_refused_command_does_not_mark_another_run_as_failed(tmp_path: Path) -> None:
