@@ -1,8 +1,8 @@
-"""An ensemble that ends its process on one case, as a lack of memory does."""
+"""Ensembles that one case is too much for: it ends their process, as a lack of memory does, or fails."""
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import SimpleITK as sitk
@@ -35,3 +35,15 @@ class DeadlySetup(Setup):
         for cascade in cascades:
             cascade.__class__, cascade.deadly = DeadlyCascade, self.deadly  # type: ignore[attr-defined]
         return cascades
+
+
+def failing(deadly: str, error: BaseException) -> Callable[..., Segmentation]:
+    """A `Cascade.__call__` that raises an error on the case `deadly`."""
+    work = Cascade.__call__
+
+    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
+        if case_id == deadly:
+            raise error
+        return work(self, ct, pet, case_id)
+
+    return call

@@ -15,6 +15,9 @@ from hnseg.models.bundle import Bundle, export_bundle
 DECISION = {"rule": "half", "min_component_ml": 0.0, "mirror": False}
 # Absolute scales, so that a threshold in HU or SUV is a threshold of the network's input.
 INPUT = {"ct_window": [-200.0, 200.0], "pet": "suv", "pet_upper": 20.0, "sampling": {}}
+# Settings of a pointwise network that takes SUV above 4 for a tumour, and the grid that shows it whole scans.
+HOT = {"weights": [[0.0, 0.0], [0.0, 400.0], [0.0, 0.0]], "biases": [0.0, -80.0, -500.0]}
+WHOLE = {"placement": "scan", "size": [32] * 3, "spacing": [3.0] * 3}
 TINY = {
     "plainconv": {"features": [4, 8, 8], "strides": [1, 2, 2], "convolutions": 1, "decoder_convolutions": 1},
     "resenc": {"features": [4, 8, 8], "strides": [1, 2, 2], "blocks": [1, 1, 1]},

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from fabricate import ct_image, pet_image, volume, write_case
-from members import card, make_bundle
+from results import table
 
 from hnseg.cases import Case, read_cases
 from hnseg.errors import HnsegError
@@ -23,26 +23,17 @@ from hnseg.inference.local_engine import LocalEngine
 from hnseg.inference.outcome import Outcome
 from hnseg.inference.record import Record
 from hnseg.inference.segmentation import Segmentation
-
-# SUV above 4 is a tumour, wherever the fine grid on the whole scan lies.
-HOT = {"weights": [[0.0, 0.0], [0.0, 400.0], [0.0, 0.0]], "biases": [0.0, -80.0, -500.0]}
-WHOLE = {"placement": "scan", "size": [32] * 3, "spacing": [3.0] * 3}
+from hnseg.models.bundle import Bundle
 
 
 @pytest.fixture
-def cascade(pointwise: None, tmp_path: Path) -> Cascade:
-    bundle = make_bundle(tmp_path, card("fine", "pointwise", HOT, grid=WHOLE))
+def cascade(bundle: Bundle) -> Cascade:
     return Cascade(bundle, torch.device("cpu"), "float32")
 
 
 def segment(source: Path, cascade: Cascade, out: Path) -> dict[str, Outcome]:
     outcomes = segment_cases(read_cases(source, strict=False), LocalEngine([cascade]), out)
     return {outcome.case_id: outcome for outcome in outcomes}
-
-
-def table(out: Path) -> dict[str, dict[str, str]]:
-    with (out / "cases.csv").open(newline="") as file:
-        return {row["case_id"]: row for row in csv.DictReader(file)}
 
 
 def damage(root: Path) -> None:

@@ -8,8 +8,8 @@ from threading import Barrier
 import pytest
 import SimpleITK as sitk
 import torch
+from deadly import failing
 from fabricate import write_case
-from members import card, make_bundle
 from results import contents
 
 from hnseg.cases import read_cases
@@ -23,16 +23,14 @@ from hnseg.inference.record import Record
 from hnseg.inference.segmentation import Segmentation
 from hnseg.inference.setup import Setup
 from hnseg.inference.work import Made
+from hnseg.models.bundle import Bundle
 
-HOT = {"weights": [[0.0, 0.0], [0.0, 400.0], [0.0, 0.0]], "biases": [0.0, -80.0, -500.0]}
-WHOLE = {"placement": "scan", "size": [32] * 3, "spacing": [3.0] * 3}
 CPU = torch.device("cpu")
 NAMES = [f"A-{seed}" for seed in range(8)]
 
 
 @pytest.fixture
-def setup(pointwise: None, tmp_path: Path) -> Setup:
-    bundle = make_bundle(tmp_path, card("fine", "pointwise", HOT, grid=WHOLE))
+def setup(bundle: Bundle) -> Setup:
     return Setup(bundle.path, backend="torch", precision="float32")
 
 
@@ -75,39 +73,26 @@ def test_two_cascades_at_once_leave_what_one_leaves(
 def test_a_defect_in_one_cascade_costs_its_case_alone(
     setup: Setup, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = Cascade.__call__
-
-    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
-        if case_id == "A-0":
-            raise RuntimeError("the GPU has fallen off")
-        return work(self, ct, pet, case_id)
-
-    monkeypatch.setattr(Cascade, "__call__", call)
+    monkeypatch.setattr(Cascade, "__call__", failing("A-0", RuntimeError("the GPU has fallen off")))
     outcomes = {one.case_id: one for one in segment(scans, setup, tmp_path / "out", 2)}
     assert "the GPU has fallen off" in outcomes["A-0"].message
     assert [name for name, one in outcomes.items() if one.status != "ok"] == ["A-0", "A-2"]
 
 
 def test_a_folder_that_cannot_be_written_ends_all_cascades(
-    setup: Setup, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, scans: Path, tmp_path: Path, networks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One cascade may be ahead by the case at hand and the one that was read meanwhile."""
     for seed in range(8, 24):
         write_case(scans, f"A-{seed:02}", seed=seed)
-    work, seen = Cascade.__call__, []
-
-    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
-        seen.append(case_id)
-        return work(self, ct, pet, case_id)
 
     def full(self: Record, made: Made) -> Outcome:
         raise HnsegError("out/cases.csv: cannot be written (No space left on device)")
 
-    monkeypatch.setattr(Cascade, "__call__", call)
     monkeypatch.setattr(Record, "take", full)
     with pytest.raises(HnsegError, match="No space left"):
         segment(scans, setup, tmp_path / "out", 2)
-    assert len(seen) <= 6
+    assert len(networks) <= 6
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -11,14 +11,10 @@ import pytest
 import SimpleITK as sitk
 from entry import compose_job, load
 from fabricate import ct_image, pet_image
-from members import card, make_bundle
+from members import HOT, WHOLE, card, make_bundle
 
 from hnseg.audit import audit
 from hnseg.cases import read_cases
-
-# SUV above 4 is a tumour, wherever the fine grid on the whole scan lies.
-HOT = {"weights": [[0.0, 0.0], [0.0, 400.0], [0.0, 0.0]], "biases": [0.0, -80.0, -500.0]}
-WHOLE = {"placement": "scan", "size": [32] * 3, "spacing": [3.0] * 3}
 
 SOUND = ["A first", "患者-Ünï-🙂", "[red]B[bold]", "$(touch oops)", "-rf", "Z-last"]
 HOSTILE = ["../x", "../../x", "/etc/x", "..", ".hidden", "C:\\x", "", "x" * 300, "患" * 99, "two\nlines"]
