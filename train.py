@@ -223,7 +223,7 @@ def fit(
                 ),
                 RunProgress(title),
                 *callbacks(folder.path, LoggerSettings(**config["logger"]), cohort.spec.channel_names),
-                ProgressFile(folder.progress),
+                ProgressFile(folder.progress, folder.best),
             ],
             num_sanity_val_steps=0,
             log_every_n_steps=1,

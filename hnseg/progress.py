@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hnseg.files import replacing
+from hnseg.training import validation_scores
 
 
 class RunProgress(L.Callback):
@@ -80,14 +81,19 @@ class RunProgress(L.Callback):
 
 
 class ProgressFile(L.Callback):
-    """Writes after each epoch how far the run is: `epoch` of `epochs`, `seconds` an epoch, `best` score.
+    """Writes after each epoch how far the run is: `epoch` of `epochs`, `seconds` an epoch, `best`.
+
+    `best` is what will be the finished run's score: val/dice of best.ckpt, whichever score chooses that.
 
     Args:
         path: The file, JSON.
+        best: The checkpoint.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, best: Path) -> None:
+        self.path, self.best = path, best
+        self.choice: float | None = None  # the score that chose best.ckpt
+        self.dice: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes when this process began, and where: a run taken up again has its first epochs behind it."""
@@ -96,13 +102,14 @@ class ProgressFile(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Replaces the file."""
         epoch = trainer.current_epoch + 1
-        checkpoint = trainer.checkpoint_callback
-        best = getattr(checkpoint, "best_model_score", None)
+        choice = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        if choice is not None and choice != self.choice:
+            self.choice, self.dice = float(choice), validation_scores(self.best)["val/dice"]
         state = {
             "epoch": epoch,
             "epochs": trainer.max_epochs,
             "seconds": (time.monotonic() - self.started) / (epoch - self.done),
-            "best": None if best is None else float(best),
+            "best": self.dice,
         }
         with replacing(self.path) as temporary:
             temporary.write_text(json.dumps(state) + "\n")

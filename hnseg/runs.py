@@ -28,7 +28,7 @@ class Run:
         state: `failed` where an error ended it, `stopped` where nothing trains and nothing is finished.
         epoch: Epochs behind it.
         epochs: Epochs in all.
-        best: Validation score of best.ckpt, None before the first validation.
+        best: val/dice of best.ckpt, None before the first validation.
         seconds_left: To its end, or that it would still take; None before its first epoch.
     """
 

@@ -69,7 +69,7 @@ def step_of(last: Path) -> int:
 
 def validation_scores(best: Path) -> dict[str, float]:
     """The validation scores that the best checkpoint had when it was saved."""
-    stored = torch.load(best, map_location="cpu", weights_only=True)
+    stored = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
     return {name: float(value) for name, value in stored[CARD]["scores"].items()}
 
 

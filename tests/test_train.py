@@ -273,6 +273,8 @@ def test_the_fine_stage_reports_the_oracle_and_the_pipeline(
     cfg = compose_job("train", "stage=fine", *tiny("resenc", cohort, tmp_path), *roi, "logger=csv")
     load("train").main(cfg)
     scores = json.loads((Path(cfg.run_dir) / "score.json").read_text())
+    progress = json.loads((Path(cfg.run_dir) / "progress.json").read_text())
+    assert progress["best"] == scores["val/dice"] != scores["val_coarse/dice"]  # which chose best.ckpt
     assert {"val/dice", "val_coarse/dice", "val_coarse/dice_GTVn"} <= scores.keys()
     line = capsys.readouterr().out.splitlines()[-1]
     assert f"{scores['val/dice']:.4f} in ROIs placed by the truth" in line
