@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from hnseg.cases import Case, read_cases
 from hnseg.errors import HnsegError
 from hnseg.hydra_app import run
+from hnseg.inference.options import check_options
 
 if TYPE_CHECKING:
     from hnseg.inference.case_list import Engine
@@ -29,15 +30,7 @@ def main(cfg: DictConfig) -> None:
     for key, what in (("cases", "a folder or CSV"), ("bundle", "made by hnseg export"), ("out", "a folder")):
         if OmegaConf.is_missing(cfg, key):
             raise HnsegError(f"{key} is not set ({what}): python infer.py cases=PATH bundle=DIR out=DIR")
-    for key in ("overwrite", "unseen", "compile", "probabilities", "uncertainty", "mirror"):
-        if not isinstance(cfg[key], bool) and (key, cfg[key]) != ("mirror", None):
-            raise HnsegError(f"{key}={cfg[key]} is neither true nor false")
-    if cfg.until not in ("head", "coarse", "fine"):
-        raise HnsegError(f"until={cfg.until} is no stage; choose head, coarse or fine")
-    if cfg.format not in ("nii.gz", "mha"):
-        raise HnsegError(f"format={cfg.format} is unknown; choose nii.gz or mha")
-    if cfg.windows not in ("trained", "whole"):
-        raise HnsegError(f"windows={cfg.windows} is unknown; choose trained or whole")
+    check_options(cfg)
     cases = read_case_list(cfg)
     if not (Path(cfg.bundle) / "bundle.yaml").exists():
         raise HnsegError(

@@ -1,0 +1,66 @@
+"""The command that compares ensembles out of fold: ablation."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hnseg.cli.app import app
+
+PAPER = "full,no_cte,srn_cte,resenc_cte,resenc"
+
+
+@app.command()
+def ablation(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="What train.py sweeps=ablation left.")],
+    data: Annotated[Path, typer.Option(metavar="ROOT", help="The cohort, in the HECKTOR layout.")],
+    out: Annotated[Path, typer.Option(metavar="OUT", help="Folder to write; again, it goes on there.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for infer.py, for every arm.")
+    ] = None,
+    arms: Annotated[str, typer.Option(metavar="ARM,ARM,...", help="Files of conf/ensemble.")] = PAPER,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="ARM", help="What the others are compared with; default: the first.")
+    ] = None,
+    oracle_roi: Annotated[
+        bool, typer.Option("--oracle-roi", help="True lesions place the fine ROI; arms are named so.")
+    ] = False,
+    report: Annotated[bool, typer.Option(help="Write OUT/report.html.")] = True,
+    logger: Annotated[Literal["wandb", "none"], typer.Option(help="Log the table.")] = "wandb",
+    mode: Annotated[Literal["offline", "online"], typer.Option(help="Of W&B.")] = "offline",
+) -> None:
+    """Score every arm on every case, by members that never saw it, and compare the arms."""
+    from hnseg.ablation.arms import kinds_of, read_arms
+    from hnseg.ablation.sources import find_sources, read_cohort
+
+    chosen = read_arms(arms.split(","), overrides or [], baseline=baseline, oracle=oracle_roi)
+    cases = read_cohort(data)
+    sources = find_sources(runs, cases, kinds_of(chosen, oracle=oracle_roi))
+
+    from hnseg.ablation.predict import predict
+    from hnseg.ablation.table import write_ablation
+    from hnseg.evaluation.ablation_table import print_tables
+    from hnseg.quiet import quiet
+
+    quiet()
+    predict(chosen, sources, cases, out, oracle=oracle_roi)
+    rows = write_ablation(out, list(chosen), data, oracle=oracle_roi)
+    print_tables(rows)
+    if logger == "wandb":
+        from hnseg.tracking import log_ablation
+
+        log_ablation(out, rows, mode=mode, project=sources.project)
+    if report:
+        _report(out)
+    print(f"{out}: {', '.join(chosen)} on {len(cases)} cases; ablation.csv, .md, .tex, .json")
+
+
+def _report(out: Path) -> None:
+    """Writes the page where the extra is installed, else says how to have it."""
+    if not (find_spec("jinja2") and find_spec("ipyniivue")):
+        print(f"no report: pip install -e '.[report]', then hnseg report {out}")
+        return
+    from hnseg.report.page import write_report
+
+    write_report(out, out / "report.html")

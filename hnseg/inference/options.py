@@ -1,0 +1,28 @@
+"""What infer.py's options may be, told before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hnseg.errors import HnsegError
+
+_CHOICES = {
+    "until": (("head", "coarse", "fine"), "is no stage; choose head, coarse or fine"),
+    "format": (("nii.gz", "mha"), "is unknown; choose nii.gz or mha"),
+    "windows": (("trained", "whole"), "is unknown; choose trained or whole"),
+}
+
+
+def check_options(config: Mapping[str, Any]) -> None:
+    """Refuses a configuration of infer.py that would be misunderstood.
+
+    Raises:
+        HnsegError: A choice that does not exist.
+    """
+    for key in ("overwrite", "unseen", "compile", "probabilities", "uncertainty", "mirror"):
+        if not isinstance(config[key], bool) and (key, config[key]) != ("mirror", None):
+            raise HnsegError(f"{key}={config[key]} is neither true nor false")
+    for key, (known, remark) in _CHOICES.items():
+        if config[key] not in known:
+            raise HnsegError(f"{key}={config[key]} {remark}")
