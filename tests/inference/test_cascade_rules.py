@@ -1,0 +1,132 @@
+"""What the rules of a decision make of the whole cascade: floors, cubes, the way back, gates, fallbacks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from members import DECISION, card, make_bundle, never
+from patient import HEAD, LESION, NODE, ORIENTATIONS, RADIUS, TUMOUR, make_ct, make_pet
+
+from hnseg.errors import HnsegError
+from hnseg.inference.cascade import Cascade
+
+CPU = torch.device("cpu")
+
+
+def test_components_below_the_volume_floor_are_dropped(pointwise: None, tmp_path: Path) -> None:
+    """A sphere of 11.9 mm radius has 7 ml."""
+    floors = {}
+    for ml in (6.0, 8.0):
+        decision = {"rule": "half", "min_component_ml": ml, "mirror": False}
+        only = card(
+            "fine", "pointwise", LESION, grid={"placement": "scan", "size": [60] * 3}, decision=decision
+        )
+        bundle = make_bundle(tmp_path / str(ml), only)
+        mask = Cascade(bundle, CPU, "float32")(make_ct(*ORIENTATIONS["identity"]), make_pet()).mask
+        floors[ml] = set(np.unique(sitk.GetArrayFromImage(mask)))
+    assert floors == {6.0: {0, 1, 2}, 8.0: {0}}
+
+
+def small_cubes(**rules: object) -> list[dict]:
+    """A detector whose fine cube of 48 mm cannot hold tumour and node, 62 mm apart."""
+    return [
+        card("head", "pointwise", HEAD),
+        card("coarse", "pointwise", LESION, grid={"top": 1.0, "size": [36] * 3}),
+        card("fine", "pointwise", LESION, grid={"size": [16] * 3}, decision=DECISION | rules),
+    ]
+
+
+def found_ml(mask: sitk.Image) -> list[float]:
+    """Volume of each label 1, 2 in ml."""
+    voxels = np.bincount(sitk.GetArrayFromImage(mask).ravel(), minlength=3)
+    return list(voxels[1:] * np.prod(mask.GetSpacing()) / 1000)
+
+
+@pytest.mark.parametrize("way_back", ["probabilities", "labels"])
+def test_lesions_outside_one_cube_are_lost_and_said_and_all_cubes_find_them(
+    pointwise: None, tmp_path: Path, way_back: str
+) -> None:
+    """Each lesion is a sphere of 7 ml; the cube between them cuts both."""
+    ct = make_ct(*ORIENTATIONS["fine slices"])
+    whole = [4 / 3 * np.pi * RADIUS**3 / 1000] * 2
+    results = {}
+    for cover in ("one", "all"):
+        bundle = make_bundle(tmp_path / cover, *small_cubes(cover=cover, way_back=way_back))
+        results[cover] = Cascade(bundle, CPU, "float32")(ct, make_pet())
+    lost, covered = results["one"], results["all"]
+    assert len(lost.grids["fine"]) == 1
+    assert sum(found_ml(lost.mask)) < 0.5 * sum(whole)
+    assert lost.outside_ml is not None
+    # What is outside by the coarse stage is about what the fine stage misses.
+    assert lost.outside_ml == pytest.approx(sum(whole) - sum(found_ml(lost.mask)), abs=2.0)
+    assert len(covered.grids["fine"]) == 2
+    assert covered.outside_ml == 0
+    assert found_ml(covered.mask) == pytest.approx(whole, rel=0.15)
+    tumour, node = sorted(covered.grids["fine"], key=lambda grid: grid.center[0])
+    np.testing.assert_allclose(tumour.center, TUMOUR, atol=3)
+    np.testing.assert_allclose(node.center, NODE, atol=3)
+
+
+def test_cubes_that_overlap_count_nothing_twice(pointwise: None, tmp_path: Path) -> None:
+    """Cubes of 72 mm around lesions 62 mm apart share a part, in which neither lesion grows or shrinks."""
+    cards = small_cubes(cover="all")
+    cards[-1]["stage"]["size"], cards[-1]["patch"] = [24] * 3, [24] * 3
+    result = Cascade(make_bundle(tmp_path, *cards), CPU, "float32")(
+        make_ct(*ORIENTATIONS["fine slices"]), make_pet()
+    )
+    first, second = result.grids["fine"]
+    assert (np.abs(first.center - second.center) < first.extent).all()
+    assert found_ml(result.mask) == pytest.approx([4 / 3 * np.pi * RADIUS**3 / 1000] * 2, rel=0.1)
+
+
+@pytest.mark.parametrize("way_back", ["probabilities", "labels"])
+def test_what_comes_back_is_probabilities_or_labels(pointwise: None, tmp_path: Path, way_back: str) -> None:
+    """A network that tells SUV 4 apart, on cubes of 12 mm: SimpleITK brings its map or its labels back."""
+    grid = {"placement": "scan", "size": [16] * 3, "spacing": [12.0] * 3}
+    soft = {"weights": [[0.0, 0.0], [0.0, 20.0], [0.0, 0.0]], "biases": [0.0, -4.0, -99.0]}
+    rules = DECISION | {"rule": "argmax", "way_back": way_back}
+    bundle = make_bundle(tmp_path, card("fine", "pointwise", soft, grid=grid, decision=rules))
+    ct, pet = make_ct(*ORIENTATIONS["oblique"]), make_pet()
+    result = Cascade(bundle, CPU, "float32")(ct, pet)
+    (cube,) = result.grids["fine"]
+    reference = cube.image(np.zeros(cube.shape, np.float32))
+    sampled = sitk.GetArrayFromImage(sitk.Resample(pet, reference, sitk.Transform(), sitk.sitkBSpline))
+    tumour = 1 / (1 + np.exp(4 - np.clip(sampled, 0, 20)))
+    values, how = (tumour, sitk.sitkLinear) if way_back == "probabilities" else (tumour > 0.5, None)
+    back = sitk.Resample(
+        cube.image(values.astype(np.float32)), ct, sitk.Transform(), how or sitk.sitkNearestNeighbor
+    )
+    expected = sitk.GetArrayFromImage(back) > 0.5
+    assert expected.sum() > 10
+    assert (expected != (sitk.GetArrayFromImage(result.mask) == 1)).sum() <= 0.01 * expected.sum()
+
+
+def test_nodes_without_uptake_are_dropped(pointwise: None, tmp_path: Path) -> None:
+    """The PET's spots have SUV 12 and fall to 4 at the lesions' rim: their SUVpeak lies between."""
+    kept = {}
+    for bound in (5.0, 12.0):
+        cards = small_cubes(cover="all", node_suv_peak=bound)
+        cascade = Cascade(make_bundle(tmp_path / str(bound), *cards), CPU, "float32")
+        mask = cascade(make_ct(*ORIENTATIONS["oblique"]), make_pet()).mask
+        kept[bound] = set(np.unique(sitk.GetArrayFromImage(mask)))
+    assert kept == {5.0: {0, 1, 2}, 12.0: {0, 1}}
+
+
+@pytest.mark.parametrize("before", ["head", "coarse"])
+def test_without_a_fallback_nothing_found_ends_the_case(pointwise: None, tmp_path: Path, before: str) -> None:
+    cards = small_cubes(fallback="fail")
+    silent = {"head": never(1, 1), "coarse": never()}[before]
+    cards = [card(before, "pointwise", silent) if c["stage"]["name"] == before else c for c in cards]
+    cascade = Cascade(make_bundle(tmp_path, *cards), CPU, "float32")
+    with pytest.raises(HnsegError, match=f"the {before} stage found nothing"):
+        cascade(make_ct(*ORIENTATIONS["identity"]), make_pet())
+
+
+def test_rules_that_cannot_be_followed_are_told_before_the_first_case(
+    pointwise: None, tmp_path: Path
+) -> None:
+    bundle = make_bundle(tmp_path, *small_cubes(way_back="both"))
+    with pytest.raises(HnsegError, match=r"decision\.way_back=both"):
+        Cascade(bundle, CPU, "float32")
