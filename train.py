@@ -24,6 +24,7 @@ from hnseg.preflight import (
     check_patch,
     check_recipe,
     check_stages,
+    check_switches,
     check_window,
     find_coarse,
     find_cohort,
@@ -54,6 +55,7 @@ def main(cfg: DictConfig) -> Score:
     check_class_weights(config["loss"]["loss"]["class_weights"], config["stage"]["classes"])
     check_recipe(config["recipe"])
     check_window(config["recipe"], config["stage"]["name"], config["cte"])
+    check_switches(config)
     LoggerSettings(**config["logger"])  # refuses what it does not know
     cases, split = read_cohort(config["data"], config["stage"]["name"])
     train, validation = split.assign(cases, config["fold"])
@@ -222,7 +224,7 @@ def fit(
                     monitor=monitored(config, cohort),
                 ),
                 RunProgress(title),
-                *callbacks(folder.path, LoggerSettings(**config["logger"]), cohort.spec.channel_names),
+                *callbacks(folder.path, LoggerSettings(**config["logger"]), cohort.spec),
                 ProgressFile(folder.progress, folder.best),
             ],
             num_sanity_val_steps=0,

@@ -88,6 +88,7 @@ def describe(config: Config, stage: Stage, spec: InputSpec, **provenance: Any) -
             "architecture": model["architecture"],
             "in_channels": spec.channels,
             "out_channels": len(stage.classes) + 1,
+            **({"gate": True} if model["gating"] else {}),
             **model["settings"],
         },
         "patch": config["training"]["patch"],

@@ -225,6 +225,18 @@ def check_patch(patch: Sequence[int] | None, model: Mapping[str, Any], stage: st
         )
 
 
+def check_switches(config: Mapping[str, Any]) -> None:
+    """Refuses what is neither on nor off: any text would count as on.
+
+    Raises:
+        HnsegError: A switch that is neither true nor false.
+    """
+    for key in ("model.gating",):
+        group, _, name = key.partition(".")
+        if not isinstance(config[group][name], bool):
+            raise HnsegError(f"{key}={config[group][name]}: choose true or false")
+
+
 def check_class_weights(weights: Sequence[float] | None, classes: Sequence[str]) -> None:
     """Refuses weights of the loss that are not one for each class.
 

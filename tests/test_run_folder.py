@@ -159,3 +159,12 @@ def test_folds_may_change_as_long_as_nothing_was_trained_on_them(folder):
     other = Split((("A-1",), ("A-2",)))
     assert folder.begin(CONFIG, split=other) == "fresh"
     assert json.loads(folder.split.read_text())["folds"] == [["A-1"], ["A-2"]]
+
+
+def test_an_option_that_is_younger_than_the_run_was_off_in_it(folder):
+    folder.begin(CONFIG)
+    folder.last.write_bytes(b"weights")
+    younger = CONFIG | {"model": {"gating": False}, "recipe": {"new": None}}
+    assert folder.begin(younger) == "interrupted"
+    with pytest.raises(HnsegError, match=r"model\.gating=None, not True"):
+        folder.begin(CONFIG | {"model": {"gating": True}})

@@ -18,6 +18,7 @@ from entry import ROOT, compose_job, load, refused, run, tiny, write_cohort
 from wandb_files import offline_runs
 
 from hnseg.errors import HnsegError
+from hnseg.models.bundle import Bundle, export_bundle
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,7 @@ def test_a_mistake_is_one_line_before_anything_heavy(
             r"training\.validate_every=4.*training\.epochs=3",
         ),
         (["loss.loss.class_weights=[1,2]"], r"class_weights=\[1, 2\].*background, GTVp, GTVn"),
+        (["model.gating=soft"], r"model\.gating=soft: choose true or false"),
         (["data.folds=9"], r"data\.folds=9 with 8 cases"),
         (["data.exclude=[A-99]"], r"data\.exclude=A-99"),
         (["data.split=nowhere.json"], r"nowhere\.json"),
@@ -132,6 +134,24 @@ def test_a_run_leaves_what_is_documented(cohort: Path, tmp_path: Path) -> None:
     held = set(json.loads((folder / "split.json").read_text())["folds"][0])
     assert held
     assert not held & set(card["trained_on"])
+
+
+def test_a_gated_run_logs_the_weights_of_its_channels(cohort: Path, tmp_path: Path) -> None:
+    job(cohort, tmp_path, "model.gating=true", "training.epochs=2", "training.iterations=3")
+    (folder,) = tmp_path.glob("hecktor/fine_resenc_cte/fold_0")
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["gate/ct"]]
+    logged = [float(rows[-1][f"gate/{name}"]) for name in ("ct", "ct_square", "ct_cube_root", "pet")]
+    assert len(rows) == 2
+    stored = torch.load(folder / "last.ckpt", weights_only=True)
+    logits = stored["state_dict"]["network.gate.logits"]
+    assert logits.abs().min() > 0  # it has learned
+    torch.testing.assert_close(torch.tensor(logged), 4 * logits.exp() / logits.exp().sum())
+    export_bundle([folder], tmp_path / "bundle")
+    (member,) = Bundle.load(tmp_path / "bundle").members
+    network = member.loaded()[1]
+    best = torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(network.gate.logits, best["network.gate.logits"])
 
 
 def test_the_same_command_again_reports_the_finished_run(

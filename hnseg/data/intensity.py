@@ -217,6 +217,15 @@ class InputSpec:
             for suffix in ["", *(_NAMES[power] for power in self._powers(modality))]
         ]
 
+    @property
+    def channel_keys(self) -> list[str]:
+        """The same in plain letters, as numbers are logged: ct, ct_square, ct_cube_root, pet."""
+        return [
+            "_".join([modality, *power])
+            for modality in self.modalities
+            for power in [(), *zip(self._powers(modality), strict=True)]
+        ]
+
     def _powers(self, modality: str) -> tuple[Power, ...]:
         """What enhancement adds to a modality."""
         return {"ct": self.ct_powers, "pet": self.pet_powers}[modality] if self.cte else ()

@@ -1,4 +1,4 @@
-"""Three networks behind one contract.
+"""Three networks behind one contract, with a learned gate before their input where one is asked for.
 
 In training mode a network returns its logits at every supervised depth, finest first; in evaluation
 mode it returns the finest logits alone. Input and logits are (B, C, z, y, x); what the sides of the
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from hnseg.errors import HnsegError
+from hnseg.models.gate import ChannelGate
 
 if TYPE_CHECKING:
     from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
@@ -31,12 +32,13 @@ class UNet(nn.Module):
 
     def __init__(self, network: PlainConvUNet | ResidualEncoderUNet) -> None:
         super().__init__()
+        self.gate: nn.Module = nn.Identity()
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Logits (B, K, z, y, x); in training a list of them, finest first."""
         self.network.decoder.deep_supervision = self.training
-        return self.network(image)
+        return self.network(self.gate(image))
 
 
 class SegResNet(nn.Module):
@@ -44,11 +46,12 @@ class SegResNet(nn.Module):
 
     def __init__(self, network: SegResNetDS) -> None:
         super().__init__()
+        self.gate: nn.Module = nn.Identity()
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Logits (B, K, z, y, x); in training a list of them, finest first."""
-        logits = self.network(image)
+        logits = self.network(self.gate(image))
         return list(logits) if self.training and not isinstance(logits, Tensor) else logits
 
 
@@ -143,8 +146,17 @@ def segresnet(
 ARCHITECTURES = {"plainconv": plainconv, "resenc": resenc, "segresnet": segresnet}
 
 
-def build(architecture: str, in_channels: int, out_channels: int, **settings: object) -> UNet | SegResNet:
+def build(
+    architecture: str, in_channels: int, out_channels: int, *, gate: bool = False, **settings: object
+) -> UNet | SegResNet:
     """Builds a network by name, from the plain settings that a checkpoint carries.
+
+    Args:
+        architecture: Its name.
+        in_channels: Input channels.
+        out_channels: Classes, background included.
+        gate: Weigh the input channels by a learned `hnseg.models.gate.ChannelGate`.
+        settings: Of the architecture.
 
     Raises:
         HnsegError: Unknown name.
@@ -152,7 +164,10 @@ def build(architecture: str, in_channels: int, out_channels: int, **settings: ob
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise HnsegError(f"model.architecture={architecture} is unknown; choose one of {known}")
-    return ARCHITECTURES[architecture](in_channels, out_channels, **settings)  # type: ignore[operator]
+    network = ARCHITECTURES[architecture](in_channels, out_channels, **settings)  # type: ignore[operator]
+    if gate:
+        network.gate = ChannelGate(in_channels)
+    return network
 
 
 def _unet(

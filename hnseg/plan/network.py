@@ -13,6 +13,8 @@ from dynamic_network_architectures.building_blocks.simple_conv_blocks import (
 )
 from torch import nn
 
+from hnseg.models.gate import ChannelGate
+
 Properties = dict[str, Any]
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _NORMS = (nn.InstanceNorm3d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
@@ -27,12 +29,13 @@ def read_network(network: nn.Module) -> Properties:
     """
     core: Any = network.network
     name = type(core).__name__
+    gated = "gated " if isinstance(network.gate, ChannelGate) else ""
     return {
         "Normalization Layer": _only(_norm(m) for m in core.modules() if isinstance(m, _NORMS)),
         "Nonlinearity": _only(_nonlinearity(m) for m in core.modules() if isinstance(m, _NONLINEARITIES)),
         "Dropout": next((m.p for m in core.modules() if isinstance(m, _DROPOUTS) and m.p), None),
         "LeakyReLU Slope": _only(m.negative_slope for m in core.modules() if isinstance(m, nn.LeakyReLU)),
-        **(_segresnet(core, name) if name == "SegResNetDS" else _unet(core, name)),
+        **(_segresnet(core, gated + name) if name == "SegResNetDS" else _unet(core, gated + name)),
     }
 
 

@@ -14,7 +14,7 @@ from hnseg.hydra_app import compose_job
 from hnseg.job import Config, describe, make_input, make_stage
 from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import build
-from hnseg.preflight import check_class_weights, check_length, check_patch, check_stages
+from hnseg.preflight import check_class_weights, check_length, check_patch, check_stages, check_switches
 from hnseg.stage import Stage
 
 
@@ -48,6 +48,7 @@ class Pair:
         config: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
         check_length(config["training"])
         check_class_weights(config["loss"]["loss"]["class_weights"], config["stage"]["classes"])
+        check_switches(config)
         stage = make_stage(config)
         spec = make_input(config, stage)
         return cls(config, stage, spec, _module(config, stage, spec))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from hnseg.data.dataset import PatchDataset
+from hnseg.models.losses import DiceCELoss
 from hnseg.plan.pair import Pair
 
 Properties = dict[str, Any]
@@ -49,19 +49,19 @@ def _forced(pair: Pair) -> str:
     return f"{batch - samples.unforced} of {batch} samples"
 
 
-def _loss(loss: nn.Module) -> Properties:
+def _loss(loss: DiceCELoss) -> Properties:
     """The loss of one depth; what it makes of a batch and of logits shows in its value."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 4, 4, 4, generator=generator)
     target = torch.randint(3, (2, 4, 4, 4), generator=generator)
     together, shifted = loss(logits, target), loss(logits + 1, target)
     apart = (loss(logits[:1], target[:1]) + loss(logits[1:], target[1:])) / 2
+    weighted = "" if loss.class_weights is None else "weighted "
     return {
-        "terms": {"DiceCELoss": ["Dice", "cross-entropy"]}.get(type(loss).__name__, type(loss).__name__),
+        "terms": [f"{weighted}Dice", f"{weighted}cross-entropy"],
         "batch Dice": not torch.allclose(together, apart),
         "include background": loss.background,
         "squared pred": loss.squared,
-        "class weights": None if loss.class_weights is None else loss.class_weights.tolist(),
         "softmax": torch.allclose(together, shifted),  # unlike the sigmoid, it sees differences alone
     }
 

@@ -12,6 +12,7 @@ import torch
 from entry import compose_job, load
 from fabricate import write_case
 from members import card, make_bundle
+from safetensors.torch import load_file, save_file
 from spoiled import must_fail
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -75,6 +76,22 @@ def test_float32_is_pytorchs_float32(tmp_path: Path, architecture: str) -> None:
     unflipped = replace(member, card=member.card | {"axes": turned | {"flip": []}})
     with must_fail():
         torch.testing.assert_close(confident(networks, unflipped, volume), theirs, rtol=0, atol=1e-4)
+
+
+def test_a_learned_gate_is_converted_with_its_network(tmp_path: Path) -> None:
+    one = card("fine", "resenc", patch=[16, 16, 16])
+    one["network"]["gate"] = True
+    (member,) = make_bundle(tmp_path, one).members
+    weights = load_file(member.weights)
+    save_file(weights | {"gate.logits": torch.tensor([1.0, -1.0])}, member.weights)
+    shown = image(member, 16, 16, 16)
+    networks = OpenVinoNetworks("float32")
+    assert isinstance(networks(member), CompiledNetwork)
+    ours, theirs = (confident(each, member, shown) for each in (networks, Networks(CPU)))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    save_file(weights, member.weights)  # the gate as it begins, all channels alike
+    with must_fail():
+        torch.testing.assert_close(confident(Networks(CPU), member, shown), theirs, rtol=0, atol=1e-4)
 
 
 def test_members_of_one_kind_keep_their_own_weights(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trackable import CONFIG, PROVENANCE
 from wandb_files import offline_runs
 
+from hnseg.data.intensity import InputSpec
 from hnseg.tracking import loggers
 from hnseg.tracking.callbacks import callbacks
 from hnseg.tracking.settings import LoggerSettings
@@ -45,14 +46,16 @@ def cases(count: int) -> list[dict[str, Any]]:
     return [{"image": image, "label": label, "case_id": [f"A-{n}"]} for n, image in enumerate(images)]
 
 
-def train(folder: Path, epochs: int, validation: list[Any], channels: list[str], **settings: Any) -> None:
+def train(
+    folder: Path, epochs: int, validation: list[Any], modalities: tuple[str, ...], **settings: Any
+) -> None:
     chosen = {"kind": "wandb", "pictures_every": 2, **settings}
     with loggers(folder, CONFIG | {"logger": chosen}, provenance=PROVENANCE) as several:
         trainer = L.Trainer(
             accelerator="cpu",
             max_epochs=epochs,
             logger=several,
-            callbacks=callbacks(folder, LoggerSettings(**chosen), channels),
+            callbacks=callbacks(folder, LoggerSettings(**chosen), InputSpec(modalities)),
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             enable_progress_bar=False,
@@ -69,7 +72,7 @@ def quiet_loaders() -> list[Any]:
 
 
 def test_the_same_few_cases_are_painted_every_few_epochs(tmp_path, quiet_loaders):
-    train(tmp_path, 5, quiet_loaders, ["CT", "PET"])
+    train(tmp_path, 5, quiet_loaders, ("ct", "pet"))
     painted = sorted(path.relative_to(tmp_path / "pictures") for path in tmp_path.glob("pictures/*/*"))
     # Seven cases, of which three are spread over them; two steps an epoch, so epochs 2 and 4 end at 3 and 7.
     expected = [Path(f"A-{n}/step_{step:07d}.png") for n in (0, 3, 6) for step in (3, 7)]
@@ -88,7 +91,7 @@ def test_the_same_few_cases_are_painted_every_few_epochs(tmp_path, quiet_loaders
 
 
 def test_contours_follow_the_prediction(tmp_path, quiet_loaders):
-    train(tmp_path, 2, quiet_loaders, ["CT", "PET"], pictures_every=1)
+    train(tmp_path, 2, quiet_loaders, ("ct", "pet"), pictures_every=1)
     found, missed = (imread(tmp_path / "pictures" / "A-0" / f"step_{step:07d}.png") for step in (1, 3))
     assert found.shape == missed.shape
     assert found.shape[1] > 1.5 * found.shape[0]  # CT beside CT with PET
@@ -96,19 +99,19 @@ def test_contours_follow_the_prediction(tmp_path, quiet_loaders):
 
 
 def test_the_head_stage_has_no_pet_to_show(tmp_path, quiet_loaders):
-    train(tmp_path, 1, quiet_loaders, ["CT"], pictures_every=1)
+    train(tmp_path, 1, quiet_loaders, ("ct",), pictures_every=1)
     picture = imread(tmp_path / "pictures" / "A-0" / "step_0000001.png")
     assert picture.shape[0] == pytest.approx(picture.shape[1], rel=0.1)
 
 
 @pytest.mark.parametrize("settings", [{"kind": "csv", "pictures": False}, {"pictures": False}])
 def test_no_pictures_unless_asked_for(tmp_path, quiet_loaders, settings):
-    train(tmp_path, 1, quiet_loaders, ["CT", "PET"], **{"pictures_every": 1, **settings})
+    train(tmp_path, 1, quiet_loaders, ("ct", "pet"), **{"pictures_every": 1, **settings})
     assert not (tmp_path / "pictures").exists()
 
 
 def test_tensorboard_shows_them_too(tmp_path, quiet_loaders):
-    train(tmp_path, 2, quiet_loaders, ["CT", "PET"], kind="tensorboard")
+    train(tmp_path, 2, quiet_loaders, ("ct", "pet"), kind="tensorboard")
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Images("pictures/A-3")] == [3]
