@@ -36,6 +36,8 @@ from hnseg.tracking.settings import LoggerSettings
 
 # Everything heavy is imported where it is used, so that a mistake is answered in a second.
 if TYPE_CHECKING:
+    from torchio import Transform
+
     from hnseg.data.datamodule import StageDataModule
     from hnseg.data.intensity import InputSpec
     from hnseg.hardware import Precision
@@ -53,9 +55,9 @@ def main(cfg: DictConfig) -> Score:
     config: Config = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     check_length(config["training"])
     check_class_weights(config["loss"]["loss"]["class_weights"], config["stage"]["classes"])
+    check_switches(config)
     check_recipe(config["recipe"])
     check_window(config["recipe"], config["stage"]["name"], config["cte"])
-    check_switches(config)
     LoggerSettings(**config["logger"])  # refuses what it does not know
     cases, split = read_cohort(config["data"], config["stage"]["name"])
     train, validation = split.assign(cases, config["fold"])
@@ -139,7 +141,7 @@ def build_cohort(
     from hydra.utils import instantiate
 
     from hnseg.data.datamodule import StageDataModule
-    from hnseg.job import cut_head, jitter_mm
+    from hnseg.job import jitter_mm
 
     augment = instantiate(cfg.augment)
     training, data = config["training"], config["data"]
@@ -156,12 +158,24 @@ def build_cohort(
         coarse=coarse,
         train_roi=config["recipe"]["roi"]["train"],
         augment=augment,
-        scan_augment=cut_head(config, stage),
+        scan_augment=scan_augment(config, cfg, stage),
         jitter_mm=jitter_mm(config, stage),
         workers=data["workers"],
         prepare_workers=data["prepare_workers"],
         seed=config["seed"],
     )
+
+
+def scan_augment(config: Config, cfg: DictConfig, stage: Stage) -> Transform | None:
+    """What is done to scans before they become channels; None if nothing is."""
+    import torchio as tio
+    from hydra.utils import instantiate
+
+    from hnseg.job import cut_head
+
+    cut = cut_head(config, stage)
+    transforms = [*([cut] if cut else []), *map(instantiate, cfg.scan_augment.values())]
+    return tio.Compose(transforms) if len(transforms) > 1 else next(iter(transforms), None)
 
 
 def build_module(

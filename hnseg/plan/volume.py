@@ -128,8 +128,15 @@ def _placed(pair: Pair) -> str:
 
 
 def _augmentation(pair: Pair) -> list[Properties]:
-    """The training transforms as they are configured, and the random crop where the patch is not the ROI."""
+    """The training transforms as they are configured: of scans, the random crop where the patch is not the
+    ROI, and of patches."""
     shown = pair.spec.pad_to or pair.stage.shape
     cut = [] if tuple(pair.config["training"]["patch"]) == shown else [{"transform": "random crop"}]
-    transforms = [dict(one) for one in pair.config["augment"]["transforms"]]
-    return cut + [{"transform": one.pop("_target_").rpartition(".")[2], **one} for one in transforms]
+    scans = [_transform(one) for one in pair.config["scan_augment"].values()]
+    return [*scans, *cut, *(_transform(one) for one in pair.config["augment"]["transforms"])]
+
+
+def _transform(configured: Properties) -> Properties:
+    """A transform's name and settings."""
+    settings = {key: value for key, value in configured.items() if key != "_target_"}
+    return {"transform": configured["_target_"].rpartition(".")[2], **settings}

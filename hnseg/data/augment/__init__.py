@@ -1,14 +1,17 @@
 """Training augmentation that TorchIO does not bring, one transform a file.
 
 The mixes themselves are composed in conf/augment/. All act on normalised subjects with `image`
-(C, z, y, x) and `label`, but for `RandomHeadCut`, which acts on scans in HU and SUV.
+(C, z, y, x) and `label`, but for those that act on scans, `ct` in HU and `pet` in SUV, before these become
+channels: `RandomHeadCut`, and those of conf/scan_augment/.
 """
 
 from hnseg.data.augment.blur import RandomBlur, RandomChannelBlur
 from hnseg.data.augment.contrast import RandomContrast
+from hnseg.data.augment.dropout import RandomDropout
 from hnseg.data.augment.gamma import RandomGamma
 from hnseg.data.augment.head_cut import RandomHeadCut
 from hnseg.data.augment.low_resolution import RandomLowResolution
+from hnseg.data.augment.misalignment import RandomMisalignment
 from hnseg.data.augment.scale_shift import RandomScaleShift
 from hnseg.data.augment.spatial import RandomBorderAffine, RandomPatchAffine
 
@@ -17,9 +20,11 @@ __all__ = [
     "RandomBorderAffine",
     "RandomChannelBlur",
     "RandomContrast",
+    "RandomDropout",
     "RandomGamma",
     "RandomHeadCut",
     "RandomLowResolution",
+    "RandomMisalignment",
     "RandomPatchAffine",
     "RandomScaleShift",
 ]

@@ -108,6 +108,7 @@ def resample(
     matrix: NDArray[np.float64],
     patch: Patch,
     outside: Literal["zeros", "border"] = "zeros",
+    shift: Sequence[float] | NDArray[np.float64] = (0, 0, 0),
 ) -> Tensor:
     """A patch of an image (C, z, y, x), turned and scaled about the middle of its surroundings.
 
@@ -118,12 +119,14 @@ def resample(
         outside: `zeros`: what the surroundings do not hold is 0, and a label is the class with the most
             weight among the eight voxels around (nnU-Net). `border`: the border goes on, and a label is
             that of the nearest voxel (MONAI).
+        shift: What the middle of the output shows, from the middle of the surroundings, voxels (z, y, x).
 
     Returns:
         (C, *patch.size), of the image's type.
     """
     volume, offset = patch.surroundings(image.data)
-    grid = _grid(matrix, patch.size, volume.shape[1:], offset)
+    middle = np.asarray(offset) + np.asarray(shift)
+    grid = _grid(matrix, patch.size, volume.shape[1:], middle)
 
     def sample(channels: Tensor, mode: str = "bilinear") -> Tensor:
         return F.grid_sample(channels[None], grid, mode=mode, padding_mode=outside, align_corners=False)[0]
@@ -139,11 +142,13 @@ def resample(
     return torch.where(weight > background, place + 1, 0).to(volume.dtype)
 
 
-def _grid(matrix: NDArray[np.float64], size: Shape, source: Sequence[int], offset: Sequence[float]) -> Tensor:
+def _grid(
+    matrix: NDArray[np.float64], size: Shape, source: Sequence[int], offset: NDArray[np.float64]
+) -> Tensor:
     """Where each voxel of an output (1, z, y, x) lies in the source: (x, y, z) in [-1, 1], edge to edge."""
     half = np.asarray(source) / 2
     linear = matrix * np.asarray(size) / 2 / half[:, None]
-    theta = np.column_stack([linear[::-1, ::-1], (np.asarray(offset) / half)[::-1]])
+    theta = np.column_stack([linear[::-1, ::-1], (offset / half)[::-1]])
     return F.affine_grid(torch.from_numpy(theta[None].astype(np.float32)), [1, 1, *size], align_corners=False)
 
 
