@@ -5,7 +5,6 @@ into 1 mm, and reads a MetaImage whose compressed voxels are damaged as noise. A
 become a wrong mask, so the bytes are counted and checked before ITK sees the file.
 """
 
-import gzip
 import math
 import struct
 import zlib
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from isal import igzip
+from isal.igzip_lib import IsalError
 
 from hnseg.errors import HnsegError
 
@@ -40,11 +41,11 @@ def check_file(path: Path) -> None:
             if meta:
                 _check_metaimage(path, file)
             elif file.peek(2)[:2] == b"\x1f\x8b":  # gzip's magic number
-                with gzip.open(file) as unpacked:
+                with igzip.open(file) as unpacked:  # unpacks twice as fast as zlib
                     _check_nifti(path, unpacked.read)
             else:
                 _check_nifti(path, file.read)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]  # its stub
         raise HnsegError(f"{path}: cut short or damaged ({error}); copy or convert it again") from error
     except (ValueError, KeyError, struct.error, OverflowError) as error:
         kind = "MetaImage (.mha)" if meta else "NIfTI"
