@@ -5,7 +5,7 @@ DEMO := runs/demo
 TRAIN := $(BIN)/python train.py experiment=demo
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo open-data test setup check clean-demo
+.PHONY: demo reproduce open-data test setup check clean-demo clean-reproduce
 
 demo: .venv/ready ## the whole pipeline on a synthetic cohort, about 10 minutes on 2 cores
 	$(BIN)/hnseg phantom $(DEMO)/data/train --cases 80 --seed 0
@@ -19,6 +19,13 @@ demo: .venv/ready ## the whole pipeline on a synthetic cohort, about 10 minutes 
 	$(BIN)/hnseg evaluate $(DEMO)/data/test $(DEMO)/predictions --json $(DEMO)/scores.json --overlays $(DEMO)/overlays
 	@echo "In $(DEMO)/: data, train (runs), bundle, predictions/CASE.nii.gz, scores.json, overlays/CASE.png"
 
+REPRODUCE := runs/reproduce
+reproduce: .venv/ready-report ## the ablation on a synthetic cohort, from sweep to report
+	$(BIN)/hnseg phantom $(REPRODUCE)/data --cases 40 --seed 0
+	$(BIN)/python train.py experiment=reproduce sweeps=ablation fold=0-1
+	$(BIN)/hnseg ablation $(REPRODUCE)/train --data $(REPRODUCE)/data --arms full,no_cte,srn_cte,resenc_cte,resenc --out $(REPRODUCE)/ablation
+	@echo "In $(REPRODUCE)/: data, train (runs), ablation/ARM/CASE.nii.gz, ablation/ablation.{csv,md,tex}, ablation/report.html"
+
 OPEN := runs/open_data
 open-data: .venv/ready ## the fine stage on open sarcoma PET/CT: make open-data DATA=PATH
 	$(BIN)/python train.py experiment=open_data data.root="$(DATA)" fold=0-3 -m
@@ -28,6 +35,9 @@ open-data: .venv/ready ## the fine stage on open sarcoma PET/CT: make open-data 
 
 clean-demo: ## start the demo anew; without it, finished steps are skipped
 	rm -rf $(DEMO)
+
+clean-reproduce:
+	rm -rf $(REPRODUCE)
 
 test: .venv/ready-dev ## the fast tests
 	$(BIN)/pytest -m "openvino and not slow"
@@ -51,6 +61,10 @@ setup: .venv/ready-dev ## .venv with everything for development
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e .
 	touch $@
 
+.venv/ready-report: .venv/uv pyproject.toml constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[report]'
+	touch $@ .venv/ready
+
 .venv/ready-dev: .venv/uv pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
-	touch $@ .venv/ready
+	touch $@ .venv/ready .venv/ready-report

@@ -2,31 +2,25 @@
 
 import csv
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from entry import ROOT, run
+from entry import run
+from makefile import commands
 
 pytestmark = pytest.mark.slow
 
 # Fewer cases and steps than `make demo`; everything else is the Makefile's.
-SMALLER = {"--cases 80": "--cases 6", "--cases 12": "--cases 2", "$(TRAIN)": "train.py experiment=demo"}
-SHORTER = "training.epochs=2 training.iterations=2 training.validate_every=1"
+SMALLER = {"80": "6", "12": "2"}
+SHORTER = ["training.epochs=2", "training.iterations=2", "training.validate_every=1"]
 
 
 def demo_commands() -> list[list[str]]:
-    """The commands of `make demo`, one a line of its recipe."""
-    makefile = (ROOT / "Makefile").read_text()
-    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
-    assert recipe is not None
-    text = recipe[1].replace("\\\n\t", " ").replace("$(DEMO)", "runs/demo").replace("$(BIN)/", "")
-    for demo, small in SMALLER.items():
-        text = text.replace(demo, small)
-    lines = [line.strip().removeprefix("python ") for line in text.splitlines() if "echo" not in line]
-    return [f"{line} {SHORTER}".split() if line.startswith("train.py") else line.split() for line in lines]
+    """The commands of `make demo`, on less."""
+    smaller = [[SMALLER.get(word, word) for word in command] for command in commands("demo")]
+    return [command + SHORTER * (command[0] == "train.py") for command in smaller]
 
 
 @pytest.fixture(scope="module")
