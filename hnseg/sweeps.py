@@ -67,5 +67,7 @@ def _parse(override: str) -> tuple[str, bool, list[int | str]]:
         raise HnsegError(f"{override}: cannot be read as key=value") from error
     key, _, value = override.partition("=")
     swept = parsed.is_sweep_override()
-    values = map(str, parsed.sweep_string_iterator()) if swept else [value]
+    # As the sweep file has them, and not as Python does.
+    plain = {"True": "true", "False": "false"}
+    values = [plain.get(str(one), str(one)) for one in parsed.sweep_string_iterator()] if swept else [value]
     return key, swept, [int(text) if text.isdigit() else text for text in values]
