@@ -5,7 +5,7 @@ DEMO := runs/demo
 TRAIN := $(BIN)/python train.py experiment=demo
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo reproduce open-data test setup check clean-demo clean-reproduce
+.PHONY: demo reproduce open-data test test-slow setup check clean-demo clean-reproduce
 
 demo: .venv/ready ## the whole pipeline on a synthetic cohort, about 10 minutes on 2 cores
 	$(BIN)/hnseg phantom $(DEMO)/data/train --cases 80 --seed 0
@@ -39,9 +39,15 @@ clean-demo: ## start the demo anew; without it, finished steps are skipped
 clean-reproduce:
 	rm -rf $(REPRODUCE)
 
+# Two files at a time, the tests of one in one process: they share what is slow to make.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 test: .venv/ready-dev ## the fast tests
-	$(BIN)/pytest -m "openvino and not slow"
-	$(BIN)/pytest
+	$(PYTEST) -m "openvino and not slow"
+	$(PYTEST)
+
+test-slow: .venv/ready-dev ## the others
+	$(PYTEST) -m "slow and openvino"
+	$(PYTEST) -m "slow and not openvino"
 
 check: .venv/ready-dev ## lint, format, types, import layers
 	$(BIN)/ruff check .

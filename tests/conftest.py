@@ -1,7 +1,11 @@
 """What all tests share: helpers to import, one thread for arithmetic, the same random examples every time."""
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from subprocess import Popen
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -12,6 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("search", deadline=None)
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+
+WORKERS: list[Popen[bytes]] = []  # of pytest -n
 
 
 @pytest.fixture
@@ -32,3 +38,18 @@ def pytest_configure(config: pytest.Config) -> None:
     wanted = config.option.markexpr
     if "openvino" not in wanted or "not openvino" in wanted:
         sys.modules["openvino"] = None  # type: ignore[assignment]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_newgateway(gateway: Any) -> None:
+    WORKERS.append(gateway._io.popen)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Fails the run where a worker crashes after its last test, which xdist passes over."""
+    yield
+    slow = -signal.SIGKILL  # to end: xdist's own way with those
+    if crashed := sum(worker.wait() not in (0, slow) for worker in WORKERS):
+        print(f"{crashed} workers crashed after their tests", file=sys.stderr)
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
