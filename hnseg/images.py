@@ -5,6 +5,7 @@ both as SimpleITK has them.
 """
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,23 @@ def extension(path: Path) -> str:
     raise HnsegError(f"{path}: '{path.suffix}' is not an image extension; use {', '.join(EXTENSIONS)}")
 
 
-def read_image(path: Path) -> sitk.Image:
+def read_image(path: Path, *, integers: bool = False) -> sitk.Image:
     """Read a CT or PET volume.
 
     Args:
         path: NIfTI or MetaImage file.
+        integers: Leave int16 without a scale, as most CTs are stored, as it is: half the memory.
 
     Returns:
-        A 3-D scalar image, float32, in the file's own units (HU, SUV), every value finite.
+        A 3-D scalar image, float32 (or int16), in the file's own units (HU, SUV), every value finite.
 
     Raises:
         HnsegError: missing, empty, damaged or misnamed file; not 3-D; several values a voxel;
             impossible spacing; NaN or infinite values.
     """
-    image = _read(path, sitk.sitkFloat32)
+    image = _read(path, sitk.sitkFloat32, as_stored=(sitk.sitkInt16,) if integers else ())
+    if image.GetPixelID() == sitk.sitkInt16:
+        return image
     values = sitk.GetArrayViewFromImage(image)
     # One pass without a temporary: a single NaN or infinity makes the sum non-finite.
     with np.errstate(invalid="ignore", over="ignore"):
@@ -149,8 +153,11 @@ def same_grid(a: sitk.Image, b: sitk.Image, tolerance: float = 1e-3) -> bool:
     return bool(np.abs(np.subtract(there, corners)).max() <= tolerance)
 
 
-def _read(path: Path, pixel_type: int) -> sitk.Image:
-    """Check the bytes and the header, then read the voxels as `pixel_type` (sitkUnknown: as stored)."""
+def _read(path: Path, pixel_type: int, as_stored: Sequence[int] = ()) -> sitk.Image:
+    """Check the bytes and the header, then read the voxels as `pixel_type` (sitkUnknown: as stored).
+
+    Those that come as one of the types `as_stored` stay so.
+    """
     extension(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -163,6 +170,8 @@ def _read(path: Path, pixel_type: int) -> sitk.Image:
         check_file(path)
         reader.ReadImageInformation()
         _check_header(path, reader)
+        if reader.GetPixelID() in as_stored:
+            reader.SetOutputPixelType(sitk.sitkUnknown)
         return reader.Execute()
     except FileNotFoundError as error:
         raise HnsegError(f"{path}: no such file; check the path") from error

@@ -22,13 +22,13 @@ PLAUSIBLE = {"weight_kg": (1.0, 500.0), "dose_bq": (1e5, 5e9), "half_life_s": (6
 
 
 def read_scan(case: Case) -> tuple[sitk.Image, sitk.Image]:
-    """CT (HU) and PET (SUV) of a case.
+    """CT (HU, int16 where it is stored so) and PET (SUV, float32) of a case.
 
     Raises:
         HnsegError: as `hnseg.images.read_image` and `read_pet`, or the case list's line is unusable.
     """
     case.check()
-    return read_image(case.ct), read_pet(case)
+    return read_image(case.ct, integers=True), read_pet(case)
 
 
 def read_pet(case: Case) -> sitk.Image:

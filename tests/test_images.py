@@ -41,6 +41,25 @@ def test_reads_what_simpleitk_wrote_as_float32(tmp_path, ext, dtype):
 
 
 @pytest.mark.parametrize("ext", FORMATS)
+def test_a_ct_of_16_bit_integers_stays_so_on_request(tmp_path, ext):
+    original = noise(np.int16)
+    sitk.WriteImage(original, str(tmp_path / f"a{ext}"), useCompression=True)
+    image = read_image(tmp_path / f"a{ext}", integers=True)
+    assert image.GetPixelID() == sitk.sitkInt16
+    np.testing.assert_array_equal(to_array(image), sitk.GetArrayFromImage(original))
+
+
+def test_scaled_integers_are_no_integers(tmp_path):
+    sitk.WriteImage(noise(np.int16), str(tmp_path / "a.nii"))
+    header = bytearray((tmp_path / "a.nii").read_bytes())
+    struct.pack_into("<2f", header, 112, 0.5, 3.25)  # scl_slope, scl_inter
+    (tmp_path / "a.nii").write_bytes(header)
+    image = read_image(tmp_path / "a.nii", integers=True)
+    assert image.GetPixelID() == sitk.sitkFloat32
+    np.testing.assert_allclose(to_array(image), 0.5 * to_array(noise(np.int16)) + 3.25)
+
+
+@pytest.mark.parametrize("ext", FORMATS)
 def test_writes_what_simpleitk_reads_and_leaves_nothing_else(tmp_path, ext):
     path = tmp_path / "new" / "folder" / f"a{ext}"
     write_image(noise(), path)

@@ -55,9 +55,8 @@ def to_grid(image: sitk.Image, grid: Grid, *, fill: float, antialias: bool = Fal
     if lines is not None:
         return lines.sample(sitk.GetArrayViewFromImage(image), degree=3, fill=fill)
     cropped = image if box is None else _cut(image, box)
-    return sitk.GetArrayFromImage(_sample(cropped, grid, sitk.sitkBSpline, fill)).astype(
-        np.float32, copy=False
-    )
+    # ITK would round what it interpolates between whole numbers.
+    return sitk.GetArrayFromImage(_sample(sitk.Cast(cropped, sitk.sitkFloat32), grid, sitk.sitkBSpline, fill))
 
 
 def label_to_grid(label: sitk.Image, grid: Grid) -> NDArray[np.uint8]:

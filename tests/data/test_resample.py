@@ -96,6 +96,18 @@ def test_an_image_that_is_hardly_oblique_is_sampled_as_exactly_as_any(angle):
     np.testing.assert_allclose(ours, plain(image, grid, sitk.sitkBSpline, AIR_HU), atol=0.01)
 
 
+@pytest.mark.parametrize("angle", [0.0, 0.2])
+def test_whole_numbers_are_sampled_as_the_same_real_ones(angle):
+    turn = sitk.Euler3DTransform((0, 0, 0), angle, angle / 2, 0)
+    values = np.random.default_rng(0).integers(-1000, 1000, (20, 24, 28))
+    image = sitk.GetImageFromArray(values.astype(np.int16))
+    image.SetDirection(turn.GetMatrix())
+    grid = Grid((12, 12, 12), (1.3, 1.4, 1.5), (4.0, 3.0, 2.0))
+    sampled = to_grid(image, grid, fill=-1024.0)
+    np.testing.assert_array_equal(sampled, to_grid(sitk.Cast(image, sitk.sitkFloat32), grid, fill=-1024.0))
+    assert (sampled % 1 != 0).any()
+
+
 @settings(max_examples=25, deadline=None)
 @given(image=images(), grid=grids())
 def test_labels_are_simpleitk_s_nearest(image, grid):
