@@ -95,22 +95,29 @@ def is_held(folder: Path) -> bool:
     """Whether a `sole_writer` is at work in `folder`; not known where the file system has no locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not _taken(descriptor, fcntl.LOCK_SH)
     except OSError:
         return False
     finally:
         os.close(descriptor)
-    return False
 
 
 def _lock(descriptor: int, folder: Path) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise HnsegError(f"{folder}: another process writes there; wait, or choose another folder") from error
+        while not _taken(descriptor, fcntl.LOCK_EX):
+            # `is_held` has a shared lock for a moment; next to a writer there is none to be had.
+            if not _taken(descriptor, fcntl.LOCK_SH):
+                raise HnsegError(f"{folder}: another process writes there; wait, or choose another folder")
     except OSError:
+        return False
+    return True
+
+
+def _taken(descriptor: int, lock: int) -> bool:
+    """Whether a lock was to be had at once."""
+    try:
+        fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
     return True
 

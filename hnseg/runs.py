@@ -104,8 +104,8 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str
     """What differs between two runs, or two arms of which several folds were run.
 
     Returns:
-        Settings that differ, {key: (of a, of b)}; scores that both have, means over the finished folds that
-        both have; and how many folds these are.
+        Settings that differ, {key: (of a, of b)}, `split.json` for folds that do; scores that both have,
+        means over the finished folds that both have; and how many folds these are.
 
     Raises:
         HnsegError: No run lies in one of them, several of one fold do, or they share no fold.
@@ -117,7 +117,7 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str
         pairs = [(ours[fold], theirs[fold]) for fold in ours if fold in theirs]
     if not pairs:
         raise HnsegError(f"{a} and {b} have no fold in common; compare single runs (fold_K)")
-    settings = [flatten(read_config(run.path)) for run in pairs[0]]
+    settings = [flatten(read_config(run.path)) | _dealt(run.path) for run in pairs[0]]
     differing = {
         key: (settings[0].get(key), settings[1].get(key))
         for key in sorted(settings[0].keys() | settings[1].keys())
@@ -130,6 +130,12 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str
     )
     means = {key: _means([(pair[0][key], pair[1][key]) for pair in scores]) for key in shared}
     return differing, means, len(finished)
+
+
+def _dealt(path: Path) -> dict[str, Any]:
+    """The hash of a run's folds: a cohort that grew deals others under the same settings."""
+    split = RunFolder(path).split
+    return {split.name: json.loads(split.read_text())["hash"]} if split.exists() else {}
 
 
 def _means(pairs: list[tuple[float, float]]) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """hnseg runs and hnseg compare, on run folders as train.py leaves them."""
 
+import fcntl
 import gc
 import json
 import os
@@ -7,12 +8,15 @@ import time
 import traceback
 import weakref
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 from entry import refused, run
 
+from hnseg.data.splits import Split
 from hnseg.errors import HnsegError
+from hnseg.files import is_held, sole_writer
 from hnseg.run_folder import RunFolder
 from hnseg.runs import Run, compare_runs, find_runs
 
@@ -173,6 +177,28 @@ def test_arms_are_compared_on_the_folds_they_share(tmp_path: Path) -> None:
     settings, scores, folds = compare_runs(tmp_path / "a", tmp_path / "b")
     assert (settings, folds) == ({"seed": (0, 1)}, 2)
     assert scores["val/dice"] == pytest.approx((0.6, 0.8))
+
+
+def test_compare_warns_where_other_cases_were_held_out(tmp_path: Path) -> None:
+    one, other = Split((("A-1",), ("A-2",))), Split((("A-2",), ("A-1",)))
+    for name, fold, split in (("a", 0, one), ("b", 0, one), ("c", 1, one), ("d", 0, other)):
+        finish(tmp_path / name, {"val/dice": 0.7}, fold=fold)
+        split.write(tmp_path / name / "split.json")
+    told = {name: run("hnseg", "compare", "a", name, cwd=tmp_path) for name in "bcd"}
+    assert [len(done.stderr.splitlines()) for done in told.values()] == [0, 1, 1]
+    assert "of other cases" in told["c"].stderr
+    assert other.hash in told["d"].stdout
+    assert all(done.returncode == 0 for done in told.values())
+
+
+def test_whoever_lists_runs_is_in_nobodys_way(tmp_path: Path) -> None:
+    """`is_held` has a shared lock for a moment, here for a long one."""
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    assert not is_held(tmp_path)  # another who asks is no writer
+    Timer(0.1, os.close, [descriptor]).start()
+    with sole_writer(tmp_path):
+        assert is_held(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ def compare(a: Side, b: Side, json_file: Json = None) -> None:
     _print(["", str(a), str(b), "difference"], rows)
     if not settings:
         print("no setting differs")
+    if {"fold", "split.json"} & settings.keys():
+        print("warning: other folds, so that the scores are of other cases as well", file=sys.stderr)
     print(
         f"scores: means over {folds} folds" if folds > 1 else "" if folds else "no scores: not both finished"
     )

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
-from hnseg.evaluation.view import Index, Scan, View
+from hnseg.evaluation.view import Index, Scan
 from hnseg.metrics import CLASSES, label_lesions, overlapping_lesions
 
 MARGIN_MM = 25.0  # of anatomy around the lesions
@@ -20,12 +20,14 @@ class Finding:
     Attributes:
         name: gtvp or gtvn.
         voxel: (x, y, z) on the CT's grid: the one nearest its middle.
+        place: The same in patient space (x, y, z), LPS mm.
         truth_ml: True volume in it; None where the truth is not known.
         predicted_ml: Predicted volume in it.
     """
 
     name: str
     voxel: Index
+    place: tuple[float, float, float]
     truth_ml: float | None
     predicted_ml: float
 
@@ -42,13 +44,14 @@ def find_lesions(scan: Scan) -> list[Finding]:
             inside = found[box] == number
             *truth, predicted = [float((side[box] & inside).sum()) * voxel_ml for side in sides]
             voxel = _middle(inside, box)
-            findings.append(Finding(name, voxel, truth[0] if truth else None, predicted))
+            place = scan.ct.TransformIndexToPhysicalPoint(voxel)
+            findings.append(Finding(name, voxel, place, truth[0] if truth else None, predicted))
     order = list(CLASSES)
     return sorted(findings, key=lambda f: (order.index(f.name), -max(f.truth_ml or 0, f.predicted_ml)))
 
 
-def lesion_view(scan: Scan, focus: Index) -> View:
-    """The part of the CT around all lesions, or around `focus` where there are none."""
+def lesion_box(scan: Scan, focus: Index) -> tuple[Index, Index]:
+    """Start and size (x, y, z) of the part of the CT around all lesions, or `focus` where there are none."""
     held = np.logical_or.reduce([mask > 0 for mask in scan.masks()])
     (box,) = find_objects(held.view(np.uint8)) or [tuple(slice(i, i + 1) for i in focus[::-1])]
     start, size = [], []
@@ -59,7 +62,7 @@ def lesion_view(scan: Scan, focus: Index) -> View:
         first = max(int(span.start - margin), 0)
         start.append(first)
         size.append(min(int(np.ceil(span.stop + margin)), available) - first)
-    return scan.crop((start[0], start[1], start[2]), (size[0], size[1], size[2]), focus)
+    return (start[0], start[1], start[2]), (size[0], size[1], size[2])
 
 
 def best_overlaps(scan: Scan) -> list[tuple[float, float]]:

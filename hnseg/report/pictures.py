@@ -40,18 +40,16 @@ class Picture:
     caption: str
 
 
-def lesion_picture(view: View, focus: Index, finding: Finding) -> Picture:
+def lesion_picture(view: View, start: Index, finding: Finding) -> Picture:
     """CT, PET and both, axial through a finding.
 
     Args:
         view: Around all lesions.
-        focus: The voxel (x, y, z) of the whole scan that the view runs through.
+        start: The voxel (x, y, z) of the whole scan at which it begins.
         finding: The lesion.
     """
-    steps = np.subtract(finding.voxel, focus)
-    x, y, z = (np.asarray(view.focus) + steps).tolist()
-    left, back, up = (np.asarray(view.focus_mm) + steps * view.spacing).tolist()
-    axial = next(planes(replace(view, focus=(x, y, z), focus_mm=(left, back, up))))
+    x, y, z = np.subtract(finding.voxel, start).tolist()
+    axial = next(planes(replace(view, focus=(x, y, z), focus_mm=finding.place)))
     title = f"{NAMES[finding.name]}, {_volumes(finding)}"
     alt = f"{axial.title} through {title}: CT, PET and both, with contours"
     return Picture(_draw_slices(view, axial), alt, f"{title}. {axial.title}")

@@ -4,15 +4,17 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import SimpleITK as sitk
+
 from hnseg.cases import Case
 from hnseg.evaluation.slices import NAMES
-from hnseg.evaluation.view import Scan, View, load_scan
+from hnseg.evaluation.view import Scan, load_scan
 from hnseg.metrics import CLASSES
 from hnseg.report.arms import Arm, CaseRow
 from hnseg.report.calibration import Calibration, add_case, find_map
-from hnseg.report.findings import best_overlaps, find_lesions, lesion_view
+from hnseg.report.findings import best_overlaps, find_lesions, lesion_box
 from hnseg.report.pictures import Picture, lesion_picture, maximum_projection
-from hnseg.report.volumes import view_grid, viewer_volumes
+from hnseg.report.volumes import viewer_grid, viewer_volumes
 
 MOST_PICTURES = 20  # of a case: a mask of dust would fill the page
 
@@ -65,18 +67,20 @@ class Gallery:
         """
         scan = load_scan(case, mask)
         findings, focus = find_lesions(scan), scan.focus()
-        view = lesion_view(scan, focus)
-        pictures = [lesion_picture(view, focus, one) for one in findings[:MOST_PICTURES]]
-        undrawn, volumes = len(findings) - len(pictures), self._volumes(scan, view)
+        start, size = lesion_box(scan, focus)
+        view = scan.crop(start, size, focus)
+        pictures = [lesion_picture(view, start, one) for one in findings[:MOST_PICTURES]]
+        undrawn = len(findings) - len(pictures)
+        volumes = self._volumes(scan, sitk.RegionOfInterest(scan.ct, size, start))
         self.cases.append(ShownCase(row, maximum_projection(scan), pictures, undrawn, volumes))
         self.nodes += best_overlaps(scan)
         self._calibrate(arm.folder / "maps" / case.case_id, case)
 
-    def _volumes(self, scan: Scan, view: View) -> str | None:
+    def _volumes(self, scan: Scan, shown: sitk.Image) -> str | None:
         """The viewer's volumes while there is room for them; the first that do not fit end it."""
         if self.room <= 0:
             return None
-        volumes = json.dumps(viewer_volumes(scan, view_grid(view)))
+        volumes = json.dumps(viewer_volumes(scan, viewer_grid(shown)))
         self.room -= len(volumes)
         return volumes if self.room >= 0 else None
 

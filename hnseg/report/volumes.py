@@ -8,8 +8,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from hnseg.data.resample import AIR_HU, NO_SUV, label_to_grid, to_grid
-from hnseg.evaluation.view import Scan, View
-from hnseg.geometry import Grid
+from hnseg.evaluation.view import Scan
+from hnseg.geometry import Grid, bounds
 
 FINEST_MM = 1.5
 MOST_VOXELS = 600_000  # a cube of 126 mm at 1.5 mm; larger boxes are sampled more coarsely
@@ -18,14 +18,13 @@ HU_RANGE, HU_STEP = (-1024, 2000), 4
 SUV_STEP = 1 / 16
 
 
-def view_grid(view: View) -> Grid:
-    """The isotropic grid over what a view shows."""
-    spacing = np.asarray(view.spacing)
-    size = np.asarray(view.ct.shape[::-1])
-    extent = size * spacing
-    middle = np.asarray(view.focus_mm) + ((size - 1) / 2 - view.focus) * spacing
+def viewer_grid(shown: sitk.Image) -> Grid:
+    """The isotropic grid over all of a part of the CT, however that is turned."""
+    low, high = bounds(shown)
+    extent = high - low
     edge = max(FINEST_MM, float(np.cbrt(extent.prod() / MOST_VOXELS)))
-    return Grid.centred(middle, np.maximum(np.ceil(extent / edge), 2).astype(int).tolist(), [edge] * 3)
+    size = np.maximum(np.ceil(extent / edge), 2).astype(int)
+    return Grid.centred((low + high) / 2, size.tolist(), [edge] * 3)
 
 
 def viewer_volumes(scan: Scan, grid: Grid) -> dict[str, str]:

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -18,8 +18,10 @@ from hnseg.evaluation.score import evaluate
 from hnseg.evaluation.view import Scan
 from hnseg.report import page
 from hnseg.report.calibration import Calibration
-from hnseg.report.findings import best_overlaps, find_lesions
+from hnseg.report.findings import best_overlaps, find_lesions, lesion_box
+from hnseg.report.pictures import lesion_picture
 from hnseg.report.plots import limits_of_agreement
+from hnseg.report.volumes import viewer_grid
 
 
 class Page(HTMLParser):
@@ -142,6 +144,32 @@ def test_every_lesion_of_either_mask_is_found(masks):
     ]
     missed = Scan(ct_image(), ct_image(), label_image(), masks["A-1"])
     assert sorted(best_overlaps(missed)) == [(pytest.approx(0.096), 0.0), (pytest.approx(0.096), 1.0)]
+
+
+def tilted(image):
+    """The same volume in a scanner whose gantry is tilted by 25 degrees."""
+    cos, sin = np.cos(np.radians(25)), np.sin(np.radians(25))
+    image.SetDirection((1, 0, 0, 0, cos, -sin, 0, sin, cos))
+    return image
+
+
+def test_a_tilted_scan_is_shown_where_it_lies():
+    """By hand: origin, plus the direction times index and spacing."""
+    ct, truth = tilted(ct_image()), tilted(label_image())
+    direction = np.reshape(ct.GetDirection(), (3, 3))
+    scan = Scan(ct, ct, truth, truth)
+    tumour = find_lesions(scan)[0]
+    place = direction @ np.multiply(tumour.voxel, ct.GetSpacing())
+    assert tumour.place == pytest.approx(place.tolist())
+    start, size = lesion_box(scan, scan.focus())
+    picture = lesion_picture(scan.crop(start, size, scan.focus()), start, tumour)
+    assert f"Axial, z = {place[2]:.0f} mm" in picture.caption
+    grid = viewer_grid(sitk.RegionOfInterest(ct, size, start))
+    low = np.subtract(grid.origin, np.divide(grid.spacing, 2))
+    for corner in product(*((first, first + length - 1) for first, length in zip(start, size, strict=True))):
+        point = direction @ np.multiply(corner, ct.GetSpacing())
+        assert (low <= point).all()
+        assert (point <= low + np.multiply(grid.size, grid.spacing)).all()
 
 
 def test_calibration_by_hand():
