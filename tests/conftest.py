@@ -1,5 +1,6 @@
 """What all tests share: helpers to import, one thread for arithmetic, the same random examples every time."""
 
+import fcntl
 import os
 import signal
 import sys
@@ -31,6 +32,14 @@ def pointwise(monkeypatch: pytest.MonkeyPatch) -> None:
         return Pointwise(**settings)
 
     monkeypatch.setitem(nets.ARCHITECTURES, "pointwise", build)
+
+
+@pytest.fixture
+def only_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No Ray of a test in another worker: engine.address=auto would find it."""
+    with (tmp_path_factory.getbasetemp().parent / "ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def pytest_configure(config: pytest.Config) -> None:

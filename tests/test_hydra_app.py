@@ -252,6 +252,7 @@ def test_the_shell_completes_choices(shell: Shell) -> None:
         ),
     ],
 )
+@pytest.mark.usefixtures("only_cluster")
 def test_folds_run_under_every_launcher(
     shell: Shell, launcher: str, plugin: str, settings: list[str]
 ) -> None:

@@ -83,6 +83,7 @@ def test_ray_leaves_what_one_process_leaves_which_does_not_do_it_again(place: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("only_cluster")
 def test_a_cluster_that_does_not_run_is_refused(place: Path) -> None:
     line = refused(run("infer.py", *PLACES, "out=none", "engine=ray", "engine.address=auto", cwd=place))
     assert line.startswith("infer.py: error: engine.address=auto: Ray cannot be reached")
