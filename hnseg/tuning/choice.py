@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hnseg.evaluation.intervals import ratio
+
 FOLDS, REPEATS = 5, 20
 
 
@@ -36,7 +38,7 @@ class Trials:
 
     def ratios(self, setting: int) -> NDArray[np.float64]:
         """(ratios,) of one setting over all cases."""
-        return ratios(self.terms[:, setting].sum(axis=0))
+        return ratio(self.terms[:, setting].sum(axis=0))
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ def one_standard_error(trials: Trials) -> int:
     The standard errors are the jackknife's (one case left out at a time), since scores are ratios of sums.
     """
     total = trials.terms.sum(axis=0)
-    scores = ratios(total).mean(axis=-1)
+    scores = ratio(total).mean(axis=-1)
     best = int(scores.argmax())
-    without = ratios(total - trials.terms).mean(axis=-1)  # (cases, settings)
+    without = ratio(total - trials.terms).mean(axis=-1)  # (cases, settings)
     behind = without[:, [best]] - without
     error = np.sqrt((len(behind) - 1) * behind.var(axis=0))
     close = np.flatnonzero(scores[best] - scores <= error)
@@ -86,11 +88,5 @@ def cross_validate(trials: Trials) -> NDArray[np.float64]:
         for held_out in np.array_split(rng.permutation(cases), FOLDS):
             setting = one_standard_error(trials[np.setdiff1d(cases, held_out)])
             total += trials.terms[held_out, setting].sum(axis=0)
-        scores.append(ratios(total))
+        scores.append(ratio(total))
     return np.mean(scores, axis=0)
-
-
-def ratios(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Numerators over denominators, (..., 2) to (...); 1 where there is nothing."""
-    top, bottom = sums[..., 0], sums[..., 1]
-    return np.divide(top, bottom, out=np.ones_like(top), where=bottom > 0)
