@@ -40,6 +40,7 @@ def test_help_lists_every_command_without_heavy_imports():
         "tune-postprocess",
         "evaluate",
         "threshold",
+        "ablation",
         "report",
     ):
         assert f"\n  {command}" in done.stdout

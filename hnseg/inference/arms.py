@@ -67,7 +67,8 @@ class ArmsJob:
 def segment_arms(cases: Sequence[Case], devices: Sequence[Arms], out: Path) -> dict[str, list[Outcome]]:
     """Segments every case that can be segmented with every arm.
 
-    Writes into OUT/ARM what `segment_cases` writes into OUT, and skips what it would skip there.
+    Writes into OUT/ARM what `segment_cases` writes into OUT, and skips what it would skip there. The seconds
+    in an arm's cases.csv are those that it added to the arms before it.
 
     Args:
         cases: In the order in which they are segmented: networks stay loaded between cases that share them.
