@@ -1,13 +1,12 @@
 """The audit as a reader sees it: a table of the cases, then every finding in one line."""
 
-import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from hnseg.audit import CaseAudit, Geometry
+from hnseg.terminal import table_console
 
 _STYLE = {"error": "bold red", "warning": "yellow"}
 
@@ -19,7 +18,7 @@ def print_audit(audits: Sequence[CaseAudit], orphans: Sequence[str] = ()) -> Non
         audits: one a case.
         orphans: files and folders that belong to no case.
     """
-    console = Console(width=None if sys.stdout.isatty() else 160)  # in a file or pipe, cut nothing off
+    console = table_console()
     table = Table(title="cases")
     for column in ("case", "CT x y z", "CT mm", "axes", "z mm", "PET x y z", "PET mm", "PET over CT"):
         table.add_column(column)

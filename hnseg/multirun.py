@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from hnseg.hydra_errors import explain
 from hnseg.run_folder import Score
+from hnseg.terminal import table_console
 
 _OUTCOMES = {"fresh": "trained", "interrupted": "resumed", "finished": "skipped"}
 
@@ -59,7 +58,7 @@ def report_jobs(jobs: Sequence[JobReturn]) -> None:
     common = set.intersection(*(set(job.overrides or ()) for job in jobs)) if len(jobs) > 1 else set()
     titles = [" ".join(text for text in job.overrides or () if text not in common) for job in jobs]
     failures = [(job._return_value, title) for job, title in zip(jobs, titles, strict=True) if _failed(job)]
-    console = Console(width=None if sys.stdout.isatty() else 160)  # in a file or pipe, cut nothing off
+    console = table_console()
     console.print(_table(jobs, titles))
     for error, title in failures:
         console.print(f"failed: {title}: {_reason(error)}", markup=False, highlight=False, soft_wrap=True)

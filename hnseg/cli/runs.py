@@ -78,16 +78,17 @@ def sweep(
 
 
 def _print(columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from hnseg.terminal import table_console
 
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(escape(column), overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)  # in a pipe, cut nothing off
+    table_console().print(table)
 
 
 def _shown(value: Any) -> str:

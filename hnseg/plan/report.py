@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from hnseg.plan.pair import Pair
 from hnseg.plan.table import Row, Table, compare, read_errata, read_tables
 from hnseg.plan.training import read_training
 from hnseg.plan.volume import read_volume
+from hnseg.terminal import table_console
 
 
 def print_plan(overrides: Sequence[str]) -> int:
@@ -32,7 +32,7 @@ def print_plan(overrides: Sequence[str]) -> int:
         HnsegError: What train.py would refuse too, or a stage and model that are in no table.
     """
     tables, rest = choose(overrides)
-    console = Console(width=None if sys.stdout.isatty() else 160)  # in a file or pipe, cut nothing off
+    console = table_console()
     rows: list[Row] = []
     used: dict[tuple[str, str], dict[str, Any]] = {}
     for table in tables:
