@@ -1,5 +1,7 @@
 """The one exception a user is meant to read."""
 
+from collections.abc import Sequence
+
 
 class HnsegError(Exception):
     """A mistake in the input, told in one line.
@@ -7,3 +9,8 @@ class HnsegError(Exception):
     The message names the file or key, the value that clashed and the remedy. Entry points print
     it without a traceback and exit with status 2; any other exception is a defect of hnseg.
     """
+
+
+def few(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are: enough to tell, in one line."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

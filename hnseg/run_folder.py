@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hnseg.data.splits import Split
-from hnseg.errors import HnsegError
+from hnseg.errors import HnsegError, few
 from hnseg.files import replacing, sole_writer
 
 State = Literal["fresh", "interrupted", "finished"]
@@ -192,11 +192,7 @@ def _change(folds: list[list[str]], split: Split) -> str:
     """Which cases came and which went since folds were dealt."""
     before, now = ({case_id for fold in one for case_id in fold} for one in (folds, split.folds))
     parts = {"came": sorted(now - before), "went": sorted(before - now)}
-    told = [
-        f"{', '.join(ids[:5])}{f' and {len(ids) - 5} more' if len(ids) > 5 else ''} {what}"
-        for what, ids in parts.items()
-        if ids
-    ]
+    told = [f"{few(ids)} {what}" for what, ids in parts.items() if ids]
     return "; ".join(told) or "the same cases are dealt in another way (their centres changed?)"
 
 

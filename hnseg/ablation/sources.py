@@ -9,7 +9,7 @@ from typing import Any
 
 from hnseg.cases import Case, read_cases
 from hnseg.data.split_files import Folds, read_split_file
-from hnseg.errors import HnsegError
+from hnseg.errors import HnsegError, few
 from hnseg.runs import Run, find_runs, read_config
 
 SPLIT = "split.json"
@@ -136,14 +136,14 @@ def _require_cohort(cases: Sequence[Case], folds: Folds, root: Path) -> None:
     here, listed = {case.case_id for case in cases}, {case_id for fold in folds for case_id in fold}
     if absent := sorted(listed - here):
         raise HnsegError(
-            f"--data lacks {_few(absent)}, known to the runs of {root}; give the cohort they were trained on"
+            f"--data lacks {few(absent)}, known to the runs of {root}; give the cohort they were trained on"
         )
     if unlisted := sorted(here - listed):
         raise HnsegError(
-            f"--data has {_few(unlisted)}, which no fold of {root} holds out; take them out, or train again"
+            f"--data has {few(unlisted)}, which no fold of {root} holds out; take them out, or train again"
         )
     if unlabelled := [case.case_id for case in cases if case.label is None]:
-        raise HnsegError(f"--data has no true mask of {_few(unlabelled)}; add CASE/CASE.nii.gz")
+        raise HnsegError(f"--data has no true mask of {few(unlabelled)}; add CASE/CASE.nii.gz")
 
 
 def _read(path: Path) -> Folds:
@@ -153,7 +153,3 @@ def _read(path: Path) -> Folds:
 def _numbers(folds: Folds) -> dict[str, int]:
     """Fold by case."""
     return {case_id: number for number, fold in enumerate(folds) for case_id in fold}
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hnseg.cases import Case, read_cases
-from hnseg.errors import HnsegError
+from hnseg.errors import HnsegError, few
 from hnseg.evaluation.score import find_masks
 from hnseg.inference.decision import Decision
 from hnseg.inference.record import TABLE
@@ -76,8 +76,7 @@ def _rows(path: Path) -> dict[str, dict[str, str]]:
 
 def _refuse(names: Sequence[str], fault: str, remedy: str) -> None:
     if names:
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise HnsegError(f"{fault} {', '.join(names[:5])}{more}; {remedy}")
+        raise HnsegError(f"{fault} {few(names)}; {remedy}")
 
 
 def _check_rules(path: Path, row: Mapping[str, str], present: Decision) -> None:
