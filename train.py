@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hnseg.cases import Case
 from hnseg.data.splits import CENTRES, Split
+from hnseg.head_masks import head_folder, require_head_masks, with_head_mask
 from hnseg.hydra_app import run
 from hnseg.preflight import (
     check_class_weights,
@@ -28,8 +29,6 @@ from hnseg.preflight import (
     check_window,
     find_coarse,
     find_cohort,
-    require_head_masks,
-    with_head_mask,
 )
 from hnseg.run_folder import RunFolder, Score
 from hnseg.tracking.settings import LoggerSettings
@@ -64,7 +63,7 @@ def main(cfg: DictConfig) -> Score:
     places_by_lesions = config["stage"]["placement"] == "lesions"
     coarse = find_coarse(config, [*train, *validation]) if places_by_lesions else None
     if config["stage"]["placement"] == "below_head":
-        require_head_masks([*train, *validation], Path(config["data"]["heads"]))
+        require_head_masks([*train, *validation], config["data"])
     folder = RunFolder(Path(config["run_dir"]))
     title = f"{config['arm']} {split.title(config['fold'])}"
     with folder.claimed(config, split=split, overwrite=config["overwrite"]) as state:
@@ -154,7 +153,7 @@ def build_cohort(
         batch_size=training["batch_size"],
         samples=iterations and iterations * training["batch_size"],
         cache=Path(data["cache"]),
-        heads=Path(data["heads"]),
+        heads=head_folder(data, stage.name),
         coarse=coarse,
         train_roi=config["recipe"]["roi"]["train"],
         augment=augment,

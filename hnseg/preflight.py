@@ -35,44 +35,6 @@ def find_cohort(root: str | None, exclude: Sequence[str]) -> list[Case]:
     return [case for case in cases if case.case_id not in exclude]
 
 
-def with_head_mask(cases: Sequence[Case], heads: Path) -> list[Case]:
-    """The cases that the head stage can learn from: few scans are labelled (forty in the paper).
-
-    Args:
-        cases: All cases of the cohort.
-        heads: Folder of head masks CASE.nii.gz.
-
-    Raises:
-        HnsegError: Not one case has a mask.
-    """
-    labelled = [case for case in cases if (heads / f"{case.case_id}.nii.gz").exists()]
-    if not labelled:
-        raise HnsegError(
-            f"data.heads={heads}: no head mask CASE.nii.gz for any of {len(cases)} cases; "
-            "hnseg heads propose makes some"
-        )
-    return labelled
-
-
-def require_head_masks(cases: Sequence[Case], heads: Path) -> None:
-    """Refuses a cohort whose coarse ROIs cannot all be placed, before any volume is prepared.
-
-    Args:
-        cases: To train and to validate on.
-        heads: Folder of head masks CASE.nii.gz.
-
-    Raises:
-        HnsegError: Cases without a mask.
-    """
-    labelled = {case.case_id for case in with_head_mask(cases, heads)}
-    if missing := [case.case_id for case in cases if case.case_id not in labelled]:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise HnsegError(
-            f"data.heads={heads}: no head mask of {', '.join(missing[:5])}{more}; let the head stage label "
-            f"them (python infer.py until=head bundle=HEADS heads={heads} out={heads})"
-        )
-
-
 def find_coarse(config: Mapping[str, Any], cases: Sequence[Case]) -> Path | None:
     """The folder of coarse predictions that place the fine ROI, or None where there is none.
 

@@ -13,7 +13,6 @@ from fabricate import write_case
 from members import TINY
 from omegaconf import OmegaConf
 
-from hnseg.cases import Case
 from hnseg.data.normalise import SCHEMES
 from hnseg.errors import HnsegError
 from hnseg.models.nets import build
@@ -25,8 +24,6 @@ from hnseg.preflight import (
     divisor,
     find_cohort,
     padding,
-    require_head_masks,
-    with_head_mask,
 )
 
 ANISOTROPIC = {
@@ -154,27 +151,6 @@ def test_a_network_with_uneven_stages_is_named() -> None:
     }
     with pytest.raises(HnsegError, match="model=resenc: features 2, strides 2, blocks 1"):
         check_stages(model)
-
-
-def test_the_head_stage_trains_on_the_labelled_cases(tmp_path: Path) -> None:
-    cases = [Case(f"A-{n}", tmp_path / "ct", tmp_path / "pet") for n in range(3)]
-    with pytest.raises(HnsegError, match=r"data\.heads=.*: no head mask .* for any of 3 cases"):
-        with_head_mask(cases, tmp_path)
-    (tmp_path / "A-1.nii.gz").touch()
-    assert with_head_mask(cases, tmp_path) == [cases[1]]
-
-
-def test_a_coarse_roi_needs_every_head(tmp_path: Path) -> None:
-    cases = [Case(f"A-{n}", tmp_path / "ct", tmp_path / "pet") for n in range(8)]
-    with pytest.raises(HnsegError, match="hnseg heads propose"):
-        require_head_masks(cases, tmp_path)
-    for case in cases[:7]:
-        (tmp_path / f"{case.case_id}.nii.gz").touch()
-    with pytest.raises(HnsegError, match=r"no head mask of A-7; .*until=head"):
-        require_head_masks(cases, tmp_path)
-    with pytest.raises(HnsegError, match=r"A-7, A-7, A-7, A-7, A-7 and 95 more; "):
-        require_head_masks([cases[0], *cases[7:] * 100], tmp_path)
-    require_head_masks(cases[:7], tmp_path)
 
 
 def recipe(**changes: object) -> dict[str, Any]:

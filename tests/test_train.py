@@ -88,6 +88,8 @@ def test_a_mistake_is_one_line_before_anything_heavy(
         (["data.folds=9"], r"data\.folds=9 with 8 cases"),
         (["data.exclude=[A-99]"], r"data\.exclude=A-99"),
         (["data.split=nowhere.json"], r"nowhere\.json"),
+        (["job=coarse"], r"data\.heads=.*heads: no head mask of A-1.*data\.predicted_heads=DIR"),
+        (["job=coarse", "data.predicted_heads=none"], r"data\.predicted_heads=none: no head mask of A-1"),
     ],
 )
 def test_impossible_settings_are_told(
