@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def make_bundle(folders: Sequence[Path], path: Path) -> Bundle:
     made_of = [[str(one.resolve()), one.stat().st_size, one.stat().st_mtime_ns] for one in checkpoints]
     record = path / _MADE_OF
     if not record.exists() or json.loads(record.read_text()) != made_of:
+        print(f"Bundling {len(folders)} networks: {path}", file=sys.stderr)  # large ones take a while
         export_bundle(folders, path)
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(made_of))

@@ -16,7 +16,7 @@ from entry import compose_job, load
 from members import Pointwise
 from monai.metrics import compute_dice
 from results import contents, table
-from scipy import ndimage
+from scores_by_hand import find_nodes
 from sweep import CASES, FOLDS, TRAININGS, read, write_config, write_patients, write_sweep
 from wandb_files import offline_runs
 
@@ -123,21 +123,6 @@ def masks(out: Path, cohort: Path, arm: str) -> list[tuple[np.ndarray, np.ndarra
     ]
 
 
-def found_nodes(predicted: np.ndarray, true: np.ndarray) -> tuple[int, int, int]:
-    """True positives, predicted and true nodes: pairs of an IoU above 0.3 are taken from the best down."""
-    (a, n), (b, m) = (ndimage.label(mask == 2, np.ones((3, 3, 3))) for mask in (predicted, true))
-    iou = {
-        (i, j): np.sum((a == i) & (b == j)) / np.sum((a == i) | (b == j))
-        for i in range(1, n + 1)
-        for j in range(1, m + 1)
-    }
-    pairs: list[tuple[int, int]] = []
-    for i, j in sorted(iou, key=lambda pair: -iou[pair]):
-        if iou[i, j] > 0.3 and i not in [p for p, _ in pairs] and j not in [t for _, t in pairs]:
-            pairs.append((i, j))
-    return len(pairs), n, m
-
-
 def test_the_table_holds_the_scores_of_the_saved_masks(out, cohort):
     """GTVp DSC by MONAI, GTVn's aggregated scores by their definition."""
     content = json.loads((out / "ablation.json").read_text())
@@ -148,7 +133,7 @@ def test_the_table_holds_the_scores_of_the_saved_masks(out, cohort):
         pairs = masks(out, cohort, arm)
         ours, theirs = (torch.from_numpy(np.stack(side) == 1)[:, None] for side in zip(*pairs, strict=True))
         dice = compute_dice(ours, theirs, ignore_empty=False).mean().item()
-        nodes = np.array([found_nodes(*pair) for pair in pairs]).sum(0)
+        nodes = np.sum([find_nodes(*pair) for pair in pairs], axis=0)
         overlap = sum(np.sum((p == 2) & (t == 2)) for p, t in pairs)
         volumes = sum(np.sum(p == 2) + np.sum(t == 2) for p, t in pairs)
         row = rows[arm, None]
