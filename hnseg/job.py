@@ -53,6 +53,7 @@ def make_input(config: Config, stage: Stage) -> InputSpec:
         pad_to=padding(config["training"]["patch"], stage.shape),
         ct_powers=powers["ct"],
         pet_powers=powers["pet"],
+        coordinates=recipe["coordinates"],
     )
 
 

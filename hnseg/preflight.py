@@ -193,7 +193,7 @@ def check_switches(config: Mapping[str, Any]) -> None:
     Raises:
         HnsegError: A switch that is neither true nor false.
     """
-    for key in ("model.gating",):
+    for key in ("model.gating", "recipe.coordinates"):
         group, _, name = key.partition(".")
         if not isinstance(config[group][name], bool):
             raise HnsegError(f"{key}={config[group][name]}: choose true or false")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
 from hnseg.data.augment import RandomPatchAffine
+from hnseg.data.coordinates import network_input
 from hnseg.data.intensity import InputSpec
 from hnseg.data.patch import Shape, foreground_voxel, place
 from hnseg.data.prepare import StageVolume
@@ -98,7 +99,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
             with _seeded(rng):
                 subject = self.augment(subject)
         return {
-            "image": subject["image"].data,
+            "image": network_input(subject),
             "label": subject["label"].data[0].long(),
             "case_id": volume.case_id,
         }
@@ -119,9 +120,8 @@ class PatchDataset(Dataset[dict[str, Any]]):
         if self.around is not None:
             subject["patch"] = patch
             return subject
-        return tio.Subject(
-            image=tio.ScalarImage(tensor=patch.cut(image)), label=tio.LabelMap(tensor=patch.cut(label))
-        )
+        images = subject.get_images_dict(intensity_only=False)
+        return tio.Subject({name: type(one)(tensor=patch.cut(one.data)) for name, one in images.items()})
 
 
 class VolumeDataset(Dataset[dict[str, Any]]):
@@ -143,7 +143,7 @@ class VolumeDataset(Dataset[dict[str, Any]]):
         volume = self.volumes[index]
         subject = self.transform(roi_subject(volume, volume.margin))
         return {
-            "image": subject["image"].data,
+            "image": network_input(subject),
             "label": subject["label"].data[0].long(),
             "missed": torch.tensor(volume.missed(self.classes)),
             "case_id": volume.case_id,

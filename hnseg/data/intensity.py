@@ -1,4 +1,4 @@
-"""From HU and SUV to the network's input channels, as TorchIO transforms.
+"""How a network's input is made from HU and SUV.
 
 The same chain runs in training and inference. It is described by an `InputSpec`, which travels in
 the checkpoint, so that a trained network knows how its input was made.
@@ -9,143 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-import torch
 import torchio as tio
-from torch import Tensor
 
+from hnseg.data.channels import (
+    Enhance,
+    MinMax,
+    NormaliseChannels,
+    Power,
+    RangeCT,
+    ScalePET,
+    StackChannels,
+    WindowCT,
+)
+from hnseg.data.coordinates import AXES, AddCoordinates
 from hnseg.data.normalise import Normalise
 from hnseg.data.sampling import STUDY, Sampling
 
-Power = Literal["square", "cube_root"]
-_EXPONENTS = {"square": 2, "cube_root": 1 / 3}
 _NAMES = {"square": "²", "cube_root": "^(1/3)"}
-
-
-class _Interval(tio.transforms.Transform):
-    """A transform that is told two bounds."""
-
-    def __init__(self, low: float, high: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.low, self.high = low, high
-        self.args_names = ["low", "high"]
-
-
-class WindowCT(_Interval):
-    """Clips CT to [low, high] HU and scales it to [0, 1] (paper section 2.3)."""
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        ct = subject["ct"]
-        ct.set_data((ct.data.float().clamp(self.low, self.high) - self.low) / (self.high - self.low))
-        return subject
-
-
-class ScalePET(tio.transforms.Transform):
-    """PET to [0, 1].
-
-    Args:
-        rule: `minmax` over the crop (paper), or `suv`, which divides by a fixed SUV and clips, so that
-            the absolute scale is kept.
-        upper: SUV that becomes 1 under `suv`.
-    """
-
-    def __init__(self, rule: Literal["minmax", "suv"], upper: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.rule, self.upper = rule, upper
-        self.args_names = ["rule", "upper"]
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        pet = subject["pet"]
-        # The B-spline undershoots beside hot spots; negative activity means nothing.
-        suv = pet.data.float().clamp_min(0)
-        pet.set_data((suv / self.upper).clamp_max(1) if self.rule == "suv" else _minmax(suv))
-        return subject
-
-
-class MinMax(tio.transforms.Transform):
-    """Each modality to [0, 1] by its extremes in the ROI (the authors' second scaling)."""
-
-    def __init__(self, modalities: tuple[str, ...], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.modalities = modalities
-        self.args_names = ["modalities"]
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        for name in self.modalities:
-            subject[name].set_data(_minmax(subject[name].data.float()))
-        return subject
-
-
-class Enhance(tio.transforms.Transform):
-    """A modality x in [0, 1] → the channels [x, *powers], for instance [x, x², x^(1/3)].
-
-    The powers are taken on [0, 1]: on [-1, 1] the square is not monotonic (two tissues would share a
-    value) and the cube root of a negative is no real power.
-
-    Args:
-        modality: `ct` or `pet`.
-        powers: What is added to x, in order.
-    """
-
-    def __init__(
-        self, modality: str = "ct", powers: tuple[Power, ...] = ("square", "cube_root"), **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self.modality, self.powers = modality, powers
-        self.args_names = ["modality", "powers"]
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        image = subject[self.modality]
-        # The B-spline leaves [0, 1] a little where a windowed image is sampled again.
-        unit = image.data.clamp(0, 1)
-        image.set_data(torch.cat([unit, *(unit ** _EXPONENTS[power] for power in self.powers)]))
-        return subject
-
-
-class RangeCT(_Interval):
-    """CT channels from [0, 1] to [low, high], channel by channel after the powers."""
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        ct = subject["ct"]
-        ct.set_data(ct.data * (self.high - self.low) + self.low)
-        return subject
-
-
-class StackChannels(tio.transforms.Transform):
-    """Joins the modalities to one image `image` (C, z, y, x), so that augmentation treats them alike."""
-
-    def __init__(self, modalities: tuple[str, ...], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.modalities = modalities
-        self.args_names = ["modalities"]
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        stacked = torch.cat([subject[name].data for name in self.modalities])
-        affine = subject[self.modalities[0]].affine
-        for name in ("ct", "pet"):
-            if name in subject:
-                subject.remove_image(name)
-        subject.add_image(tio.ScalarImage(tensor=stacked, affine=affine), "image")
-        return subject
-
-
-class NormaliseChannels(tio.transforms.Transform):
-    """One `Normalise` for each channel of `image`."""
-
-    def __init__(self, schemes: tuple[Normalise, ...], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.schemes = schemes
-        self.args_names = ["schemes"]
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        image = subject["image"]
-        channels = zip(self.schemes, image.data, strict=True)
-        image.set_data(torch.stack([normalise(channel) for normalise, channel in channels]))
-        return subject
-
-
-def _minmax(x: Tensor) -> Tensor:
-    low, high = x.min(), x.max()
-    return (x - low) / (high - low).clamp_min(1e-8)
 
 
 @dataclass(frozen=True)
@@ -162,10 +42,12 @@ class InputSpec:
         pet: `minmax` over the crop, `suv` against a fixed upper bound, or `raw`.
         pet_upper: That bound, SUV.
         minmax_again: Scale both modalities by their extremes in the ROI, before the powers.
-        normalise: On top, one for each channel in the order of the channels.
+        normalise: On top, one for each channel of intensities in the order of the channels.
         pad_to: Shape (z, y, x) to which the ROI is padded after normalisation, with zeros.
         ct_powers: What enhancement adds to CT; the paper's are x² and x^(1/3).
         pet_powers: What it adds to PET, which must be in [0, 1] by then.
+        coordinates: Three channels more: where each voxel lies in the ROI along x, y and z
+            (`hnseg.data.coordinates`).
     """
 
     modalities: tuple[str, ...] = ("ct", "pet")
@@ -180,12 +62,15 @@ class InputSpec:
     pad_to: tuple[int, int, int] | None = None
     ct_powers: tuple[Power, ...] = ("square", "cube_root")
     pet_powers: tuple[Power, ...] = ()
+    coordinates: bool = False
 
     def __post_init__(self) -> None:
         if not self.normalise:
-            object.__setattr__(self, "normalise", (Normalise("none"),) * self.channels)
-        if len(self.normalise) != self.channels:
-            raise ValueError(f"normalise has {len(self.normalise)} entries for {self.channels} channels")
+            object.__setattr__(self, "normalise", (Normalise("none"),) * len(self._intensities))
+        if len(self.normalise) != len(self._intensities):
+            raise ValueError(
+                f"normalise has {len(self.normalise)} entries for {len(self._intensities)} channels"
+            )
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> InputSpec:
@@ -210,21 +95,20 @@ class InputSpec:
 
     @property
     def channel_names(self) -> list[str]:
-        """What each input channel shows, for instance CT, CT², CT^(1/3), PET."""
-        return [
-            modality.upper() + suffix
-            for modality in self.modalities
-            for suffix in ["", *(_NAMES[power] for power in self._powers(modality))]
-        ]
+        """What each input channel shows, for instance CT, CT², CT^(1/3), PET; x, y, z are coordinates."""
+        shown = [name.upper() + (_NAMES[power] if power else "") for name, power in self._intensities]
+        return [*shown, *(AXES if self.coordinates else ())]
 
     @property
     def channel_keys(self) -> list[str]:
         """The same in plain letters, as numbers are logged: ct, ct_square, ct_cube_root, pet."""
-        return [
-            "_".join([modality, *power])
-            for modality in self.modalities
-            for power in [(), *zip(self._powers(modality), strict=True)]
-        ]
+        plain = [f"{name}_{power}" if power else name for name, power in self._intensities]
+        return [*plain, *(AXES if self.coordinates else ())]
+
+    @property
+    def _intensities(self) -> list[tuple[str, Power | None]]:
+        """Modality and power of each channel that shows one; None is the modality itself."""
+        return [(name, power) for name in self.modalities for power in (None, *self._powers(name))]
 
     def _powers(self, modality: str) -> tuple[Power, ...]:
         """What enhancement adds to a modality."""
@@ -233,10 +117,12 @@ class InputSpec:
     @property
     def unnormalised(self) -> InputSpec:
         """The stage's scaling alone: what a fingerprint is measured on."""
-        return replace(self, normalise=(Normalise("none"),) * self.channels, pad_to=None)
+        plain = (Normalise("none"),) * len(self._intensities)
+        return replace(self, normalise=plain, pad_to=None, coordinates=False)
 
     def transform(self) -> tio.Compose:
-        """Subject with `ct`, `pet` (1, z, y, x) and perhaps `label` → subject with `image` (C, z, y, x)."""
+        """Subject with `ct`, `pet` (1, z, y, x) and perhaps `label` → subject with `image` (C, z, y, x), and
+        `coordinates` where the input has them: `hnseg.data.coordinates.network_input` joins the two."""
         steps: list[tio.Transform] = []
         if self.ct_window is not None:
             steps.append(WindowCT(*self.ct_window))
@@ -249,6 +135,8 @@ class InputSpec:
             steps.append(RangeCT(*self.ct_range))
         steps.append(StackChannels(self.modalities))
         steps.append(NormaliseChannels(self.normalise))
+        if self.coordinates:
+            steps.append(AddCoordinates())
         if self.pad_to is not None:
             # TorchIO pads symmetrically, so that the way back is a centre crop.
             steps.append(tio.CropOrPad(self.pad_to, padding_mode=0))

@@ -11,6 +11,7 @@ import torchio as tio
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hnseg.data.coordinates import network_input
 from hnseg.data.intensity import InputSpec
 from hnseg.data.sampling import Sampling
 from hnseg.errors import HnsegError
@@ -151,7 +152,7 @@ class _Inputs:
 def _network_input(volumes: dict[str, Tensor], spec: InputSpec) -> Tensor:
     """(1, C, z, y, x) for one input chain; the volumes are left as they are."""
     subject = tio.Subject({name: tio.ScalarImage(tensor=data.clone()) for name, data in volumes.items()})
-    return spec.transform()(subject)["image"].data[None].float()
+    return network_input(spec.transform()(subject))[None].float()
 
 
 def _uncrop(logits: Tensor, shape: Sequence[int]) -> Tensor:

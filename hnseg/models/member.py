@@ -59,7 +59,9 @@ class Member:
         padded = self.card["input"].get("pad_to") or (0, 0, 0)
         sides = [max(n, pad) for n, pad in zip(self.stage.size[::-1], padded, strict=True)]
         patch = [math.ceil(n / step) * step for n, step in zip(sides, ours, strict=True)]
-        return replace(self, card={**self.card, "patch": patch})
+        # Padded by the input chain rather than as a window, so that coordinates go on where padding begins.
+        spec = self.card["input"] | ({"pad_to": patch} if self.card["input"].get("coordinates") else {})
+        return replace(self, card={**self.card, "input": spec, "patch": patch})
 
     def network(self) -> nn.Module:
         """The network in evaluation mode, without its weights."""

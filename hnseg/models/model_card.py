@@ -60,10 +60,11 @@ def _row(card: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _channels(spec: Mapping[str, Any]) -> list[str]:
-    """What each channel shows; cards without the powers' names have the paper's."""
+    """What each channel shows; cards without the powers' names have the paper's, and no coordinates."""
     powers = {"ct": spec.get("ct_powers", _POWERS), "pet": spec.get("pet_powers", ())}
-    return [
+    shown = [
         modality.upper() + suffix
         for modality in spec["modalities"]
         for suffix in ["", *(_POWERS[name] for name in powers[modality] if spec["cte"])]
     ]
+    return [*shown, *(("x", "y", "z") if spec.get("coordinates") else ())]

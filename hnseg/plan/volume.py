@@ -38,7 +38,7 @@ def read_volume(pair: Pair) -> Properties:
     stage, spec = pair.stage, pair.spec
     voxel = list(reversed(stage.spacing))
     channels = spec.channel_names
-    ct = sum(name.startswith("CT") for name in channels)
+    ct, pet = (sum(name.startswith(modality) for name in channels) for modality in ("CT", "PET"))
     return {
         "Preprocessor": type(spec).__name__,
         "Median Image Size": list(stage.shape),  # every volume has the grid's size, and so has their median
@@ -47,7 +47,7 @@ def read_volume(pair: Pair) -> Properties:
         "Normalization": [_SCHEMES.get(one.scheme, one.scheme) for one in spec.normalise],
         "Resampling": _resampling(),
         "Intensity Bounds": _bounds(spec.normalise[0]),
-        "Input Modality": {"CT": ct, "PET": len(channels) - ct},
+        "Input Modality": {"CT": ct, "PET": pet},
         "Input": channels,
         "Output Classes": [*(_CLASSES.get(name, name) for name in stage.classes), "background"],
         "Grid": {"size": list(stage.size), "mm": list(stage.spacing), "placed": _placed(pair)},

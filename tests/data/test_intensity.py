@@ -11,8 +11,9 @@ import yaml
 from fabricate import ct_image, pet_image
 from members import card
 
+from hnseg.data.channels import Enhance, ScalePET, WindowCT
 from hnseg.data.dataset import VolumeDataset
-from hnseg.data.intensity import Enhance, InputSpec, ScalePET, WindowCT
+from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
 from hnseg.data.prepare import prepare_case
 from hnseg.data.resample import AIR_HU

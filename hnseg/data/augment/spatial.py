@@ -14,6 +14,7 @@ from torch import Tensor
 from torchio.transforms.augmentation import RandomTransform
 
 from hnseg.data.augment.draw import coin, uniform
+from hnseg.data.coordinates import Coordinates
 from hnseg.data.patch import Patch, Shape
 
 
@@ -124,6 +125,8 @@ def resample(
     Returns:
         (C, *patch.size), of the image's type.
     """
+    if isinstance(image, Coordinates):
+        outside = "zeros"  # unlike an intensity, a position does not go on as it was
     volume, offset = patch.surroundings(image.data)
     middle = np.asarray(offset) + np.asarray(shift)
     grid = _grid(matrix, patch.size, volume.shape[1:], middle)

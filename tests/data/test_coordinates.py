@@ -1,0 +1,197 @@
+"""Positions as channels: right in patient space, carried by what moves the anatomy, the same at inference."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+import torchio as tio
+from entry import compose_job
+from hydra.utils import instantiate
+from members import card, make_bundle
+from omegaconf import OmegaConf
+from spoiled import must_fail
+from volumes import lesions, write_volume
+
+from hnseg.data import coordinates as module
+from hnseg.data.coordinates import network_input
+from hnseg.data.dataset import PatchDataset, VolumeDataset
+from hnseg.data.fingerprint import Fingerprint
+from hnseg.data.intensity import InputSpec
+from hnseg.data.normalise import Normalise
+from hnseg.geometry import Grid
+from hnseg.inference.ensemble import StageEnsemble
+from hnseg.inference.networks import Networks
+from hnseg.job import describe, make_input, make_stage
+
+SHAPE = (12, 16, 20)
+SPATIAL = ("RandomPatchAffine", "RandomBorderAffine", "RandomAffine", "RandomFlip")
+
+
+def shown(spec: InputSpec, shape: tuple[int, int, int] = SHAPE) -> torch.Tensor:
+    empty = tio.Subject(**{name: tio.ScalarImage(tensor=torch.zeros(1, *shape)) for name in ("ct", "pet")})
+    return network_input(spec.transform()(empty))
+
+
+def test_they_are_patient_space_in_units_of_half_the_roi() -> None:
+    """By SimpleITK: the physical point of a voxel, between the faces of the grid."""
+    grid = Grid.centred((5.0, -7.0, 11.0), SHAPE[::-1], (1.0, 2.0, 3.0))
+    image = grid.image(np.zeros(SHAPE, np.uint8))
+    half = np.array(image.GetSize()) * image.GetSpacing() / 2
+    found = shown(InputSpec(coordinates=True))
+    assert found.shape[0] == 5
+    for index in [(0, 0, 0), (19, 0, 0), (3, 14, 2), (19, 15, 11)]:
+        point = np.array(image.TransformIndexToPhysicalPoint(index))
+        expected = (point - (5.0, -7.0, 11.0)) / half  # x, y, z
+        np.testing.assert_allclose(found[2:, *index[::-1]], expected, atol=1e-6)
+
+
+def test_the_networks_channels_say_so() -> None:
+    config = compose_job("train", "stage=fine", "model=resenc", "recipe.coordinates=true")
+    plain = OmegaConf.to_container(config, resolve=True)
+    stage = make_stage(plain)  # type: ignore[arg-type]
+    spec = make_input(plain, stage)  # type: ignore[arg-type]
+    assert spec.channel_names == ["CT", "CT²", "CT^(1/3)", "PET", "x", "y", "z"]
+    assert spec.channel_keys == ["ct", "ct_square", "ct_cube_root", "pet", "x", "y", "z"]
+    assert [one.scheme for one in spec.normalise] == ["ct", "ct", "ct", "zscore"]
+    told = describe(plain, stage, spec)  # type: ignore[arg-type]
+    assert told["network"]["in_channels"] == 7
+    assert InputSpec.from_dict(told["input"]) == spec
+
+
+def test_padding_goes_on_beyond_the_faces() -> None:
+    padded = shown(InputSpec(coordinates=True, pad_to=(16, 16, 24)))
+    assert padded.shape == (5, 16, 16, 24)
+    torch.testing.assert_close(padded[2:, 2:-2, :, 2:-2], shown(InputSpec(coordinates=True))[2:])
+    torch.testing.assert_close(padded[4, :, 0, 0], 2 * (torch.arange(-2, 14) + 0.5) / 12 - 1)
+    assert not padded[:2, :2].any()
+
+
+def positioned(folder: Path, axis: int, shape: tuple[int, int, int] = SHAPE):
+    """An entry whose CT rises along one of (z, y, x) from -1000 to 1000 HU between the faces of the ROI.
+
+    Its PET is 20 SUV throughout: what is less was mixed with what lies outside.
+    """
+    volume = write_volume(folder, f"axis_{axis}", lesions(shape, 0))
+    ramp = 2000 * (np.arange(shape[axis]) + 0.5) / shape[axis] - 1000
+    ct = np.broadcast_to(np.expand_dims(ramp, [one for one in range(3) if one != axis]), shape)
+    np.save(volume.folder / "ct.npy", ct.astype(np.float32))
+    np.save(volume.folder / "pet.npy", np.full(shape, 20, np.float32))
+    return volume
+
+
+def spatial(mix: str) -> tio.Compose:
+    """What a mix does to positions."""
+    transforms = instantiate(compose_job("train", f"augment={mix}").augment).transforms
+    moving = [one for one in transforms if type(one).__name__ in SPATIAL]
+    assert len(moving) == 2 or mix == "light"
+    for one in moving:
+        one.probability = 1.0
+        for name in ("p_rotation", "p_scaling"):
+            if hasattr(one, name):
+                setattr(one, name, 1.0)
+    return tio.Compose(moving)
+
+
+@pytest.mark.parametrize("mix", ["nnunet", "auto3dseg", "light", "turned"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_they_go_wherever_the_anatomy_goes(tmp_path: Path, mix: str, axis: int) -> None:
+    spec = InputSpec(ct_window=(-1000, 1000), pet="suv", coordinates=True)
+    patch = (8, 16, 12) if mix == "nnunet" else SHAPE
+    data = PatchDataset([positioned(tmp_path, axis)], spec, patch, 2, spatial(mix), 0)
+    # TorchIO's own transform takes the nearest voxel's: true to half a voxel. Ours is true to rounding.
+    tolerance = 1 / SHAPE[axis] if mix in ("light", "turned") else 1e-4
+    compared = 0
+    for number in range(12):
+        image = data[number]["image"]
+        ct, position = image[0], image[2 + 2 - axis]
+        inside = (image[1] > 1 - 1e-6) & (image[2:].abs() < 0.8).all(0)  # CT tells its own position
+        compared += int(inside.sum())
+        assert (ct[inside] - position[inside]).abs().max() < tolerance
+        assert not torch.allclose(position, shown(InputSpec(coordinates=True), tuple(ct.shape))[4 - axis])
+    assert compared > 2000
+
+
+def test_a_position_that_stood_still_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = InputSpec(ct_window=(-1000, 1000), coordinates=True)
+    data = PatchDataset([positioned(tmp_path, 2)], spec, SHAPE, 2, spatial("auto3dseg"), 0)
+    still = shown(spec)[2:]
+    monkeypatch.setattr(module, "extended", lambda carried: still)
+    image = data[0]["image"]
+    inside = (still.abs() < 0.8).all(0)
+    with must_fail():
+        torch.testing.assert_close(image[0][inside], image[2][inside], atol=1e-4, rtol=0)
+
+
+def test_intensity_transforms_leave_them_alone(tmp_path: Path) -> None:
+    volumes = [write_volume(tmp_path, "A-0", lesions(SHAPE, 0))]
+    spec = InputSpec(coordinates=True)
+    noise = tio.Compose([tio.RandomNoise(std=(1, 1)), tio.RandomGamma(), tio.RandomBlur()])
+    train = partial(PatchDataset, volumes, spec, SHAPE, 2)
+    changed, plain = train(noise, 0)[0]["image"], train(None, 0)[0]["image"]
+    assert torch.equal(changed[2:], plain[2:])
+    assert not torch.allclose(changed[:2], plain[:2])
+
+
+def test_a_patch_knows_where_it_was_cut(tmp_path: Path) -> None:
+    volume = positioned(tmp_path, 0)
+    spec = InputSpec(ct_window=(-1000, 1000), coordinates=True)
+    data = PatchDataset([volume], spec, (4, 8, 8), 2, None, 0)
+    patches = [data[n]["image"] for n in range(8)]
+    assert len({float(patch[4].mean()) for patch in patches}) > 2
+    for patch in patches:
+        torch.testing.assert_close(patch[4], patch[0], atol=1e-5, rtol=0)
+
+
+def test_the_fingerprint_measures_intensities_alone(tmp_path: Path) -> None:
+    volumes = [write_volume(tmp_path, "A-0", lesions(SHAPE, 0))]
+    schemes = (Normalise("cohort"), Normalise("cohort"))
+    specs = [InputSpec(normalise=schemes, coordinates=told) for told in (True, False)]
+    one, other = (Fingerprint.measure(volumes, spec, tmp_path) for spec in specs)
+    assert one == other
+    assert len(one.fill(specs[0]).normalise) == 2
+
+
+@pytest.mark.parametrize("patch", [[24, 24, 24], [16, 24, 16], [32, 24, 24]])
+def test_inference_feeds_the_network_what_validation_feeds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patch: list[int]
+) -> None:
+    """Whole and in windows: a window of the ROI holds the ROI's coordinates, and so does its padding."""
+    shape = (24, 24, 24)
+    pad_to = patch if patch[0] > 24 else None
+    told = {"coordinates": True, "pad_to": pad_to, "normalise": [{"scheme": "none"}] * 2}
+    described = card("fine", "plainconv", input=told, patch=patch)
+    described["network"]["in_channels"] = 5
+    (member,) = make_bundle(tmp_path, described).members
+    volume = write_volume(tmp_path / "cache", "A-0", lesions(shape, 0))
+    spec = InputSpec.from_dict(member.card["input"])
+    validated = VolumeDataset([volume], spec, 2)[0]["image"]
+    seen: list[torch.Tensor] = []
+
+    class Watched(Networks):
+        def __call__(self, member):  # type: ignore[no-untyped-def]
+            network = super().__call__(member)
+            return lambda image: (seen.append(image), network(image))[1]
+
+    ct, pet = (sitk.GetImageFromArray(np.asarray(volume.load(name), np.float32)) for name in ("ct", "pet"))
+    grid = Grid.centred((11.5, 11.5, 11.5), shape, (1.0, 1.0, 1.0))
+    ensemble = StageEnsemble([member], torch.device("cpu"), "float32", networks=Watched(torch.device("cpu")))
+    ensemble.probabilities(ct, pet, grid)
+    windows = [validated[:, z : z + patch[0], :, x : x + patch[2]] for z in (0, 8) for x in (0, 8)]
+    windows = windows if patch[0] < 24 else [validated]
+    starts = {tuple(window[2:, 0, 0, 0].tolist()): window for window in windows}
+    assert {tuple(one[0, 2:, 0, 0, 0].tolist()) for one in seen} >= set(starts)
+    for image in seen:
+        torch.testing.assert_close(image[0, 2:], starts[tuple(image[0, 2:, 0, 0, 0].tolist())][2:])
+
+
+def test_a_roi_shown_whole_is_padded_with_positions_that_go_on(tmp_path: Path) -> None:
+    described = card("fine", "plainconv", grid={"size": [22, 24, 24]}, input={"coordinates": True})
+    described["network"]["in_channels"] = 5
+    whole = make_bundle(tmp_path, described).members[0].whole()
+    assert whole.card["patch"] == [24, 24, 24]
+    padded = shown(InputSpec.from_dict(whole.card["input"]), (24, 24, 22))
+    assert padded.shape == (5, 24, 24, 24)
+    torch.testing.assert_close(padded[2, 0, 0, 0], torch.tensor(-1 - 1 / 22))
