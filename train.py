@@ -58,6 +58,10 @@ def main(cfg: DictConfig) -> Score:
     check_recipe(config["recipe"])
     check_window(config["recipe"], config["stage"]["name"], config["cte"])
     LoggerSettings(**config["logger"])  # refuses what it does not know
+    if config["init_from"] is not None:
+        from hnseg.importing.pretrained import identify
+
+        config["init_from"] = identify(Path(config["init_from"]))
     cases, split = read_cohort(config["data"], config["stage"]["name"])
     train, validation = split.assign(cases, config["fold"])
     places_by_lesions = config["stage"]["placement"] == "lesions"
@@ -88,6 +92,7 @@ def train_run(
     import torch
 
     from hnseg.hardware import pick_device, pick_precision
+    from hnseg.importing.pretrained import initialise, read_weights
     from hnseg.job import describe, make_input, make_stage
     from hnseg.quiet import quiet
     from hnseg.training import summarise
@@ -97,6 +102,10 @@ def train_run(
         torch.set_num_threads(config["trainer"]["threads"])
     device = pick_device(config["trainer"]["device"])
     precision = pick_precision(device, config["trainer"]["precision"])
+    # Of a fresh run alone: a checkpoint to resume from holds what has become of them.
+    fresh = config["init_from"] is not None and not folder.last.exists()
+    first = Path(config["init_from"]["path"]) if fresh else None
+    weights = read_weights(first) if first else {}  # a file that cannot be used is told before preparing
     stage = make_stage(config)
     cohort = build_cohort(config, cfg, fold, coarse, stage, make_input(config, stage))
     fingerprint = cohort.fingerprint()
@@ -111,6 +120,8 @@ def train_run(
     # After all that the cache may spare a run: transforms that measure the fold draw numbers too.
     L.seed_everything(config["seed"], workers=True, verbose=False)
     module = build_module(config, cfg, stage, card, precision)
+    if first:
+        print(f"{title}: {first}: {initialise(module.network, weights, first)}")
     scores = fit(config, module, cohort, folder, title, device.type, precision)
     print(f"{title}: {summarise(scores)}, {folder.best}")
 

@@ -172,6 +172,7 @@ _IRRELEVANT = (
     "run_dir",
     "runs",
     "data.cache",
+    "init_from.path",  # its hash decides
     "trainer.device",
     "trainer.threads",
     "data.workers",

@@ -1,0 +1,144 @@
+"""Weights that were learned elsewhere as a training's first: loaded where names and shapes match."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hnseg.errors import HnsegError
+from hnseg.importing.unpickle import read_checkpoint
+from hnseg.models.bundle import digest
+
+# Where frameworks keep the weights in a checkpoint: Lightning, MONAI and hnseg; nnU-Net; others.
+_PLACES = ("state_dict", "network_weights", "model_state_dict", "model", "network", "teacher", "student")
+# Parts that names may begin with in the file and not here: `module.`, `network.`, `student.backbone.`, ...
+_WRAPPERS = 3
+# And here and not in the file, which may hold a bare network or its encoder alone.
+_HERE = ("", "network.", "network.encoder.")
+_TOLD = 3  # names of each kind
+
+
+@dataclass(frozen=True)
+class Match:
+    """What became of the tensors of a file and of a network.
+
+    Args:
+        loaded: Names here of what the file filled.
+        misshapen: Names here, with the shape in the file and the shape here.
+        absent: Names here that the file does not have.
+        unused: Names in the file that the network does not have.
+    """
+
+    loaded: tuple[str, ...]
+    misshapen: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    absent: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        shapes = [f"{name} {list(theirs)}, here {list(ours)}" for name, theirs, ours in self.misshapen]
+        tensors = len(self.loaded) + len(self.misshapen) + len(self.absent)
+        lines = [f"{len(self.loaded)} of {tensors} tensors loaded"]
+        kinds = {"other shape": shapes, "not in the file": self.absent, "not in the network": self.unused}
+        lines += [f"  {kind} ({len(names)}): {_few(names)}" for kind, names in kinds.items() if names]
+        return "\n".join(lines)
+
+
+def identify(path: Path) -> dict[str, str]:
+    """A file as config.json records it: `path` and `sha256`.
+
+    Raises:
+        HnsegError: It is not there.
+    """
+    if not path.is_file():
+        raise HnsegError(f"init_from={path}: no such file; give a checkpoint or .safetensors")
+    return {"path": str(path), "sha256": digest(path)}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, without running what is pickled in it.
+
+    Args:
+        path: Safetensors; or what torch.save wrote: a state dict, or a checkpoint of hnseg, nnU-Net, MONAI or
+            Lightning that holds one.
+
+    Raises:
+        HnsegError: The file is damaged, holds more than tensors and plain data, or no tensors.
+    """
+    try:
+        read = load_file if path.suffix == ".safetensors" else read_checkpoint
+        stored: Mapping[str, Any] = read(path)
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise HnsegError(f"init_from={path}: cannot be read ({reason}); copy it again") from error
+    held = next((stored[key] for key in _PLACES if isinstance(stored.get(key), Mapping)), stored)
+    weights = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise HnsegError(
+            f"init_from={path}: holds no state dict, only {_few([str(key) for key in stored]) or 'nothing'}; "
+            "save the network's state_dict() alone"
+        )
+    return weights
+
+
+def initialise(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> Match:
+    """Fills a network with the weights that fit; the others stay as they were drawn.
+
+    Prefixes are cut off the file's names, or put before them, in the way that fits most tensors.
+
+    Args:
+        network: As `hnseg.models.nets` builds it.
+        weights: Of `read_weights`.
+        path: Where they come from, for messages.
+
+    Raises:
+        HnsegError: Not one tensor fits.
+    """
+    state = network.state_dict()
+    ways = [_renamed(weights, *way) for way in product(range(_WRAPPERS + 1), _HERE)]
+    named = max(ways, key=lambda names: len(_fitting(names, weights, state)))
+    fitting = _fitting(named, weights, state)
+    if not fitting:
+        raise HnsegError(
+            f"init_from={path}: not one tensor fits the network; the file has {_few(weights)}, the network "
+            f"{_few(state)}"
+        )
+    with torch.no_grad():
+        for name in fitting:
+            state[name].copy_(weights[named[name]])
+    # nnU-Net's decoder holds its encoder: a tensor with two names is filled under either.
+    filled = {state[name].data_ptr() for name in fitting}
+    open_ = [name for name, tensor in state.items() if tensor.data_ptr() not in filled]
+    wrong = [name for name in open_ if name in named]
+    return Match(
+        tuple(name for name, tensor in state.items() if tensor.data_ptr() in filled),
+        tuple((name, tuple(weights[named[name]].shape), tuple(state[name].shape)) for name in wrong),
+        tuple(name for name in open_ if name not in named),
+        tuple(theirs for ours, theirs in named.items() if ours not in state),
+    )
+
+
+def _renamed(weights: Mapping[str, Tensor], wrappers: int, here: str) -> dict[str, str]:
+    """Names here → names in the file, whose first parts are cut off and others put before them."""
+    return {here + ".".join(name.split(".")[wrappers:]): name for name in weights}
+
+
+def _fitting(
+    named: Mapping[str, str], weights: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> list[str]:
+    """Names here that the file has in the same shape."""
+    known = {ours: name for ours, name in named.items() if ours in state}
+    return [ours for ours, name in known.items() if state[ours].shape == weights[name].shape]
+
+
+def _few(names: Iterable[str]) -> str:
+    told = list(names)
+    more = f" and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+    return ", ".join(told[:_TOLD]) + more
