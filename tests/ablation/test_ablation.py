@@ -305,6 +305,19 @@ def test_runs_on_all_cases_stand_beside_those_in_folds(runs, cohort, tmp_path, c
     assert "head_plainconv_fold_1" in (tmp_path / "out" / "bundle" / "bundle.yaml").read_text()
 
 
+def test_head_networks_may_have_learnt_from_fewer_cases(runs, cohort, tmp_path):
+    """B-1 and B-3 had no head mask, so that neither head network knows them."""
+    shutil.copytree(runs, tmp_path / "runs")
+    for fold, known in enumerate(("A-2", "A-0")):
+        run = tmp_path / "runs" / "head_plainconv" / f"head_plainconv_fold_{fold}"
+        (run / "split.json").write_text(json.dumps({"folds": [["A-0"], ["A-2"]]}))
+        stored = torch.load(run / "best.ckpt", weights_only=True)
+        stored["hnseg"]["trained_on"] = [known]
+        torch.save(stored, run / "best.ckpt")
+    assert ablation(tmp_path / "runs", cohort, tmp_path / "out", "--arms", "resenc") == 0
+    assert {row["unseen"] for row in table(tmp_path / "out" / "resenc").values()} == {"yes"}
+
+
 def test_cases_that_cannot_be_segmented_end_it_before_the_table(runs, cohort, tmp_path, capsys):
     spoiled = tmp_path / "cohort"
     shutil.copytree(cohort, spoiled)
