@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hnseg.cases import Case
-from hnseg.errors import HnsegError
+from hnseg.errors import HnsegError, few
 
 
 def head_folder(data: Mapping[str, Any], stage: str) -> Path:
@@ -51,9 +51,8 @@ def require_head_masks(cases: Sequence[Case], data: Mapping[str, Any]) -> None:
     heads = head_folder(data, "coarse")
     if missing := [case.case_id for case in cases if not (heads / f"{case.case_id}.nii.gz").exists()]:
         key = "data.predicted_heads" if data["predicted_heads"] else "data.heads"
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise HnsegError(
-            f"{key}={heads}: no head mask of {', '.join(missing[:5])}{more}; train the head stage (fold=all, "
+            f"{key}={heads}: no head mask of {few(missing)}; train the head stage (fold=all, "
             "on masks of hnseg heads propose), have it label every case (python infer.py bundle=HEADS "
             "until=head out=DIR), and set data.predicted_heads=DIR"
         )
