@@ -47,12 +47,12 @@ def ablation(
     predict(chosen, sources, cases, out, oracle=oracle_roi)
     rows = write_ablation(out, list(chosen), data, oracle=oracle_roi)
     print_tables(rows)
+    if report:
+        _report(out)
     if logger == "wandb":
         from hnseg.tracking import log_ablation
 
         log_ablation(out, rows, mode=mode, project=sources.project)
-    if report:
-        _report(out)
     print(f"{out}: {', '.join(chosen)} on {len(cases)} cases; ablation.csv, .md, .tex, .json")
 
 
