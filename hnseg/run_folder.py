@@ -13,6 +13,7 @@ from typing import Any, Literal
 from hnseg.data.splits import Split
 from hnseg.errors import HnsegError, few
 from hnseg.files import replacing, sole_writer
+from hnseg.run_settings import changed, flatten
 
 State = Literal["fresh", "interrupted", "finished"]
 
@@ -135,15 +136,13 @@ class RunFolder:
     def _require_same(self, stored: dict[str, Any], config: dict[str, Any], split: Split | None) -> None:
         """Refuses another run's settings, and other folds where something was trained on the former."""
         before, now = flatten(stored), flatten(json.loads(json.dumps(config)))
-        differing = [key for key in sorted(before.keys() | now.keys()) if _differs(key, before, now)]
         folds = json.loads(self.split.read_text())["folds"] if self.split.exists() else None
         same_folds = split is not None and folds == [list(fold) for fold in split.folds]
-        for key in differing:
-            if not (same_folds and key in _DEALING):
-                raise HnsegError(
-                    f"{self.path} holds a run with {key}={before.get(key)}, not {now.get(key)}; "
-                    "give this one another name=..., or overwrite=true"
-                )
+        for key in changed(before, now, same_folds=same_folds):
+            raise HnsegError(
+                f"{self.path} holds a run with {key}={before.get(key)}, not {now.get(key)}; "
+                "give this one another name=..., or overwrite=true"
+            )
         begun = self.finished or self.last.exists()
         if begun and split is not None and folds is not None and not same_folds:
             raise HnsegError(
@@ -166,29 +165,6 @@ class RunFolder:
         return json.loads((self.path / "score.json").read_text())
 
 
-# What does not change the result may differ when a run is taken up again.
-_IRRELEVANT = (
-    "overwrite",
-    "run_dir",
-    "runs",
-    "data.cache",
-    "init_from.path",  # its hash decides
-    "trainer.device",
-    "trainer.threads",
-    "data.workers",
-    "data.prepare_workers",
-    "logger",
-)
-# What decides the folds, which split.json holds: where those are the same, it may differ too.
-_DEALING = ("data.split", "data.split_seed", "data.exclude", "data.folds")
-
-
-def _differs(key: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a setting has changed; one that is younger than the run was off in it."""
-    young_and_off = key not in before and now[key] is False
-    return before.get(key) != now.get(key) and not young_and_off
-
-
 def _change(folds: list[list[str]], split: Split) -> str:
     """Which cases came and which went since folds were dealt."""
     before, now = ({case_id for fold in one for case_id in fold} for one in (folds, split.folds))
@@ -202,18 +178,6 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """What decides a run's result, {dotted key: value}."""
-    if not isinstance(config, dict):
-        return {prefix: config}
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}.{key}" if prefix else str(key)
-        if not name.startswith(_IRRELEVANT):
-            flat |= flatten(value, name)
-    return flat
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from hnseg.errors import HnsegError
 from hnseg.files import is_held
-from hnseg.run_folder import RunFolder, flatten
+from hnseg.run_folder import RunFolder
+from hnseg.run_settings import flatten
 
 
 @dataclass(frozen=True)
