@@ -35,8 +35,6 @@ from hnseg.tracking.settings import LoggerSettings
 
 # Everything heavy is imported where it is used, so that a mistake is answered in a second.
 if TYPE_CHECKING:
-    from torchio import Transform
-
     from hnseg.data.datamodule import StageDataModule
     from hnseg.data.intensity import InputSpec
     from hnseg.hardware import Precision
@@ -151,7 +149,7 @@ def build_cohort(
     from hydra.utils import instantiate
 
     from hnseg.data.datamodule import StageDataModule
-    from hnseg.job import jitter_mm
+    from hnseg.job import jitter_mm, scan_augment
 
     augment = instantiate(cfg.augment)
     training, data = config["training"], config["data"]
@@ -168,24 +166,12 @@ def build_cohort(
         coarse=coarse,
         train_roi=config["recipe"]["roi"]["train"],
         augment=augment,
-        scan_augment=scan_augment(config, cfg, stage),
+        scan_augment=scan_augment(config, stage),
         jitter_mm=jitter_mm(config, stage),
         workers=data["workers"],
         prepare_workers=data["prepare_workers"],
         seed=config["seed"],
     )
-
-
-def scan_augment(config: Config, cfg: DictConfig, stage: Stage) -> Transform | None:
-    """What is done to scans before they become channels; None if nothing is."""
-    import torchio as tio
-    from hydra.utils import instantiate
-
-    from hnseg.job import cut_head
-
-    cut = cut_head(config, stage)
-    transforms = [*([cut] if cut else []), *map(instantiate, cfg.scan_augment.values())]
-    return tio.Compose(transforms) if len(transforms) > 1 else next(iter(transforms), None)
 
 
 def build_module(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
+import torchio as tio
+from hydra.utils import instantiate
+
 from hnseg.data.augment import RandomHeadCut
 from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
@@ -67,6 +70,13 @@ def cut_head(config: Config, stage: Stage) -> RandomHeadCut | None:
     """The transform by which the head stage sees scans without a head, as often as the recipe says."""
     share = config["recipe"]["cut_head"]
     return RandomHeadCut(p=share) if stage.name == "head" and share else None
+
+
+def scan_augment(config: Config, stage: Stage) -> tio.Transform | None:
+    """What training does to scans before they become channels; None if nothing is."""
+    cut = cut_head(config, stage)
+    transforms = [*([cut] if cut else []), *map(instantiate, config["scan_augment"].values())]
+    return tio.Compose(transforms) if len(transforms) > 1 else next(iter(transforms), None)
 
 
 def describe(config: Config, stage: Stage, spec: InputSpec, **provenance: Any) -> Config:

@@ -42,6 +42,8 @@ def assert_builds(cfg: DictConfig) -> None:
     )
     assert torch.isfinite(loss)
     instantiate(cfg.augment)
+    for transform in cfg.scan_augment.values():
+        instantiate(transform)
 
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
@@ -49,7 +51,7 @@ def assert_builds(cfg: DictConfig) -> None:
 def test_every_choice_composes(stage: str, model: str, experiment: str) -> None:
     """Each stage, model, scale and experiment with one another; the other groups take turns."""
     turn = choices("stage").index(stage) + 2 * choices("model").index(model)
-    others = ("optimizer", "loss", "augment", "recipe", "logger", "data", "trainer")
+    others = ("optimizer", "loss", "augment", "scan_augment", "recipe", "logger", "data", "trainer")
     for scale in choices("scale"):
         turn += 1
         turns = [f"{group}={choices(group)[turn % len(choices(group))]}" for group in others]

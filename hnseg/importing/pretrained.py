@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hnseg.errors import HnsegError
+from hnseg.errors import HnsegError, few
 from hnseg.importing.unpickle import read_checkpoint
 from hnseg.models.bundle import digest
 
@@ -23,7 +23,6 @@ _PLACES = ("state_dict", "network_weights", "model_state_dict", "model", "networ
 _WRAPPERS = 3
 # And here and not in the file, which may hold a bare network or its encoder alone.
 _HERE = ("", "network.", "network.encoder.")
-_TOLD = 3  # names of each kind
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,12 @@ class Match:
         shapes = [f"{name} {list(theirs)}, here {list(ours)}" for name, theirs, ours in self.misshapen]
         tensors = len(self.loaded) + len(self.misshapen) + len(self.absent)
         lines = [f"{len(self.loaded)} of {tensors} tensors loaded"]
-        kinds = {"other shape": shapes, "not in the file": self.absent, "not in the network": self.unused}
-        lines += [f"  {kind} ({len(names)}): {_few(names)}" for kind, names in kinds.items() if names]
+        kinds: dict[str, Sequence[str]] = {
+            "other shape": shapes,
+            "not in the file": self.absent,
+            "not in the network": self.unused,
+        }
+        lines += [f"  {kind} ({len(names)}): {few(names)}" for kind, names in kinds.items() if names]
         return "\n".join(lines)
 
 
@@ -82,7 +85,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     weights = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
     if not weights:
         raise HnsegError(
-            f"init_from={path}: holds no state dict, only {_few([str(key) for key in stored]) or 'nothing'}; "
+            f"init_from={path}: holds no state dict, only {few([str(key) for key in stored]) or 'nothing'}; "
             "save the network's state_dict() alone"
         )
     return weights
@@ -107,8 +110,8 @@ def initialise(network: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
     fitting = _fitting(named, weights, state)
     if not fitting:
         raise HnsegError(
-            f"init_from={path}: not one tensor fits the network; the file has {_few(weights)}, the network "
-            f"{_few(state)}"
+            f"init_from={path}: not one tensor fits the network; the file has {few(list(weights))}, "
+            f"the network {few(list(state))}"
         )
     with torch.no_grad():
         for name in fitting:
@@ -136,9 +139,3 @@ def _fitting(
     """Names here that the file has in the same shape."""
     known = {ours: name for ours, name in named.items() if ours in state}
     return [ours for ours, name in known.items() if state[ours].shape == weights[name].shape]
-
-
-def _few(names: Iterable[str]) -> str:
-    told = list(names)
-    more = f" and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
-    return ", ".join(told[:_TOLD]) + more

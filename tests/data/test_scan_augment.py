@@ -1,14 +1,16 @@
 """What is done to CT and PET before they become channels: moved as SimpleITK moves, emptied, coarsened."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 import torchio as tio
-from entry import compose_job, load
+from entry import compose_job
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from scipy.ndimage import gaussian_filter
 from spoiled import must_fail
 from volumes import lesions, write_volume
@@ -18,6 +20,7 @@ from hnseg.data.augment import misalignment as subject_of_draws
 from hnseg.data.dataset import PatchDataset
 from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
+from hnseg.job import make_stage, scan_augment
 
 SPACING = (1.0, 2.0, 3.0)  # x, y, z
 SHAPE = (24, 32, 40)
@@ -147,7 +150,6 @@ def test_scans_are_changed_before_enhancement_and_follow_the_seed(tmp_path) -> N
 
 
 def test_a_training_takes_what_is_configured() -> None:
-    train = load("train")
     for overrides, expected in (
         ([], "NoneType"),
         (["scan_augment=pet_dropout"], "RandomDropout"),
@@ -155,6 +157,5 @@ def test_a_training_takes_what_is_configured() -> None:
         (["stage=head", "model=plainconv", "recipe.cut_head=0.2", "scan_augment=low_resolution"], "Compose"),
     ):
         cfg = compose_job("train", *overrides)
-        config = {"recipe": {"cut_head": cfg.recipe.cut_head}}
-        stage = type("Stage", (), {"name": cfg.stage.name})()
-        assert type(train.scan_augment(config, cfg, stage)).__name__ == expected
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        assert type(scan_augment(config, make_stage(config))).__name__ == expected
