@@ -80,13 +80,18 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in this block with `folder`; at once where the system has no locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def alone_in(folder: Path) -> Iterator[bool]:
+    """Wait until no other process is in this block with `folder`.
+
+    Yields:
+        Whether that is so: where the file system has no locks, the block begins at once.
+    """
+    descriptor, alone = os.open(folder, os.O_RDONLY), False
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+            alone = True
+        yield alone
     finally:
         os.close(descriptor)
 

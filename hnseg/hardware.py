@@ -89,3 +89,11 @@ def reset_gpu_peak(device: torch.device) -> None:
 def gpu_peak_mib(device: torch.device) -> float | None:
     """The most memory that tensors took on the GPU since `reset_gpu_peak`, MiB; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+
+
+_NO_ROOM = ("out of memory", "bad_alloc", "allocate memory", "alloc_failed")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, in the words of Python, PyTorch, CUDA, ITK or C++."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_ROOM)

@@ -42,6 +42,7 @@ def test_a_missing_argument_is_named(tmp_path: Path, key: str) -> None:
     ("change", "message"),
     [
         ("until=middle", "until=middle is no stage"),
+        ("until=coarse decision.node_suv_peak=0", r"until=coarse with decision\.node_suv_peak: .*until=fine"),
         ("until=head", "until=head.*no head member, only fine"),
         ("overwrite=no", "overwrite=no is neither true nor false"),
         ("mirror=off", "mirror=off is neither"),
@@ -57,7 +58,7 @@ def test_impossible_settings_are_told(bundle: Path, tmp_path: Path, change: str,
     write_case(tmp_path / "scans", "A-1")
     given = [f"cases={tmp_path / 'scans'}", f"bundle={bundle}", f"out={tmp_path / 'out'}"]
     with pytest.raises(HnsegError, match=message):
-        load("infer").main(compose_job("infer", *given, *CPU, change))
+        load("infer").main(compose_job("infer", *given, *CPU, *change.split()))
     assert not (tmp_path / "out").exists()
 
 

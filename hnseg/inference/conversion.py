@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import warnings
@@ -34,6 +35,7 @@ from hnseg.models.member import Member
 from hnseg.models.sides import divisor
 
 NETWORK, HASHES = "network.xml", "hashes.json"
+_CONVERTING = ".converting-"  # folders of this name become networks, or are removed
 
 
 def load_openvino() -> ModuleType:
@@ -65,7 +67,9 @@ def converted(member: Member) -> Path:
     for folder in _caches(member):
         with suppress(OSError):  # read-only or full: the next one
             folder.mkdir(parents=True, exist_ok=True)
-            with alone_in(folder):  # one process converts, the others wait and find it
+            with alone_in(folder) as alone:  # one process converts, the others wait and find it
+                for leftover in folder.glob(f"{_CONVERTING}*") if alone else ():  # of one that was killed
+                    shutil.rmtree(leftover, ignore_errors=True)
                 if not _is_whole(folder / name):
                     model = model or _convert(member.loaded()[1], member.card)
                     _write(model, folder / name)
@@ -120,7 +124,7 @@ def _is_whole(folder: Path) -> bool:
 
 def _write(model: Any, folder: Path) -> None:
     """Puts a converted network in its place, whole; a damaged one there is replaced."""
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=_CONVERTING, dir=folder.parent) as temporary:
         new = Path(temporary, "new")
         new.mkdir()
         # Weights rounded to float16, its default, would not be the trained ones.

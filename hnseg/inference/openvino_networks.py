@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hnseg.errors import HnsegError
-from hnseg.hardware import Precision
+from hnseg.hardware import Precision, lacks_memory
 from hnseg.inference.conversion import converted, load_openvino
 from hnseg.inference.networks import Networks
 from hnseg.models.member import Member
@@ -72,9 +72,11 @@ class OpenVinoNetworks(Networks):
             return None
         try:
             return self._kept.get(member.weights) or CompiledNetwork(self._file(member), self.precision)
-        except (HnsegError, MemoryError):
+        except HnsegError:
             raise
         except Exception as error:
+            if lacks_memory(error):  # in PyTorch it would take more
+                raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             message = "%s: OpenVINO cannot run it (%s); it runs in PyTorch"
             logging.getLogger(__name__).warning(message, member.card["name"], reason)

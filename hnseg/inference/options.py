@@ -12,13 +12,15 @@ _CHOICES = {
     "format": (("nii.gz", "mha"), "is unknown; choose nii.gz or mha"),
     "windows": (("trained", "whole"), "is unknown; choose trained or whole"),
 }
+# What decides a mask of the fine stage; the labels of an earlier one are what would place the next ROI.
+_OF_FINE_MASKS = ("rule", "thresholds", "way_back", "min_component_ml", "node_suv_peak", "cover")
 
 
 def check_options(config: Mapping[str, Any]) -> None:
     """Refuses a configuration of infer.py that would be misunderstood.
 
     Raises:
-        HnsegError: A choice that does not exist.
+        HnsegError: A choice that does not exist, or a rule that would decide nothing.
     """
     for key in ("overwrite", "unseen", "compile", "probabilities", "uncertainty", "mirror"):
         if not isinstance(config[key], bool) and (key, config[key]) != ("mirror", None):
@@ -26,3 +28,9 @@ def check_options(config: Mapping[str, Any]) -> None:
     for key, (known, remark) in _CHOICES.items():
         if config[key] not in known:
             raise HnsegError(f"{key}={config[key]} {remark}")
+    unused = [f"decision.{key}" for key in _OF_FINE_MASKS if config["decision"][key] is not None]
+    if unused and config["until"] != "fine":
+        raise HnsegError(
+            f"until={config['until']} with {' '.join(unused)}: only the fine stage's masks are decided by "
+            "it; leave it out, or set until=fine"
+        )

@@ -32,7 +32,8 @@ class Outcome:
         look_first: Why a reader should look at the case before others; empty where nothing speaks for it.
         message: Why there is no mask, or what to know of the images.
         rules: Those by which the mask was decided, as JSON; empty without a mask.
-        made_from: Digest of the case's files, the bundle and the settings; empty without a mask.
+        made_from: The bundle's identity, and a digest of the case's files, the bundle and the settings;
+            empty without a mask.
         written: Digest of what was written for the case; empty without a mask.
     """
 

@@ -26,6 +26,7 @@ class Provenance:
     Args:
         version: Of hnseg.
         bundle: Digest of the bundle's listing, which holds the hashes of its files.
+        identity: Of the bundle's members, whatever its rules.
         members: Names of the members in use, and the window that each is shown.
         rules: Of the decision.
         until: The last stage to run.
@@ -40,6 +41,7 @@ class Provenance:
 
     version: str
     bundle: str
+    identity: str
     members: list[tuple[str, list[int]]]
     rules: dict[str, Any]
     until: str
@@ -57,6 +59,7 @@ class Provenance:
         return cls(
             version=hnseg.__version__,
             bundle=digest(cascade.bundle.path / LISTING),
+            identity=cascade.bundle.identity,
             members=[(member.card["name"], list(member.card["patch"])) for member in cascade.bundle.members],
             rules=asdict(cascade.decision),
             until=cascade.names[-1],
@@ -88,7 +91,7 @@ class Provenance:
         return first
 
     def digest(self, case: Case, extension: str) -> str:
-        """Digest of everything that a case's mask depends on.
+        """Digest of everything that a case's mask depends on, behind the bundle's identity and a hyphen.
 
         Files count by path, size and time of change.
 
@@ -98,7 +101,7 @@ class Provenance:
         """
         files = [_state(path) for path in _files(case, self)]
         made_with = asdict(self) | {"heads": None}  # their files count, not their folder
-        return content_digest([made_with, files, case.pet_factor, extension])
+        return f"{self.identity}-" + content_digest([made_with, files, case.pet_factor, extension])
 
 
 def content_digest(content: Any) -> str:

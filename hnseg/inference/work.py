@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from hnseg.cases import Case
 from hnseg.checks import check_case
 from hnseg.errors import HnsegError
-from hnseg.hardware import gpu_peak_mib, peak_mib, reset_gpu_peak
+from hnseg.hardware import gpu_peak_mib, lacks_memory, peak_mib, reset_gpu_peak
 from hnseg.images import stage_image
 from hnseg.inference.cascade import Cascade
 from hnseg.inference.lesions import Lesion
@@ -22,6 +22,10 @@ from hnseg.inference.outcome import Outcome
 from hnseg.inference.segmentation import Segmentation
 from hnseg.suv import read_scan
 
+_MORE_ROOM = (
+    "run the same command again with more of it free, with windows=trained and without probabilities and "
+    "uncertainty, with fewer engine.workers, or on the CPU (trainer.device=cpu)"
+)
 MAPS = "maps"  # OUT/maps/CASE/MAP.nii.gz
 
 
@@ -151,8 +155,11 @@ class Work:
 
 
 def _told(error: Exception | None) -> tuple[str, str]:
-    """An error in one line, and the traceback of one that is a defect, or a lack of memory."""
+    """An error in one line, and the traceback of one that is a defect."""
     if error is None or isinstance(error, HnsegError):
         return str(error), ""
-    line = f"{type(error).__name__}: {' '.join(str(error).split())} (a defect, please report it)"
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if lacks_memory(error):
+        return f"not enough memory ({line[:200]}); {_MORE_ROOM}", ""
+    line = f"{line} (a defect, please report it)"
     return line, "".join(traceback.format_exception(error))

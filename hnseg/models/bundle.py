@@ -11,6 +11,7 @@ Nothing in it is pickled, so that loading a bundle runs nobody's code.
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +73,12 @@ class Bundle:
         return cls(
             path, tuple(_read_member(path / name, hashes) for name, hashes in members.items()), decision
         )
+
+    @property
+    def identity(self) -> str:
+        """Of all its members, as they lie in the folder, whatever rules are written beside them."""
+        listing = yaml.safe_load((self.path / LISTING).read_text())
+        return hashlib.sha256(json.dumps(listing["members"], sort_keys=True).encode()).hexdigest()[:16]
 
     def of_stage(self, name: str) -> list[Member]:
         """The members of one stage."""

@@ -20,7 +20,7 @@ from hnseg.metrics import Overlap, Overlaps, Scores, aggregate, match
 from hnseg.models.bundle import Bundle
 from hnseg.tuning.choice import Trials, choose
 from hnseg.tuning.components import Bar, CaseComponents, Components, read_components
-from hnseg.tuning.predictions import CLASSES, pair_up
+from hnseg.tuning.predictions import CLASSES, pair_up, require_same_bundle
 
 FLOORS_ML = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 GATES_SUV = (0.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
@@ -84,6 +84,7 @@ def tune(bundle: Bundle, predictions: Path, root: Path) -> Tuning:
         raise HnsegError(f"{bundle.path}: has no fine member that finds GTVp and GTVn; export one too")
     present = Decision.from_dict(bundle.decision, CLASSES)
     pairs = pair_up(root, predictions, present)
+    require_same_bundle(predictions, [case for case, _ in pairs], bundle)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:  # reading images releases Python's lock
         measured = pool.map(lambda pair: read_components(*pair), pairs)
         console = Console(stderr=True)

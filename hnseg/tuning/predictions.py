@@ -13,6 +13,7 @@ from hnseg.errors import HnsegError, few
 from hnseg.evaluation.score import find_masks
 from hnseg.inference.decision import Decision
 from hnseg.inference.record import TABLE
+from hnseg.models.bundle import Bundle
 
 CLASSES = ("GTVp", "GTVn")
 # Fewer say nothing of other cases.
@@ -61,6 +62,21 @@ def pair_up(root: Path, predictions: Path, present: Decision) -> list[tuple[Case
     for name in names:
         _check_rules(predictions / TABLE, rows[name], present)
     return [(case, masks[case.case_id]) for case in cases]
+
+
+def require_same_bundle(predictions: Path, cases: Sequence[Case], bundle: Bundle) -> None:
+    """Refuses predictions of other members than those whose rules are tuned.
+
+    Raises:
+        HnsegError: Another bundle made them.
+    """
+    rows, identity = _rows(predictions / TABLE), bundle.identity
+    made_by = {case.case_id: rows[case.case_id].get("made_from", "").partition("-")[0] for case in cases}
+    _refuse(
+        [name for name, other in made_by.items() if other != identity],
+        f"{predictions}: another bundle than {bundle.path} made",
+        f"make them anew with {_COMMAND} bundle={bundle.path}, or tune the bundle that made them",
+    )
 
 
 def _rows(path: Path) -> dict[str, dict[str, str]]:

@@ -62,6 +62,27 @@ def member(tmp_path: Path) -> Member:
     return make_bundle(tmp_path, card("fine", "plainconv", patch=[16, 16, 16])).members[0]
 
 
+def test_what_a_killed_conversion_left_is_removed(
+    member: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kill -9 runs nothing that would: the folder being written is put back."""
+    written: list[Path] = []
+
+    def stop(_: object, path: Path, **__: object) -> None:
+        written.append(path.parent)
+        raise KeyboardInterrupt
+
+    cache = member.weights.parents[1] / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion.load_openvino(), "save_model", stop)
+        with pytest.raises(KeyboardInterrupt):
+            conversion.converted(member)
+    written[0].mkdir(parents=True)
+    (cache / "mine").mkdir()
+    network = conversion.converted(member)
+    assert folders(cache) == {network.parent.name, "mine"}
+
+
 @pytest.mark.parametrize("architecture", ["plainconv", "resenc", "segresnet"])
 def test_float32_is_pytorchs_float32(tmp_path: Path, architecture: str) -> None:
     """Also beyond the few voxels that the network is traced on, in windows, and turned."""

@@ -233,14 +233,43 @@ def test_a_defect_costs_its_case_alone(
     def fail_once(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> object:
         calls.append(ct)
         if len(calls) == 1:
-            raise MemoryError("no\nroom")
+            raise ZeroDivisionError("no\nvoxels")
         return work(self, ct, pet, case_id)
 
     monkeypatch.setattr(Cascade, "__call__", fail_once)
     outcomes = segment(tmp_path / "scans", cascade, tmp_path / "out")
     assert (outcomes["A"].status, outcomes["B"].status) == ("error", "ok")
-    assert "MemoryError: no room" in outcomes["A"].message
+    assert "ZeroDivisionError: no voxels (a defect" in outcomes["A"].message
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("Exception from src/inference: std::bad_alloc"),
+    ],
+)
+def test_a_lack_of_memory_is_no_defect(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    cascade: Cascade,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    write_case(tmp_path / "scans", "A")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Cascade, "__call__", fail)
+    message = segment(tmp_path / "scans", cascade, tmp_path / "out")["A"].message
+    assert message.startswith("not enough memory (")
+    assert "again with more of it free" in message
+    assert "defect" not in message
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_case_that_fails_now_does_not_keep_an_earlier_mask(cascade: Cascade, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from hnseg.errors import HnsegError
 from hnseg.inference.decision import Decision
 from hnseg.inference.outcome import COLUMNS, Outcome
 from hnseg.models.bundle import Bundle
+from hnseg.models.bundle_rules import write_rules
 from hnseg.tuning.postprocess import tune
 from hnseg.tuning.predictions import pair_up
 
@@ -40,10 +41,13 @@ def write_predictions(folder: Path, change: Callable[[np.ndarray], None], **colu
     folder.mkdir()
     labels = sitk.GetArrayFromImage(label_image())
     change(labels)
+    made_from = ""
+    if (folder.parent / "bundle").exists():
+        made_from = f"{Bundle.load(folder.parent / 'bundle').identity}-0"
     rows = []
     for name in NAMES:
         sitk.WriteImage(volume(labels, (2, 2, 3)), str(folder / f"{name}.nii.gz"))
-        done = Outcome(name, "ok", {"fine": 1.0}, unseen=True, rules=json.dumps(RULES))
+        done = Outcome(name, "ok", {"fine": 1.0}, unseen=True, rules=json.dumps(RULES), made_from=made_from)
         rows.append(done.row | columns)
     write_table(folder, rows)
 
@@ -106,6 +110,16 @@ def test_what_clearly_helps_is_chosen_and_no_more(bundle: Path, root: Path, tmp_
     assert tuning.cases == 12
     assert tuning.present.gtvp.ml == tuning.present.gtvn.ml == 0.05
     assert tuning.present.scores == before  # neither is smaller than that
+
+
+def test_another_bundles_predictions_are_refused(bundle: Path, root: Path, tmp_path: Path) -> None:
+    write_predictions(tmp_path / "found", false_lesions)
+    other = make_bundle(tmp_path / "other", card("fine", "segresnet", cte=True))
+    with pytest.raises(HnsegError, match=r"found: another bundle than .*other.* made A-00.*; make them anew"):
+        tune(other, tmp_path / "found", root)
+    members = Bundle.load(bundle)
+    write_rules(members, members.decision | {"rule": "argmax"}, "")
+    assert Bundle.load(bundle).identity == members.identity  # its rules are what tuning changes
 
 
 def test_where_nothing_helps_nothing_is_dropped(bundle: Path, root: Path, tmp_path: Path) -> None:
