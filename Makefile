@@ -20,7 +20,7 @@ demo: .venv/ready ## the whole pipeline on a synthetic cohort, about 10 minutes 
 	@echo "In $(DEMO)/: data, train (runs), bundle, predictions/CASE.nii.gz, scores.json, overlays/CASE.png"
 
 REPRODUCE := runs/reproduce
-reproduce: .venv/ready-report ## the ablation on a synthetic cohort, from sweep to report
+reproduce: .venv/ready-report ## the ablation on a synthetic cohort, from sweep to report, at most 20 minutes on 2 cores
 	$(BIN)/hnseg phantom $(REPRODUCE)/data --cases 40 --seed 0
 	$(BIN)/python train.py experiment=reproduce sweeps=ablation fold=0-1
 	$(BIN)/hnseg ablation $(REPRODUCE)/train --data $(REPRODUCE)/data --arms full,no_cte,srn_cte,resenc_cte,resenc --out $(REPRODUCE)/ablation
@@ -36,7 +36,7 @@ open-data: .venv/ready ## the fine stage on open sarcoma PET/CT: make open-data 
 clean-demo: ## start the demo anew; without it, finished steps are skipped
 	rm -rf $(DEMO)
 
-clean-reproduce:
+clean-reproduce: ## start the ablation anew
 	rm -rf $(REPRODUCE)
 
 # Two files at a time, the tests of one in one process: they share what is slow to make.
