@@ -101,7 +101,7 @@ def test_ctrl_c_ends_the_whole_sweep(cohort: Path, tmp_path: Path) -> None:
     )
     wait_for(tmp_path / "runs" / ARM / "fold_0" / "last.ckpt", process)  # type: ignore[arg-type]
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=300)
     assert process.returncode not in (0, 2)
     assert "stopped; the same command goes on where it stopped" in told
     assert "Traceback" not in told

@@ -206,7 +206,7 @@ def _connected(address: str) -> Iterator[None]:
 
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # of a node that starts too slowly Ray raises no narrower class
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise HnsegError(
                 f"engine.address={address}: Ray cannot be reached or started ({reason})"
