@@ -18,6 +18,7 @@ from entry import ROOT
 USER = 4242
 _LAY_OUT = """
 set -eu
+PATH=$PATH:/usr/sbin:/sbin  # users' paths may lack what chroot lies in
 mount -t tmpfs -o mode=755 tmpfs "$root"
 place() { mkdir -p "$root$2"; mount --bind -o "$3" "$1" "$root$2"; }
 for path in /bin /sbin /lib /lib64; do

@@ -101,7 +101,11 @@ def open_run(folder: Path, mode: str, **fields: Any) -> Iterator[wandb.Run]:
     except BaseException:
         run.finish(exit_code=1)
         raise
-    run.finish()
+    else:
+        run.finish()
+    finally:
+        if os.environ.pop("WANDB_RUN_ID", None):  # W&B would give the next run of this process that id too
+            wandb.teardown()
 
 
 def _run_id(folder: Path) -> str:

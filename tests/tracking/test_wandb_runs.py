@@ -117,20 +117,22 @@ def test_nothing_is_lost_when_a_run_is_sent_and_then_interrupted_twice(tmp_path,
     assert steps == list(range(8))
 
 
-def test_an_agent_of_a_wandb_sweep_names_the_run(tmp_path, log, monkeypatch):
-    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
-    monkeypatch.setenv("WANDB_RUN_ID", "agent5run")
-    log(tmp_path, {0: {"train/loss": 1.0}}, kind="wandb")
-    (found,) = offline_runs(tmp_path)
-    assert found.run.run_id == "agent5run"
-
-
 @pytest.fixture
 def new_process():
     """W&B as in a process that has not used it: it reads its environment once."""
     wandb.teardown()
     yield
     wandb.teardown()
+
+
+def test_an_agent_of_a_wandb_sweep_names_its_run_and_no_other(tmp_path, log, monkeypatch, new_process):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "agent5run")
+    for fold in (0, 1):  # two jobs of a multirun share a process
+        log(tmp_path / str(fold), {0: {"train/loss": 1.0}}, fold=fold, kind="wandb")
+    (first,), (second,) = (offline_runs(tmp_path / str(fold)) for fold in (0, 1))
+    assert first.run.run_id == "agent5run" != second.run.run_id
+    assert first.run.sweep_id == second.run.sweep_id == "sweep1"
 
 
 def test_a_run_that_an_agent_takes_up_stays_the_same_run(tmp_path, log, monkeypatch, new_process):
@@ -146,12 +148,12 @@ def test_a_run_that_an_agent_takes_up_stays_the_same_run(tmp_path, log, monkeypa
     assert second.run.sweep_id == "sweep1"
 
 
-def test_a_run_that_an_agent_began_is_taken_up_by_hand(tmp_path, log, monkeypatch):
+def test_a_run_that_an_agent_began_is_taken_up_by_hand(tmp_path, log, monkeypatch, new_process):
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
     monkeypatch.setenv("WANDB_RUN_ID", "agent5run")
     log(tmp_path, {0: {"train/loss": 1.0}}, kind="wandb")
     monkeypatch.delenv("WANDB_SWEEP_ID")
-    monkeypatch.delenv("WANDB_RUN_ID")
+    wandb.teardown()
     log(tmp_path, {1: {"train/loss": 0.5}}, resume=1, kind="wandb")
     (found,) = offline_runs(tmp_path)
     assert found.run.run_id == "agent5run"
