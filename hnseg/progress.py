@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hnseg.files import replacing
-from hnseg.training import validation_scores
+from hnseg.training.checkpoints import validation_scores
 
 
 class RunProgress(L.Callback):

@@ -92,7 +92,7 @@ def test_ctrl_c_finishes_the_file_at_hand_and_the_next_run_goes_on(
 # infer.py in a fork for each line of arguments: importing takes far longer than the case list.
 FORKS = """
 import os, runpy, shlex, sys
-import hnseg.hydra_app, hnseg.inference.backend, hnseg.inference.case_list, hnseg.training
+import hnseg.hydra_app, hnseg.inference.backend, hnseg.inference.case_list, hnseg.training.fit
 for line in sys.stdin:
     child = os.fork()
     if child == 0:

@@ -26,7 +26,7 @@ from hnseg.models.member import CARD
 from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import build
 from hnseg.quiet import quiet
-from hnseg.training import checkpoints, validation_scores
+from hnseg.training.checkpoints import checkpoints, validation_scores
 
 EPOCHS, STEPS, LR = 4, 2, 0.01
 NETWORK = {"architecture": "plainconv", "in_channels": 2, "out_channels": 3, **TINY["plainconv"]}

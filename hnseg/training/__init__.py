@@ -1,0 +1,1 @@
+"""From a composed configuration to a trained network: what a job is built of, and how it is fitted."""

@@ -1,0 +1,66 @@
+"""From a configuration, as plain lists and numbers, to the data module and the Lightning module of a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+
+from hnseg.cases import Case
+from hnseg.data.datamodule import StageDataModule
+from hnseg.data.intensity import InputSpec
+from hnseg.hardware import Precision
+from hnseg.head_masks import head_folder
+from hnseg.inference.predictor import Predictor
+from hnseg.job import jitter_mm, scan_augment
+from hnseg.models.module import SegmentationModule
+from hnseg.models.nets import build
+from hnseg.stage import Stage
+
+Config = dict[str, Any]
+
+
+def build_cohort(
+    config: Config,
+    fold: tuple[list[Case], list[Case]],
+    coarse: Path | None,
+    stage: Stage,
+    spec: InputSpec,
+) -> StageDataModule:
+    """Cached volumes and patches of one fold."""
+    augment = instantiate(config["augment"])
+    training, data = config["training"], config["data"]
+    iterations = training["iterations"]
+    return StageDataModule(
+        *fold,
+        stage=stage,
+        spec=spec,
+        patch=tuple(training["patch"]),
+        batch_size=training["batch_size"],
+        samples=iterations and iterations * training["batch_size"],
+        cache=Path(data["cache"]),
+        heads=head_folder(data, stage.name),
+        coarse=coarse,
+        train_roi=config["recipe"]["roi"]["train"],
+        augment=augment,
+        scan_augment=scan_augment(config, stage),
+        jitter_mm=jitter_mm(config, stage),
+        workers=data["workers"],
+        prepare_workers=data["prepare_workers"],
+        seed=config["seed"],
+    )
+
+
+def build_module(config: Config, stage: Stage, card: Config, precision: Precision) -> SegmentationModule:
+    """Network, loss, optimiser and schedule of the configuration."""
+    return SegmentationModule(
+        build(**card["network"]),
+        instantiate(config["loss"]),
+        Predictor.of(card, precision=precision),
+        instantiate(config["optimizer"]["step"]),
+        instantiate(config["optimizer"]["schedule"]),
+        classes=stage.classes,
+        spacing=stage.spacing,
+        card=card,
+    )

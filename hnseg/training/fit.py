@@ -1,0 +1,74 @@
+"""Fits a module to a cohort within a run's folder, from its last checkpoint where there is one."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning as L
+
+from hnseg.data.datamodule import StageDataModule
+from hnseg.hardware import LIGHTNING, Precision
+from hnseg.models.module import SegmentationModule
+from hnseg.progress import ProgressFile, RunProgress
+from hnseg.run_folder import RunFolder
+from hnseg.tracking import loggers
+from hnseg.tracking.callbacks import callbacks
+from hnseg.tracking.settings import LoggerSettings
+from hnseg.training.checkpoints import checkpoints, step_of, validation_scores
+
+Config = dict[str, Any]
+
+
+def fit(
+    config: Config,
+    module: SegmentationModule,
+    cohort: StageDataModule,
+    folder: RunFolder,
+    title: str,
+    accelerator: str,
+    precision: Precision,
+) -> dict[str, float]:
+    """Trains, from the last checkpoint where there is one, and returns the best one's scores."""
+    training = config["training"]
+    provenance = {key: module.card[key] for key in ("split", "fingerprint")} | {"data": cohort.digest()}
+    with loggers(folder.path, config, provenance=provenance, step=step_of(folder.last)) as logger:
+        trainer = L.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            precision=LIGHTNING[precision],  # type: ignore[arg-type]
+            max_epochs=training["epochs"],
+            gradient_clip_val=config["optimizer"]["clip"],
+            check_val_every_n_epoch=training["validate_every"],
+            deterministic=config["trainer"]["deterministic"],
+            logger=logger,
+            callbacks=[
+                *checkpoints(
+                    folder.path,
+                    training["ema"],
+                    compare=config["recipe"]["checkpoint"] == "compare",
+                    monitor=_monitored(config, cohort),
+                ),
+                RunProgress(title),
+                *callbacks(folder.path, LoggerSettings(**config["logger"]), cohort.spec),
+                ProgressFile(folder.progress, folder.best),
+            ],
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        try:
+            trainer.fit(module, cohort, ckpt_path=folder.last if folder.last.exists() else None)
+        except SystemExit:  # what Lightning makes of Ctrl-C; it ends a whole sweep
+            print(f"{title}: stopped; the same command goes on where it stopped", file=sys.stderr)
+            raise
+    scores = validation_scores(folder.best)
+    folder.finish(scores)
+    return scores
+
+
+def _monitored(config: Config, cohort: StageDataModule) -> str:
+    """The score that chooses best.ckpt."""
+    wants_coarse = config["recipe"]["roi"]["validate"] == "coarse"
+    return "val_coarse/dice" if wants_coarse and cohort.coarse is not None else "val/dice"
