@@ -15,9 +15,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from hnseg.cases import Case
+from hnseg.errors import HnsegError
 from hnseg.head_masks import require_head_masks
 from hnseg.hydra_app import run
 from hnseg.preflight import (
+    check_augment,
     check_class_weights,
     check_length,
     check_patch,
@@ -25,11 +27,10 @@ from hnseg.preflight import (
     check_stages,
     check_switches,
     check_window,
-    find_coarse,
 )
 from hnseg.run_folder import RunFolder, Score
 from hnseg.tracking.settings import LoggerSettings
-from hnseg.training.cohort import read_cohort
+from hnseg.training.cohort import find_coarse, read_cohort
 
 # Everything heavy is imported where it is used, so that a mistake is answered in a second.
 Config = dict[str, Any]
@@ -41,10 +42,11 @@ def main(cfg: DictConfig) -> Score:
     patch = None if OmegaConf.is_missing(cfg.training, "patch") else list(cfg.training.patch)
     check_patch(patch, cfg.model, cfg.stage.name)
     config: Config = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    check_length(config["training"])
+    check_length(config["training"], config["trainer"]["accumulate"])
     check_class_weights(config["loss"]["loss"]["class_weights"], config["stage"]["classes"])
     check_switches(config)
     check_recipe(config["recipe"])
+    check_augment(config["augment"], coordinates=config["recipe"]["coordinates"])
     check_window(config["recipe"], config["stage"]["name"], config["cte"])
     LoggerSettings(**config["logger"])  # refuses what it does not know
     if config["init_from"] is not None:
@@ -91,6 +93,10 @@ def train_run(
     if config["trainer"]["threads"]:
         torch.set_num_threads(config["trainer"]["threads"])
     device = pick_device(config["trainer"]["device"])
+    if config["augment"].get("device") == "cuda" != device.type:
+        raise HnsegError(
+            "augment.device=cuda: this training runs on the processor; choose augment.device=cpu"
+        )
     precision = pick_precision(device, config["trainer"]["precision"])
     # Of a fresh run alone: a checkpoint to resume from holds what has become of them.
     fresh = config["init_from"] is not None and not folder.last.exists()

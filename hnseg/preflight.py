@@ -2,86 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hnseg.cases import Case, read_cases
 from hnseg.errors import HnsegError
 from hnseg.inference.decision import Decision
 from hnseg.models.sides import divisor
-
-
-def find_cohort(root: str | None, exclude: Sequence[str]) -> list[Case]:
-    """The cases to train on.
-
-    Raises:
-        HnsegError: No root, nothing usable under it, or an excluded case that is not there.
-    """
-    if root is None:
-        raise HnsegError(
-            "data.root names the folder with the PET/CT cases and is not set: python train.py data.root=PATH "
-            "... (without data, `make demo` makes a synthetic cohort and trains on it)"
-        )
-    cases = read_cases(Path(root))
-    exclude = [str(case_id) for case_id in exclude]  # Hydra reads data.exclude=[12] as a number
-    unknown = sorted(set(exclude) - {case.case_id for case in cases})
-    if unknown:
-        raise HnsegError(f"data.exclude={','.join(unknown)}: no such case in {root}; check the names")
-    return [case for case in cases if case.case_id not in exclude]
-
-
-def find_coarse(config: Mapping[str, Any], cases: Sequence[Case]) -> Path | None:
-    """The folder of coarse predictions that place the fine ROI, or None where there is none.
-
-    Raises:
-        HnsegError: The recipe trains on predicted ROIs and there are none, cases lack a prediction, or
-            cases.csv does not say of each that its networks had not been trained on it.
-    """
-    folder, train_roi = config["data"]["coarse"], config["recipe"]["roi"]["train"]
-    if folder is None:
-        if train_roi == "coarse":
-            raise HnsegError(
-                "recipe.roi.train=coarse needs coarse predictions and data.coarse is not set; make them "
-                "with python infer.py until=coarse unseen=true out=COARSE"
-            )
-        return None
-    if not Path(folder).is_dir():
-        raise HnsegError(f"data.coarse={folder}: no such folder; give what infer.py until=coarse wrote")
-    unseen = _unseen(Path(folder))
-    names = sorted(case.case_id for case in cases)
-    if missing := [name for name in names if not (Path(folder) / f"{name}.nii.gz").exists()]:
-        raise HnsegError(
-            f"data.coarse={folder}: no prediction of {', '.join(missing)}; make them, or exclude them"
-        )
-    if unsure := [name for name in names if name not in unseen]:
-        raise HnsegError(
-            f"data.coarse={folder}: cases.csv does not list {', '.join(unsure)}, so nobody knows which "
-            "networks made their masks; make them anew with python infer.py until=coarse unseen=true"
-        )
-    if leaked := [name for name in names if not unseen[name]]:
-        raise HnsegError(
-            f"data.coarse={folder}: made by networks trained on {', '.join(leaked)}; make them anew with "
-            "python infer.py until=coarse unseen=true"
-        )
-    return Path(folder)
-
-
-def _unseen(folder: Path) -> dict[str, bool]:
-    """Of each case that cases.csv lists, whether no network that made its mask was trained on it."""
-    path = folder / "cases.csv"
-    if not path.exists():
-        raise HnsegError(
-            f"{path}: not there, so nobody knows whether these are predictions of networks that have not "
-            "seen the cases; make them with python infer.py until=coarse unseen=true"
-        )
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["case_id"]: row.get("unseen") == "yes" for row in csv.DictReader(file)}
-
 
 _SCHEMES = ("zscore", "ct", "range", "sigmoid", "cohort", "rescale", "none")  # of hnseg.data.normalise
 # What a recipe's keys may be; its decision is checked by the code that carries it out.
@@ -193,10 +122,36 @@ def check_switches(config: Mapping[str, Any]) -> None:
     Raises:
         HnsegError: A switch that is neither true nor false.
     """
-    for key in ("model.gating", "recipe.coordinates"):
+    for key in ("model.gating", "recipe.coordinates", "trainer.checkpointing", "trainer.compile"):
         group, _, name = key.partition(".")
         if not isinstance(config[group][name], bool):
             raise HnsegError(f"{key}={config[group][name]}: choose true or false")
+
+
+def check_augment(augment: Mapping[str, Any], *, coordinates: bool) -> None:
+    """Refuses a mix that cannot run where it is to run.
+
+    Args:
+        augment: The configuration's `augment`.
+        coordinates: Whether the input has coordinate channels, which only the processor turns along.
+
+    Raises:
+        HnsegError: An unknown device; `cuda` with transforms of TorchIO's own, which compute in NumPy or
+            SimpleITK, or with coordinates.
+    """
+    device = augment.get("device", "cpu")  # absent where somebody composes a mix without hnseg's
+    if device not in ("cpu", "cuda"):
+        raise HnsegError(f"augment.device={device}: choose cpu or cuda")
+    if device == "cpu":
+        return
+    names = [transform["_target_"] for transform in augment["transforms"]]
+    if foreign := next((name for name in names if name.startswith("torchio.")), None):
+        raise HnsegError(
+            f"augment.device=cuda: {foreign} runs on the processor alone; choose augment=nnunet or "
+            "augment=auto3dseg, or augment.device=cpu"
+        )
+    if coordinates:
+        raise HnsegError("augment.device=cuda with recipe.coordinates=true: choose augment.device=cpu")
 
 
 def check_class_weights(weights: Sequence[float] | None, classes: Sequence[str]) -> None:
@@ -220,18 +175,27 @@ def check_class_weights(weights: Sequence[float] | None, classes: Sequence[str])
         )
 
 
-def check_length(training: Mapping[str, Any]) -> None:
+def check_length(training: Mapping[str, Any], accumulate: int) -> None:
     """Refuses a training that would never step, or never be validated.
+
+    Args:
+        training: The configuration's `training`.
+        accumulate: Parts a batch is worked on in.
 
     Raises:
         HnsegError: Epochs, batch size, iterations or validation interval that are no counting numbers,
-            or fewer epochs than the interval.
+            fewer epochs than the interval, or a batch that does not fall into equal parts.
     """
     for key in ("epochs", "batch_size", "iterations", "validate_every"):
         value = training[key]
         unset = key == "iterations" and value is None  # one pass over the training cases
         if not unset and not (isinstance(value, int) and value >= 1):
             raise HnsegError(f"training.{key}={value}: give a number of at least 1")
+    batch = training["batch_size"]
+    if type(accumulate) is not int or accumulate < 1 or batch % accumulate:
+        raise HnsegError(
+            f"trainer.accumulate={accumulate} with training.batch_size={batch}: give a number that divides it"
+        )
     epochs, interval = training["epochs"], training["validate_every"]
     if interval > epochs:
         raise HnsegError(

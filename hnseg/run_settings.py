@@ -13,7 +13,11 @@ _IRRELEVANT = (
     "data.cache",
     "init_from.path",  # its hash decides
     "trainer.device",
+    "augment.device",
     "trainer.threads",
+    "trainer.accumulate",
+    "trainer.checkpointing",
+    "trainer.compile",
     "data.workers",
     "data.prepare_workers",
     "logger",

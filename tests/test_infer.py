@@ -13,7 +13,7 @@ from members import DECISION, card, make_bundle
 
 from hnseg.cases import read_cases
 from hnseg.errors import HnsegError
-from hnseg.preflight import find_coarse
+from hnseg.training.cohort import find_coarse
 
 WHOLE = {"placement": "scan", "size": [16] * 3, "spacing": [6.0] * 3}
 CPU = ["trainer.device=cpu", "trainer.precision=float32"]

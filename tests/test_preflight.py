@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from entry import compose_job
-from fabricate import write_case
 from members import TINY
 from omegaconf import OmegaConf
 
@@ -17,12 +16,13 @@ from hnseg.data.normalise import SCHEMES
 from hnseg.errors import HnsegError
 from hnseg.models.nets import build
 from hnseg.preflight import (
+    check_augment,
+    check_length,
     check_patch,
     check_recipe,
     check_stages,
     check_window,
     divisor,
-    find_cohort,
     padding,
 )
 
@@ -111,25 +111,32 @@ def test_a_roi_is_padded_to_its_patch_and_never_cut():
     assert padding([96, 160, 160], [80, 200, 150]) == (96, 200, 160)
 
 
-def test_a_cohort_is_listed_without_its_excluded_cases(tmp_path):
-    for name in ("A-1", "A-2", "12"):
-        write_case(tmp_path, name)
-    assert [case.case_id for case in find_cohort(str(tmp_path), ["A-1"])] == ["12", "A-2"]
-    assert [case.case_id for case in find_cohort(str(tmp_path), [12])] == ["A-1", "A-2"]
-    with pytest.raises(HnsegError, match=r"data\.exclude=A-9: no such case in .*"):
-        find_cohort(str(tmp_path), ["A-2", "A-9"])
+def test_a_mix_for_the_gpu_is_one_that_runs_there():
+    foreign = {"device": "cuda", "transforms": [{"_target_": "torchio.RandomAffine"}]}
+    with pytest.raises(HnsegError, match=r"augment\.device=cuda: torchio\.RandomAffine .*augment=nnunet"):
+        check_augment(foreign, coordinates=False)
+    check_augment(foreign | {"device": "cpu"}, coordinates=True)
+    with pytest.raises(HnsegError, match=r"augment\.device=gpu: choose cpu or cuda"):
+        check_augment(foreign | {"device": "gpu"}, coordinates=False)
+    for mix in ("nnunet", "auto3dseg", "none"):
+        augment = compose_job("train", f"augment={mix}", "augment.device=cuda").augment
+        check_augment(augment, coordinates=False)
+        with pytest.raises(HnsegError, match=r"recipe\.coordinates=true"):
+            check_augment(augment, coordinates=True)
 
 
-def test_without_data_the_key_and_the_demo_are_named(tmp_path):
-    with pytest.raises(HnsegError, match=r"data\.root .*make demo"):
-        find_cohort(None, [])
-    with pytest.raises(HnsegError, match="no such folder"):
-        find_cohort(str(tmp_path / "nowhere"), [])
+@pytest.mark.parametrize("parts", [0, 3, True, 1.5, "two"])
+def test_a_batch_falls_into_equal_parts(parts):
+    training = {"epochs": 1, "batch_size": 4, "iterations": None, "validate_every": 1}
+    with pytest.raises(HnsegError, match=rf"trainer\.accumulate={parts} with training\.batch_size=4"):
+        check_length(training, parts)
+    for fitting in (1, 2, 4):
+        check_length(training, fitting)
 
 
 def test_looking_ahead_imports_nothing_heavy():
     code = (
-        "import sys, hnseg.preflight, hnseg.run_folder, hnseg.data.splits\n"
+        "import sys, hnseg.preflight, hnseg.run_folder, hnseg.training.cohort\n"
         "heavy = {'torch', 'monai', 'torchio', 'lightning', 'wandb', 'matplotlib', 'SimpleITK'}\n"
         "sys.exit(', '.join(heavy & sys.modules.keys()) or 0)"
     )

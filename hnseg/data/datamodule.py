@@ -12,6 +12,7 @@ import torchio as tio
 from torch.utils.data import DataLoader
 
 from hnseg.cases import Case
+from hnseg.data.augmented import augment_batch
 from hnseg.data.content import digest_volumes
 from hnseg.data.dataset import EpochSampler, PatchDataset, Shape, VolumeDataset
 from hnseg.data.fingerprint import Fingerprint, needs_fingerprint
@@ -36,6 +37,7 @@ class StageDataModule(L.LightningDataModule):
         spec: The input chain, the same at inference.
         patch: Training patch, (z, y, x).
         batch_size: Patches a batch.
+        accumulate: Equal parts in which a batch is loaded, one after another.
         samples: Patches an epoch; None is one pass over the training cases.
         cache: Folder of prepared volumes.
         heads: Folder of head masks, where the stage needs them.
@@ -59,6 +61,7 @@ class StageDataModule(L.LightningDataModule):
         patch: Shape,
         batch_size: int,
         cache: Path,
+        accumulate: int = 1,
         samples: int | None = None,
         heads: Path | None = None,
         coarse: Path | None = None,
@@ -74,6 +77,7 @@ class StageDataModule(L.LightningDataModule):
         self.cases = {"train": list(train), "validation": list(validation)}
         self.stage, self.spec, self.patch, self.batch_size = stage, spec, patch, batch_size
         self.cache, self.samples, self.heads, self.augment = cache, samples, heads, augment
+        self.accumulate = accumulate
         self.coarse, self.train_roi, self.scan_augment = coarse, train_roi, scan_augment
         self.jitter_mm, self.workers, self.prepare_workers = jitter_mm, workers, prepare_workers
         self.seed = seed
@@ -126,8 +130,9 @@ class StageDataModule(L.LightningDataModule):
         batches = math.ceil((self.samples or len(self.train_set.volumes)) / self.batch_size)
         return DataLoader(
             self.train_set,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size // self.accumulate,
             sampler=EpochSampler(batches * self.batch_size),
+            collate_fn=list if self.train_set.postpones else None,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
         )
@@ -135,6 +140,10 @@ class StageDataModule(L.LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
         """Whole ROIs, one at a time: the true ones, then the predicted ones where there are any."""
         return [DataLoader(validation_set, batch_size=1) for validation_set in self.validation_sets]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augments what the loaders left to the device."""
+        return augment_batch(self.train_set.augment, batch) if isinstance(batch, list) else batch
 
     def _validation_rois(self) -> list[Path | None]:
         return [None] if self.coarse is None else [None, self.coarse]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ import torchio as tio
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
-from hnseg.data.augment import RandomPatchAffine
-from hnseg.data.coordinates import network_input
+from hnseg.data.augment import Mix, RandomPatchAffine
+from hnseg.data.augmented import augmented, postponed, sample_of, seeded
 from hnseg.data.intensity import InputSpec
 from hnseg.data.patch import Shape, foreground_voxel, place
 from hnseg.data.prepare import StageVolume
@@ -55,7 +54,8 @@ class PatchDataset(Dataset[dict[str, Any]]):
         patch: Patch shape (z, y, x).
         batch_size: Samples of a batch, among which nnU-Net's rule forces the last ones onto
             foreground: a random voxel of a random class present is in the patch's middle.
-        augment: Transform of subjects with `image` and `label`, or None.
+        augment: Transform of subjects with `image` and `label`, or None. A mix for another device is left
+            to `hnseg.data.augmented.augment_batch`.
         seed: Of cases, positions and augmentation.
         foreground: Share of each batch that is forced onto foreground, rounded as nnU-Net does
             (0.33: 1 of 2, 1 of 4, none of 1).
@@ -80,6 +80,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         self.batch_size, self.jitter, self.scan_augment = batch_size, jitter, scan_augment
         self.unforced = round(batch_size * (1 - foreground))
         self.transform = spec.transform()
+        self.postpones = isinstance(augment, Mix) and augment.device == "cuda"
         first = augment[0] if isinstance(augment, tio.Compose) and len(augment) else augment
         self.around = first.around(patch) if isinstance(first, RandomPatchAffine) else None
 
@@ -89,20 +90,18 @@ class PatchDataset(Dataset[dict[str, Any]]):
         shift = [int(rng.integers(0, 2 * m + 1)) if self.jitter else m for m in volume.margin]
         subject = roi_subject(volume, shift)
         if self.scan_augment is not None:
-            with _seeded(rng):
+            with seeded(int(rng.integers(2**62))):
                 subject = self.scan_augment(subject)
         subject = self.transform(subject)
         # Fixed by the sample's place in its batch, as nnU-Net does, not drawn.
         forced = number % self.batch_size >= self.unforced
         subject = self._placed(subject, forced, rng)
-        if self.augment is not None:
-            with _seeded(rng):
-                subject = self.augment(subject)
-        return {
-            "image": network_input(subject),
-            "label": subject["label"].data[0].long(),
-            "case_id": volume.case_id,
-        }
+        if self.augment is None:
+            return sample_of(subject, volume.case_id)
+        seed = int(rng.integers(2**62))
+        if self.postpones:
+            return postponed(subject, seed, volume.case_id)
+        return augmented(self.augment, subject, seed, volume.case_id)
 
     def _case(self, number: int) -> int:
         """Cases in shuffled rounds: each is seen once before any is seen again."""
@@ -142,12 +141,8 @@ class VolumeDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         volume = self.volumes[index]
         subject = self.transform(roi_subject(volume, volume.margin))
-        return {
-            "image": network_input(subject),
-            "label": subject["label"].data[0].long(),
-            "missed": torch.tensor(volume.missed(self.classes)),
-            "case_id": volume.case_id,
-        }
+        missed = torch.tensor(volume.missed(self.classes))
+        return sample_of(subject, volume.case_id) | {"missed": missed}
 
 
 def roi_subject(volume: StageVolume, start: Sequence[int]) -> tio.Subject:
@@ -164,11 +159,3 @@ def roi_subject(volume: StageVolume, start: Sequence[int]) -> tio.Subject:
 
 def _tensor(array: NDArray[Any], dtype: type = np.float32) -> torch.Tensor:
     return torch.from_numpy(np.array(array, dtype))[None]
-
-
-@contextmanager
-def _seeded(rng: np.random.Generator) -> Iterator[None]:
-    """Seeds torch's generator, which TorchIO draws from, and leaves it as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**62)))
-        yield

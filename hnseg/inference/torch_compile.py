@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from hnseg.inference.networks import Networks
 from hnseg.models.member import Member
+from hnseg.models.translated import Translated
 
 
 class TorchCompileNetworks(Networks):
@@ -24,7 +24,7 @@ class TorchCompileNetworks(Networks):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self._translated: dict[Callable[[Tensor], Tensor], _Translated] = {}
+        self._translated: dict[Callable[[Tensor], Tensor], Translated] = {}
 
     def __call__(self, member: Member) -> Callable[[Tensor], Tensor]:
         """The member's network with its weights, valid until the next call.
@@ -34,28 +34,5 @@ class TorchCompileNetworks(Networks):
         """
         network = super().__call__(member)
         if network not in self._translated:
-            self._translated[network] = _Translated(network, member.card["network"]["architecture"])
+            self._translated[network] = Translated(network, member.card["network"]["architecture"])
         return self._translated[network]
-
-
-class _Translated:
-    """A network that runs translated, or as it is where it cannot be: PyTorch translates at the first use."""
-
-    def __init__(self, network: Callable[[Tensor], Tensor], name: str) -> None:
-        self._network, self._name = network, name
-        # Windows of one shape follow one another; a translation that fits any shape would be slower.
-        self._run: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        try:
-            return self._run(image)
-        except torch.OutOfMemoryError:  # as it is, it would take more
-            raise
-        except Exception as error:
-            if self._run is self._network:
-                raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            message = "%s: torch.compile failed (%s); it runs as it is"
-            logging.getLogger(__name__).warning(message, self._name, reason)
-            self._run = self._network
-            return self._network(image)

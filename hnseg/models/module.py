@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from hnseg.metrics import OfficialScores
 from hnseg.models.losses import DeepSupervision
 from hnseg.models.member import CARD
+from hnseg.models.translated import Translated
 
 Batch = dict[str, Any]
 # What the scores of the validation loaders are called: ROIs placed by the truth, and by coarse predictions.
@@ -32,6 +34,7 @@ class SegmentationModule(L.LightningModule):
         classes: Foreground classes in the order of their labels.
         spacing: Voxel size of the stage's grid in mm, (x, y, z).
         card: Plain description of the network and its input, saved into every checkpoint.
+        translate: Let `torch.compile` translate the training's forward and backward pass.
     """
 
     # nn.Module types its attributes as tensors or modules, no closer.
@@ -43,28 +46,33 @@ class SegmentationModule(L.LightningModule):
         network: nn.Module,
         loss: DeepSupervision,
         predict: Callable[[nn.Module, Tensor], Tensor],
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler],
         *,
         classes: Sequence[str],
         spacing: tuple[float, float, float],
         card: dict[str, Any],
+        translate: bool = False,
     ) -> None:
         super().__init__()
         self.network, self.loss, self.predict = network, loss, predict
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.classes, self.spacing, self.card = tuple(classes), spacing, card
+        self.translate = translate
+        self.translated: Translated | None = None
         # The official scores are those of tumours and nodes; the head stage has neither.
         self.official = OfficialScores() if len(classes) == 2 else None
 
     def on_fit_start(self) -> None:
         """Channels-last is what the convolutions run fastest in."""
         self.network.to(memory_format=torch.channels_last_3d)
+        if self.translate:  # the training's pass alone: whole ROIs would each be translated for their shape
+            self.translated = Translated(self.network, self.card["name"])
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Loss over all supervised depths of a batch of patches; logs its terms and depths too."""
         image = batch["image"].contiguous(memory_format=torch.channels_last_3d)
-        loss, parts = self.loss.parts(self.network(image), batch["label"])
+        loss, parts = self.loss.parts((self.translated or self.network)(image), batch["label"])
         # Means over the epoch, kept on the device: no step waits for a number to be read.
         means = {f"train/{name}": value for name, value in {"loss": loss.detach(), **parts}.items()}
         self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(image))
@@ -101,9 +109,25 @@ class SegmentationModule(L.LightningModule):
             self.official.reset()
 
     def configure_optimizers(self) -> Any:
-        """The injected optimiser and schedule."""
-        optimizer = self.make_optimizer(self.network.parameters())
+        """The injected optimiser, in one kernel for all weights where there is one, and schedule."""
+        fused = {"fused": True} if self._fuses() else {}
+        optimizer = self.make_optimizer(self.network.parameters(), **fused)
         return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
+
+    def _fuses(self) -> bool:
+        """Float16's scaler must see the gradients before a clipping, which fused kernels do not let it."""
+        knows = "fused" in inspect.signature(self.make_optimizer).parameters
+        return knows and self.device.type == "cuda" and self.trainer.precision != "16-mixed"
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the norm over all weights; Lightning's own way refuses fused optimisers, scaler or not."""
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint knows what it is, how its input was made, and what it scored."""

@@ -46,7 +46,7 @@ class Pair:
         check_stages(composed.model)
         check_patch(patch, composed.model, composed.stage.name)
         config: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-        check_length(config["training"])
+        check_length(config["training"], config["trainer"]["accumulate"])
         check_class_weights(config["loss"]["loss"]["class_weights"], config["stage"]["classes"])
         check_switches(config)
         stage = make_stage(config)

@@ -14,6 +14,7 @@ from hnseg.hardware import Precision
 from hnseg.head_masks import head_folder
 from hnseg.inference.predictor import Predictor
 from hnseg.job import jitter_mm, scan_augment
+from hnseg.models.checkpointing import checkpoint_blocks
 from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import build
 from hnseg.stage import Stage
@@ -38,6 +39,7 @@ def build_cohort(
         spec=spec,
         patch=tuple(training["patch"]),
         batch_size=training["batch_size"],
+        accumulate=config["trainer"]["accumulate"],
         samples=iterations and iterations * training["batch_size"],
         cache=Path(data["cache"]),
         heads=head_folder(data, stage.name),
@@ -54,8 +56,11 @@ def build_cohort(
 
 def build_module(config: Config, stage: Stage, card: Config, precision: Precision) -> SegmentationModule:
     """Network, loss, optimiser and schedule of the configuration."""
+    network = build(**card["network"])
+    if config["trainer"]["checkpointing"]:
+        checkpoint_blocks(network)
     return SegmentationModule(
-        build(**card["network"]),
+        network,
         instantiate(config["loss"]),
         Predictor.of(card, precision=precision),
         instantiate(config["optimizer"]["step"]),
@@ -63,4 +68,5 @@ def build_module(config: Config, stage: Stage, card: Config, precision: Precisio
         classes=stage.classes,
         spacing=stage.spacing,
         card=card,
+        translate=config["trainer"]["compile"],
     )

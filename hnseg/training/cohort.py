@@ -1,15 +1,17 @@
-"""Which cases a job trains on, and how they are dealt into folds."""
+"""Which cases a job trains on, how they are dealt into folds, and what places their fine ROIs."""
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hnseg.cases import Case
+from hnseg.cases import Case, read_cases
 from hnseg.data.splits import CENTRES, Split
+from hnseg.errors import HnsegError
 from hnseg.head_masks import with_head_mask
 from hnseg.hydra_app import REPOSITORY
-from hnseg.preflight import find_cohort
 
 
 def read_cohort(data: dict[str, Any], stage: str) -> tuple[list[Case], Split]:
@@ -23,3 +25,70 @@ def read_cohort(data: dict[str, Any], stage: str) -> tuple[list[Case], Split]:
     here = Path(data["split"])  # relative to the working directory or to the repository
     here = here if here.exists() else REPOSITORY / here
     return cases, Split.read(here, cohort).only(cases)
+
+
+def find_cohort(root: str | None, exclude: Sequence[str]) -> list[Case]:
+    """The cases to train on.
+
+    Raises:
+        HnsegError: No root, nothing usable under it, or an excluded case that is not there.
+    """
+    if root is None:
+        raise HnsegError(
+            "data.root names the folder with the PET/CT cases and is not set: python train.py data.root=PATH "
+            "... (without data, `make demo` makes a synthetic cohort and trains on it)"
+        )
+    cases = read_cases(Path(root))
+    exclude = [str(case_id) for case_id in exclude]  # Hydra reads data.exclude=[12] as a number
+    unknown = sorted(set(exclude) - {case.case_id for case in cases})
+    if unknown:
+        raise HnsegError(f"data.exclude={','.join(unknown)}: no such case in {root}; check the names")
+    return [case for case in cases if case.case_id not in exclude]
+
+
+def find_coarse(config: Mapping[str, Any], cases: Sequence[Case]) -> Path | None:
+    """The folder of coarse predictions that place the fine ROI, or None where there is none.
+
+    Raises:
+        HnsegError: The recipe trains on predicted ROIs and there are none, cases lack a prediction, or
+            cases.csv does not say of each that its networks had not been trained on it.
+    """
+    folder, train_roi = config["data"]["coarse"], config["recipe"]["roi"]["train"]
+    if folder is None:
+        if train_roi == "coarse":
+            raise HnsegError(
+                "recipe.roi.train=coarse needs coarse predictions and data.coarse is not set; make them "
+                "with python infer.py until=coarse unseen=true out=COARSE"
+            )
+        return None
+    if not Path(folder).is_dir():
+        raise HnsegError(f"data.coarse={folder}: no such folder; give what infer.py until=coarse wrote")
+    unseen = _unseen(Path(folder))
+    names = sorted(case.case_id for case in cases)
+    if missing := [name for name in names if not (Path(folder) / f"{name}.nii.gz").exists()]:
+        raise HnsegError(
+            f"data.coarse={folder}: no prediction of {', '.join(missing)}; make them, or exclude them"
+        )
+    if unsure := [name for name in names if name not in unseen]:
+        raise HnsegError(
+            f"data.coarse={folder}: cases.csv does not list {', '.join(unsure)}, so nobody knows which "
+            "networks made their masks; make them anew with python infer.py until=coarse unseen=true"
+        )
+    if leaked := [name for name in names if not unseen[name]]:
+        raise HnsegError(
+            f"data.coarse={folder}: made by networks trained on {', '.join(leaked)}; make them anew with "
+            "python infer.py until=coarse unseen=true"
+        )
+    return Path(folder)
+
+
+def _unseen(folder: Path) -> dict[str, bool]:
+    """Of each case that cases.csv lists, whether no network that made its mask was trained on it."""
+    path = folder / "cases.csv"
+    if not path.exists():
+        raise HnsegError(
+            f"{path}: not there, so nobody knows whether these are predictions of networks that have not "
+            "seen the cases; make them with python infer.py until=coarse unseen=true"
+        )
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["case_id"]: row.get("unseen") == "yes" for row in csv.DictReader(file)}

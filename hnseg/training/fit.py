@@ -40,7 +40,9 @@ def fit(
             max_epochs=training["epochs"],
             gradient_clip_val=config["optimizer"]["clip"],
             check_val_every_n_epoch=training["validate_every"],
+            accumulate_grad_batches=config["trainer"]["accumulate"],
             deterministic=config["trainer"]["deterministic"],
+            benchmark=not config["trainer"]["deterministic"],  # patches are all of one size
             logger=logger,
             callbacks=[
                 *checkpoints(

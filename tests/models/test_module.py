@@ -1,5 +1,6 @@
 """Training steps, validation scores, checkpoints, and going on where a run stopped."""
 
+import traceback
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from members import TINY
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import PolynomialLR
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from volumes import lesions, write_volume
 
@@ -96,6 +98,8 @@ def train(tmp_path):
         resume: bool = False,
         ema: float | None = None,
         seed: int = 0,
+        accumulate: int = 1,
+        module: dict[str, Any] | None = None,
         **choice: Any,
     ) -> Run:
         data, diary, folder = (
@@ -108,6 +112,7 @@ def train(tmp_path):
             accelerator="cpu",
             max_epochs=epochs,
             gradient_clip_val=12.0,
+            accumulate_grad_batches=accumulate,
             logger=CSVLogger(folder, name="", version=""),
             callbacks=[*checkpoints(folder, ema, **choice), diary],
             num_sanity_val_steps=0,
@@ -115,8 +120,8 @@ def train(tmp_path):
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        module = make_module(seed)
-        patches = DataLoader(data, batch_size=2, sampler=EpochSampler(2 * STEPS))
+        module = make_module(seed, **module or {})
+        patches = DataLoader(data, batch_size=2 // accumulate, sampler=EpochSampler(2 * STEPS))
         rois = DataLoader(VolumeDataset(volumes[2:], InputSpec(), 2), batch_size=1)
         trainer.fit(module, patches, rois, ckpt_path=folder / "last.ckpt" if resume else None)
         return Run(module, trainer, diary, data.seen)
@@ -156,6 +161,45 @@ def test_two_steps_train_and_validate(train):
     assert scores["train/loss"] == pytest.approx(scores["train/loss_depth_0"])
     kernels = [p for p in run.module.network.parameters() if p.ndim == 5]
     assert all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in kernels)
+
+
+def test_a_batch_in_parts_trains_as_a_whole_one(train):
+    whole, parts = train("whole", 1), train("parts", 1, accumulate=2)
+    assert parts.numbers == whole.numbers
+    assert parts.trainer.global_step == whole.trainer.global_step == STEPS
+    for name, weights in whole.diary.weights[-1].items():
+        torch.testing.assert_close(parts.diary.weights[-1][name], weights, rtol=1e-3, atol=1e-5)
+
+
+def test_a_network_that_cannot_be_compiled_trains_as_it_is(train, monkeypatch, caplog):
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda network, **_: fail)
+    compiled = train("compiled", 1, module={"translate": True})
+    assert "fine_plainconv_fold_0: torch.compile failed (no compiler); it runs as it is" in caplog.text
+    assert_same(compiled.diary.weights, train("plain", 1).diary.weights)
+
+
+def test_no_step_waits_for_a_number(train, monkeypatch):
+    """Reading a number from a tensor is what makes the processor wait for a GPU."""
+    module = make_module()
+    read_from = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.ops.aten._local_scalar_dense.default:
+                read_from.append(traceback.format_stack())
+            return function(*args, **kwargs or {})
+
+    monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
+    batch = {"image": torch.randn(2, 2, 8, 8, 8), "label": torch.ones(2, 8, 8, 8, dtype=torch.long)}
+    with Watch():
+        module.training_step(batch, 0).backward()
+        module.configure_gradient_clipping(None, 12.0)
+        assert not read_from, "".join(read_from[0])
+        float(batch["image"].sum())
+    assert len(read_from) == 1  # the watch sees what it should see
 
 
 def one_hot(labels: np.ndarray) -> torch.Tensor:

@@ -33,5 +33,6 @@ class RandomScaleShift(RandomTransform, tio.IntensityTransform):
             channels = (image.num_channels if self.per_channel else 1, 1, 1, 1)
             factor = 1 + self.scale * (2 * torch.rand(channels) - 1)
             offset = self.shift * (2 * torch.rand(channels) - 1)
+            factor, offset = (amount.to(image.data.device, non_blocking=True) for amount in (factor, offset))
             image.set_data(image.data * factor + offset)
         return subject

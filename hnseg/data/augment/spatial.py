@@ -129,7 +129,7 @@ def resample(
         outside = "zeros"  # unlike an intensity, a position does not go on as it was
     volume, offset = patch.surroundings(image.data)
     middle = np.asarray(offset) + np.asarray(shift)
-    grid = _grid(matrix, patch.size, volume.shape[1:], middle)
+    grid = _grid(matrix, patch.size, volume.shape[1:], middle, volume.device)
 
     def sample(channels: Tensor, mode: str = "bilinear") -> Tensor:
         return F.grid_sample(channels[None], grid, mode=mode, padding_mode=outside, align_corners=False)[0]
@@ -138,7 +138,8 @@ def resample(
         return sample(volume)
     if outside == "border":
         return sample(volume.float(), "nearest").to(volume.dtype)
-    classes = torch.arange(1, max(int(volume.max()), 1) + 1, dtype=volume.dtype)
+    most = image.get("classes", None) or int(volume.max())
+    classes = torch.arange(1, max(most, 1) + 1, dtype=volume.dtype, device=volume.device)
     weights = sample((volume == classes[:, None, None, None]).float())
     background = 1 - weights.sum(0, keepdim=True)  # what lies outside is background
     weight, place = weights.max(0, keepdim=True)  # many times faster than torch's argmax
@@ -146,13 +147,18 @@ def resample(
 
 
 def _grid(
-    matrix: NDArray[np.float64], size: Shape, source: Sequence[int], offset: NDArray[np.float64]
+    matrix: NDArray[np.float64],
+    size: Shape,
+    source: Sequence[int],
+    offset: NDArray[np.float64],
+    device: torch.device,
 ) -> Tensor:
     """Where each voxel of an output (1, z, y, x) lies in the source: (x, y, z) in [-1, 1], edge to edge."""
     half = np.asarray(source) / 2
     linear = matrix * np.asarray(size) / 2 / half[:, None]
     theta = np.column_stack([linear[::-1, ::-1], (offset / half)[::-1]])
-    return F.affine_grid(torch.from_numpy(theta[None].astype(np.float32)), [1, 1, *size], align_corners=False)
+    told = torch.from_numpy(theta[None].astype(np.float32)).to(device, non_blocking=True)
+    return F.affine_grid(told, [1, 1, *size], align_corners=False)
 
 
 def _each(subject: tio.Subject, make: Callable[[tio.Image], Tensor]) -> tio.Subject:

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from entry import compose_job, load
+from entry import compose_job
+from fabricate import write_case
 
 from hnseg.errors import HnsegError
+from hnseg.training.cohort import find_cohort, read_cohort
 
 NAMES = ["CHUM-0", "CHUM-1", "CHUS-0", "CHUS-1", "MDA-0", "MDA-1"]
 
@@ -27,7 +29,7 @@ def scans(tmp_path: Path) -> Path:
 
 def read(scans: Path, stage: str, *overrides: str) -> tuple[list[str], tuple[tuple[str, ...], ...]]:
     data = compose_job("train", f"data.root={scans}", *overrides).data
-    cases, split = load("train").read_cohort(data, stage)
+    cases, split = read_cohort(data, stage)
     return [case.case_id for case in cases], split.folds
 
 
@@ -72,3 +74,19 @@ def test_a_case_that_is_excluded_and_in_the_split_is_named(scans: Path) -> None:
     path.write_text(json.dumps({"folds": [NAMES[:3], NAMES[3:]]}))
     with pytest.raises(HnsegError, match=r"not there: MDA-1; check data\.root and data\.exclude"):
         read(scans, "fine", f"data.split={path}", "data.exclude=[MDA-1]")
+
+
+def test_a_cohort_is_listed_without_its_excluded_cases(tmp_path):
+    for name in ("A-1", "A-2", "12"):
+        write_case(tmp_path, name)
+    assert [case.case_id for case in find_cohort(str(tmp_path), ["A-1"])] == ["12", "A-2"]
+    assert [case.case_id for case in find_cohort(str(tmp_path), [12])] == ["A-1", "A-2"]
+    with pytest.raises(HnsegError, match=r"data\.exclude=A-9: no such case in .*"):
+        find_cohort(str(tmp_path), ["A-2", "A-9"])
+
+
+def test_without_data_the_key_and_the_demo_are_named(tmp_path):
+    with pytest.raises(HnsegError, match=r"data\.root .*make demo"):
+        find_cohort(None, [])
+    with pytest.raises(HnsegError, match="no such folder"):
+        find_cohort(str(tmp_path / "nowhere"), [])
