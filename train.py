@@ -86,6 +86,7 @@ def train_run(
     from hnseg.job import describe, make_input, make_stage
     from hnseg.quiet import quiet
     from hnseg.training.build import build_cohort, build_module
+    from hnseg.training.checkpoint_files import resumable
     from hnseg.training.checkpoints import summarise
     from hnseg.training.fit import fit
 
@@ -98,8 +99,9 @@ def train_run(
             "augment.device=cuda: this training runs on the processor; choose augment.device=cpu"
         )
     precision = pick_precision(device, config["trainer"]["precision"])
+    resume = resumable(folder.last, folder.previous)
     # Of a fresh run alone: a checkpoint to resume from holds what has become of them.
-    fresh = config["init_from"] is not None and not folder.last.exists()
+    fresh = config["init_from"] is not None and resume is None
     first = Path(config["init_from"]["path"]) if fresh else None
     weights = read_weights(first) if first else {}  # a file that cannot be used is told before preparing
     stage = make_stage(config)
@@ -118,7 +120,7 @@ def train_run(
     module = build_module(config, stage, card, precision)
     if first:
         print(f"{title}: {first}: {initialise(module.network, weights, first)}")
-    scores = fit(config, module, cohort, folder, title, device.type, precision)
+    scores = fit(config, module, cohort, folder, title, device.type, precision, resume)
     print(f"{title}: {summarise(scores)}, {folder.best}")
 
 

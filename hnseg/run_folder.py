@@ -62,6 +62,16 @@ class RunFolder:
         return self.path / "last.ckpt"
 
     @property
+    def previous(self) -> Path:
+        """The checkpoint before it, while the run lasts: what is left where the newest is damaged."""
+        return self.path / "previous.ckpt"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to go on from."""
+        return self.last.exists() or self.previous.exists()
+
+    @property
     def split(self) -> Path:
         """How the cases were dealt into folds (`hnseg.data.splits.Split`)."""
         return self.path / "split.json"
@@ -122,14 +132,14 @@ class RunFolder:
             split.write(self.split)
         if self.finished:
             return "finished"
-        return "interrupted" if self.last.exists() else "fresh"
+        return "interrupted" if self.begun else "fresh"
 
     def _clear(self) -> None:
         """Removes what a run left; other files stay."""
         for name in ("wandb", "tensorboard", "pictures"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         # The configuration goes last: cut off here, the old checkpoints must not pass for another run's.
-        results = ("score.json", "progress.json", "metrics.csv", "last.ckpt", "best.ckpt")
+        results = ("score.json", "progress.json", "metrics.csv", "previous.ckpt", "last.ckpt", "best.ckpt")
         for name in (*results, "split.json", "config.json"):
             (self.path / name).unlink(missing_ok=True)
 
@@ -143,7 +153,7 @@ class RunFolder:
                 f"{self.path} holds a run with {key}={before.get(key)}, not {now.get(key)}; "
                 "give this one another name=..., or overwrite=true"
             )
-        begun = self.finished or self.last.exists()
+        begun = self.finished or self.begun
         if begun and split is not None and folds is not None and not same_folds:
             raise HnsegError(
                 f"{self.path} holds a run on other folds: {_change(folds, split)}; data.split={self.split} "
@@ -159,6 +169,7 @@ class RunFolder:
     def finish(self, scores: dict[str, float]) -> None:
         """Marks the run as finished, with the scores of its best checkpoint."""
         _write(self.path / "score.json", scores)
+        self.previous.unlink(missing_ok=True)
 
     def scores(self) -> dict[str, float]:
         """What `finish` wrote."""

@@ -60,11 +60,11 @@ def checkpoints(
     return [*callbacks, best, last, LearningRateMonitor()]
 
 
-def step_of(last: Path) -> int:
+def step_of(checkpoint: Path | None) -> int:
     """Optimiser steps behind a checkpoint, 0 where there is none."""
-    if not last.exists():
+    if checkpoint is None:
         return 0
-    return int(torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
 def validation_scores(best: Path) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,6 +16,7 @@ from hnseg.run_folder import RunFolder
 from hnseg.tracking import loggers
 from hnseg.tracking.callbacks import callbacks
 from hnseg.tracking.settings import LoggerSettings
+from hnseg.training.checkpoint_files import WholeCheckpoints
 from hnseg.training.checkpoints import checkpoints, step_of, validation_scores
 
 Config = dict[str, Any]
@@ -28,11 +30,12 @@ def fit(
     title: str,
     accelerator: str,
     precision: Precision,
+    resume: Path | None,
 ) -> dict[str, float]:
-    """Trains, from the last checkpoint where there is one, and returns the best one's scores."""
+    """Trains, from the checkpoint `resume` where there is one, and returns the best one's scores."""
     training = config["training"]
     provenance = {key: module.card[key] for key in ("split", "fingerprint")} | {"data": cohort.digest()}
-    with loggers(folder.path, config, provenance=provenance, step=step_of(folder.last)) as logger:
+    with loggers(folder.path, config, provenance=provenance, step=step_of(resume)) as logger:
         trainer = L.Trainer(
             accelerator=accelerator,
             devices=1,
@@ -43,6 +46,7 @@ def fit(
             accumulate_grad_batches=config["trainer"]["accumulate"],
             deterministic=config["trainer"]["deterministic"],
             benchmark=not config["trainer"]["deterministic"],  # patches are all of one size
+            plugins=[WholeCheckpoints(folder.last, folder.previous)],
             logger=logger,
             callbacks=[
                 *checkpoints(
@@ -61,7 +65,7 @@ def fit(
             enable_model_summary=False,
         )
         try:
-            trainer.fit(module, cohort, ckpt_path=folder.last if folder.last.exists() else None)
+            trainer.fit(module, cohort, ckpt_path=resume)
         except SystemExit:  # what Lightning makes of Ctrl-C; it ends a whole sweep
             print(f"{title}: stopped; the same command goes on where it stopped", file=sys.stderr)
             raise

@@ -1,14 +1,7 @@
 """A case list that is stopped or killed: nothing half-written, and the next run goes on."""
 
-import os
-import select
-import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +9,8 @@ import pytest
 import SimpleITK as sitk
 from again import NODE, cascade, statuses
 from deadly import failing
-from entry import ROOT
 from fabricate import write_case
+from forked import Forked
 from members import DECISION, WHOLE, card, make_bundle
 from results import contents, table
 
@@ -89,72 +82,6 @@ def test_ctrl_c_finishes_the_file_at_hand_and_the_next_run_goes_on(
     assert statuses(scans, cascade(bundle), tmp_path / "out") == {"A": "skipped", "B": "ok", "C": "ok"}
 
 
-# infer.py in a fork for each line of arguments: importing takes far longer than the case list.
-FORKS = """
-import os, runpy, shlex, sys
-import hnseg.hydra_app, hnseg.inference.backend, hnseg.inference.case_list, hnseg.training.fit
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        os.dup2(2, 1)
-        sys.argv, status = shlex.split(line), 1
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-            status = 0
-        finally:
-            os._exit(status)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-
-
-class Infer:
-    """infer.py, each call a process of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.arguments = [str(ROOT / "infer.py"), *arguments]
-        self.forks = subprocess.Popen(
-            [sys.executable, "-c", FORKS],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            bufsize=0,
-        )
-
-    def __call__(self, out: Path, moment: float | None = None, *, amid: bool = False) -> float | None:
-        """Kills it `moment` seconds after it touched `out`, or from then on `amid` the next file.
-
-        Returns:
-            The seconds it took from the first touch if it ended, else None.
-        """
-        out.mkdir(exist_ok=True)
-        before = out.stat().st_mtime_ns
-        self.forks.stdin.write(f"{shlex.join([*self.arguments, f'out={out}'])}\n".encode())
-        child = int(self.forks.stdout.readline())
-        while out.stat().st_mtime_ns == before and not self._ended(0):
-            time.sleep(0.001)
-        start = time.monotonic()
-        if not self._ended(moment):
-            while (
-                amid and not self._ended(0) and not any(path.name.startswith(".") for path in out.iterdir())
-            ):
-                pass
-            with suppress(ProcessLookupError):  # it has ended just now
-                os.kill(child, signal.SIGKILL)
-        took = time.monotonic() - start
-        status = int(self.forks.stdout.readline())
-        assert status in (0, signal.SIGKILL)
-        return took if status == 0 else None
-
-    def close(self) -> None:
-        """Ends the process that forks."""
-        self.forks.communicate()
-
-    def _ended(self, timeout: float | None) -> bool:
-        return bool(select.select([self.forks.stdout], [], [], timeout)[0])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "openvino"])
 def test_killed_at_random_moments_and_run_again_the_files_are_those_of_an_undisturbed_run(
@@ -170,7 +97,11 @@ def test_killed_at_random_moments_and_run_again_the_files_are_those_of_an_undist
     places = [f"cases={tmp_path / 'scans'}", f"bundle={make_bundle(tmp_path, member).path}"]
     machine = ["trainer.device=cpu", "trainer.precision=float32", "trainer.threads=1", f"backend={backend}"]
     out = tmp_path / "out"
-    with closing(Infer(*places, *machine)) as infer:
+    with closing(Forked("infer.py", *places, *machine)) as forked:
+
+        def infer(out: Path, moment: float | None = None, *, amid: bool = False) -> float | None:
+            return forked(out, f"out={out}", moment=moment, amid=amid)
+
         span = infer(tmp_path / "whole")
         whole = contents(tmp_path / "whole")
         masks = [sitk.ReadImage(str(tmp_path / "whole" / f"A-{seed}.nii.gz")) for seed in range(8)]
