@@ -86,6 +86,11 @@ class RunFolder:
         """The traceback of the error that ended the run."""
         return self.path / "failed.txt"
 
+    @property
+    def diverged(self) -> Path:
+        """A step whose numbers were none (`hnseg.training.guard.NumberGuard`)."""
+        return self.path / "diverged.pt"
+
     @contextmanager
     def claimed(
         self, config: dict[str, Any], *, split: Split | None = None, overwrite: bool = False
@@ -101,7 +106,8 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with sole_writer(self.path):
             state = self.begin(config, split=split, overwrite=overwrite)
-            self.failure.unlink(missing_ok=True)
+            for stale in (self.failure, self.diverged):
+                stale.unlink(missing_ok=True)
             try:
                 yield state
             except Exception as error:
@@ -139,7 +145,8 @@ class RunFolder:
         for name in ("wandb", "tensorboard", "pictures"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         # The configuration goes last: cut off here, the old checkpoints must not pass for another run's.
-        results = ("score.json", "progress.json", "metrics.csv", "previous.ckpt", "last.ckpt", "best.ckpt")
+        checkpoints = ("previous.ckpt", "last.ckpt", "best.ckpt")
+        results = ("score.json", "progress.json", "metrics.csv", "diverged.pt", *checkpoints)
         for name in (*results, "split.json", "config.json"):
             (self.path / name).unlink(missing_ok=True)
 

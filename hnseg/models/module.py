@@ -60,6 +60,8 @@ class SegmentationModule(L.LightningModule):
         self.classes, self.spacing, self.card = tuple(classes), spacing, card
         self.translate = translate
         self.translated: Translated | None = None
+        # Told the loss and the norm of the gradients before each update.
+        self.watch: Callable[[Tensor, Tensor], None] = lambda loss, norm: None
         # The official scores are those of tumours and nodes; the head stage has neither.
         self.official = OfficialScores() if len(classes) == 2 else None
 
@@ -75,6 +77,7 @@ class SegmentationModule(L.LightningModule):
         loss, parts = self.loss.parts((self.translated or self.network)(image), batch["label"])
         # Means over the epoch, kept on the device: no step waits for a number to be read.
         means = {f"train/{name}": value for name, value in {"loss": loss.detach(), **parts}.items()}
+        self.newest = loss.detach()
         self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(image))
         return loss
 
@@ -126,8 +129,11 @@ class SegmentationModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips the norm over all weights; Lightning's own way refuses fused optimisers, scaler or not."""
+        weights = list(self.network.parameters())
+        norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         if gradient_clip_val:
-            nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+            nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
+        self.watch(self.newest, norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint knows what it is, how its input was made, and what it scored."""

@@ -18,6 +18,7 @@ from hnseg.tracking.callbacks import callbacks
 from hnseg.tracking.settings import LoggerSettings
 from hnseg.training.checkpoint_files import WholeCheckpoints
 from hnseg.training.checkpoints import checkpoints, step_of, validation_scores
+from hnseg.training.guard import NumberGuard
 
 Config = dict[str, Any]
 
@@ -55,6 +56,7 @@ def fit(
                     compare=config["recipe"]["checkpoint"] == "compare",
                     monitor=_monitored(config, cohort),
                 ),
+                NumberGuard(folder.diverged),
                 RunProgress(title),
                 *callbacks(folder.path, LoggerSettings(**config["logger"]), cohort.spec),
                 ProgressFile(folder.progress, folder.best),
