@@ -105,7 +105,9 @@ def train_run(
     first = Path(config["init_from"]["path"]) if fresh else None
     weights = read_weights(first) if first else {}  # a file that cannot be used is told before preparing
     stage = make_stage(config)
-    cohort = build_cohort(config, fold, coarse, stage, make_input(config, stage))
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    cohort = build_cohort(config, fold, coarse, stage, make_input(config, stage), gpus)
+    print(f"{title}: {device.type} in {precision}, {cohort.loading}")
     fingerprint = cohort.fingerprint()
     card = describe(
         config,

@@ -17,6 +17,7 @@ from hnseg.data.content import digest_volumes
 from hnseg.data.dataset import EpochSampler, PatchDataset, Shape, VolumeDataset
 from hnseg.data.fingerprint import Fingerprint, needs_fingerprint
 from hnseg.data.intensity import InputSpec
+from hnseg.data.loading import AHEAD, IN_PROCESS, Loading
 from hnseg.data.prepare import StageVolume, prepare
 from hnseg.stage import Stage
 
@@ -46,7 +47,7 @@ class StageDataModule(L.LightningDataModule):
         augment: Transform of subjects with `image` and `label`.
         scan_augment: Transform of subjects with `ct`, `pet` and `label` before the intensity chain.
         jitter_mm: Random shift of the ROI in training, at most this much along each axis, mm.
-        workers: Loader processes; 0 loads in the training process.
+        loading: Loader processes.
         prepare_workers: Processes that prepare; all cores by default.
         seed: Of everything random.
     """
@@ -69,7 +70,7 @@ class StageDataModule(L.LightningDataModule):
         augment: tio.Transform | None = None,
         scan_augment: tio.Transform | None = None,
         jitter_mm: float = 0.0,
-        workers: int = 0,
+        loading: Loading = IN_PROCESS,
         prepare_workers: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -79,7 +80,7 @@ class StageDataModule(L.LightningDataModule):
         self.cache, self.samples, self.heads, self.augment = cache, samples, heads, augment
         self.accumulate = accumulate
         self.coarse, self.train_roi, self.scan_augment = coarse, train_roi, scan_augment
-        self.jitter_mm, self.workers, self.prepare_workers = jitter_mm, workers, prepare_workers
+        self.jitter_mm, self.loading, self.prepare_workers = jitter_mm, loading, prepare_workers
         self.seed = seed
 
     def prepare_data(self) -> None:
@@ -133,13 +134,19 @@ class StageDataModule(L.LightningDataModule):
             batch_size=self.batch_size // self.accumulate,
             sampler=EpochSampler(batches * self.batch_size),
             collate_fn=list if self.train_set.postpones else None,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+            **self._processes(self.loading.workers),
         )
 
     def val_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
         """Whole ROIs, one at a time: the true ones, then the predicted ones where there are any."""
-        return [DataLoader(validation_set, batch_size=1) for validation_set in self.validation_sets]
+        # Whole ROIs are large and need no augmentation: few processes keep up.
+        processes = self._processes(min(self.loading.workers, 2))
+        return [DataLoader(one, batch_size=1, **processes) for one in self.validation_sets]
+
+    def _processes(self, workers: int) -> dict[str, Any]:
+        """What a loader is told of its processes."""
+        ahead = {"prefetch_factor": AHEAD, "persistent_workers": True} if workers else {}
+        return {"num_workers": workers, "pin_memory": self.loading.pin, **ahead}
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augments what the loaders left to the device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hydra.utils import instantiate
 from hnseg.cases import Case
 from hnseg.data.datamodule import StageDataModule
 from hnseg.data.intensity import InputSpec
+from hnseg.data.loading import choose_loading
 from hnseg.hardware import Precision
 from hnseg.head_masks import head_folder
 from hnseg.inference.predictor import Predictor
@@ -28,8 +30,13 @@ def build_cohort(
     coarse: Path | None,
     stage: Stage,
     spec: InputSpec,
+    gpus: int = 0,
 ) -> StageDataModule:
-    """Cached volumes and patches of one fold."""
+    """Cached volumes and patches of one fold.
+
+    Raises:
+        HnsegError: `data.workers` is no count.
+    """
     augment = instantiate(config["augment"])
     training, data = config["training"], config["data"]
     iterations = training["iterations"]
@@ -48,10 +55,17 @@ def build_cohort(
         augment=augment,
         scan_augment=scan_augment(config, stage),
         jitter_mm=jitter_mm(config, stage),
-        workers=data["workers"],
+        loading=choose_loading(data["workers"], gpus=gpus, batch_bytes=_batch_bytes(config, spec)),
         prepare_workers=data["prepare_workers"],
         seed=config["seed"],
     )
+
+
+def _batch_bytes(config: Config, spec: InputSpec) -> int:
+    """Of what the loaders make: float32 channels and labels of eight bytes."""
+    training = config["training"]
+    patches = training["batch_size"] // config["trainer"]["accumulate"]
+    return patches * math.prod(training["patch"]) * (4 * spec.channels + 8)
 
 
 def build_module(config: Config, stage: Stage, card: Config, precision: Precision) -> SegmentationModule:
