@@ -1,43 +1,36 @@
-"""How fast a training goes, and how much of the GPU's memory it takes."""
+"""How fast a training goes, where its time goes, and how much memory it takes."""
 
 from __future__ import annotations
 
-from time import perf_counter
-from typing import Any
-
 import lightning as L
-import torch
+
+from hnseg.hardware import gpu_peak_mib, peak_mib, reset_gpu_peak
+from hnseg.tracking.step_clock import StepClock
 
 
-class Throughput(L.Callback):
-    """Logs samples a second of each epoch's training, and the GPU's peak memory in GB where there is one.
+class Throughput(StepClock):
+    """Logs after each epoch's training, without its validation:
 
-    The clock stands still while validating. Nothing waits for the GPU: over an epoch its queue does not
-    count. W&B itself samples the GPU's use.
+    - `train/samples_per_s`, and `train/waiting`, the share of the time without a batch to work on;
+    - `step_s/forward`, `/backward`, `/update` and `/wait`, seconds of a step;
+    - `memory/peak_mib` of the training process so far, and `gpu/peak_mib` of tensors on the GPU.
+
+    W&B itself samples the GPU's use.
     """
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock."""
-        self.samples, self.seconds, self.since = 0, 0.0, perf_counter()
-        if pl_module.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(pl_module.device)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *step: Any) -> None:
-        """Counts the samples of a batch."""
-        _, batch, _ = step
-        self.samples += len(batch["image"])
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stops the clock."""
-        self.seconds += perf_counter() - self.since
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts it again."""
-        self.since = perf_counter()
+        """Begins with the epoch."""
+        self.reset()
+        reset_gpu_peak(pl_module.device)
+        super().on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the epoch."""
-        seconds = self.seconds + perf_counter() - self.since
-        pl_module.log("train/samples_per_s", self.samples / seconds)
-        if pl_module.device.type == "cuda":
-            pl_module.log("gpu/peak_memory_gb", torch.cuda.max_memory_allocated(pl_module.device) / 1e9)
+        seconds = self.seconds()
+        total = sum(seconds.values())
+        measured = {f"step_s/{part}": spent / self.steps for part, spent in seconds.items()}
+        measured |= {"train/samples_per_s": self.samples / total, "train/waiting": seconds["wait"] / total}
+        measured["memory/peak_mib"] = peak_mib()
+        if (peak := gpu_peak_mib(pl_module.device)) is not None:
+            measured["gpu/peak_mib"] = peak
+        pl_module.log_dict(measured)
