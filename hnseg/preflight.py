@@ -12,6 +12,27 @@ from hnseg.errors import HnsegError
 from hnseg.inference.decision import Decision
 from hnseg.models.sides import divisor
 
+
+def check_job(config: Mapping[str, Any]) -> None:
+    """Refuses a training that would be misunderstood, or fail once everything heavy is there.
+
+    Args:
+        config: The composed configuration as plain lists and numbers; a patch that is not set is `???`.
+
+    Raises:
+        HnsegError: The first key that does not fit.
+    """
+    stage, model, training = config["stage"], config["model"], config["training"]
+    check_stages(model)
+    check_patch(None if training["patch"] == "???" else training["patch"], model, stage["name"])
+    check_length(training, config["trainer"]["accumulate"])
+    check_class_weights(config["loss"]["loss"]["class_weights"], stage["classes"])
+    check_switches(config)
+    check_recipe(config["recipe"])
+    check_augment(config["augment"], coordinates=config["recipe"]["coordinates"])
+    check_window(config["recipe"], stage["name"], config["cte"])
+
+
 _SCHEMES = ("zscore", "ct", "range", "sigmoid", "cohort", "rescale", "none")  # of hnseg.data.normalise
 # What a recipe's keys may be; its decision is checked by the code that carries it out.
 _CHOICES = {

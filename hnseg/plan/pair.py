@@ -14,7 +14,7 @@ from hnseg.hydra_app import compose_job
 from hnseg.job import Config, describe, make_input, make_stage
 from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import build
-from hnseg.preflight import check_class_weights, check_length, check_patch, check_stages, check_switches
+from hnseg.preflight import check_job
 from hnseg.stage import Stage
 
 
@@ -41,14 +41,8 @@ class Pair:
         Raises:
             HnsegError: What train.py would refuse too.
         """
-        composed = compose_job(overrides)
-        patch = None if OmegaConf.is_missing(composed.training, "patch") else composed.training.patch
-        check_stages(composed.model)
-        check_patch(patch, composed.model, composed.stage.name)
-        config: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-        check_length(config["training"], config["trainer"]["accumulate"])
-        check_class_weights(config["loss"]["loss"]["class_weights"], config["stage"]["classes"])
-        check_switches(config)
+        config: Config = OmegaConf.to_container(compose_job(overrides), resolve=True)  # type: ignore[assignment]
+        check_job(config)
         stage = make_stage(config)
         spec = make_input(config, stage)
         return cls(config, stage, spec, _module(config, stage, spec))

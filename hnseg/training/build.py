@@ -6,13 +6,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 
-from hnseg.cases import Case
 from hnseg.data.datamodule import StageDataModule
 from hnseg.data.intensity import InputSpec
 from hnseg.data.loading import choose_loading
-from hnseg.hardware import Precision
+from hnseg.errors import HnsegError
+from hnseg.hardware import Precision, pick_device, pick_precision
 from hnseg.head_masks import head_folder
 from hnseg.inference.predictor import Predictor
 from hnseg.job import jitter_mm, scan_augment
@@ -20,28 +21,41 @@ from hnseg.models.checkpointing import checkpoint_blocks
 from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import build
 from hnseg.stage import Stage
+from hnseg.training.cohort import Fold
 
 Config = dict[str, Any]
 
 
+def pick_machine(config: Config) -> tuple[torch.device, Precision]:
+    """The device and arithmetic of a training, whose threads are set.
+
+    Raises:
+        HnsegError: They are not to be had here, or the mix is to run on a GPU that does not train.
+    """
+    trainer = config["trainer"]
+    if trainer["threads"]:
+        torch.set_num_threads(trainer["threads"])
+    device = pick_device(trainer["device"])
+    if config["augment"].get("device") == "cuda" != device.type:
+        raise HnsegError("augment.device=cuda: the processor trains here; choose augment.device=cpu")
+    return device, pick_precision(device, trainer["precision"])
+
+
 def build_cohort(
-    config: Config,
-    fold: tuple[list[Case], list[Case]],
-    coarse: Path | None,
-    stage: Stage,
-    spec: InputSpec,
-    gpus: int = 0,
+    config: Config, fold: Fold, stage: Stage, spec: InputSpec, device: torch.device
 ) -> StageDataModule:
-    """Cached volumes and patches of one fold.
+    """Cached volumes and patches of one fold, loaded as the machine has it.
 
     Raises:
         HnsegError: `data.workers` is no count.
     """
     augment = instantiate(config["augment"])
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     training, data = config["training"], config["data"]
     iterations = training["iterations"]
     return StageDataModule(
-        *fold,
+        fold.train,
+        fold.validation,
         stage=stage,
         spec=spec,
         patch=tuple(training["patch"]),
@@ -50,7 +64,7 @@ def build_cohort(
         samples=iterations and iterations * training["batch_size"],
         cache=Path(data["cache"]),
         heads=head_folder(data, stage.name),
-        coarse=coarse,
+        coarse=fold.coarse,
         train_roi=config["recipe"]["roi"]["train"],
         augment=augment,
         scan_augment=scan_augment(config, stage),

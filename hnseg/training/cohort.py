@@ -4,14 +4,46 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hnseg.cases import Case, read_cases
 from hnseg.data.splits import CENTRES, Split
 from hnseg.errors import HnsegError
-from hnseg.head_masks import with_head_mask
+from hnseg.head_masks import require_head_masks, with_head_mask
 from hnseg.hydra_app import REPOSITORY
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What a job trains and validates on.
+
+    Args:
+        train: Training cases.
+        validation: Cases of the held-out fold.
+        split: The dealing that they come from.
+        coarse: Folder of coarse predictions that place the fine ROI, or None.
+    """
+
+    train: list[Case]
+    validation: list[Case]
+    split: Split
+    coarse: Path | None
+
+
+def find_fold(config: Mapping[str, Any]) -> Fold:
+    """The cases of a job, and what places its ROIs.
+
+    Raises:
+        HnsegError: No cohort, a fold that does not exist, or masks that are missing.
+    """
+    cases, split = read_cohort(config["data"], config["stage"]["name"])
+    train, validation = split.assign(cases, config["fold"])
+    both, placement = [*train, *validation], config["stage"]["placement"]
+    if placement == "below_head":
+        require_head_masks(both, config["data"])
+    return Fold(train, validation, split, find_coarse(config, both) if placement == "lesions" else None)
 
 
 def read_cohort(data: dict[str, Any], stage: str) -> tuple[list[Case], Split]:

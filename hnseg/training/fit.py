@@ -23,6 +23,23 @@ from hnseg.training.guard import NumberGuard
 Config = dict[str, Any]
 
 
+def trainer_options(config: Config, accelerator: str, precision: Precision) -> dict[str, Any]:
+    """What a job's steps are like, in Lightning's words."""
+    settings = config["trainer"]
+    return {
+        "accelerator": accelerator,
+        "devices": 1,
+        "precision": LIGHTNING[precision],
+        "gradient_clip_val": config["optimizer"]["clip"],
+        "accumulate_grad_batches": settings["accumulate"],
+        "deterministic": settings["deterministic"],
+        "benchmark": not settings["deterministic"],  # patches are all of one size
+        "num_sanity_val_steps": 0,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+
+
 def fit(
     config: Config,
     module: SegmentationModule,
@@ -38,15 +55,9 @@ def fit(
     provenance = {key: module.card[key] for key in ("split", "fingerprint")} | {"data": cohort.digest()}
     with loggers(folder.path, config, provenance=provenance, step=step_of(resume)) as logger:
         trainer = L.Trainer(
-            accelerator=accelerator,
-            devices=1,
-            precision=LIGHTNING[precision],  # type: ignore[arg-type]
+            **trainer_options(config, accelerator, precision),
             max_epochs=training["epochs"],
-            gradient_clip_val=config["optimizer"]["clip"],
             check_val_every_n_epoch=training["validate_every"],
-            accumulate_grad_batches=config["trainer"]["accumulate"],
-            deterministic=config["trainer"]["deterministic"],
-            benchmark=not config["trainer"]["deterministic"],  # patches are all of one size
             plugins=[WholeCheckpoints(folder.last, folder.previous)],
             logger=logger,
             callbacks=[
@@ -61,10 +72,7 @@ def fit(
                 *callbacks(folder.path, LoggerSettings(**config["logger"]), cohort.spec),
                 ProgressFile(folder.progress, folder.best),
             ],
-            num_sanity_val_steps=0,
             log_every_n_steps=1,
-            enable_progress_bar=False,
-            enable_model_summary=False,
         )
         try:
             trainer.fit(module, cohort, ckpt_path=resume)

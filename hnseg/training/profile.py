@@ -1,0 +1,188 @@
+"""A few steps of a job, and what they tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import Progress
+
+from hnseg.data.loading import Loading
+from hnseg.data.phantom import make_cohort
+from hnseg.hardware import Precision, gpu_peak_mib, peak_mib, pick_precision, reset_gpu_peak
+from hnseg.hydra_app import compose_job
+from hnseg.job import describe, make_input, make_stage
+from hnseg.preflight import check_job
+from hnseg.quiet import quiet
+from hnseg.tracking.step_clock import StepClock
+from hnseg.training.build import build_cohort, build_module, pick_machine
+from hnseg.training.cohort import find_fold
+from hnseg.training.fit import trainer_options
+
+Config = dict[str, Any]
+_WARM_UP = 5  # steps that memory, kernels and workers need to settle
+_STARVED = 0.05  # share of waiting above which more loading would help
+_TIGHT = 0.9  # share of the GPU's memory
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What some steps of a job took.
+
+    Args:
+        config: The job's configuration.
+        made_up: Whether it had phantoms for want of a cohort.
+        device: Where it ran.
+        precision: In which arithmetic.
+        loading: How its batches were made.
+        steps: How many were measured.
+        samples: That they had.
+        seconds: Of all of them, by part (`hnseg.tracking.step_clock.PARTS`).
+        peak_mib: The most memory of this process.
+        gpu_peak_mib: The most that tensors took on the GPU; None on a CPU.
+    """
+
+    config: Config
+    made_up: bool
+    device: torch.device
+    precision: Precision
+    loading: Loading
+    steps: int
+    samples: int
+    seconds: dict[str, float]
+    peak_mib: float
+    gpu_peak_mib: float | None
+
+    @property
+    def total(self) -> float:
+        """Seconds of all steps."""
+        return sum(self.seconds.values())
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time without a batch to work on."""
+        return self.seconds["wait"] / self.total
+
+    @property
+    def hours(self) -> float | None:
+        """Of the whole training without its validations; None where an epoch is one pass over the cases."""
+        training = self.config["training"]
+        updates = training["iterations"] and training["iterations"] * training["epochs"]
+        return updates and updates * self.config["trainer"]["accumulate"] * self.total / self.steps / 3600
+
+
+class _Settled(StepClock):
+    """Begins to count when the first steps are through, and shows how far it is."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.settled = False
+        self.bar = Progress(console=Console(stderr=True), transient=True)
+        self.task = self.bar.add_task("profiling", total=_WARM_UP + steps)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
+        super().on_train_batch_start(trainer, pl_module, *batch)
+        if not self.settled and trainer.fit_loop.total_batch_idx >= _WARM_UP:
+            self.settled = True
+            self.reset()
+            reset_gpu_peak(pl_module.device)
+            self._mark("", pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *step: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *step)
+        self.bar.advance(self.task)
+
+
+def profile(overrides: Sequence[str], steps: int) -> Profile:
+    """Trains a job for some steps, on phantoms where no cohort is named, and leaves nothing behind.
+
+    Args:
+        overrides: As for train.py.
+        steps: How many batches to measure, after a few to warm up.
+
+    Raises:
+        HnsegError: What train.py would refuse too.
+    """
+    quiet()
+    with TemporaryDirectory() as folder:
+        config = _plain(overrides)
+        made_up = config["data"]["root"] is None
+        if made_up:
+            make_cohort(Path(folder) / "phantoms", 4, 0, workers=2)
+            places = [f"data.root={folder}/phantoms", f"data.cache={folder}/cache", "data.folds=2"]
+            config = _plain([*overrides, *places])
+        check_job(config)
+        return _measure(config, steps, made_up)
+
+
+def _plain(overrides: Sequence[str]) -> Config:
+    return OmegaConf.to_container(compose_job(overrides), resolve=True)  # type: ignore[return-value]
+
+
+def _measure(config: Config, steps: int, made_up: bool) -> Profile:
+    device, precision = pick_machine(config)
+    stage, fold = make_stage(config), find_fold(config)
+    cohort = build_cohort(config, fold, stage, make_input(config, stage), device)
+    cohort.fingerprint()
+    module = build_module(config, stage, describe(config, stage, cohort.spec), precision)
+    clock = _Settled(steps)
+    trainer = L.Trainer(
+        **trainer_options(config, device.type, precision),
+        max_epochs=-1,
+        max_steps=-(-(_WARM_UP + steps) // config["trainer"]["accumulate"]),
+        limit_val_batches=0,
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+    )
+    with clock.bar:
+        trainer.fit(module, cohort)
+    return Profile(
+        config=config,
+        made_up=made_up,
+        device=device,
+        precision=precision,
+        loading=cohort.loading,
+        steps=clock.steps,
+        samples=clock.samples,
+        seconds=clock.seconds(),
+        peak_mib=peak_mib(),
+        gpu_peak_mib=gpu_peak_mib(device),
+    )
+
+
+def advice(found: Profile) -> list[str]:
+    """What would help, as far as the figures tell."""
+    told, settings = [], found.config["trainer"]
+    cuda = found.device.type == "cuda"
+    if found.waiting > _STARVED and cuda:
+        mixes = found.config["augment"].get("device") == "cuda"
+        ways = [] if mixes else ["augment.device=cuda (mix on the GPU)"]
+        ways += [f"data.workers above {found.loading.workers}"]
+        told.append(f"the GPU waits {found.waiting:.0%} of the time for batches: {' or '.join(ways)}")
+    elif found.waiting > _STARVED:
+        told.append(
+            f"{found.waiting:.0%} of the time goes into making batches: data.workers=1 makes them beside the "
+            "network where a core is free"
+        )
+    fastest = pick_precision(found.device)
+    if found.precision == "float32" != fastest:
+        told.append(f"it computes in float32: trainer.precision=auto takes {fastest} here")
+    if cuda and settings["deterministic"]:
+        told.append("trainer.deterministic=true forgoes the fastest kernels")
+    if found.gpu_peak_mib is not None:
+        room = torch.cuda.get_device_properties(found.device).total_memory / 2**20
+        saving = settings["checkpointing"] or settings["accumulate"] > 1
+        if found.gpu_peak_mib > _TIGHT * room:
+            told.append("the GPU's memory is nearly full: trainer.checkpointing=true or trainer.accumulate=2")
+        elif saving and found.gpu_peak_mib < room / 2:
+            used = f"{found.gpu_peak_mib / 1024:.0f} of {room / 1024:.0f} GiB are used"
+            told.append(f"{used}: without trainer.checkpointing and trainer.accumulate it may be faster")
+    return told or ["nothing stands out: the time is the network's"]

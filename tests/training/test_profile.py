@@ -1,0 +1,106 @@
+"""hnseg profile: steps that are counted, and advice that follows from them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from entry import tiny, write_cohort
+from typer.testing import CliRunner
+
+from hnseg.cli import app
+from hnseg.data.loading import Loading
+from hnseg.errors import HnsegError
+from hnseg.hydra_app import compose_job
+from hnseg.training.profile import Profile, advice, profile
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("profile")
+    return [
+        "stage=fine",
+        *tiny("resenc", write_cohort(folder / "scans"), folder / "runs"),
+        "training.batch_size=2",
+    ]
+
+
+def test_a_job_is_measured_and_leaves_nothing(overrides: list[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = profile([*overrides, "training.epochs=100", "training.iterations=10"], steps=4)
+    assert not found.made_up
+    assert (found.steps, found.samples) == (4, 8)
+    assert all(seconds > 0 for seconds in found.seconds.values())
+    assert found.hours == pytest.approx(1000 * found.total / 4 / 3600)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_a_batch_are_counted_as_they_are_loaded(overrides: list[str]) -> None:
+    found = profile([*overrides, "trainer.accumulate=2", "training.iterations=10"], steps=4)
+    assert found.samples == found.steps
+    training = found.config["training"]
+    assert found.hours == pytest.approx(10 * training["epochs"] * 2 * found.total / found.steps / 3600)
+
+
+def test_what_train_would_refuse_is_refused(overrides: list[str]) -> None:
+    with pytest.raises(HnsegError, match=r"training\.patch=\[7, 7, 7\] does not fit"):
+        profile([*overrides, "training.patch=[7,7,7]"], steps=1)
+
+
+def test_without_a_cohort_the_command_makes_one_up(overrides: list[str]) -> None:
+    nowhere = [one for one in overrides if not one.startswith(("data.root", "data.cache", "data.folds"))]
+    done = CliRunner().invoke(app, ["profile", *nowhere, "--steps", "2"])
+    assert done.exit_code == 0, done.output
+    assert "fine_resenc_cte: 2 batches of 2 x" in " ".join(done.output.split())
+    for told in ("forward", "backward", "On made-up patients:", "samples/s", "What would help:"):
+        assert told in done.output
+
+
+def figures(**changes: object) -> Profile:
+    """Of a training on a GPU that is busy."""
+    trainer = {"deterministic": False, "checkpointing": False, "accumulate": 1}
+    found = Profile(
+        config={"trainer": trainer, "augment": {"device": "cpu"}, "training": {"iterations": 1, "epochs": 1}},
+        made_up=False,
+        device=torch.device("cuda"),
+        precision="bfloat16",
+        loading=Loading(4, pin=True),
+        steps=10,
+        samples=20,
+        seconds={"wait": 0.1, "forward": 3.0, "backward": 6.0, "update": 0.9},
+        peak_mib=1000.0,
+        gpu_peak_mib=10_000.0,
+    )
+    return replace(found, **changes)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU of 16 GiB with bfloat16."""
+
+    class Properties:
+        total_memory = 16 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+
+def test_advice_follows_from_the_figures(card: None) -> None:
+    assert advice(figures()) == ["nothing stands out: the time is the network's"]
+    (starved,) = advice(figures(seconds={"wait": 5.0, "forward": 2.0, "backward": 2.0, "update": 1.0}))
+    assert starved.startswith("the GPU waits 50% of the time for batches: augment.device=cuda")
+    assert "data.workers above 4" in starved
+    (slow,) = advice(figures(precision="float32"))
+    assert slow == "it computes in float32: trainer.precision=auto takes bfloat16 here"
+    (full,) = advice(figures(gpu_peak_mib=15.5 * 1024))
+    assert "trainer.checkpointing=true or trainer.accumulate=2" in full
+    saving = {**figures().config, "trainer": {"deterministic": True, "checkpointing": True, "accumulate": 1}}
+    exact, idle = advice(figures(config=saving, gpu_peak_mib=4 * 1024.0))
+    assert exact == "trainer.deterministic=true forgoes the fastest kernels"
+    assert idle.startswith("4 of 16 GiB are used")
+
+
+def test_every_option_that_is_advised_exists() -> None:
+    config = compose_job(["augment.device=cuda", "data.workers=5", "trainer.checkpointing=true"])
+    compose_job(["trainer.accumulate=2", "trainer.precision=auto", "trainer.deterministic=true"])
+    assert config.trainer.checkpointing
