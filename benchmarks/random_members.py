@@ -77,13 +77,7 @@ def trained_folder(results: Path, stage: str) -> Path:
 def _make_unets(stage: dict[str, Any]) -> None:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    plans = _plans(stage)
-    dataset = {
-        "channel_names": {str(n): name for n, name in enumerate(stage["channels"])},
-        "labels": {"background": 0} | {name: n for n, name in enumerate(stage["labels"], start=1)},
-        "numTraining": 1,
-        "file_ending": ".nii.gz",
-    }
+    plans, dataset = make_plans(stage, residual=len(stage["channels"]) > 2)
     for fold in stage["folds"]:
         torch.manual_seed(0 if fold == "all" else fold)
         told = deepcopy(plans) | {"continue_training": False}
@@ -106,7 +100,23 @@ def _make_unets(stage: dict[str, Any]) -> None:
     (folder.parent / "dataset.json").write_text(json.dumps(dataset))
 
 
-def _plans(stage: dict[str, Any]) -> dict[str, Any]:
+def make_plans(stage: dict[str, Any], *, residual: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """nnU-Net's plans and dataset.json.
+
+    Args:
+        stage: Of `STAGES`.
+        residual: A ResidualEncoderUNet instead of a PlainConvUNet.
+    """
+    dataset = {
+        "channel_names": {str(n): name for n, name in enumerate(stage["channels"])},
+        "labels": {"background": 0} | {name: n for n, name in enumerate(stage["labels"], start=1)},
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+    }
+    return _plans(stage, residual), dataset
+
+
+def _plans(stage: dict[str, Any], residual: bool) -> dict[str, Any]:
     data = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     properties = {"mean": 0.0, "std": 0.5, "percentile_00_5": -1.0, "percentile_99_5": 1.0}
     enhanced = len(stage["channels"]) > 2
@@ -125,7 +135,7 @@ def _plans(stage: dict[str, Any]) -> dict[str, Any]:
         "resampling_fn_seg_kwargs": data | {"is_seg": True, "order": 1},
         "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
         "resampling_fn_probabilities_kwargs": data | {"order": 1},
-        "architecture": _architecture(stage, residual=enhanced),
+        "architecture": _architecture(stage, residual=residual),
         "batch_dice": False,
     }
     return {

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from hnseg.cli.app import app
+from hnseg.cli.app import Json, app, write_json
 
 
 @app.command()
@@ -14,6 +14,7 @@ def profile(
         typer.Argument(metavar="KEY=VALUE", help="As for train.py; without data.root on made-up patients."),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Batches to measure, after five more.")] = 50,
+    json_file: Json = None,
 ) -> None:
     """Train for some steps and tell where time and memory go, and what would help. Leaves nothing behind."""
     from rich.table import Table
@@ -23,6 +24,8 @@ def profile(
     from hnseg.training.profile import profile as measure
 
     found = measure(overrides or [], steps)
+    if json_file is not None:
+        write_json(found.figures(), json_file)
     console, training = table_console(), found.config["training"]
     patients = "made-up patients" if found.made_up else found.config["data"]["root"]
     patch = " x ".join(map(str, training["patch"]))

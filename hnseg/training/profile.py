@@ -77,6 +77,12 @@ class Profile:
         updates = training["iterations"] and training["iterations"] * training["epochs"]
         return updates and updates * self.config["trainer"]["accumulate"] * self.total / self.steps / 3600
 
+    def figures(self) -> dict[str, Any]:
+        """What was measured, as plain numbers and texts."""
+        told = {"device": self.device.type, "precision": self.precision, "workers": self.loading.workers}
+        counted = {"steps": self.steps, "samples": self.samples, "seconds": self.seconds}
+        return {**told, **counted, "peak_mib": self.peak_mib, "gpu_peak_mib": self.gpu_peak_mib}
+
 
 class _Settled(StepClock):
     """Begins to count when the first steps are through, and shows how far it is."""
