@@ -77,7 +77,7 @@ def train_run(config: Config, folder: RunFolder, title: str, fold: Fold) -> None
     )
     # After all that the cache may spare a run: transforms that measure the fold draw numbers too.
     L.seed_everything(config["seed"], workers=True, verbose=False)
-    module = build_module(config, stage, card, precision)
+    module = build_module(config, stage, card, precision, folder.lengths)
     if first:
         print(f"{title}: {first}: {initialise(module.network, weights, first)}")
     scores = fit(config, module, cohort, folder, title, device.type, precision, resume)

@@ -8,14 +8,21 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from hnseg.data.splits import Split
 from hnseg.errors import HnsegError, few
 from hnseg.files import replacing, sole_writer
-from hnseg.run_settings import changed, flatten
+from hnseg.run_settings import changed, flatten, longer
 
 State = Literal["fresh", "interrupted", "finished"]
+
+
+class Length(TypedDict):
+    """With how many `epochs` a run was begun that is longer now, and how many it had `trained` by then."""
+
+    epochs: int
+    trained: int
 
 
 class Score(float):
@@ -130,7 +137,10 @@ class RunFolder:
         if overwrite:
             self._clear()
         if stored.exists():
-            self._require_same(json.loads(stored.read_text()), config, split)
+            before = json.loads(stored.read_text())
+            self._require_same(before, config, split)
+            if longer(flatten(before), flatten(config)):
+                self._lengthen(before, config)
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             _write(stored, config)
@@ -140,13 +150,28 @@ class RunFolder:
             return "finished"
         return "interrupted" if self.begun else "fresh"
 
+    def _lengthen(self, before: dict[str, Any], config: dict[str, Any]) -> None:
+        """Takes more epochs for its own. Cut off anywhere, the same command does it again."""
+        epochs = before["training"]["epochs"]
+        progress = json.loads(self.progress.read_text()) if self.progress.exists() else {"epoch": 0}
+        kept = [length for length in self.lengths if length["epochs"] < epochs]
+        _write(self.path / "lengths.json", [*kept, Length(epochs=epochs, trained=progress["epoch"])])
+        (self.path / "score.json").unlink(missing_ok=True)
+        _write(self.path / "config.json", config)
+
+    @property
+    def lengths(self) -> list[Length]:
+        """Those that the run had before, the first one first."""
+        path = self.path / "lengths.json"
+        return json.loads(path.read_text()) if path.exists() else []
+
     def _clear(self) -> None:
         """Removes what a run left; other files stay."""
         for name in ("wandb", "tensorboard", "pictures"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         # The configuration goes last: cut off here, the old checkpoints must not pass for another run's.
         checkpoints = ("previous.ckpt", "last.ckpt", "best.ckpt")
-        results = ("score.json", "progress.json", "metrics.csv", "diverged.pt", *checkpoints)
+        results = ("score.json", "progress.json", "metrics.csv", "diverged.pt", "lengths.json", *checkpoints)
         for name in (*results, "split.json", "config.json"):
             (self.path / name).unlink(missing_ok=True)
 
@@ -198,6 +223,6 @@ def _let_go(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, content: Any) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -22,6 +22,7 @@ _IRRELEVANT = (
     "data.prepare_workers",
     "logger",
 )
+_EPOCHS = "training.epochs"
 # What decides the folds, which split.json holds: where those are the same, it may differ too.
 _DEALING = ("data.split", "data.split_seed", "data.exclude", "data.folds")
 
@@ -39,15 +40,27 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any], *, same_folds: bool) -> list[str]:
-    """The settings that make another run of one that is taken up.
+    """The settings that make another run of one that is taken up; more epochs than before do not.
 
     Args:
         before: The run's, flattened.
         now: Those it is to be taken up with.
         same_folds: Whether the cases are dealt into the same folds, whichever settings say so.
     """
-    keys = sorted(before.keys() | now.keys())
-    return [key for key in keys if _differs(key, before, now) and not (same_folds and key in _DEALING)]
+    keys = {key for key in before.keys() | now.keys() if not _lengthens(key, before, now)}
+    first = sorted(keys, key=lambda key: (key != _EPOCHS, key))  # what schedules are interpolated of
+    return [key for key in first if _differs(key, before, now) and not (same_folds and key in _DEALING)]
+
+
+def longer(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a run is to go on for more epochs than it was begun with; both flattened."""
+    return _EPOCHS in before and _EPOCHS in now and before[_EPOCHS] < now[_EPOCHS]
+
+
+def _lengthens(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a setting says no more than that: the epochs, or the schedule's number of them."""
+    told = key == _EPOCHS or key.startswith("optimizer.schedule.")
+    return told and longer(before, now) and (before.get(key), now.get(key)) == (before[_EPOCHS], now[_EPOCHS])
 
 
 def _differs(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -83,6 +83,46 @@ def test_what_does_not_change_the_result_may_change(folder, key, value):
     assert folder.begin(changed(key, value)) == "interrupted"
 
 
+def test_more_epochs_go_on_and_are_remembered(folder):
+    begun = {**changed("training.epochs", 10), "optimizer": {"schedule": {"total_iters": 10, "power": 0.9}}}
+    more = {**changed("training.epochs", 30), "optimizer": {"schedule": {"total_iters": 30, "power": 0.9}}}
+    folder.begin(begun)
+    folder.last.write_bytes(b"weights")
+    folder.progress.write_text('{"epoch": 10}')
+    folder.finish({"val/dice": 0.7})
+    assert folder.begin(more) == "interrupted"
+    assert folder.lengths == [{"epochs": 10, "trained": 10}]
+    assert folder.begin(more) == "interrupted"
+    assert folder.lengths == [{"epochs": 10, "trained": 10}]
+    other = {**more, "optimizer": {"schedule": {"total_iters": 30, "power": 0.5}}}
+    with pytest.raises(HnsegError, match=r"optimizer\.schedule\.power=0\.9, not 0\.5"):
+        folder.begin(other)
+    with pytest.raises(HnsegError, match=r"training\.epochs=30, not 10"):
+        folder.begin(begun)
+
+
+def test_a_lengthening_that_is_cut_off_is_done_again(folder, monkeypatch):
+    folder.begin(changed("training.epochs", 10))
+    folder.last.write_bytes(b"weights")
+    folder.progress.write_text('{"epoch": 7}')
+    rename = type(folder.path).replace
+    for survives in range(2):
+        left = [survives]
+
+        def cut_off(path, target, left=left):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return rename(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(folder.path), "replace", cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                folder.begin(changed("training.epochs", 30))
+    assert folder.begin(changed("training.epochs", 30)) == "interrupted"
+    assert folder.lengths == [{"epochs": 10, "trained": 7}]
+
+
 def test_overwriting_starts_again_under_new_settings(folder):
     folder.begin(CONFIG)
     folder.last.write_bytes(b"old")

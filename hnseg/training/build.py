@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from hnseg.job import jitter_mm, scan_augment
 from hnseg.models.checkpointing import checkpoint_blocks
 from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import build
+from hnseg.run_folder import Length
 from hnseg.stage import Stage
 from hnseg.training.cohort import Fold
+from hnseg.training.extension import make_scheduler
 
 Config = dict[str, Any]
 
@@ -82,8 +85,18 @@ def _batch_bytes(config: Config, spec: InputSpec) -> int:
     return patches * math.prod(training["patch"]) * (4 * spec.channels + 8)
 
 
-def build_module(config: Config, stage: Stage, card: Config, precision: Precision) -> SegmentationModule:
-    """Network, loss, optimiser and schedule of the configuration."""
+def build_module(
+    config: Config, stage: Stage, card: Config, precision: Precision, lengths: Sequence[Length] = ()
+) -> SegmentationModule:
+    """Network, loss, optimiser and schedule of the configuration.
+
+    Args:
+        config: The composed configuration.
+        stage: The stage.
+        card: Of `hnseg.job.describe`.
+        precision: Of the validation.
+        lengths: Of the run before it was made longer.
+    """
     network = build(**card["network"])
     if config["trainer"]["checkpointing"]:
         checkpoint_blocks(network)
@@ -92,7 +105,7 @@ def build_module(config: Config, stage: Stage, card: Config, precision: Precisio
         instantiate(config["loss"]),
         Predictor.of(card, precision=precision),
         instantiate(config["optimizer"]["step"]),
-        instantiate(config["optimizer"]["schedule"]),
+        make_scheduler(config, lengths),
         classes=stage.classes,
         spacing=stage.spacing,
         card=card,
