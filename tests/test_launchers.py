@@ -99,7 +99,7 @@ def test_a_job_that_is_requeued_resumes_exactly(
     done = run("train.py", *command(cohort, tmp_path / "whole", epochs=60), *only, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     arguments = [*command(cohort, tmp_path / "parts", epochs=60), *only, "hydra/launcher=submitit_slurm"]
-    process = start([*arguments], tmp_path, cluster)
+    process = start(arguments, tmp_path, cluster)
     wait_for_epoch(parts, 5, process)
     (job,) = slurm.jobs(cluster)
     slurm.slurm(cluster, "scancel", "--signal=USR2", job)

@@ -96,6 +96,8 @@ def test_ctrl_c_ends_the_whole_sweep(cohort: Path, tmp_path: Path) -> None:
         [sys.executable, str(ROOT / "train.py"), *arguments],
         cwd=tmp_path,
         start_new_session=True,
+        # What was started in the background may ignore Ctrl-C, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stderr=subprocess.PIPE,
         text=True,
     )
