@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from hnseg.field_of_view import sampled, shown
-from hnseg.geometry import Grid, Point, positions
+from hnseg.geometry import Grid, Point
+from hnseg.masks import positions
 from hnseg.suv_peak import sphere_means
 
 # About a PET voxel: a fixed lattice costs the same for every PET.

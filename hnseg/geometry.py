@@ -17,8 +17,9 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from hnseg.masks import Point, index_box_bounds, mask_bounds
+
 Triple = tuple[float, float, float]
-Point = NDArray[np.float64]
 
 # Air is -1000 HU and skin about -100: halfway between, so that partial volume does not move the outline.
 BODY_HU = -400.0
@@ -142,12 +143,6 @@ def scan_grid(ct: sitk.Image, size: Sequence[int], spacing: Sequence[float]) -> 
     return Grid.centred((low + high) / 2, size, spacing)
 
 
-def centroid(label: sitk.Image) -> Point | None:
-    """Mean position in mm of all non-zero voxels (GTVp and GTVn together), or None if there is none."""
-    points = positions(label)
-    return points.mean(axis=0) if len(points) else None
-
-
 def nearest_corner(image: sitk.Image, point: Point) -> Point:
     """The corner of voxels of an image's lattice that is nearest to a point in mm.
 
@@ -157,54 +152,9 @@ def nearest_corner(image: sitk.Image, point: Point) -> Point:
     return np.asarray(image.TransformContinuousIndexToPhysicalPoint(index.tolist()))
 
 
-def positions(label: sitk.Image) -> NDArray[np.float64]:
-    """Centres of all non-zero voxels in mm, (n, 3)."""
-    index = np.argwhere(sitk.GetArrayViewFromImage(label) != 0)[:, ::-1]
-    steps = np.asarray(label.GetDirection()).reshape(3, 3) * np.asarray(label.GetSpacing())
-    return index @ steps.T + np.asarray(label.GetOrigin())
-
-
 def bounds(image: sitk.Image) -> tuple[Point, Point]:
     """Lowest and highest corner in mm of the axis-aligned box that holds the whole image."""
-    return _index_box_bounds(image, np.full(3, -0.5), np.asarray(image.GetSize()) - 0.5)
-
-
-def mask_bounds(mask: sitk.Image) -> tuple[Point, Point]:
-    """Lowest and highest corner in mm of the box around a mask's largest 26-connected component.
-
-    Raises:
-        ValueError: The mask is empty.
-    """
-    component = largest_component(mask)
-    if component is None:
-        raise ValueError("an empty mask has no bounds")
-    first = np.array([s.start for s in component.box][::-1]) - 0.5
-    last = np.array([s.stop for s in component.box][::-1]) - 0.5
-    return _index_box_bounds(mask, first, last)
-
-
-@dataclass(frozen=True)
-class Component:
-    """A connected component of a mask.
-
-    Args:
-        ml: Its volume.
-        box: Index slices (z, y, x) around it.
-    """
-
-    ml: float
-    box: tuple[slice, slice, slice]
-
-
-def largest_component(mask: sitk.Image) -> Component | None:
-    """The largest 26-connected component of the voxels above zero, or None if there is none."""
-    components, count = ndimage.label(sitk.GetArrayViewFromImage(mask) != 0, np.ones((3, 3, 3)))
-    if not count:
-        return None
-    voxels = np.bincount(components.ravel())[1:]
-    largest = int(voxels.argmax())
-    ml = float(voxels[largest] * np.prod(mask.GetSpacing()) / 1000)
-    return Component(ml, ndimage.find_objects(components)[largest])
+    return index_box_bounds(image, np.full(3, -0.5), np.asarray(image.GetSize()) - 0.5)
 
 
 def body_center(ct: sitk.Image, depth: float) -> Point:
@@ -225,14 +175,6 @@ def body_center(ct: sitk.Image, depth: float) -> Point:
         return (low + high) / 2
     first, last = mask_bounds(lattice.image(body.astype(np.uint8)))
     return (first + last) / 2
-
-
-def _index_box_bounds(image: sitk.Image, first: Point, last: Point) -> tuple[Point, Point]:
-    corners = [
-        image.TransformContinuousIndexToPhysicalPoint([float(c) for c in corner])
-        for corner in product(*zip(first, last, strict=True))
-    ]
-    return np.min(corners, axis=0), np.max(corners, axis=0)
 
 
 def _ints(values: Sequence[int] | NDArray[Any]) -> tuple[int, int, int]:

@@ -72,8 +72,9 @@ def read_label(path: Path) -> sitk.Image:
     """
     image = _read(path, sitk.sitkUnknown)
     values = sitk.GetArrayViewFromImage(image)
-    foreign = ~np.isin(values, LABELS)
-    if foreign.any():
+    # The least and the largest tell of whole numbers, hundreds of times faster than each voxel does.
+    whole = values.dtype.kind in "iu" and LABELS[0] <= values.min() and values.max() <= LABELS[-1]
+    if not whole and (foreign := ~np.isin(values, LABELS)).any():
         found = np.unique(values[foreign])
         shown = ", ".join(f"{value:g}" for value in found[:5]) + (", …" if len(found) > 5 else "")
         raise HnsegError(

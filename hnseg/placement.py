@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import SimpleITK as sitk
 
-from hnseg import geometry
+from hnseg import geometry, masks
 from hnseg.brightest import brightest
 from hnseg.errors import HnsegError
 from hnseg.field_of_view import cuts
@@ -52,7 +52,7 @@ def place(
         _require(fallback, "head")
         grid = geometry.top_of_scan_grid(ct, stage.size, stage.spacing)
         return grid, "no head: ROI hung from the top of the scan"
-    if stage.placement == "lesions" and (found is None or geometry.centroid(found) is None):
+    if stage.placement == "lesions" and (found is None or masks.centroid(found) is None):
         _require(fallback, "coarse")
         center, what = _brightest(pet, ct, found, head)
         return Grid.centred(center, stage.size, stage.spacing), f"nothing coarse: ROI on {what}"
@@ -68,7 +68,7 @@ def _require(fallback: str, stage: str) -> None:
 
 
 def _is_head(mask: sitk.Image | None, min_ml: float) -> bool:
-    component = None if mask is None else geometry.largest_component(mask)
+    component = None if mask is None else masks.largest_component(mask)
     return component is not None and component.ml >= min_ml
 
 
@@ -97,5 +97,5 @@ def _eyes(head: sitk.Image | None, ct: sitk.Image) -> float:
     """
     if head is None or not _is_head(head, MIN_HEAD_ML) or cuts(head, ct).top:
         return np.inf
-    low, high = geometry.mask_bounds(head)
+    low, high = masks.mask_bounds(head)
     return float(low[2] + high[2]) / 2

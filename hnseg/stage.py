@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import SimpleITK as sitk
 
-from hnseg import geometry
+from hnseg import geometry, masks
 from hnseg.geometry import Grid, Triple
 
 Placement = Literal["top_of_scan", "below_head", "lesions", "scan"]
@@ -78,7 +78,7 @@ class Stage:
                     raise ValueError("no head mask to place the ROI by")
                 return geometry.coarse_grid(reference, self.size, self.spacing, self.top)
             case "lesions":
-                center = None if reference is None else geometry.centroid(reference)
+                center = None if reference is None else masks.centroid(reference)
                 if reference is None or center is None:
                     raise ValueError("no lesion voxel to centre the ROI on")
                 return Grid.centred(geometry.nearest_corner(reference, center), self.size, self.spacing)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from hnseg import geometry
+from hnseg import geometry, masks
 from hnseg.geometry import Grid
 
 # Ten of the 48 ways of storing the same voxels: every order of the axes, and all signs.
@@ -122,9 +122,9 @@ def test_the_fine_roi_is_centred_on_the_mean_voxel_of_both_classes():
     label[10, 3, 4] = 1
     label[12, 15, 4] = 2
     # Mean index (x, y, z) = (4, 7, 8): no class counts more than its voxels do.
-    center = geometry.centroid(volume(label, (1, 2, 3), (100, 200, 300)))
+    center = masks.centroid(volume(label, (1, 2, 3), (100, 200, 300)))
     np.testing.assert_allclose(center, [104, 214, 324])
-    assert geometry.centroid(volume(np.zeros((4, 4, 4), np.uint8), (1, 1, 1))) is None
+    assert masks.centroid(volume(np.zeros((4, 4, 4), np.uint8), (1, 1, 1))) is None
 
 
 def test_the_nearest_corner_is_between_voxels():
@@ -143,7 +143,7 @@ def test_halfway_between_two_corners_the_storage_does_not_decide(orientation):
 
 def test_an_empty_mask_has_no_bounds():
     with pytest.raises(ValueError, match="empty"):
-        geometry.mask_bounds(volume(np.zeros((4, 4, 4), np.uint8), (1, 1, 1)))
+        masks.mask_bounds(volume(np.zeros((4, 4, 4), np.uint8), (1, 1, 1)))
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -158,7 +158,7 @@ def test_grids_do_not_depend_on_how_the_voxels_are_stored(orientation):
     ]
     for plain, turned in pairs:
         np.testing.assert_allclose(turned.origin, plain.origin, atol=1e-6)
-    np.testing.assert_allclose(geometry.centroid(turned_mask), geometry.centroid(mask), atol=1e-6)
+    np.testing.assert_allclose(masks.centroid(turned_mask), masks.centroid(mask), atol=1e-6)
 
 
 @settings(max_examples=20, deadline=None)

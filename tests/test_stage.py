@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnseg import geometry
+from hnseg.masks import centroid
 from hnseg.stage import Stage
 
 CONF = Path(__file__).parents[1] / "conf" / "stage"
@@ -89,7 +90,7 @@ def test_a_mask_that_changes_moves_the_fine_roi_by_whole_voxels_or_not_at_all(se
     steps = np.subtract(other.origin, one.origin) / 2
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-6)
     for grid, m in zip((one, other), masks, strict=True):
-        assert np.abs(grid.center - geometry.centroid(m)).max() <= 1 + 1e-5
+        assert np.abs(grid.center - centroid(m)).max() <= 1 + 1e-5
         # Its faces are faces of the mask's voxels: it holds a voxel whole or not at all.
         faces = (grid.corners - m.GetOrigin()) / 2 - 0.5
         np.testing.assert_allclose(faces, np.rint(faces), atol=1e-6)

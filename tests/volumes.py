@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hnseg.data.prepare import StageVolume
+from hnseg.data.cache import StageVolume
 
 
 def write_volume(

@@ -11,8 +11,9 @@ import SimpleITK as sitk
 
 from hnseg.cases import Case
 from hnseg.errors import HnsegError
-from hnseg.geometry import Grid, positions
+from hnseg.geometry import Grid
 from hnseg.images import read_label, to_array
+from hnseg.masks import foreground_box, positions
 from hnseg.placement import place
 from hnseg.stage import Stage
 
@@ -78,11 +79,13 @@ def ml_outside(label: sitk.Image, grid: Grid) -> dict[str, float]:
     """Volume of each class that the ROI does not hold, in ml, by label."""
     voxel_ml = float(np.prod(label.GetSpacing())) / 1000
     low, high = grid.corners.min(axis=0), grid.corners.max(axis=0)
-    array, outside = to_array(label), {}
-    for value in np.unique(array[array > 0]):
-        points = positions(label == int(value))
-        outside[str(value)] = float(np.any((points < low) | (points > high), axis=1).sum() * voxel_ml)
-    return outside
+    array = to_array(label)
+    box = foreground_box(array)
+    if box is None:
+        return {}
+    values, points = array[box][array[box] > 0], positions(label)
+    lost = np.any((points < low) | (points > high), axis=1)
+    return {str(value): float((lost & (values == value)).sum() * voxel_ml) for value in np.unique(values)}
 
 
 def _searched(masks: Path, case_id: str) -> sitk.Image | None:

@@ -20,8 +20,9 @@ from rich.progress import track
 from hnseg.cases import Case
 from hnseg.data.resample import to_image
 from hnseg.errors import HnsegError
-from hnseg.geometry import Grid, centroid
+from hnseg.geometry import Grid
 from hnseg.images import read_label, to_array
+from hnseg.masks import centroid
 from hnseg.metrics import GTVN, GTVP, EmptyPolicy, Overlap
 from hnseg.suv import read_pet
 

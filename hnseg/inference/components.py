@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from hnseg.data.resample import index_box
-from hnseg.geometry import positions
 from hnseg.images import from_array, to_array
+from hnseg.masks import positions
 from hnseg.metrics.matching import label_lesions
 from hnseg.suv_peak import PEAK_RADIUS_MM, sphere_means
 

@@ -9,9 +9,10 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from hnseg.geometry import Grid, Point, nearest_corner, positions
+from hnseg.geometry import Grid, Point, nearest_corner
 from hnseg.images import from_array, to_array
 from hnseg.inference.components import remove_small
+from hnseg.masks import positions
 from hnseg.metrics.matching import label_lesions
 
 Points = NDArray[np.float64]

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from hnseg.errors import HnsegError
 from hnseg.files import replacing
-from hnseg.geometry import Grid, Point, positions
+from hnseg.geometry import Grid, Point
 from hnseg.inference.components import Uptake, components, uptake
+from hnseg.masks import positions
 
 COLUMNS = ["case_id", "lesion", "class", "volume_ml", "suv_max", "suv_mean", "suv_peak"]
 COLUMNS += ["x_mm", "y_mm", "z_mm", "probability", "agreement", "face_mm"]

@@ -13,9 +13,9 @@ from hnseg.cases import read_cases
 from hnseg.cli import main
 from hnseg.data.heads import draw_cases, propose_head
 from hnseg.data.prepare import prepare_case
-from hnseg.geometry import mask_bounds
 from hnseg.head_masks import with_head_mask
 from hnseg.images import read_label
+from hnseg.masks import mask_bounds
 from hnseg.stage import Stage
 
 

@@ -23,8 +23,8 @@ from hnseg.data.heads.propose import propose_head
 from hnseg.data.heads.sheet import Panel, draw_sheet
 from hnseg.errors import HnsegError
 from hnseg.files import replacing
-from hnseg.geometry import mask_bounds
 from hnseg.images import read_image, read_label, same_grid, write_image
+from hnseg.masks import mask_bounds
 
 TABLE, SHEET = "heads.csv", "contact_sheet.png"
 FIELDS = ("case_id", "head", "x_min", "x_max", "y_min", "y_max", "z_min", "z_max", "remark")
