@@ -12,7 +12,8 @@ from hnseg.data.augment import RandomHeadCut
 from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
 from hnseg.data.sampling import Sampling
-from hnseg.preflight import check_window, decision_rules, padding
+from hnseg.preflight import padding
+from hnseg.recipe import check_window, decision_rules
 from hnseg.stage import Stage
 
 Config = dict[str, Any]

@@ -22,11 +22,11 @@ from hnseg.errors import HnsegError
 from hnseg.importing.compose import compose
 from hnseg.importing.hyper_parameters import WINDOW, HyperParameters
 from hnseg.importing.members import add_members
-from hnseg.importing.unpickle import read_checkpoint
 from hnseg.job import Config, describe, make_input, make_stage
 from hnseg.models.bundle import digest
 from hnseg.models.member import Trained
 from hnseg.models.nets import SegResNet, build
+from hnseg.models.unpickle import read_checkpoint
 
 CHECKPOINT, PARAMETERS = Path("model/model.pt"), Path("configs/hyper_parameters.yaml")
 

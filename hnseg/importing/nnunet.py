@@ -18,10 +18,10 @@ from hnseg.errors import HnsegError
 from hnseg.importing.compose import compose
 from hnseg.importing.members import add_members
 from hnseg.importing.plans import Configuration, Plans, mirror_axes, read_json
-from hnseg.importing.unpickle import read_checkpoint
 from hnseg.job import describe, make_input, make_stage
 from hnseg.models.bundle import Trained, digest
 from hnseg.models.nets import UNet, build
+from hnseg.models.unpickle import read_checkpoint
 
 # nnU-Net's own, at test time.
 WINDOW = {"tiling": "nnunet", "overlap": 0.5}

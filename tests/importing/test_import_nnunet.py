@@ -19,8 +19,8 @@ from nnunet_results import RAW, dataset, plain, plans, train
 from hnseg.cli import main
 from hnseg.errors import HnsegError
 from hnseg.importing.nnunet import import_nnunet
-from hnseg.importing.unpickle import read_checkpoint
 from hnseg.models.bundle import Bundle, export_bundle
+from hnseg.models.unpickle import read_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hnseg.errors import HnsegError, few
-from hnseg.importing.unpickle import read_checkpoint
 from hnseg.models.bundle import digest
+from hnseg.models.unpickle import read_checkpoint
 
 # Where frameworks keep the weights in a checkpoint: Lightning, MONAI and hnseg; nnU-Net; others.
 _PLACES = ("state_dict", "network_weights", "model_state_dict", "model", "network", "teacher", "student")

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hnseg.errors import HnsegError
-from hnseg.importing.pretrained import initialise, read_weights
 from hnseg.models.nets import build
+from hnseg.training.pretrained import initialise, read_weights
 
 RESENC = TINY["resenc"]
 
