@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -125,6 +126,29 @@ def _taken(descriptor: int, lock: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def require_room(folder: Path, needed: int, what: str, remedy: str) -> None:
+    """Refuse what cannot fit the disk.
+
+    Args:
+        folder: Where it is to lie; it need not be there yet.
+        needed: Bytes.
+        what: That takes them, in the plural.
+        remedy: What to do.
+
+    Raises:
+        HnsegError: Less is free.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise HnsegError(f"{folder}: {what} take {size(needed)}, and {size(free)} are free there; {remedy}")
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _remove_leftovers(folder: Path) -> None:

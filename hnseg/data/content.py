@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 
-from hnseg.data.prepare import StageVolume
+from hnseg.data.cache import StageVolume
 from hnseg.files import replacing
 
 _ARRAYS = ("ct", "pet", "label")

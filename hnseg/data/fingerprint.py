@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import roi_subject
 from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
-from hnseg.data.prepare import StageVolume
 from hnseg.errors import HnsegError
 from hnseg.files import replacing
 

@@ -8,17 +8,13 @@ What a case was made from is hashed into its entry; a changed file or stage make
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from dataclasses import asdict
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -31,51 +27,19 @@ from rich.progress import track
 
 from hnseg.cases import Case
 from hnseg.checks import check_case
+from hnseg.data.cache import StageVolume, digest, key_of, sources, write_entry
 from hnseg.data.roi import ml_outside, needs_head, place_roi, read_mask
 from hnseg.data.sampling import STUDY, Sampling
 from hnseg.errors import HnsegError
+from hnseg.files import require_room
 from hnseg.images import read_label
 from hnseg.stage import Stage
-from hnseg.suv import read_scan, sidecar
+from hnseg.suv import read_scan
 
 # Raise when the arrays of an entry would come out differently for the same inputs.
 FORMAT = 4
 
 _console = Console(stderr=True)
-
-
-@dataclass(frozen=True)
-class StageVolume:
-    """One case on one stage's grid, as it lies in the cache.
-
-    Args:
-        case_id: The case.
-        folder: Holds ct.npy, pet.npy, label.npy (z, y, x) and meta.json.
-    """
-
-    case_id: str
-    folder: Path
-
-    @cached_property
-    def meta(self) -> dict[str, Any]:
-        """What made the entry: key, grid (with margin), margin in voxels (x, y, z), ml outside the ROI."""
-        return json.loads((self.folder / "meta.json").read_text())
-
-    @property
-    def margin(self) -> tuple[int, int, int]:
-        """Voxels around the ROI, (z, y, x)."""
-        x, y, z = self.meta["margin"]
-        return z, y, x
-
-    def missed(self, classes: int) -> list[float]:
-        """Voxels of each class 1..classes that the ROI does not hold, in voxels of the stage's grid."""
-        voxel_ml = float(np.prod(self.meta["grid"]["spacing"])) / 1000
-        outside = self.meta["ml_outside_roi"]
-        return [outside.get(str(label), 0.0) / voxel_ml for label in range(1, classes + 1)]
-
-    def load(self, name: str) -> NDArray[Any]:
-        """`ct`, `pet` or `label` as a memory map (z, y, x), margin included."""
-        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
 
 def prepare(
@@ -112,13 +76,19 @@ def prepare(
     made_by = {"stage": asdict(stage), "sampling": sampling.to_dict(), "margin": margin_mm, "format": FORMAT}
     if masks is not None:  # runs that are placed by different masks must not take each other's entries away
         made_by["masks"] = str(masks.resolve())
-    folder = cache / f"{stage.name}-{_digest(made_by)}"
+    folder = cache / f"{stage.name}-{digest(made_by)}"
     work = partial(
         _prepare_or_reason, stage=stage, folder=folder, sampling=sampling, masks=masks, margin_mm=margin_mm
     )
-    todo = [case for case in cases if _key(folder / case.case_id) != _sources(case, masks)]
+    todo = [case for case in cases if key_of(folder / case.case_id) != sources(case, masks)]
     failures: list[str] = []
     if todo:
+        require_room(
+            folder,
+            len(todo) * _entry_bytes(stage, sampling, margin_mm),
+            f"{len(todo)} cases prepared for the {stage.name} stage",
+            "make room, or choose another data.cache=FOLDER",
+        )
         workers = min(workers or os.cpu_count() or 1, len(todo))
         # spawn: a fork of a process that has started torch or ITK threads can hang.
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
@@ -136,6 +106,12 @@ def prepare(
     if todo:
         _report_lost(volumes, stage)
     return volumes
+
+
+def _entry_bytes(stage: Stage, sampling: Sampling, margin_mm: float) -> int:
+    """Of ct.npy, pet.npy and label.npy."""
+    sides = (n + 2 * m for n, m in zip(stage.size, stage.voxels(margin_mm), strict=True))
+    return math.prod(sides) * ((2 if sampling.source == "study" else 4) + 4 + 1)
 
 
 def _report_lost(volumes: Sequence[StageVolume], stage: Stage) -> None:
@@ -204,65 +180,14 @@ def prepare_case(
         arrays["ct"] = arrays["ct"].astype(np.int16)  # whole HU
     arrays["label"] = sampling.label(label, ct, grid)
     meta = {
-        "key": _sources(case, masks),
+        "key": sources(case, masks),
         "grid": grid.to_dict(),
         "margin": list(margin),
         "ml_outside_roi": ml_outside(label, inner),
         "fallback": fallback,
     }
-    _write_entry(arrays, meta, folder / case.case_id)
+    write_entry(arrays, meta, folder / case.case_id)
     return StageVolume(case.case_id, folder / case.case_id)
-
-
-def _write_entry(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
-        (temporary / "meta.json").write_text(json.dumps(meta))
-        _put_in_place(temporary, target, meta["key"])
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _put_in_place(temporary: Path, target: Path, key: str) -> None:
-    """Folds may prepare one case at the same time: an entry is whole or absent, and the first one stays."""
-    if _key(target) == key:
-        return
-    outdated = temporary.with_name(f"{temporary.name}.old")
-    with suppress(FileNotFoundError):
-        target.replace(outdated)
-    try:
-        temporary.replace(target)
-    except OSError:
-        if _key(target) != key:
-            raise
-    shutil.rmtree(outdated, ignore_errors=True)
-
-
-def _key(entry: Path) -> str | None:
-    """Hash of what an entry was made from; None if there is no entry."""
-    try:
-        return json.loads((entry / "meta.json").read_text())["key"]
-    except FileNotFoundError:
-        return None
-
-
-def _sources(case: Case, masks: Path | None) -> str:
-    """Hash of what an entry is made from: the files' names, sizes and times of change, the PET's factor."""
-    paths = [case.ct, case.pet, case.label, None if masks is None else masks / f"{case.case_id}.nii.gz"]
-    paths.append(sidecar(case.pet))
-    states: list[Any] = [] if case.pet_factor is None else [case.pet_factor]
-    for path in paths:
-        if path is not None and path.exists():
-            stat = path.stat()
-            states.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
-    return _digest(states)
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _one_thread() -> None:

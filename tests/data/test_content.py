@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from volumes import lesions, write_volume
 
+from hnseg.data.cache import StageVolume
 from hnseg.data.content import digest_volumes
-from hnseg.data.prepare import StageVolume
 
 
 @pytest.fixture

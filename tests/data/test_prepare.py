@@ -17,7 +17,8 @@ from scipy.spatial.transform import Rotation
 
 from hnseg.cases import Case, read_cases
 from hnseg.data import prepare as module
-from hnseg.data.prepare import StageVolume, prepare, prepare_case
+from hnseg.data.cache import StageVolume
+from hnseg.data.prepare import prepare, prepare_case
 from hnseg.data.resample import AIR_HU
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid

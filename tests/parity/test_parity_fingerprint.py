@@ -10,10 +10,10 @@ from spoiled import must_fail
 from volumes import write_volume
 
 from hnseg.data import fingerprint as module
+from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import roi_subject
 from hnseg.data.fingerprint import Fingerprint
 from hnseg.data.intensity import InputSpec
-from hnseg.data.prepare import StageVolume
 
 SPEC = InputSpec(ct_window=(-200.0, 300.0), cte=True)
 # Side of the lesion of each case, in voxels: each weighs the same for nnU-Net, however large.
