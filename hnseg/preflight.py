@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from hnseg.errors import HnsegError
-from hnseg.inference.decision import Decision
 from hnseg.models.sides import divisor
+from hnseg.recipe import check_recipe, check_window
 
 
 def check_job(config: Mapping[str, Any]) -> None:
@@ -26,77 +26,12 @@ def check_job(config: Mapping[str, Any]) -> None:
     check_stages(model)
     check_patch(None if training["patch"] == "???" else training["patch"], model, stage["name"])
     check_length(training, config["trainer"]["accumulate"])
+    check_processes(config["trainer"]["processes"])
     check_class_weights(config["loss"]["loss"]["class_weights"], stage["classes"])
     check_switches(config)
     check_recipe(config["recipe"])
     check_augment(config["augment"], coordinates=config["recipe"]["coordinates"])
     check_window(config["recipe"], stage["name"], config["cte"])
-
-
-_SCHEMES = ("zscore", "ct", "range", "sigmoid", "cohort", "rescale", "none")  # of hnseg.data.normalise
-# What a recipe's keys may be; its decision is checked by the code that carries it out.
-_CHOICES = {
-    "pet": ("minmax", "suv", "raw"),
-    "source": ("study", "head_crop"),
-    "outside": ("air", "minus_one"),
-    "head_crop": ("body", "corner"),
-    "checkpoint": ("best", "compare"),
-    "roi.train": ("truth", "coarse"),
-    "roi.validate": ("truth", "coarse"),
-    "normalise.ct": _SCHEMES,
-    "normalise.pet": _SCHEMES,
-}
-_LESIONS = ("GTVp", "GTVn")
-
-
-def check_recipe(recipe: Mapping[str, Any]) -> None:
-    """Refuses a recipe that would be misunderstood.
-
-    Raises:
-        HnsegError: A choice that does not exist.
-    """
-    for key, known in _CHOICES.items():
-        value: Any = recipe
-        for part in key.split("."):
-            value = value[part]
-        if value not in known:
-            raise HnsegError(f"recipe.{key}={value}: choose one of {', '.join(known)}")
-    if unknown := set(recipe["minmax_again"]) - {"head", "coarse", "fine"}:
-        raise HnsegError(f"recipe.minmax_again={','.join(sorted(unknown))}: name stages (head, coarse, fine)")
-    for modality, powers in recipe["enhance"].items():
-        if set(powers) - {"square", "cube_root"}:
-            raise HnsegError(f"recipe.enhance.{modality}={list(powers)}: choose of square, cube_root")
-    try:
-        Decision.from_dict(decision_rules(recipe), _LESIONS)
-    except HnsegError as error:
-        raise HnsegError(f"recipe.{error}") from error
-
-
-def decision_rules(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's rules from probabilities to a mask, as a card carries them."""
-    return {**recipe["decision"], "cover": recipe["cover"], "fallback": recipe["fallback"]}
-
-
-def check_window(recipe: Mapping[str, Any], stage: str, cte: bool) -> None:
-    """Refuses CT in HU and PET in SUV where the input chain needs them between 0 and 1.
-
-    Raises:
-        HnsegError: No window, though the head crop is windowed, or enhancement takes powers of [0, 1].
-    """
-    unscaled = recipe["source"] == "head_crop" or recipe["pet"] == "raw"
-    if cte and unscaled and recipe["enhance"]["pet"] and stage not in ("head", *recipe["minmax_again"]):
-        raise HnsegError(
-            f"recipe.enhance.pet: PET is not in [0, 1] in stage={stage}; set recipe.enhance.pet=[]"
-        )
-    if recipe["ct_window"]:
-        return
-    if stage != "head" and recipe["source"] == "head_crop":
-        raise HnsegError("recipe.ct_window=null: the head crop is windowed; set recipe.source=study for HU")
-    if cte and stage not in recipe["minmax_again"]:
-        raise HnsegError(
-            "recipe.ct_window=null with cte=true: the powers are of CT in [0, 1], not of HU; set a window, "
-            "or cte=false"
-        )
 
 
 def check_stages(model: Mapping[str, Any]) -> None:
@@ -221,6 +156,42 @@ def check_length(training: Mapping[str, Any], accumulate: int) -> None:
     if interval > epochs:
         raise HnsegError(
             f"training.validate_every={interval} with training.epochs={epochs} validates never; lower it"
+        )
+
+
+def check_processes(processes: int | str) -> None:
+    """Refuses a number of processes that is none.
+
+    Raises:
+        HnsegError: Neither `auto` nor a counting number.
+    """
+    if processes != "auto" and (type(processes) is not int or processes < 1):
+        raise HnsegError(f"trainer.processes={processes}: give a number, or auto for one on each GPU")
+
+
+def check_share(config: Mapping[str, Any], processes: int, validated: int) -> None:
+    """Refuses a training that does not fall into equal parts for its processes.
+
+    Args:
+        config: The composed configuration.
+        processes: That train together.
+        validated: Validation cases, of which each process takes some.
+
+    Raises:
+        HnsegError: The batch is no multiple of them, or some would have nothing to validate.
+    """
+    batch, accumulate = config["training"]["batch_size"], config["trainer"]["accumulate"]
+    parts = processes * accumulate
+    if batch % parts:
+        in_parts = f" and trainer.accumulate={accumulate}" if accumulate > 1 else ""
+        raise HnsegError(
+            f"training.batch_size={batch} is not divisible among {processes} processes{in_parts}: "
+            f"it is the batch of all together; choose a multiple of {parts}, or another trainer.processes"
+        )
+    if validated < processes:
+        raise HnsegError(
+            f"trainer.processes: {processes} processes for {validated} validation cases; start fewer, or "
+            "deal larger folds (data.folds)"
         )
 
 

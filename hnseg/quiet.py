@@ -11,3 +11,5 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", module="torchio")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    # Of convolutions of one voxel, whose channels-last strides are told in two ways.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

@@ -74,6 +74,11 @@ class RunFolder:
         return self.path / "previous.ckpt"
 
     @property
+    def checkpoints(self) -> tuple[Path, ...]:
+        """All that a run keeps, there or not."""
+        return self.best, self.last, self.previous
+
+    @property
     def begun(self) -> bool:
         """Whether there is anything to go on from."""
         return self.last.exists() or self.previous.exists()

@@ -15,6 +15,7 @@ _IRRELEVANT = (
     "trainer.device",
     "augment.device",
     "trainer.threads",
+    "trainer.processes",
     "trainer.accumulate",
     "trainer.checkpointing",
     "trainer.compile",

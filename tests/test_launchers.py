@@ -90,6 +90,25 @@ def test_ten_jobs_queue_for_two_cores_and_all_finish(
         assert_same_runs(tmp_path / "runs" / name / ARM, one_by_one)
 
 
+def test_the_tasks_of_one_job_train_together(
+    cohort: Path, cluster: dict[str, str], one_by_one: Path, tmp_path: Path
+) -> None:
+    """What SLURM has started is the team, one process a task."""
+    place = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1"]
+    team = ["hydra.launcher.tasks_per_node=2", "trainer.processes=auto"]
+    done = run("train.py", *command(cohort, tmp_path / "runs"), *place, *team, cwd=tmp_path, **cluster)
+    assert done.returncode == 0, done.stderr
+    assert "2 trained" in done.stdout
+    for fold in ("fold_0", "fold_1"):
+        folders = [runs / fold for runs in (tmp_path / "runs" / "hecktor" / ARM, one_by_one)]
+        one, other = (torch.load(folder / "last.ckpt", weights_only=True)["state_dict"] for folder in folders)
+        for name, value in one.items():
+            torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5)
+    logs = [log.read_text() for log in (tmp_path / "runs").rglob("*_log.out")]
+    assert len(logs) == 4
+    assert sum("2 processes, each on" in log for log in logs) == 2
+
+
 def test_a_job_that_is_requeued_resumes_exactly(
     cohort: Path, cluster: dict[str, str], tmp_path: Path
 ) -> None:

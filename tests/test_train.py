@@ -225,7 +225,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
 
     with monkeypatch.context() as patch:
         patch.setattr(RunProgress, "on_train_epoch_start", interrupt)
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match="130"):
             job(cohort, tmp_path, "name=parts", *settings)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning turns Ctrl-C off on its way out
     assert "stopped; the same command goes on" in capsys.readouterr().err
@@ -239,6 +239,21 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
         with (folder / "metrics.csv").open(newline="") as file:
             epochs.append([row["epoch"] for row in csv.DictReader(file) if row["train/loss"]])
     assert epochs == [["0", "1", "2"]] * 2
+
+
+@pytest.mark.slow
+def test_a_terminated_run_says_so_and_ends_as_the_shell_expects(cohort: Path, tmp_path: Path) -> None:
+    settings = [*tiny("resenc", cohort, tmp_path), "training.epochs=9999", "logger=csv"]
+    command = [sys.executable, str(ROOT / "train.py"), "stage=fine", *settings]
+    last = tmp_path / "hecktor" / "fine_resenc_cte" / "fold_0" / "last.ckpt"
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert told.endswith("fold 0: stopped; the same command goes on where it stopped\n")
 
 
 @pytest.mark.slow

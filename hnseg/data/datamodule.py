@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader
 
 from hnseg.cases import Case
 from hnseg.data.augmented import augment_batch
+from hnseg.data.cache import StageVolume
 from hnseg.data.content import digest_volumes
-from hnseg.data.dataset import EpochSampler, PatchDataset, Shape, VolumeDataset
+from hnseg.data.dataset import WHOLE, EpochSampler, PatchDataset, Shape, Share, VolumeDataset
 from hnseg.data.fingerprint import Fingerprint, needs_fingerprint
 from hnseg.data.intensity import InputSpec
 from hnseg.data.loading import AHEAD, IN_PROCESS, Loading
-from hnseg.data.prepare import StageVolume, prepare
+from hnseg.data.prepare import prepare
 from hnseg.stage import Stage
 
 
@@ -39,6 +40,7 @@ class StageDataModule(L.LightningDataModule):
         patch: Training patch, (z, y, x).
         batch_size: Patches a batch.
         accumulate: Equal parts in which a batch is loaded, one after another.
+        share: Of each of these parts, and of the validation cases, where several processes train.
         samples: Patches an epoch; None is one pass over the training cases.
         cache: Folder of prepared volumes.
         heads: Folder of head masks, where the stage needs them.
@@ -63,6 +65,7 @@ class StageDataModule(L.LightningDataModule):
         batch_size: int,
         cache: Path,
         accumulate: int = 1,
+        share: Share = WHOLE,
         samples: int | None = None,
         heads: Path | None = None,
         coarse: Path | None = None,
@@ -78,7 +81,7 @@ class StageDataModule(L.LightningDataModule):
         self.cases = {"train": list(train), "validation": list(validation)}
         self.stage, self.spec, self.patch, self.batch_size = stage, spec, patch, batch_size
         self.cache, self.samples, self.heads, self.augment = cache, samples, heads, augment
-        self.accumulate = accumulate
+        self.accumulate, self.share = accumulate, share
         self.coarse, self.train_roi, self.scan_augment = coarse, train_roi, scan_augment
         self.jitter_mm, self.loading, self.prepare_workers = jitter_mm, loading, prepare_workers
         self.seed = seed
@@ -120,19 +123,20 @@ class StageDataModule(L.LightningDataModule):
             jitter=self.jitter_mm > 0,
             scan_augment=self.scan_augment,
         )
-        self.validation_sets = [
-            VolumeDataset(self._prepare(self.cases["validation"], coarse), self.spec, len(self.stage.classes))
-            for coarse in self._validation_rois()
-        ]
+        rank, size = self.share
+        volumes = [self._prepare(self.cases["validation"], coarse) for coarse in self._validation_rois()]
+        classes = len(self.stage.classes)
+        self.validation_sets = [VolumeDataset(one[rank::size], self.spec, classes) for one in volumes]
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Patches in numbered order; see `PatchDataset`."""
         # Whole batches only: a sample's place in its batch decides whether it is forced onto foreground.
         batches = math.ceil((self.samples or len(self.train_set.volumes)) / self.batch_size)
+        part = self.batch_size // self.accumulate
         return DataLoader(
             self.train_set,
-            batch_size=self.batch_size // self.accumulate,
-            sampler=EpochSampler(batches * self.batch_size),
+            batch_size=part // self.share.size,
+            sampler=EpochSampler(batches * self.batch_size, part, self.share),
             collate_fn=list if self.train_set.postpones else None,
             **self._processes(self.loading.workers),
         )

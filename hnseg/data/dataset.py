@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,31 +13,49 @@ from torch.utils.data import Dataset, Sampler
 
 from hnseg.data.augment import Mix, RandomPatchAffine
 from hnseg.data.augmented import augmented, postponed, sample_of, seeded
+from hnseg.data.cache import StageVolume
 from hnseg.data.intensity import InputSpec
 from hnseg.data.patch import Shape, foreground_voxel, place
-from hnseg.data.prepare import StageVolume
+
+
+class Share(NamedTuple):
+    """What one of several processes takes of something: the `rank`-th of `size` equal parts."""
+
+    rank: int = 0
+    size: int = 1
+
+
+WHOLE = Share()
 
 
 class EpochSampler(Sampler[int]):
     """Sample numbers that go on from epoch to epoch, so that every number is drawn only once.
 
     A sample's case, position and augmentation follow from its number and the seed alone, whichever
-    worker makes it. Lightning calls `set_epoch`.
+    worker or process makes it. Lightning calls `set_epoch`.
+
+    Args:
+        samples: Of an epoch, over all processes.
+        batch: Samples that go through the network together, over all processes, which each take their part
+            of every batch; not needed of one process.
+        share: This process's.
     """
 
-    def __init__(self, samples: int) -> None:
-        self.samples, self.epoch = samples, 0
+    def __init__(self, samples: int, batch: int = 1, share: Share = WHOLE) -> None:
+        self.samples, self.batch, self.share, self.epoch = samples, batch, share, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that the next iteration gives."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        first = self.epoch * self.samples
-        return iter(range(first, first + self.samples))
+        first, (rank, size) = self.epoch * self.samples, self.share
+        mine = self.batch // size
+        for start in range(first + rank * mine, first + self.samples, self.batch):
+            yield from range(start, start + mine)
 
     def __len__(self) -> int:
-        return self.samples
+        return self.samples // self.share.size
 
 
 class PatchDataset(Dataset[dict[str, Any]]):

@@ -43,6 +43,7 @@ def choose_loading(
     *,
     gpus: int,
     batch_bytes: int,
+    processes: int = 1,
     cores: int | None = None,
     shared: int | None = None,
 ) -> Loading:
@@ -57,6 +58,7 @@ def choose_loading(
         workers: Processes, or `auto`.
         gpus: GPUs of this machine that trainings may share it for; 0 trains on the processor.
         batch_bytes: Of one batch.
+        processes: That train together on this machine and share its memory.
         cores: Of this process; those that it may run on by default.
         shared: Free bytes of shared memory; those of /dev/shm by default.
 
@@ -73,7 +75,7 @@ def choose_loading(
     share = min(cores // gpus - 1, _MOST)
     room = _free_shared() if shared is None else shared
     if room is not None:
-        share = min(share, room // 2 // (AHEAD * batch_bytes))
+        share = min(share, room // 2 // (AHEAD * batch_bytes * processes))
     return Loading(max(share, 0), pin=True)
 
 

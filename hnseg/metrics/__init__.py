@@ -1,6 +1,6 @@
 """The official scores on arrays, and the same as a torchmetrics metric.
 
-`OfficialScores` is loaded on first use: scoring files takes no torch, whose import takes longer than that.
+The metrics are loaded on first use: scoring files takes no torch, whose import takes longer than that.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from hnseg.metrics.matching import (
 from hnseg.metrics.surface import SurfaceDistance, surface_distance
 
 if TYPE_CHECKING:
+    from hnseg.metrics.means import CaseMeans
     from hnseg.metrics.official import OfficialScores
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "GTVP",
     "MATCHINGS",
     "CaseCounts",
+    "CaseMeans",
     "Connectivity",
     "Detections",
     "EmptyPolicy",
@@ -68,4 +70,8 @@ def __getattr__(name: str) -> Any:
         from hnseg.metrics.official import OfficialScores
 
         return OfficialScores
+    if name == "CaseMeans":
+        from hnseg.metrics.means import CaseMeans
+
+        return CaseMeans
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

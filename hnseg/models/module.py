@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from hnseg.metrics import OfficialScores
+from hnseg.metrics import CaseMeans, OfficialScores
 from hnseg.models.losses import DeepSupervision
 from hnseg.models.member import CARD
 from hnseg.models.translated import Translated
@@ -39,6 +39,7 @@ class SegmentationModule(L.LightningModule):
 
     # nn.Module types its attributes as tensors or modules, no closer.
     loss: DeepSupervision
+    means: dict[str, CaseMeans]
     official: OfficialScores | None
 
     def __init__(
@@ -62,12 +63,17 @@ class SegmentationModule(L.LightningModule):
         self.translated: Translated | None = None
         # Told the loss and the norm of the gradients before each update.
         self.watch: Callable[[Tensor, Tensor], None] = lambda loss, norm: None
+        names = ("loss", "dice", *(f"dice_{name}" for name in classes))
+        self.means = nn.ModuleDict({where: CaseMeans(names) for where in ROIS})  # type: ignore[assignment]
         # The official scores are those of tumours and nodes; the head stage has neither.
         self.official = OfficialScores() if len(classes) == 2 else None
 
-    def on_fit_start(self) -> None:
+    def configure_model(self) -> None:
         """Channels-last is what the convolutions run fastest in."""
         self.network.to(memory_format=torch.channels_last_3d)
+
+    def on_fit_start(self) -> None:
+        """Wraps the network for the training's pass where it is translated."""
         if self.translate:  # the training's pass alone: whole ROIs would each be translated for their shape
             self.translated = Translated(self.network, self.card["name"])
 
@@ -78,7 +84,7 @@ class SegmentationModule(L.LightningModule):
         # Means over the epoch, kept on the device: no step waits for a number to be read.
         means = {f"train/{name}": value for name, value in {"loss": loss.detach(), **parts}.items()}
         self.newest = loss.detach()
-        self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(image))
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> Tensor:
@@ -95,18 +101,21 @@ class SegmentationModule(L.LightningModule):
         decided = logits.argmax(1)
         where = ROIS[dataloader_idx]
         dice = {
-            f"{where}/dice_{name}": _dice(decided == label, target == label, batch["missed"][0, label - 1])
+            f"dice_{name}": _dice(decided == label, target == label, batch["missed"][0, label - 1])
             for label, name in enumerate(self.classes, start=1)
         }
         mean = torch.stack(list(dice.values())).mean()
-        scores = {f"{where}/loss": self.loss(logits, target), f"{where}/dice": mean, **dice}
-        self.log_dict(scores, batch_size=1, sync_dist=True, add_dataloader_idx=False)
+        self.means[where].update({"loss": self.loss(logits, target), "dice": mean, **dice})
         if self.official is not None and where == "val":
             self.official.update(decided, target, self.spacing)
         return decided
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the official scores inside the ROI."""
+        """Logs the means over cases, and the official scores inside the ROI."""
+        for where in ROIS[: len(self.trainer.num_val_batches)]:
+            means = self.means[where]
+            self.log_dict({f"{where}/{name}": value for name, value in means.compute().items()})
+            means.reset()
         if self.official is not None:
             self.log_dict({f"val/{name}": value for name, value in self.official.compute().items()})
             self.official.reset()

@@ -85,6 +85,6 @@ def _rates(scheduler: LRScheduler, epochs: int) -> dict[str, float]:
 
 
 def _channels_last(pair: Pair) -> bool:
-    pair.module.on_fit_start()
+    pair.module.configure_model()
     kernels = [p for p in pair.module.network.parameters() if p.ndim == 5]
     return all(kernel.is_contiguous(memory_format=torch.channels_last_3d) for kernel in kernels)

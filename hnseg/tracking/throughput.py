@@ -15,7 +15,8 @@ class Throughput(StepClock):
     - `step_s/forward`, `/backward`, `/update` and `/wait`, seconds of a step;
     - `memory/peak_mib` of the training process so far, and `gpu/peak_mib` of tensors on the GPU.
 
-    W&B itself samples the GPU's use.
+    Of several processes, samples are those of all, times and memory the logging one's. W&B itself samples
+    the GPU's use.
     """
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -29,7 +30,8 @@ class Throughput(StepClock):
         seconds = self.seconds()
         total = sum(seconds.values())
         measured = {f"step_s/{part}": spent / self.steps for part, spent in seconds.items()}
-        measured |= {"train/samples_per_s": self.samples / total, "train/waiting": seconds["wait"] / total}
+        samples = self.samples * trainer.world_size  # all processes take as many
+        measured |= {"train/samples_per_s": samples / total, "train/waiting": seconds["wait"] / total}
         measured["memory/peak_mib"] = peak_mib()
         if (peak := gpu_peak_mib(pl_module.device)) is not None:
             measured["gpu/peak_mib"] = peak

@@ -11,6 +11,7 @@ import torch
 from hydra.utils import instantiate
 
 from hnseg.data.datamodule import StageDataModule
+from hnseg.data.dataset import Share
 from hnseg.data.intensity import InputSpec
 from hnseg.data.loading import choose_loading
 from hnseg.errors import HnsegError
@@ -25,19 +26,20 @@ from hnseg.run_folder import Length
 from hnseg.stage import Stage
 from hnseg.training.cohort import Fold
 from hnseg.training.extension import make_scheduler
+from hnseg.training.team import ALONE, Team
 
 Config = dict[str, Any]
 
 
-def pick_machine(config: Config) -> tuple[torch.device, Precision]:
-    """The device and arithmetic of a training, whose threads are set.
+def pick_machine(config: Config, team: Team = ALONE) -> tuple[torch.device, Precision]:
+    """The device and arithmetic of a training, whose threads are set: a team's share of them.
 
     Raises:
         HnsegError: They are not to be had here, or the mix is to run on a GPU that does not train.
     """
     trainer = config["trainer"]
-    if trainer["threads"]:
-        torch.set_num_threads(trainer["threads"])
+    if trainer["threads"] or team.size > 1:
+        torch.set_num_threads(trainer["threads"] or max(1, torch.get_num_threads() // team.local_size))
     device = pick_device(trainer["device"])
     if config["augment"].get("device") == "cuda" != device.type:
         raise HnsegError("augment.device=cuda: the processor trains here; choose augment.device=cpu")
@@ -45,9 +47,9 @@ def pick_machine(config: Config) -> tuple[torch.device, Precision]:
 
 
 def build_cohort(
-    config: Config, fold: Fold, stage: Stage, spec: InputSpec, device: torch.device
+    config: Config, fold: Fold, stage: Stage, spec: InputSpec, device: torch.device, team: Team = ALONE
 ) -> StageDataModule:
-    """Cached volumes and patches of one fold, loaded as the machine has it.
+    """Cached volumes and patches of one fold, or a team member's share of them, loaded as the machine has it.
 
     Raises:
         HnsegError: `data.workers` is no count.
@@ -64,6 +66,7 @@ def build_cohort(
         patch=tuple(training["patch"]),
         batch_size=training["batch_size"],
         accumulate=config["trainer"]["accumulate"],
+        share=Share(team.rank, team.size),
         samples=iterations and iterations * training["batch_size"],
         cache=Path(data["cache"]),
         heads=head_folder(data, stage.name),
@@ -72,16 +75,21 @@ def build_cohort(
         augment=augment,
         scan_augment=scan_augment(config, stage),
         jitter_mm=jitter_mm(config, stage),
-        loading=choose_loading(data["workers"], gpus=gpus, batch_bytes=_batch_bytes(config, spec)),
+        loading=choose_loading(
+            data["workers"],
+            gpus=gpus,
+            processes=team.local_size,
+            batch_bytes=_batch_bytes(config, spec, team),
+        ),
         prepare_workers=data["prepare_workers"],
         seed=config["seed"],
     )
 
 
-def _batch_bytes(config: Config, spec: InputSpec) -> int:
+def _batch_bytes(config: Config, spec: InputSpec, team: Team) -> int:
     """Of what the loaders make: float32 channels and labels of eight bytes."""
     training = config["training"]
-    patches = training["batch_size"] // config["trainer"]["accumulate"]
+    patches = training["batch_size"] // config["trainer"]["accumulate"] // team.size
     return patches * math.prod(training["patch"]) * (4 * spec.channels + 8)
 
 

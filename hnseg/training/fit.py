@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hnseg.data.datamodule import StageDataModule
 from hnseg.hardware import LIGHTNING, Precision
@@ -19,16 +24,20 @@ from hnseg.tracking.settings import LoggerSettings
 from hnseg.training.checkpoint_files import WholeCheckpoints
 from hnseg.training.checkpoints import checkpoints, step_of, validation_scores
 from hnseg.training.guard import NumberGuard
+from hnseg.training.strategy import EndAtOnce, team_options, team_plugins
+from hnseg.training.team import ALONE, Team
 
 Config = dict[str, Any]
 
 
-def trainer_options(config: Config, accelerator: str, precision: Precision) -> dict[str, Any]:
+def trainer_options(
+    config: Config, accelerator: str, precision: Precision, team: Team = ALONE
+) -> dict[str, Any]:
     """What a job's steps are like, in Lightning's words."""
     settings = config["trainer"]
     return {
         "accelerator": accelerator,
-        "devices": 1,
+        **team_options(team),
         "precision": LIGHTNING[precision],
         "gradient_clip_val": config["optimizer"]["clip"],
         "accumulate_grad_batches": settings["accumulate"],
@@ -49,39 +58,62 @@ def fit(
     accelerator: str,
     precision: Precision,
     resume: Path | None,
+    team: Team = ALONE,
 ) -> dict[str, float]:
     """Trains, from the checkpoint `resume` where there is one, and returns the best one's scores."""
     training = config["training"]
-    provenance = {key: module.card[key] for key in ("split", "fingerprint")} | {"data": cohort.digest()}
-    with loggers(folder.path, config, provenance=provenance, step=step_of(resume)) as logger:
+    provenance = {key: module.card[key] for key in ("split", "fingerprint")}
+    provenance |= {"data": team.in_turn(cohort.digest)}
+    with _loggers(config, folder, provenance, resume, team) as logger:
         trainer = L.Trainer(
-            **trainer_options(config, accelerator, precision),
+            **trainer_options(config, accelerator, precision, team),
             max_epochs=training["epochs"],
             check_val_every_n_epoch=training["validate_every"],
-            plugins=[WholeCheckpoints(folder.last, folder.previous)],
+            plugins=[WholeCheckpoints(folder.last, folder.previous), *team_plugins(team)],
             logger=logger,
-            callbacks=[
-                *checkpoints(
-                    folder.path,
-                    training["ema"],
-                    compare=config["recipe"]["checkpoint"] == "compare",
-                    monitor=_monitored(config, cohort),
-                ),
-                NumberGuard(folder.diverged),
-                RunProgress(title),
-                *callbacks(folder.path, LoggerSettings(**config["logger"]), cohort.spec),
-                ProgressFile(folder.progress, folder.best),
-            ],
+            callbacks=_callbacks(config, cohort, folder, title, team),
             log_every_n_steps=1,
         )
         try:
             trainer.fit(module, cohort, ckpt_path=resume)
-        except SystemExit:  # what Lightning makes of Ctrl-C; it ends a whole sweep
-            print(f"{title}: stopped; the same command goes on where it stopped", file=sys.stderr)
-            raise
+        except SystemExit as end:  # what Lightning makes of Ctrl-C and SIGTERM; it ends a whole sweep
+            tell_stopped(title)
+            number = signal.SIGTERM if isinstance(end, SIGTERMException) else signal.SIGINT
+            raise SystemExit(128 + number) from end
     scores = validation_scores(folder.best)
-    folder.finish(scores)
+    team.share(lambda: folder.finish(scores))
     return scores
+
+
+def tell_stopped(title: str) -> None:
+    """Says that a run was stopped, and what to do."""
+    print(f"{title}: stopped; the same command goes on where it stopped", file=sys.stderr)
+
+
+def _loggers(
+    config: Config, folder: RunFolder, provenance: dict[str, Any], resume: Path | None, team: Team
+) -> AbstractContextManager[list[Logger]]:
+    """The leader's; the others have one that forgets, which Lightning's callbacks ask for."""
+    if not team.leads:
+        return nullcontext([DummyLogger()])
+    return loggers(folder.path, config, provenance=provenance, step=step_of(resume))
+
+
+def _callbacks(
+    config: Config, cohort: StageDataModule, folder: RunFolder, title: str, team: Team
+) -> list[L.Callback]:
+    """What all members do alike, and what the leader tells and keeps."""
+    ema, compare = config["training"]["ema"], config["recipe"]["checkpoint"] == "compare"
+    alike = [
+        *checkpoints(folder.path, ema, compare=compare, monitor=_monitored(config, cohort)),
+        NumberGuard(folder.diverged, team),
+    ]
+    if team.size > 1:
+        alike.append(EndAtOnce())
+    if not team.leads:
+        return alike
+    watching = callbacks(folder.path, LoggerSettings(**config["logger"]), cohort.spec)
+    return [*alike, RunProgress(title), *watching, ProgressFile(folder.progress, folder.best)]
 
 
 def _monitored(config: Config, cohort: StageDataModule) -> str:

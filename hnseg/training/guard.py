@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from hnseg.errors import HnsegError, few
 from hnseg.files import replacing
 from hnseg.models.module import SegmentationModule
+from hnseg.training.team import ALONE, Team
 
 _DELAY = 2  # steps that a GPU may be ahead of what is known of them
 _GROWN = 2.0
@@ -42,10 +44,11 @@ class NumberGuard(L.Callback):
     Args:
         file: Where a step that failed is kept, for `torch.load`: `batches`, `weights` (of the network),
             `card`, `loss`, `norm`, `step`, `epoch`.
+        team: Of this process; all of it stops, and the batches are those of all.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, team: Team = ALONE) -> None:
+        self.file, self.team = file, team
         self.batches: list[dict[str, Any]] = []
         self.pending: deque[_Step] = deque()
         self.first: float | None = None
@@ -74,6 +77,10 @@ class NumberGuard(L.Callback):
         Raises:
             HnsegError: They are not finite.
         """
+        if self.team.size > 1:  # the gradients are the same for all by now; no number is read here either
+            loss = loss.clone()
+            torch.distributed.all_reduce(loss)
+            loss /= self.team.size
         finite = loss.isfinite() if self.scaled else loss.isfinite() & norm.isfinite()
         known = None
         if finite.is_cuda:
@@ -91,7 +98,7 @@ class NumberGuard(L.Callback):
         loss = float(trainer.callback_metrics["train/loss"])
         if self.first is None:
             self.first = loss
-        elif loss > _GROWN * self.first and not self.told:
+        elif loss > _GROWN * self.first and not self.told and self.team.leads:
             self.told = True
             rate, epoch = trainer.optimizers[0].param_groups[0]["lr"], trainer.current_epoch + 1
             print(
@@ -115,16 +122,20 @@ class NumberGuard(L.Callback):
     def _stop(self, step: _Step) -> None:
         module, epoch = self.module, self.module.trainer.current_epoch
         loss, norm = float(step.loss), float(step.norm)
-        kept: dict[str, Any] = {"batches": step.batches, "card": module.card, "step": step.number}
+        batches = [batch for one in self.team.gather(_on_cpu(step.batches)) for batch in one]
+        kept: dict[str, Any] = {"batches": batches, "card": module.card, "step": step.number}
         kept |= {"weights": module.network.state_dict(), "loss": loss, "norm": norm, "epoch": epoch}
-        with replacing(self.file) as temporary:
-            torch.save(kept, temporary)
-        cases = sorted({case_id for batch in step.batches for case_id in batch["case_id"]})
+        self.team.share(lambda: self._keep(kept))
+        cases = sorted({case_id for batch in batches for case_id in batch["case_id"]})
         raise HnsegError(
             f"{self.file.parent}: loss {loss:.3g}, norm of the gradients {norm:.3g} in step {step.number} "
             f"(epoch {epoch + 1}) on {few(cases)}; {self.file} keeps batch and weights. Look at these cases, "
             "or train anew with a lower optimizer.step.lr (another name=, or overwrite=true)"
         )
+
+    def _keep(self, step: dict[str, Any]) -> None:
+        with replacing(self.file) as temporary:
+            torch.save(step, temporary)
 
     def state_dict(self) -> dict[str, Any]:
         """The first epoch's loss, for a training that is taken up again."""
@@ -133,3 +144,8 @@ class NumberGuard(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes it from a checkpoint."""
         self.first, self.told = state_dict["first"], state_dict["told"]
+
+
+def _on_cpu(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where other processes can take them over."""
+    return [move_data_to_device(batch, "cpu") for batch in batches]

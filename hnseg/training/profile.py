@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from hnseg.data.loading import Loading
 from hnseg.data.phantom import make_cohort
+from hnseg.errors import HnsegError
 from hnseg.hardware import Precision, gpu_peak_mib, peak_mib, pick_precision, reset_gpu_peak
 from hnseg.hydra_app import compose_job
 from hnseg.job import describe, make_input, make_stage
@@ -114,11 +115,16 @@ def profile(overrides: Sequence[str], steps: int) -> Profile:
         steps: How many batches to measure, after a few to warm up.
 
     Raises:
-        HnsegError: What train.py would refuse too.
+        HnsegError: What train.py would refuse too, and more than one process.
     """
     quiet()
     with TemporaryDirectory() as folder:
         config = _plain(overrides)
+        if (processes := config["trainer"]["processes"]) != 1:
+            raise HnsegError(
+                f"trainer.processes={processes}: a profile measures one process; set trainer.processes=1 and "
+                "training.batch_size to one process's share"
+            )
         made_up = config["data"]["root"] is None
         if made_up:
             make_cohort(Path(folder) / "phantoms", 4, 0, workers=2)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchio as tio
@@ -11,10 +12,12 @@ from torch.utils.data import DataLoader
 from volumes import lesions, write_volume
 
 from hnseg.data.augment import RandomFlip, RandomNoise
+from hnseg.data.augment.spatial import resample
 from hnseg.data.augmented import augment_batch
 from hnseg.data.dataset import EpochSampler, PatchDataset
 from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
+from hnseg.data.patch import Patch
 
 SPEC = InputSpec(normalise=(Normalise("zscore"),) * 2)
 MIXES = ("nnunet", "auto3dseg")
@@ -65,6 +68,14 @@ def test_a_gpu_mixes_alike(batches, mix):
     assert (labels[0] != labels[1]).float().mean() < 1e-3
     for measure in (torch.mean, torch.std):
         torch.testing.assert_close(measure(images[1]), measure(images[0]), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("classes", [0, 2])
+def test_turning_reads_no_number_from_the_device(classes):
+    """Tensors without numbers, of which none could be read; a patch without lesions is one of these too."""
+    label = tio.LabelMap(tensor=torch.empty(1, 8, 8, 8, dtype=torch.uint8, device="meta"), classes=classes)
+    turned = resample(label, np.eye(3), Patch((4, 4, 4), (6, 6, 6), (1, 1, 1)))
+    assert (turned.device.type, turned.shape) == ("meta", (1, 4, 4, 4))
 
 
 def test_mirroring_is_torchio_s():

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 from volumes import lesions, numbered, write_volume
 
 from hnseg.data.augment import RandomHeadCut, RandomPatchAffine, RandomScaleShift
-from hnseg.data.dataset import EpochSampler, PatchDataset, VolumeDataset, roi_subject
+from hnseg.data.cache import StageVolume
+from hnseg.data.dataset import EpochSampler, PatchDataset, Share, VolumeDataset, roi_subject
 from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
-from hnseg.data.prepare import StageVolume
 
 SPEC = InputSpec(normalise=(Normalise("zscore"),) * 2)
 # PET as it is, but for a factor that `place` takes off again.
@@ -160,6 +160,22 @@ def test_the_sampler_goes_on_where_the_epoch_before_ended():
     assert list(sampler) == [0, 1, 2, 3]
     sampler.set_epoch(3)
     assert list(sampler) == [12, 13, 14, 15]
+
+
+@pytest.mark.parametrize(("batch", "accumulate", "size"), [(4, 1, 2), (4, 2, 2), (8, 2, 4), (3, 1, 3)])
+def test_processes_share_every_part_of_every_batch(batch, accumulate, size):
+    """Read side by side, what they take is what one process takes, each part of a batch at its time."""
+    samples, part = 3 * batch, batch // accumulate
+    shares = [EpochSampler(samples, part, Share(rank, size)) for rank in range(size)]
+    for sampler in shares:
+        sampler.set_epoch(2)
+    taken = [list(sampler) for sampler in shares]
+    assert [len(sampler) for sampler in shares] == [len(numbers) for numbers in taken]
+    each = part // size
+    for step in range(samples // part):
+        together = [n for numbers in taken for n in numbers[step * each : (step + 1) * each]]
+        first = 2 * samples + step * part
+        assert together == list(range(first, first + part))
 
 
 def test_validation_shows_each_roi_whole_and_in_order(volumes):

@@ -55,3 +55,9 @@ def test_it_is_told_in_words():
     assert str(Loading(0, pin=False)) == "batches are made by the training process"
     assert str(Loading(1, pin=False)) == "batches are made by 1 process, 2 ahead each"
     assert str(Loading(7, pin=True)) == "batches are made by 7 processes, 2 ahead each, in pinned memory"
+
+
+def test_processes_that_train_together_share_the_memory():
+    room = {"gpus": 4, "batch_bytes": GIB // 2, "cores": 64, "shared": 48 * GIB}
+    assert choose_loading("auto", **room).workers == 12
+    assert choose_loading("auto", processes=4, **room).workers == 6

@@ -104,3 +104,8 @@ def test_every_option_that_is_advised_exists() -> None:
     config = compose_job(["augment.device=cuda", "data.workers=5", "trainer.checkpointing=true"])
     compose_job(["trainer.accumulate=2", "trainer.precision=auto", "trainer.deterministic=true"])
     assert config.trainer.checkpointing
+
+
+def test_several_processes_are_refused(overrides: list[str]) -> None:
+    with pytest.raises(HnsegError, match=r"trainer\.processes=auto: .* set trainer\.processes=1"):
+        profile([*overrides, "trainer=ddp"], steps=4)

@@ -138,7 +138,8 @@ def resample(
         return sample(volume)
     if outside == "border":
         return sample(volume.float(), "nearest").to(volume.dtype)
-    most = image.get("classes", None) or int(volume.max())
+    told = image.get("classes", None)
+    most = int(volume.max()) if told is None else told
     classes = torch.arange(1, max(most, 1) + 1, dtype=volume.dtype, device=volume.device)
     weights = sample((volume == classes[:, None, None, None]).float())
     background = 1 - weights.sum(0, keepdim=True)  # what lies outside is background
