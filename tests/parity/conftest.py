@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ COHORTS = {
     "coarse": Cohort(ExperimentPlanner, (2.0, 2.0, 2.0), (144, 144, 144), 2, LESIONS, 680),
     "fine": Cohort(nnUNetPlannerResEncL, (1.0, 1.0, 1.0), (144, 144, 144), 4, LESIONS, 544),
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def threads_instead_of_forks() -> Iterator[None]:
+    """nnU-Net lists a data set by twelve forks; in a process with threads, as this one, they may hang."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nnunetv2.utilities.utils.Pool", ThreadPool)
+        yield
 
 
 @pytest.fixture(scope="session")
