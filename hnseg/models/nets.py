@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hnseg.errors import HnsegError
 from hnseg.models.gate import ChannelGate
+from hnseg.models.instance_norm import replace_norms
 
 if TYPE_CHECKING:
     from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
@@ -165,6 +166,7 @@ def build(
         known = ", ".join(ARCHITECTURES)
         raise HnsegError(f"model.architecture={architecture} is unknown; choose one of {known}")
     network = ARCHITECTURES[architecture](in_channels, out_channels, **settings)  # type: ignore[operator]
+    replace_norms(network)
     if gate:
         network.gate = ChannelGate(in_channels)
     return network

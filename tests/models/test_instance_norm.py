@@ -1,0 +1,111 @@
+"""Instance norm on channels-last activations is PyTorch's own, forward and backward, without its copies."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from members import TINY
+from torch import nn
+
+from hnseg.models.instance_norm import InstanceNorm
+from hnseg.models.nets import build
+
+LAST = torch.channels_last_3d
+
+
+def activations(batch: int, dtype: torch.dtype, channels: int = 6) -> torch.Tensor:
+    """With means and deviations of their own, (B, C, 5, 6, 7)."""
+    generator = torch.Generator().manual_seed(0)
+    scale, shift = (torch.randn(batch, channels, 1, 1, 1, generator=generator) for _ in "ab")
+    values = torch.randn(batch, channels, 5, 6, 7, generator=generator) * (1 + scale.abs()) + 3 * shift
+    return values.to(dtype).contiguous(memory_format=LAST)
+
+
+def norm(kind: type[nn.InstanceNorm3d], channels: int = 6) -> nn.InstanceNorm3d:
+    made = kind(channels, affine=True)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        made.weight.copy_(torch.randn(channels, generator=generator))
+        made.bias.copy_(torch.randn(channels, generator=generator))
+    return made
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_it_is_pytorchs_up_to_bfloat16_forward_and_backward(batch: int) -> None:
+    image = activations(batch, torch.bfloat16)
+    ours, theirs = norm(InstanceNorm), norm(nn.InstanceNorm3d)
+    shown, exact = image.clone().requires_grad_(), image.double().requires_grad_()
+    result, expected = ours(shown), theirs.double()(exact)
+    assert result.is_contiguous(memory_format=LAST)
+    torch.testing.assert_close(result.double(), expected, rtol=2**-7, atol=2**-7)
+    weights = torch.linspace(-1, 1, image.numel()).view_as(image).to(torch.bfloat16)
+    result.backward(weights)
+    expected.backward(weights.double())
+    torch.testing.assert_close(shown.grad.double(), exact.grad, rtol=2**-6, atol=2**-6)
+    for name in ("weight", "bias"):
+        mine, other = getattr(ours, name).grad.double(), getattr(theirs, name).grad
+        assert (mine - other).abs().max() < 2**-5 * other.abs().max()
+
+
+def test_samples_do_not_mix() -> None:
+    image, made = activations(2, torch.bfloat16), norm(InstanceNorm)
+    together, alone = made(image), torch.cat([made(one) for one in image.split(1)])
+    assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_does_not_suit_is_left_to_pytorch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32, whose sums would lose digits, and activations in PyTorch's own order."""
+    image = activations(2, dtype)
+    image = image.contiguous() if dtype == torch.bfloat16 else image
+    monkeypatch.setattr(F, "batch_norm", None)
+    assert torch.equal(norm(InstanceNorm)(image), norm(nn.InstanceNorm3d)(image))
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_every_network_has_it_under_the_names_of_its_makers(architecture: str) -> None:
+    network = build(architecture, 2, 3, **TINY[architecture])
+    kinds = {type(module) for module in network.modules() if isinstance(module, nn.InstanceNorm3d)}
+    assert kinds == {InstanceNorm}
+    image = activations(2, torch.float32, channels=2)[:, :, :4, :4, :4].repeat(1, 1, 2, 2, 2)
+    image = image.contiguous(memory_format=LAST)
+    network = network.eval().to(memory_format=LAST)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = network(image)
+        for module in network.modules():
+            if type(module) is InstanceNorm:
+                module.__class__ = nn.InstanceNorm3d
+        expected = network(image)
+    # Some roundings of bfloat16 apart, where a network of other weights is whole units away.
+    assert (logits - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_gradients_are_as_near_to_float32s_as_with_pytorchs(architecture: str) -> None:
+    """Those of a whole network on random weights: what bfloat16 does elsewhere is far more."""
+    ours, theirs = (gradients(architecture, torch.bfloat16, kind) for kind in (InstanceNorm, nn.InstanceNorm3d))
+    exact = gradients(architecture, torch.float32, nn.InstanceNorm3d)
+    assert not torch.equal(ours, theirs)
+    assert (ours - exact).norm() < 1.2 * (theirs - exact).norm()
+
+
+def gradients(architecture: str, dtype: torch.dtype, kind: type[nn.InstanceNorm3d]) -> torch.Tensor:
+    """Of a mean of squares, all in one."""
+    torch.manual_seed(0)
+    network = build(architecture, 2, 3, **TINY[architecture]).train().to(memory_format=LAST)
+    for module in network.modules():
+        if isinstance(module, nn.InstanceNorm3d):
+            module.__class__ = kind
+    image = torch.randn(2, 2, 16, 16, 16).contiguous(memory_format=LAST)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        loss = sum((depth.float() - 1).square().mean() for depth in network(image))
+    loss.backward()
+    return torch.cat([weight.grad.flatten() for weight in network.parameters()])
+
+
+def test_its_memory_is_known_before_a_step_is_taken() -> None:
+    """Estimates run on tensors without contents, which must take the same way."""
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        image = torch.empty(2, 6, 5, 6, 7, dtype=torch.bfloat16).contiguous(memory_format=LAST)
+        assert InstanceNorm(6, affine=True)(image).is_contiguous(memory_format=LAST)
