@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from hnseg.cases import Case
 from hnseg.suv import sidecar
 
+ARRAYS = ("ct", "pet", "label")
+
 
 @dataclass(frozen=True)
 class StageVolume:
@@ -25,7 +27,7 @@ class StageVolume:
 
     Args:
         case_id: The case.
-        folder: Holds ct.npy, pet.npy, label.npy (z, y, x) and meta.json.
+        folder: Holds ct.npy, pet.npy (where the stage's networks see it), label.npy (z, y, x) and meta.json.
     """
 
     case_id: str
@@ -48,9 +50,17 @@ class StageVolume:
         outside = self.meta["ml_outside_roi"]
         return [outside.get(str(label), 0.0) / voxel_ml for label in range(1, classes + 1)]
 
+    @cached_property
+    def arrays(self) -> tuple[str, ...]:
+        """What it holds of `ct`, `pet` and `label`."""
+        return tuple(name for name in ARRAYS if self._file(name).exists())
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
+
     def load(self, name: str) -> NDArray[Any]:
-        """`ct`, `pet` or `label` as a memory map (z, y, x), margin included."""
-        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        """One of its `arrays` as a memory map (z, y, x), margin included."""
+        return np.load(self._file(name), mmap_mode="r")
 
 
 def write_entry(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: Path) -> None:

@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from hnseg.data.cache import StageVolume
 from hnseg.files import replacing
 
-_ARRAYS = ("ct", "pet", "label")
-
 
 def digest_volumes(volumes: Iterable[StageVolume]) -> str:
     """Of cases, their arrays and where these lie in the patient, whatever the order of the cases."""
@@ -24,7 +22,7 @@ def _digest_volume(volume: StageVolume) -> str:
     if kept.exists():
         return kept.read_text()
     content = hashlib.sha256(json.dumps([volume.meta["grid"], volume.meta["margin"]]).encode())
-    for name in _ARRAYS:
+    for name in volume.arrays:
         with (volume.folder / f"{name}.npy").open("rb") as file:
             content.update(hashlib.file_digest(file, "sha256").digest())
     with replacing(kept) as temporary:

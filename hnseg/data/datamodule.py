@@ -168,6 +168,7 @@ class StageDataModule(L.LightningDataModule):
             self.stage,
             self.cache,
             sampling=self.spec.sampling,
+            modalities=self.spec.modalities,
             heads=self.heads,
             coarse=coarse,
             margin_mm=self.jitter_mm,

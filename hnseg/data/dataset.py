@@ -164,15 +164,14 @@ class VolumeDataset(Dataset[dict[str, Any]]):
 
 
 def roi_subject(volume: StageVolume, start: Sequence[int]) -> tio.Subject:
-    """The ROI of a cached volume that begins at voxel `start` (z, y, x), as `ct`, `pet`, `label`."""
-    arrays = {name: volume.load(name) for name in ("ct", "pet", "label")}
-    size = [n - 2 * m for n, m in zip(arrays["ct"].shape, volume.margin, strict=True)]
+    """The ROI of a cached volume that begins at voxel `start` (z, y, x), as `ct`, `pet` where the stage sees
+    it, and `label`."""
+    arrays = {name: volume.load(name) for name in volume.arrays}
+    size = [n - 2 * m for n, m in zip(arrays["label"].shape, volume.margin, strict=True)]
     box = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
-    return tio.Subject(
-        ct=tio.ScalarImage(tensor=_tensor(arrays["ct"][box])),
-        pet=tio.ScalarImage(tensor=_tensor(arrays["pet"][box])),
-        label=tio.LabelMap(tensor=_tensor(arrays["label"][box], np.uint8)),
-    )
+    label = tio.LabelMap(tensor=_tensor(arrays.pop("label")[box], np.uint8))
+    images = {name: tio.ScalarImage(tensor=_tensor(array[box])) for name, array in arrays.items()}
+    return tio.Subject(**images, label=label)
 
 
 def _tensor(array: NDArray[Any], dtype: type = np.float32) -> torch.Tensor:

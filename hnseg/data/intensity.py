@@ -121,7 +121,7 @@ class InputSpec:
         return replace(self, normalise=plain, pad_to=None, coordinates=False)
 
     def transform(self) -> tio.Compose:
-        """Subject with `ct`, `pet` (1, z, y, x) and perhaps `label` → subject with `image` (C, z, y, x), and
+        """Subject with the modalities (1, z, y, x) and perhaps `label` → subject with `image` (C, z, y, x), and
         `coordinates` where the input has them: `hnseg.data.coordinates.network_input` joins the two."""
         steps: list[tio.Transform] = []
         if self.ct_window is not None:

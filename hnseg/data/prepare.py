@@ -1,7 +1,7 @@
 """Cases → cached stage volumes.
 
-The cache holds geometry only: CT in HU (int16), PET in SUV (float32) and labels (uint8) on the stage's
-grid, with a margin around the ROI (the authors' twice sampled volumes hold scaled float32 instead).
+The cache holds geometry only: CT in HU (int16), PET in SUV (float32, where the stage's networks see it) and
+labels (uint8) on the stage's grid, with a margin around the ROI (the authors' twice sampled volumes hold scaled float32 instead).
 Windows of the study and enhancement can change without preparing again.
 What a case was made from is hashed into its entry; a changed file or stage makes a new one.
 """
@@ -29,7 +29,7 @@ from hnseg.cases import Case
 from hnseg.checks import check_case
 from hnseg.data.cache import StageVolume, digest, key_of, sources, write_entry
 from hnseg.data.roi import ml_outside, needs_head, place_roi, read_mask
-from hnseg.data.sampling import STUDY, Sampling
+from hnseg.data.sampling import MODALITIES, STUDY, Sampling
 from hnseg.errors import HnsegError
 from hnseg.files import require_room
 from hnseg.images import read_label
@@ -48,6 +48,7 @@ def prepare(
     cache: Path,
     *,
     sampling: Sampling = STUDY,
+    modalities: Sequence[str] = MODALITIES,
     heads: Path | None = None,
     coarse: Path | None = None,
     margin_mm: float = 0.0,
@@ -60,6 +61,7 @@ def prepare(
         stage: The stage.
         cache: Folder of the cache; entries of different stages and settings live side by side.
         sampling: What the volumes are cut from.
+        modalities: Those that the stage's networks see.
         heads: Folder of head masks CASE.nii.gz: the head stage's labels, and what places the coarse ROI.
         coarse: Folder of coarse predictions CASE.nii.gz that place the fine ROI as at inference, with the
             same fallbacks; None centres it on the true lesions.
@@ -74,18 +76,18 @@ def prepare(
     """
     masks = heads if needs_head(stage) else coarse
     made_by = {"stage": asdict(stage), "sampling": sampling.to_dict(), "margin": margin_mm, "format": FORMAT}
+    made_by["modalities"] = list(modalities)
     if masks is not None:  # runs that are placed by different masks must not take each other's entries away
         made_by["masks"] = str(masks.resolve())
     folder = cache / f"{stage.name}-{digest(made_by)}"
-    work = partial(
-        _prepare_or_reason, stage=stage, folder=folder, sampling=sampling, masks=masks, margin_mm=margin_mm
-    )
+    told = {"sampling": sampling, "modalities": modalities, "masks": masks, "margin_mm": margin_mm}
+    work = partial(_prepare_or_reason, stage=stage, folder=folder, **told)
     todo = [case for case in cases if key_of(folder / case.case_id) != sources(case, masks)]
     failures: list[str] = []
     if todo:
         require_room(
             folder,
-            len(todo) * _entry_bytes(stage, sampling, margin_mm),
+            len(todo) * _entry_bytes(stage, sampling, modalities, margin_mm),
             f"{len(todo)} cases prepared for the {stage.name} stage",
             "make room, or choose another data.cache=FOLDER",
         )
@@ -108,10 +110,11 @@ def prepare(
     return volumes
 
 
-def _entry_bytes(stage: Stage, sampling: Sampling, margin_mm: float) -> int:
-    """Of ct.npy, pet.npy and label.npy."""
+def _entry_bytes(stage: Stage, sampling: Sampling, modalities: Sequence[str], margin_mm: float) -> int:
+    """Of an entry's arrays."""
     sides = (n + 2 * m for n, m in zip(stage.size, stage.voxels(margin_mm), strict=True))
-    return math.prod(sides) * ((2 if sampling.source == "study" else 4) + 4 + 1)
+    bytes_of = {"ct": 2 if sampling.source == "study" else 4, "pet": 4}
+    return math.prod(sides) * (sum(bytes_of[name] for name in modalities) + 1)
 
 
 def _report_lost(volumes: Sequence[StageVolume], stage: Stage) -> None:
@@ -144,6 +147,7 @@ def prepare_case(
     folder: Path,
     *,
     sampling: Sampling = STUDY,
+    modalities: Sequence[str] = MODALITIES,
     masks: Path | None = None,
     margin_mm: float = 0.0,
 ) -> StageVolume:
@@ -154,6 +158,7 @@ def prepare_case(
         stage: The stage.
         folder: Where the entry goes, as FOLDER/CASE.
         sampling: What the volumes are cut from.
+        modalities: Those that the entry holds.
         masks: Folder of the masks that place the ROI: heads for the stages that need them, else coarse
             predictions; None places it by the labels.
         margin_mm: Anatomy kept around the ROI, mm.
@@ -175,8 +180,9 @@ def prepare_case(
     inner, fallback = place_roi(case, stage, ct, pet, lesions if mask is None else mask, masks)
     margin = stage.voxels(margin_mm)
     grid = inner.padded(margin)
-    arrays: dict[str, NDArray[Any]] = sampling.images(ct, pet, grid, antialias=stage.antialias)
-    if sampling.source == "study":
+    how: dict[str, Any] = {"modalities": modalities, "antialias": stage.antialias}
+    arrays: dict[str, NDArray[Any]] = sampling.images(ct, pet, grid, **how)
+    if sampling.source == "study" and "ct" in arrays:
         arrays["ct"] = arrays["ct"].astype(np.int16)  # whole HU
     arrays["label"] = sampling.label(label, ct, grid)
     meta = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hnseg.data.resample import AIR_HU, NO_SUV, label_to_grid, to_grid
 from hnseg.geometry import Grid, top_of_scan_grid
 
+MODALITIES = ("ct", "pet")
 # The authors' window on the PET that min-max has brought to [0, 1]: level 2.5, width 5.
 _PET_WINDOW = (0.0, 5.0)
 
@@ -49,7 +50,13 @@ class Sampling:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
     def images(
-        self, ct: sitk.Image, pet: sitk.Image, grid: Grid, *, antialias: bool = False
+        self,
+        ct: sitk.Image,
+        pet: sitk.Image,
+        grid: Grid,
+        *,
+        modalities: Sequence[str] = MODALITIES,
+        antialias: bool = False,
     ) -> dict[str, NDArray[np.float32]]:
         """CT and PET on a stage's grid.
 
@@ -57,24 +64,32 @@ class Sampling:
             ct: CT, HU.
             pet: PET, SUV.
             grid: The stage's grid on this case.
+            modalities: Those wanted: the head stage sees CT alone, and sampling costs seconds.
             antialias: As for `hnseg.data.resample.to_grid`.
 
         Returns:
-            `ct` and `pet`, (z, y, x) float32. From the study, HU are rounded to whole numbers: the cache
-            keeps them so, and what was learnt from is what is shown at inference.
+            `ct` and `pet`, as wanted, (z, y, x) float32. From the study, HU are rounded to whole numbers: the
+            cache keeps them so, and what was learnt from is what is shown at inference.
         """
-        put = partial(to_grid, grid=grid, antialias=antialias)
-        if self.source == "study":
-            authors = self.outside == "minus_one"
-            hu = put(ct, fill=-1.0 if authors else AIR_HU)
-            suv = put(pet, fill=-1.0 if authors else NO_SUV)
-            return {"ct": np.clip(np.rint(hu), -32768, 32767), "pet": suv}
-        crop = self._head_grid(ct)
-        unit_ct, unit_pet = self._head_crop(ct, pet, crop)
-        return {
-            "ct": put(crop.image(unit_ct), fill=-1.0 if self.outside == "minus_one" else 0.0),
-            "pet": put(crop.image(unit_pet), fill=0.0),
+        images, outside = {"ct": ct, "pet": pet}, self._outside
+        if self.source == "head_crop":
+            crop = self._head_grid(ct)
+            units = self._head_crop(ct, pet, crop, modalities)
+            images = {name: crop.image(unit) for name, unit in units.items()}
+        sampled = {
+            name: to_grid(images[name], grid, fill=outside[name], antialias=antialias) for name in modalities
         }
+        if self.source == "study" and "ct" in sampled:
+            sampled["ct"] = np.clip(np.rint(sampled["ct"]), -32768, 32767)
+        return sampled
+
+    @property
+    def _outside(self) -> dict[str, float]:
+        """What lies outside the source, by modality."""
+        authors = self.outside == "minus_one"
+        if self.source == "study":
+            return {"ct": -1.0, "pet": -1.0} if authors else {"ct": AIR_HU, "pet": NO_SUV}
+        return {"ct": -1.0 if authors else 0.0, "pet": 0.0}
 
     def label(self, label: sitk.Image, ct: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
         """A label image on a stage's grid, sampled as often as the images are, by nearest neighbour."""
@@ -87,12 +102,15 @@ class Sampling:
         return top_of_scan_grid(ct, self.head_size, self.head_spacing, lateral="corner")
 
     def _head_crop(
-        self, ct: sitk.Image, pet: sitk.Image, crop: Grid
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        study = Sampling("study", self.outside).images(ct, pet, crop)
-        suv = study["pet"]
-        unit = (suv - suv.min()) / max(float(suv.max() - suv.min()), 1e-8)
-        return _unit(study["ct"], self.ct_window), _unit(unit, _PET_WINDOW)
+        self, ct: sitk.Image, pet: sitk.Image, crop: Grid, modalities: Sequence[str]
+    ) -> dict[str, NDArray[np.float32]]:
+        units = Sampling("study", self.outside).images(ct, pet, crop, modalities=modalities)
+        if "ct" in units:
+            units["ct"] = _unit(units["ct"], self.ct_window)
+        if "pet" in units:
+            low, high = units["pet"].min(), units["pet"].max()
+            units["pet"] = _unit((units["pet"] - low) / max(float(high - low), 1e-8), _PET_WINDOW)
+        return units
 
 
 # The paper's, and the default.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -135,17 +136,18 @@ class _Inputs:
         self, stage: Stage, device: torch.device, ct: sitk.Image, pet: sitk.Image, grid: Grid
     ) -> None:
         self.stage, self.device, self.ct, self.pet, self.grid = stage, device, ct, pet, grid
-        self._volumes: dict[Sampling, dict[str, Tensor]] = {}
+        self._volumes: dict[tuple[Sampling, tuple[str, ...]], dict[str, Tensor]] = {}
         self._inputs: dict[InputSpec, Tensor] = {}
 
     def of(self, spec: InputSpec) -> Tensor:
         """(1, C, z, y, x) on the device."""
-        sampling = spec.sampling
-        if sampling not in self._volumes:
-            images = sampling.images(self.ct, self.pet, self.grid, antialias=self.stage.antialias)
-            self._volumes[sampling] = {name: torch.from_numpy(a)[None] for name, a in images.items()}
+        asked = spec.sampling, spec.modalities
+        if asked not in self._volumes:
+            how: dict[str, Any] = {"modalities": spec.modalities, "antialias": self.stage.antialias}
+            images = spec.sampling.images(self.ct, self.pet, self.grid, **how)
+            self._volumes[asked] = {name: torch.from_numpy(a)[None] for name, a in images.items()}
         if spec not in self._inputs:
-            self._inputs[spec] = _network_input(self._volumes[sampling], spec).to(self.device)
+            self._inputs[spec] = _network_input(self._volumes[asked], spec).to(self.device)
         return self._inputs[spec]
 
 

@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 from hnseg.cases import Case, read_cases
 from hnseg.data import prepare as module
 from hnseg.data.cache import StageVolume
+from hnseg.data.dataset import roi_subject
 from hnseg.data.prepare import prepare, prepare_case
 from hnseg.data.resample import AIR_HU
 from hnseg.errors import HnsegError
@@ -246,6 +247,17 @@ def test_the_head_stage_learns_head_masks(root, tmp_path, in_this_process):
     inside = inside & ((x > 15) & (x < 63))
     np.testing.assert_array_equal(entry.load("label") == 1, inside)
     assert inside.any()
+
+
+def test_a_stage_that_sees_ct_alone_has_no_pet_sampled(root, tmp_path, in_this_process):
+    told = {"heads": write_heads(root, "A-1", "A-2")}
+    (both, *_) = prepare(read_cases(root), HEAD, tmp_path, **told)
+    (alone, *_) = prepare(read_cases(root), HEAD, tmp_path, **told, modalities=("ct",))
+    assert both.arrays == ("ct", "pet", "label")
+    assert alone.arrays == ("ct", "label")
+    assert set(roi_subject(alone, alone.margin).get_images_dict(intensity_only=False)) == {"ct", "label"}
+    for name in alone.arrays:
+        np.testing.assert_array_equal(alone.load(name), both.load(name))
 
 
 def test_the_coarse_stage_is_placed_by_the_head_but_learns_lesions(root, tmp_path, in_this_process):

@@ -77,6 +77,15 @@ def test_the_study_is_sampled_in_whole_hu():
     np.testing.assert_allclose(hu, sitk.GetArrayFromImage(resampled(ct_image(), GRID, -1024)), atol=0.51)
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), AUTHORS], ids=["study", "head crop"])
+@pytest.mark.parametrize("name", ["ct", "pet"])
+def test_one_modality_alone_is_what_it_is_beside_the_other(sampling, name):
+    both = sampling.images(ct_image(), pet_image(), GRID)
+    alone = sampling.images(ct_image(), pet_image(), GRID, modalities=(name,))
+    assert list(alone) == [name]
+    np.testing.assert_array_equal(alone[name], both[name])
+
+
 def test_labels_take_the_same_steps_as_the_images():
     label, ct = label_image(), ct_image()
     crop = crop_grid(ct)

@@ -159,3 +159,13 @@ def test_a_training_takes_what_is_configured() -> None:
         cfg = compose_job("train", *overrides)
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         assert type(scan_augment(config, make_stage(config))).__name__ == expected
+
+
+def test_a_stage_without_pet_stays_as_it_is():
+    whole = scan()
+    for transform in (RandomDropout(), RandomMisalignment(spacing=SPACING)):
+        seen = scan()
+        seen.remove_image("pet")
+        after = transform(seen)
+        assert set(after.get_images_dict(intensity_only=False)) == {"ct", "label"}
+        assert torch.equal(after["ct"].data, whole["ct"].data)

@@ -13,7 +13,8 @@ class RandomDropout(RandomTransform, tio.IntensityTransform):
     """Empties a modality: every voxel becomes 0, for PET no activity anywhere (modality dropout).
 
     Meant for the scan in HU and SUV: what the network sees is then what its input chain makes of a PET
-    without activity. That is one value throughout each channel, whichever normalisation follows.
+    without activity. That is one value throughout each channel, whichever normalisation follows. A stage
+    that does not see the modality stays as it is.
 
     Args:
         modality: What is emptied.
@@ -24,6 +25,8 @@ class RandomDropout(RandomTransform, tio.IntensityTransform):
         self.modality = modality
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        if self.modality not in subject:
+            return subject
         image = subject[self.modality]
         image.set_data(torch.zeros_like(image.data))
         return subject

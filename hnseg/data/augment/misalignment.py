@@ -17,7 +17,8 @@ class RandomMisalignment(RandomTransform, tio.IntensityTransform):
     """Shifts and turns one modality rigidly about the middle of the ROI; the other and the label stay.
 
     The label stays with the CT, on which it was drawn. Beyond the ROI the border's values go on. Meant for
-    the scan in HU and SUV, before enhancement makes several channels of a modality.
+    the scan in HU and SUV, before enhancement makes several channels of a modality. A stage that does not see
+    the modality stays as it is.
 
     Args:
         spacing: Voxel size in mm, (x, y, z).
@@ -39,6 +40,8 @@ class RandomMisalignment(RandomTransform, tio.IntensityTransform):
         self.spacing, self.mm, self.degrees, self.modality = spacing, mm, degrees, modality
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        if self.modality not in subject:
+            return subject
         image, shape = subject[self.modality], subject.spatial_shape
         angles = np.deg2rad([uniform(-self.degrees, self.degrees) for _ in range(3)])
         voxel = np.asarray(self.spacing)[::-1]  # mm, (z, y, x)
