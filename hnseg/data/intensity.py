@@ -121,8 +121,8 @@ class InputSpec:
         return replace(self, normalise=plain, pad_to=None, coordinates=False)
 
     def transform(self) -> tio.Compose:
-        """Subject with the modalities (1, z, y, x) and perhaps `label` → subject with `image` (C, z, y, x), and
-        `coordinates` where the input has them: `hnseg.data.coordinates.network_input` joins the two."""
+        """Subject with the modalities (1, z, y, x) and perhaps `label` → subject with `image` (C, z, y, x),
+        and `coordinates` where the input has them: `hnseg.data.coordinates.network_input` joins the two."""
         steps: list[tio.Transform] = []
         if self.ct_window is not None:
             steps.append(WindowCT(*self.ct_window))

@@ -1,7 +1,8 @@
 """Cases → cached stage volumes.
 
 The cache holds geometry only: CT in HU (int16), PET in SUV (float32, where the stage's networks see it) and
-labels (uint8) on the stage's grid, with a margin around the ROI (the authors' twice sampled volumes hold scaled float32 instead).
+labels (uint8) on the stage's grid, with a margin around the ROI (the authors' twice sampled volumes hold
+scaled float32 instead).
 Windows of the study and enhancement can change without preparing again.
 What a case was made from is hashed into its entry; a changed file or stage makes a new one.
 """

@@ -17,7 +17,7 @@ class InstanceNorm(nn.InstanceNorm3d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, z, y, x) → the same shape, each channel of each sample with the affine mean and deviation."""
+        """(B, C, z, y, x) → the same shape, each channel of each sample normalised over its voxels."""
         if not self._lies_well(input):
             return super().forward(input)
         samples = [

@@ -82,7 +82,8 @@ def test_every_network_has_it_under_the_names_of_its_makers(architecture: str) -
 @pytest.mark.parametrize("architecture", TINY)
 def test_gradients_are_as_near_to_float32s_as_with_pytorchs(architecture: str) -> None:
     """Those of a whole network on random weights: what bfloat16 does elsewhere is far more."""
-    ours, theirs = (gradients(architecture, torch.bfloat16, kind) for kind in (InstanceNorm, nn.InstanceNorm3d))
+    kinds = (InstanceNorm, nn.InstanceNorm3d)
+    ours, theirs = (gradients(architecture, torch.bfloat16, kind) for kind in kinds)
     exact = gradients(architecture, torch.float32, nn.InstanceNorm3d)
     assert not torch.equal(ours, theirs)
     assert (ours - exact).norm() < 1.2 * (theirs - exact).norm()
