@@ -81,8 +81,8 @@ def prepare(
     if masks is not None:  # runs that are placed by different masks must not take each other's entries away
         made_by["masks"] = str(masks.resolve())
     folder = cache / f"{stage.name}-{digest(made_by)}"
-    told = {"sampling": sampling, "modalities": modalities, "masks": masks, "margin_mm": margin_mm}
-    work = partial(_prepare_or_reason, stage=stage, folder=folder, **told)
+    how: dict[str, Any] = {"stage": stage, "sampling": sampling, "modalities": modalities}
+    work = partial(_prepare_or_reason, folder=folder, masks=masks, margin_mm=margin_mm, **how)
     todo = [case for case in cases if key_of(folder / case.case_id) != sources(case, masks)]
     failures: list[str] = []
     if todo:
