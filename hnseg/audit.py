@@ -3,11 +3,9 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from hnseg.cases import EXTENSIONS, HEADS, Case, case_files
 from hnseg.checks import Finding, check_case, overlap, z_range
 from hnseg.errors import HnsegError
 from hnseg.images import extension, read_image, read_label, to_array
+from hnseg.pool import make_pool
 from hnseg.suv import read_pet
 
 __all__ = ["CaseAudit", "Finding", "Geometry", "audit", "audit_case", "check_case", "find_orphans", "usable"]
@@ -111,10 +110,8 @@ def audit(cases: Sequence[Case], workers: int | None = None) -> list[CaseAudit]:
     workers = min(workers or min(4, os.cpu_count() or 1), len(cases))
     if workers <= 1:
         return _mark_duplicates(_with_bar(map(audit_case, cases), len(cases)))
-    # spawn: a forked child would inherit ITK's thread pool without its threads, and wait for ever.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread)
     try:
-        with pool:
+        with make_pool(workers) as pool:
             return _mark_duplicates(_with_bar(pool.map(audit_case, cases), len(cases)))
     except BrokenProcessPool as error:
         raise HnsegError(f"--workers {workers}: a worker was killed, likely for memory; use fewer") from error
@@ -210,7 +207,3 @@ def _mark_duplicates(audits: list[CaseAudit]) -> list[CaseAudit]:
         ]
         marked.append(replace(one, findings=(*one.findings, *repeats)))
     return marked
-
-
-def _one_thread() -> None:
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

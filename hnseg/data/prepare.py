@@ -13,15 +13,12 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -34,6 +31,7 @@ from hnseg.data.sampling import MODALITIES, STUDY, Sampling
 from hnseg.errors import HnsegError
 from hnseg.files import require_room
 from hnseg.images import read_label
+from hnseg.pool import make_pool
 from hnseg.stage import Stage
 from hnseg.suv import read_scan
 
@@ -93,8 +91,7 @@ def prepare(
             "make room, or choose another data.cache=FOLDER",
         )
         workers = min(workers or os.cpu_count() or 1, len(todo))
-        # spawn: a fork of a process that has started torch or ITK threads can hang.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        with make_pool(workers) as pool:
             reasons = track(
                 pool.map(work, todo), f"Preparing {stage.name} volumes", len(todo), console=_console
             )
@@ -195,7 +192,3 @@ def prepare_case(
     }
     write_entry(arrays, meta, folder / case.case_id)
     return StageVolume(case.case_id, folder / case.case_id)
-
-
-def _one_thread() -> None:
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

@@ -31,7 +31,7 @@ COARSE = Stage("coarse", (18, 18, 18), (4.0, 4.0, 4.0), "below_head")
 
 
 class InThisProcess:
-    """Stands in for ProcessPoolExecutor, whose start costs seconds."""
+    """Stands in for a pool of processes, whose start costs seconds."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -45,7 +45,7 @@ class InThisProcess:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(module, "make_pool", InThisProcess)
 
 
 @pytest.fixture

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +22,7 @@ from hnseg.errors import HnsegError
 from hnseg.files import replacing
 from hnseg.images import read_image, read_label, same_grid, write_image
 from hnseg.masks import mask_bounds
+from hnseg.pool import make_pool
 
 TABLE, SHEET = "heads.csv", "contact_sheet.png"
 FIELDS = ("case_id", "head", "x_min", "x_max", "y_min", "y_max", "z_min", "z_max", "remark")
@@ -121,8 +119,7 @@ def _with_bar(work: partial[Outcome], cases: Sequence[Case], workers: int) -> It
     if workers <= 1:
         yield from bar(map(work, cases))
         return
-    # spawn: a forked child would inherit ITK's thread pool without its threads, and wait for ever.
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker) as pool:
+    with make_pool(workers) as pool:
         yield from bar(pool.map(work, cases))
 
 
@@ -172,8 +169,3 @@ def _write_table(earlier: Mapping[str, Mapping[str, str]], outcomes: Sequence[Ou
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(FIELDS)
         writer.writerows(lines[case_id] for case_id in sorted(lines))
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer, without tracebacks
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

@@ -6,9 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +15,7 @@ from rich.progress import track
 from hnseg.data.phantom.case import FIELDS, make_case, write_case
 from hnseg.data.phantom.scanner import NAMES, Size
 from hnseg.errors import HnsegError
+from hnseg.pool import make_pool
 
 RECORD = "phantom.json"
 VERSION = 1  # of the phantom: raise it when the same seed gives other files
@@ -63,9 +62,8 @@ def make_cohort(
     if workers == 1:
         rows = list(bar(map(make, range(cases))))
     else:
-        # Spawned, since a fork of a process that runs threads (torch's) may hang.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            rows = [job.result() for job in bar(as_completed([pool.submit(make, i) for i in range(cases)]))]
+        with make_pool(workers) as pool:
+            rows = list(bar(pool.map(make, range(cases))))
     _write_clinical(out / "clinical.csv", rows)
 
 
