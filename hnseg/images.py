@@ -162,23 +162,35 @@ def _read(path: Path, pixel_type: int, as_stored: Sequence[int] = ()) -> sitk.Im
     extension(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.SetOutputPixelType(pixel_type)
     try:
         if path.is_dir():
             raise HnsegError(f"{path}: is a folder; name a file ({', '.join(EXTENSIONS)})")
         if path.stat().st_size == 0:
             raise HnsegError(f"{path}: the file is empty; copy or convert it again")
-        check_file(path)
+        voxels = check_file(path)
         reader.ReadImageInformation()
         _check_header(path, reader)
         if reader.GetPixelID() in as_stored:
-            reader.SetOutputPixelType(sitk.sitkUnknown)
+            pixel_type = sitk.sitkUnknown
+        if voxels is not None:
+            return _image_of(voxels, reader, pixel_type)
+        reader.SetOutputPixelType(pixel_type)
         return reader.Execute()
     except FileNotFoundError as error:
         raise HnsegError(f"{path}: no such file; check the path") from error
     except (OSError, RuntimeError) as error:
         reason = _condense(error)
         raise HnsegError(f"{path}: cannot be read ({reason}); copy or convert it again") from error
+
+
+def _image_of(voxels: np.ndarray, reader: Any, pixel_type: int) -> sitk.Image:
+    """What the reader would give, of voxels that have been read already."""
+    native = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+    image = sitk.GetImageFromArray(native.reshape(reader.GetSize()[::-1]))
+    image.SetSpacing(reader.GetSpacing())
+    image.SetOrigin(reader.GetOrigin())
+    image.SetDirection(reader.GetDirection())
+    return image if pixel_type in (sitk.sitkUnknown, image.GetPixelID()) else sitk.Cast(image, pixel_type)
 
 
 def _check_header(path: Path, reader: Any) -> None:

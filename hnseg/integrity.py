@@ -2,25 +2,28 @@
 
 ITK 5 fills a NIfTI file that ends early with zeros, turns its NaN into 0 and its impossible spacings
 into 1 mm, and reads a MetaImage whose compressed voxels are damaged as noise. All of these would
-become a wrong mask, so the bytes are counted and checked before ITK sees the file.
+become a wrong mask, so the bytes are counted and checked before ITK sees the file. What was unpacked for it
+need not be unpacked again, which takes ITK most of the time that reading a scan does.
 """
 
 import math
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from isal import igzip
 from isal.igzip_lib import IsalError
+from numpy.typing import NDArray
 
 from hnseg.errors import HnsegError
 
 _CHUNK = 1 << 24  # bytes; a multiple of every voxel's size
 MAX_VOXELS = 1 << 30  # 1024³, 4 GiB in memory; whole-body CTs hold half of that
-_NIFTI_FLOATS = {16: "f4", 64: "f8"}  # NIfTI datatype code → numpy type
+# NIfTI datatype code → numpy type, of one number a voxel.
+_NIFTI_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4"}
 _META_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 # MetaImage keys that hold one number for each axis (1), or for each pair of them (2).
 _META_LISTS = dict.fromkeys(("DimSize", "ElementSpacing", "ElementSize"), 1)
@@ -28,8 +31,12 @@ _META_LISTS |= dict.fromkeys(("Offset", "Position", "Origin", "CenterOfRotation"
 _META_LISTS |= dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), 2)
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path) -> NDArray[Any] | None:
     """Refuse a NIfTI (.nii, .nii.gz) or MetaImage (.mha) file that does not hold all its voxels unharmed.
+
+    Returns:
+        The voxels of a NIfTI file as they are stored, flat, x fastest; None of any other file, and of one
+        whose voxels ITK scales or brings into another form.
 
     Raises:
         HnsegError: not of the format its name says, cut short, damaged, larger than any scan, NaN or infinite
@@ -40,11 +47,11 @@ def check_file(path: Path) -> None:
         with path.open("rb") as file:
             if meta:
                 _check_metaimage(path, file)
-            elif file.peek(2)[:2] == b"\x1f\x8b":  # gzip's magic number
+                return None
+            if file.peek(2)[:2] == b"\x1f\x8b":  # gzip's magic number
                 with igzip.open(file) as unpacked:  # unpacks twice as fast as zlib
-                    _check_nifti(path, unpacked.read)
-            else:
-                _check_nifti(path, file.read)
+                    return _check_nifti(path, unpacked.read)
+            return _check_nifti(path, file.read)
     except (EOFError, zlib.error, IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]  # its stub
         raise HnsegError(f"{path}: cut short or damaged ({error}); copy or convert it again") from error
     except (ValueError, KeyError, struct.error, OverflowError) as error:
@@ -59,7 +66,7 @@ def non_finite(path: Path, count: int) -> HnsegError:
     )
 
 
-def _check_nifti(path: Path, read: Callable[[int], bytes]) -> None:
+def _check_nifti(path: Path, read: Callable[[int], bytes]) -> NDArray[Any] | None:
     """Header fields as in nifti1.h and nifti2.h, voxels to the last byte."""
     first = read(4)
     order = "<" if first[:1] in (b"\x5c", b"\x1c") else ">"
@@ -68,38 +75,53 @@ def _check_nifti(path: Path, read: Callable[[int], bytes]) -> None:
         dim: Sequence[int] = struct.unpack_from(f"{order}8h", header, 40)
         datatype, bits = struct.unpack_from(f"{order}2h", header, 70)
         pixdim = struct.unpack_from(f"{order}8f", header, 76)
-        offset = int(struct.unpack_from(f"{order}f", header, 108)[0])
+        offset, *scale = struct.unpack_from(f"{order}3f", header, 108)
     elif struct.unpack(f"{order}i", first)[0] == 540:
         header = first + read(536)
         datatype, bits, *dim = struct.unpack_from(f"{order}2h8q", header, 12)
         pixdim = struct.unpack_from(f"{order}8d", header, 104)
-        offset = struct.unpack_from(f"{order}q", header, 168)[0]
+        offset, *scale = struct.unpack_from(f"{order}q2d", header, 168)
     else:
         raise ValueError("not NIfTI")
     spatial = pixdim[1 : min(dim[0], 3) + 1]
     if not all(math.isfinite(step) and step > 0 for step in spatial):
         spacing = ", ".join(f"{step:g}" for step in spatial)
         raise HnsegError(f"{path}: spacing ({spacing}) mm is impossible; correct the header")
-    read(min(max(offset - len(header), 0), _CHUNK))  # extensions
-    voxels = _count(path, dim[1 : dim[0] + 1])
-    dtype = order + _NIFTI_FLOATS[datatype] if datatype in _NIFTI_FLOATS else None
-    expected = voxels * bits // 8
-    held, bad = _scan(read, expected, dtype)
-    _require_all(path, held, expected)
-    if bad:
+    read(min(max(int(offset) - len(header), 0), _CHUNK))  # extensions
+    count = _count(path, dim[1 : dim[0] + 1])
+    stored = np.dtype(order + _NIFTI_TYPES[datatype]) if datatype in _NIFTI_TYPES else None
+    if stored is None or stored.itemsize * 8 != bits:
+        _require_all(path, _length(read), count * bits // 8)
+        return None
+    voxels = np.empty(count, stored)  # room that is taken as it is filled: a header may promise too much
+    _require_all(path, _fill(voxels, read), voxels.nbytes)
+    if stored.kind == "f" and (bad := count - sum(int(np.isfinite(part).sum()) for part in _parts(voxels))):
         raise non_finite(path, bad)
+    return voxels if tuple(scale) in ((0.0, 0.0), (1.0, 0.0)) else None
 
 
-def _scan(read: Callable[[int], bytes], expected: int, dtype: str | None) -> tuple[int, int]:
-    """Read to the end of the file; the voxels' bytes among `expected`, and the non-finite values."""
-    held = bad = 0
-    while chunk := read(_CHUNK):  # to the very end, where gzip keeps its checksum
-        chunk = chunk[: expected - held]
-        held += len(chunk)
-        if dtype:
-            values = np.frombuffer(chunk, dtype, count=len(chunk) // int(dtype[-1]))
-            bad += values.size - int(np.isfinite(values).sum())
-    return held, bad
+def _length(read: Callable[[int], bytes]) -> int:
+    """Bytes to the end of the file."""
+    length = 0
+    while chunk := read(_CHUNK):
+        length += len(chunk)
+    return length
+
+
+def _fill(voxels: NDArray[Any], read: Callable[[int], bytes]) -> int:
+    """Fills an array from a file, and reads on to the very end, where gzip keeps its checksum; the bytes
+    that the array got."""
+    room, held = voxels.view(np.uint8), 0
+    while chunk := read(_CHUNK):
+        part = np.frombuffer(chunk, np.uint8)[: room.size - held]
+        room[held : held + part.size] = part
+        held += part.size
+    return held
+
+
+def _parts(voxels: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Pieces of it, so that what is made of each is small."""
+    return (voxels[start : start + _CHUNK] for start in range(0, voxels.size, _CHUNK))
 
 
 def _check_metaimage(path: Path, file: BinaryIO) -> None:

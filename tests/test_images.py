@@ -49,6 +49,48 @@ def test_a_ct_of_16_bit_integers_stays_so_on_request(tmp_path, ext):
     np.testing.assert_array_equal(to_array(image), sitk.GetArrayFromImage(original))
 
 
+STORED = [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.float32, np.float64]
+
+
+@pytest.mark.parametrize("ext", [".nii.gz", ".nii"])
+@pytest.mark.parametrize("dtype", STORED)
+def test_reads_of_every_type_what_simpleitk_reads(tmp_path, ext, dtype):
+    path = tmp_path / f"a{ext}"
+    original = sitk.Cast(sitk.Abs(noise()), sitk.sitkFloat64)
+    turned = sitk.Euler3DTransform((0, 0, 0), 0.1, -0.2, 0.3).GetMatrix()
+    original.SetDirection(turned)
+    sitk.WriteImage(
+        sitk.Cast(original, volume(np.zeros((2, 2, 2), dtype), (1, 1, 1)).GetPixelID()), str(path)
+    )
+    image, expected = read_image(path), sitk.ReadImage(str(path), sitk.sitkFloat32)
+    np.testing.assert_array_equal(to_array(image), to_array(expected))
+    for side in ("Spacing", "Origin", "Direction", "Size"):
+        assert getattr(image, f"Get{side}")() == getattr(expected, f"Get{side}")()
+
+
+def test_reads_the_other_order_of_bytes(tmp_path):
+    """As big-endian machines wrote: each number of the header and of the voxels turned round."""
+    path = tmp_path / "a.nii"
+    sitk.WriteImage(noise(np.int16), str(path))
+    stored = path.read_bytes()
+    header = bytearray(stored[:352])
+    for first, last, width in ((0, 4, 4), (32, 36, 4), (36, 38, 2), (40, 56, 2), (56, 68, 4), (68, 76, 2)):
+        turn(header, first, last, width)
+    for first, last, width in ((76, 120, 4), (120, 122, 2), (124, 148, 4), (252, 256, 2), (256, 328, 4)):
+        turn(header, first, last, width)
+    path.write_bytes(bytes(header) + np.frombuffer(stored[352:], "<i2").astype(">i2").tobytes())
+    expected = sitk.ReadImage(str(path))
+    np.testing.assert_array_equal(to_array(expected), to_array(noise(np.int16)))
+    image = read_image(path, integers=True)
+    np.testing.assert_array_equal(to_array(image), to_array(expected))
+    assert same_grid(image, expected)
+
+
+def turn(header: bytearray, first: int, last: int, width: int) -> None:
+    for start in range(first, last, width):
+        header[start : start + width] = header[start : start + width][::-1]
+
+
 def test_scaled_integers_are_no_integers(tmp_path):
     sitk.WriteImage(noise(np.int16), str(tmp_path / "a.nii"))
     header = bytearray((tmp_path / "a.nii").read_bytes())
