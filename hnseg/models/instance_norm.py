@@ -39,12 +39,16 @@ class InstanceNorm(nn.InstanceNorm3d):
         )
 
 
-def replace_norms(network: nn.Module) -> None:
-    """Lets all instance norms of a network be `InstanceNorm`; weights and their names stay.
+def replace_norms(network: nn.Module, kind: type[nn.InstanceNorm3d] = InstanceNorm) -> None:
+    """Lets all instance norms of a network be of one kind; weights and their names stay.
 
     By their class, since nnU-Net's blocks hold each norm under two names, and MONAI's take a norm by its name
     alone.
+
+    Args:
+        network: Changed in place.
+        kind: `InstanceNorm`, or PyTorch's own.
     """
     for module in network.modules():
-        if type(module) is nn.InstanceNorm3d:
-            module.__class__ = InstanceNorm
+        if type(module) in (nn.InstanceNorm3d, InstanceNorm):
+            module.__class__ = kind

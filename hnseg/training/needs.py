@@ -14,6 +14,7 @@ from hnseg.errors import HnsegError
 from hnseg.files import require_room, size
 from hnseg.hardware import Precision, autocast, free_memory
 from hnseg.models.checkpointing import checkpoint_blocks
+from hnseg.models.instance_norm import replace_norms
 from hnseg.models.nets import build
 from hnseg.run_folder import RunFolder
 from hnseg.training.live_memory import LiveMemory
@@ -106,12 +107,20 @@ class Needs:
     checkpoint: int
 
 
-def estimate(job: StepJob, precision: Precision) -> Needs:
+def estimate(job: StepJob, precision: Precision, device: torch.device) -> Needs:
     """What a training needs, by two steps of tensors without contents: the optimiser's state exists from
-    the second on. Takes a second or two, and no memory."""
-    # Fake tensors of a GPU need one in the backward pass; the CPU's make and keep the same ones.
+    the second on. Takes a second or two, and no memory.
+
+    Args:
+        job: What its steps are like.
+        precision: Their arithmetic.
+        device: Where they are to run; it need not be there.
+    """
+    # Fake tensors of a GPU need one in the backward pass; the CPU's make and keep the same, norms apart.
     with FakeTensorMode(), LiveMemory() as live:
         step = Step(job, torch.device("cpu"), precision)
+        if device.type != "cpu":
+            replace_norms(step.network, nn.InstanceNorm3d)
         step()
         step()
         parameters = sum(p.numel() for p in step.network.parameters())
@@ -145,7 +154,10 @@ def require_memory(
     if job.batch > 1:
         ways["one patch at a time (trainer.accumulate)"] = replace(job, batch=1)
         ways["both"] = replace(job, batch=1, checkpointing=True)
-    told = [f"{way} takes {size(estimate(other, precision).peak * sharers)}" for way, other in ways.items()]
+    told = [
+        f"{way} takes {size(estimate(other, precision, device).peak * sharers)}"
+        for way, other in ways.items()
+    ]
     where = "on the GPU" if device.type == "cuda" else "of memory"
     raise HnsegError(
         f"training.patch={list(job.patch)}: a step takes {size(needs.peak * sharers)} at least, and "

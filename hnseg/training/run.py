@@ -88,6 +88,6 @@ def require_resources(
 ) -> None:
     """Refuses what cannot fit the memory or the disk, before a cohort is prepared for it."""
     job = StepJob.of(config, network, team.size)
-    needs = estimate(job, precision)
+    needs = estimate(job, precision, device)
     require_memory(job, needs, device, precision, 1 if device.type == "cuda" else team.local_size)
     team.share(lambda: require_disk(needs, folder))

@@ -46,7 +46,7 @@ def step_job(model: str) -> StepJob:
 def test_a_checkpoint_is_as_large_as_told(model, tmp_path):
     """SGD keeps one number a weight, AdamW two; the average is one more."""
     job = step_job(model)
-    needs = estimate(job, "float32")
+    needs = estimate(job, "float32", CPU)
     step = Step(job, CPU, "float32")
     step()
     stored = {"weights": step.network.state_dict(), "average": step.average}
@@ -57,23 +57,30 @@ def test_a_checkpoint_is_as_large_as_told(model, tmp_path):
 
 def test_what_stays_between_steps_is_weights_gradients_momentum_average_and_batch():
     job = step_job("plainconv")
-    needs, voxels = estimate(job, "float32"), math.prod(job.patch)
+    needs, voxels = estimate(job, "float32", CPU), math.prod(job.patch)
     batch = job.batch * voxels * (4 * job.network["in_channels"] + 8)
     assert needs.between == pytest.approx(4 * 4 * needs.parameters + batch, rel=0.02)
 
 
 def test_ways_to_take_less_do():
     job = step_job("plainconv")
-    peak = estimate(job, "bfloat16").peak
-    assert estimate(replace(job, batch=1), "bfloat16").peak < peak
-    assert estimate(replace(job, checkpointing=True), "bfloat16").peak < peak
+    peak = estimate(job, "bfloat16", CPU).peak
+    assert estimate(replace(job, batch=1), "bfloat16", CPU).peak < peak
+    assert estimate(replace(job, checkpointing=True), "bfloat16", CPU).peak < peak
     halves = compose_job("train", "trainer.accumulate=2", "training.batch_size=4", "trainer=ddp")
     assert StepJob.of(OmegaConf.to_container(halves, resolve=True), {}, processes=2).batch == 1
 
 
+def test_a_gpu_takes_more_where_pytorchs_norms_bring_activations_into_their_order():
+    job = step_job("plainconv")
+    gpu, cpu = (estimate(job, "bfloat16", torch.device(kind)) for kind in ("cuda", "cpu"))
+    assert cpu.peak < gpu.peak
+    assert (cpu.between, cpu.checkpoint, cpu.parameters) == (gpu.between, gpu.checkpoint, gpu.parameters)
+
+
 def test_a_step_that_cannot_fit_is_refused_with_what_would(monkeypatch):
     job = step_job("plainconv")
-    needs = estimate(job, "bfloat16")
+    needs = estimate(job, "bfloat16", CPU)
     monkeypatch.setattr(module, "free_memory", lambda _: needs.peak)
     require_memory(job, needs, CPU, "bfloat16")
     parts = [r"\[32, 32, 32\]: a step takes .* at least, and .* of memory are free"]
@@ -93,7 +100,7 @@ def test_free_memory_is_no_more_than_there_is():
 
 def test_checkpoints_that_cannot_fit_are_refused(tmp_path, monkeypatch):
     """Best, last and the one before it, and one while it is written; those that are there are counted."""
-    folder, needs = RunFolder(tmp_path / "runs" / "fold_0"), estimate(step_job("plainconv"), "float32")
+    folder, needs = RunFolder(tmp_path / "runs" / "fold_0"), estimate(step_job("plainconv"), "float32", CPU)
     needs = replace(needs, checkpoint=1000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(0, 0, 3999))
     with pytest.raises(HnsegError, match=r"fold_0: 4 checkpoints of 0 MiB take 0 MiB, .*runs=FOLDER"):
