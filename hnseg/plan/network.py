@@ -86,7 +86,9 @@ def _main_convolutions(stage: nn.Module) -> Iterator[nn.Conv3d]:
 
 def _norm(module: nn.Module) -> Properties:
     affine = bool(getattr(module, "affine", getattr(module, "elementwise_affine", False)))
-    return {"layer": type(module).__name__, "eps": module.eps, "affine": affine}
+    # Ours is PyTorch's layer, computed another way.
+    kind = next(norm for norm in _NORMS if isinstance(module, norm))
+    return {"layer": kind.__name__, "eps": module.eps, "affine": affine}
 
 
 def _nonlinearity(module: nn.Module) -> Properties:
