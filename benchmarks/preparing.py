@@ -96,7 +96,9 @@ def run_hnseg(work: Path, stage: str, out: Path) -> dict[str, float]:
         compose_job([f"stage={stage}", f"model={STAGES[stage]}"]), resolve=True
     )
     made = make_stage(config)
-    settings = {"sampling": make_input(config, made).sampling, "margin_mm": jitter_mm(config, made)}
+    spec = make_input(config, made)
+    settings: dict[str, Any] = {"sampling": spec.sampling, "modalities": spec.modalities}
+    settings["margin_mm"] = jitter_mm(config, made)
     start = perf_counter()
     prepare(cases, made, out, heads=work / "cases" / "heads", workers=CORES, **settings)
     return {"hnseg": perf_counter() - start}

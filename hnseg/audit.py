@@ -99,7 +99,7 @@ def audit(cases: Sequence[Case], workers: int | None = None) -> list[CaseAudit]:
 
     Args:
         cases: the cohort, best read with `strict=False` so that a missing file is a finding too.
-        workers: processes; a whole-body case takes about 1.5 GB in each. Default: up to four.
+        workers: processes; a whole-body case takes up to 2 GB in each. Default: up to four.
 
     Returns:
         One audit a case, in the order of `cases`.

@@ -172,10 +172,12 @@ def _read(path: Path, pixel_type: int, as_stored: Sequence[int] = ()) -> sitk.Im
         _check_header(path, reader)
         if reader.GetPixelID() in as_stored:
             pixel_type = sitk.sitkUnknown
-        if voxels is not None:
-            return _image_of(voxels, reader, pixel_type)
-        reader.SetOutputPixelType(pixel_type)
-        return reader.Execute()
+        if voxels is None:
+            reader.SetOutputPixelType(pixel_type)
+            return reader.Execute()
+        image = _image_of(voxels, reader)
+        del voxels  # not both of them beside a third
+        return image if pixel_type in (sitk.sitkUnknown, image.GetPixelID()) else sitk.Cast(image, pixel_type)
     except FileNotFoundError as error:
         raise HnsegError(f"{path}: no such file; check the path") from error
     except (OSError, RuntimeError) as error:
@@ -183,14 +185,14 @@ def _read(path: Path, pixel_type: int, as_stored: Sequence[int] = ()) -> sitk.Im
         raise HnsegError(f"{path}: cannot be read ({reason}); copy or convert it again") from error
 
 
-def _image_of(voxels: np.ndarray, reader: Any, pixel_type: int) -> sitk.Image:
+def _image_of(voxels: np.ndarray, reader: Any) -> sitk.Image:
     """What the reader would give, of voxels that have been read already."""
     native = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
     image = sitk.GetImageFromArray(native.reshape(reader.GetSize()[::-1]))
     image.SetSpacing(reader.GetSpacing())
     image.SetOrigin(reader.GetOrigin())
     image.SetDirection(reader.GetDirection())
-    return image if pixel_type in (sitk.sitkUnknown, image.GetPixelID()) else sitk.Cast(image, pixel_type)
+    return image
 
 
 def _check_header(path: Path, reader: Any) -> None:

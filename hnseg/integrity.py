@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from hnseg.errors import HnsegError
 
 _CHUNK = 1 << 24  # bytes; a multiple of every voxel's size
+_GZIP_MOST = 1032  # gzip packs no more bytes into one
 MAX_VOXELS = 1 << 30  # 1024³, 4 GiB in memory; whole-body CTs hold half of that
 # NIfTI datatype code → numpy type, of one number a voxel.
 _NIFTI_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4"}
@@ -50,8 +51,8 @@ def check_file(path: Path) -> NDArray[Any] | None:
                 return None
             if file.peek(2)[:2] == b"\x1f\x8b":  # gzip's magic number
                 with igzip.open(file) as unpacked:  # unpacks twice as fast as zlib
-                    return _check_nifti(path, unpacked.read)
-            return _check_nifti(path, file.read)
+                    return _check_nifti(path, unpacked.read, _GZIP_MOST * path.stat().st_size)
+            return _check_nifti(path, file.read, path.stat().st_size)
     except (EOFError, zlib.error, IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]  # its stub
         raise HnsegError(f"{path}: cut short or damaged ({error}); copy or convert it again") from error
     except (ValueError, KeyError, struct.error, OverflowError) as error:
@@ -66,8 +67,8 @@ def non_finite(path: Path, count: int) -> HnsegError:
     )
 
 
-def _check_nifti(path: Path, read: Callable[[int], bytes]) -> NDArray[Any] | None:
-    """Header fields as in nifti1.h and nifti2.h, voxels to the last byte."""
+def _check_nifti(path: Path, read: Callable[[int], bytes], most: int) -> NDArray[Any] | None:
+    """Header fields as in nifti1.h and nifti2.h, voxels to the last byte; the file holds `most` at most."""
     first = read(4)
     order = "<" if first[:1] in (b"\x5c", b"\x1c") else ">"
     if struct.unpack(f"{order}i", first)[0] == 348:
@@ -87,17 +88,24 @@ def _check_nifti(path: Path, read: Callable[[int], bytes]) -> NDArray[Any] | Non
     if not all(math.isfinite(step) and step > 0 for step in spatial):
         spacing = ", ".join(f"{step:g}" for step in spatial)
         raise HnsegError(f"{path}: spacing ({spacing}) mm is impossible; correct the header")
-    read(min(max(int(offset) - len(header), 0), _CHUNK))  # extensions
-    count = _count(path, dim[1 : dim[0] + 1])
+    _skip(read, int(offset) - len(header))  # extensions
+    count = _count(path, [dim[1], *(max(n, 1) for n in dim[2 : dim[0] + 1])])  # 0 stands for 1
     stored = np.dtype(order + _NIFTI_TYPES[datatype]) if datatype in _NIFTI_TYPES else None
-    if stored is None or stored.itemsize * 8 != bits:
+    # A damaged header may promise more than there is memory for.
+    if stored is None or stored.itemsize * 8 != bits or count * stored.itemsize > most:
         _require_all(path, _length(read), count * bits // 8)
         return None
-    voxels = np.empty(count, stored)  # room that is taken as it is filled: a header may promise too much
+    voxels = np.empty(count, stored)
     _require_all(path, _fill(voxels, read), voxels.nbytes)
     if stored.kind == "f" and (bad := count - sum(int(np.isfinite(part).sum()) for part in _parts(voxels))):
         raise non_finite(path, bad)
     return voxels if tuple(scale) in ((0.0, 0.0), (1.0, 0.0)) else None
+
+
+def _skip(read: Callable[[int], bytes], count: int) -> None:
+    """Reads past so many bytes, fewer where the file ends."""
+    while count > 0 and (chunk := read(min(count, _CHUNK))):
+        count -= len(chunk)
 
 
 def _length(read: Callable[[int], bytes]) -> int:

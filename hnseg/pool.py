@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import Any
 
 import SimpleITK as sitk
 from threadpoolctl import threadpool_limits
 
-_kept: list[Any] = []  # limits hold as long as somebody holds them
+_PR_SET_PDEATHSIG = 1
 
 
 def make_pool(workers: int) -> ProcessPoolExecutor:
@@ -23,13 +25,26 @@ def make_pool(workers: int) -> ProcessPoolExecutor:
     """
     # spawn: a forked child would inherit the locks of ITK's and torch's threads without the threads, and wait
     # for ever.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
+    return ProcessPoolExecutor(workers, get_context("spawn"), _begin, (os.getpid(),))
 
 
-def _begin() -> None:
+def follow(parent: int) -> None:
+    """Leaves Ctrl-C to the parent, without tracebacks, and has this process die with it, however it ends.
+
+    Args:
+        parent: The process that started this one.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was faster
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _begin(parent: int) -> None:
+    follow(parent)
     # NumPy and SciPy bring a BLAS each, which has to be there to be limited.
     import scipy.linalg  # noqa: F401
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer, without tracebacks
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    _kept.append(threadpool_limits(1))
+    threadpool_limits(1)

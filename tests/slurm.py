@@ -80,7 +80,7 @@ def cluster(folder: Path, cpus: int = 2) -> Iterator[dict[str, str]]:
 
 def slurm(environment: dict[str, str], *command: str) -> str:
     """What one of SLURM's commands prints."""
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
     return done.stdout
 
 
@@ -103,7 +103,7 @@ def _daemon(command: list[str], log: Path, environment: dict[str, str]) -> Itera
         yield
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=300)
 
 
 def _wait(done: Callable[[], bool], folder: Path, seconds: float = 90) -> None:

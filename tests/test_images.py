@@ -1,5 +1,6 @@
 """Images are read whole or refused by name, and written whole or not at all."""
 
+import gzip
 import struct
 from pathlib import Path
 
@@ -84,6 +85,38 @@ def test_reads_the_other_order_of_bytes(tmp_path):
     image = read_image(path, integers=True)
     np.testing.assert_array_equal(to_array(image), to_array(expected))
     assert same_grid(image, expected)
+
+
+def test_a_side_of_no_voxels_counts_as_one_where_it_is_none_of_the_first(tmp_path):
+    """As NIfTI's library takes it: dim 4, with a fourth side of 0."""
+    path = tmp_path / "a.nii"
+    sitk.WriteImage(noise(np.int16), str(path))
+    stored = bytearray(path.read_bytes())
+    struct.pack_into("<h", stored, 40, 4)
+    struct.pack_into("<h", stored, 48, 0)
+    path.write_bytes(stored)
+    np.testing.assert_array_equal(to_array(read_image(path)), to_array(sitk.ReadImage(str(path))).squeeze())
+    path.write_bytes(stored[:-1])
+    assert "cut short" in refusal(path)
+
+
+def test_extensions_are_passed_over_however_long(tmp_path):
+    path = tmp_path / "a.nii"
+    sitk.WriteImage(noise(np.int16), str(path))
+    stored = bytearray(path.read_bytes())
+    struct.pack_into("<f", stored, 108, 352 + 2**25)
+    path.write_bytes(stored[:352] + bytes(2**25) + stored[352:])
+    np.testing.assert_array_equal(to_array(read_image(path)), to_array(noise(np.int16)))
+
+
+def test_what_a_header_promises_beyond_the_file_takes_no_memory(tmp_path, monkeypatch):
+    path = tmp_path / "a.nii.gz"
+    sitk.WriteImage(noise(np.float64), str(tmp_path / "a.nii"))
+    stored = bytearray((tmp_path / "a.nii").read_bytes())
+    struct.pack_into("<3h", stored, 42, 1024, 1024, 1024)
+    path.write_bytes(gzip.compress(bytes(stored)))
+    monkeypatch.setattr(np, "empty", None)
+    assert "cut short" in refusal(path)
 
 
 def turn(header: bytearray, first: int, last: int, width: int) -> None:

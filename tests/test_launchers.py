@@ -160,7 +160,7 @@ def wait_for_epoch(folder: Path, epoch: int, process: subprocess.Popen[str]) -> 
 
 
 def wait_until_requeued(environment: dict[str, str], job: str, times: int) -> None:
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 300
     while f"Restarts={times} " not in slurm.slurm(environment, "scontrol", "show", "job", job):
         assert time.monotonic() < limit
         time.sleep(0.1)

@@ -2,10 +2,14 @@
 
 import os
 import signal
+import time
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from processes import all_end
 from threadpoolctl import threadpool_info
 
 from hnseg.pool import make_pool
@@ -32,3 +36,25 @@ def test_each_process_computes_by_one_thread_and_leaves_ctrl_c_to_its_parent() -
         assert {threads for _, threads in one["blas"]} == {1}
         assert one["itk"] == 1
         assert one["ctrl_c"] == signal.SIG_IGN
+
+
+def _work(folder: Path) -> None:
+    with make_pool(2) as pool:
+        list(pool.map(_sleep, [folder] * 2))
+
+
+def _sleep(folder: Path) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(3600)
+
+
+def test_none_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
+    parent = get_context("spawn").Process(target=_work, args=(tmp_path,))
+    parent.start()
+    limit = time.monotonic() + 300
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < limit:
+        time.sleep(0.05)
+    parent.kill()
+    parent.join()
+    assert all_end([int(path.name) for path in tmp_path.iterdir()], seconds=60)
+    assert len(list(tmp_path.iterdir())) == 2

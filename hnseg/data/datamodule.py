@@ -47,7 +47,7 @@ class StageDataModule(L.LightningDataModule):
         coarse: Folder of coarse predictions of models that have not seen the case, or None.
         train_roi: What places the ROI in training: `truth` or `coarse`.
         augment: Transform of subjects with `image` and `label`.
-        scan_augment: Transform of subjects with `ct`, `pet` and `label` before the intensity chain.
+        scan_augment: Transform of subjects with the stage's modalities and `label`, before the chain.
         jitter_mm: Random shift of the ROI in training, at most this much along each axis, mm.
         loading: Loader processes.
         prepare_workers: Processes that prepare; all cores by default.

@@ -78,8 +78,8 @@ class PatchDataset(Dataset[dict[str, Any]]):
         foreground: Share of each batch that is forced onto foreground, rounded as nnU-Net does
             (0.33: 1 of 2, 1 of 4, none of 1).
         jitter: Shift the ROI at random within the cached margin.
-        scan_augment: Transform of subjects with `ct` in HU, `pet` in SUV and `label`, before the
-            intensity chain, or None.
+        scan_augment: Transform of subjects with `ct` in HU, `pet` in SUV (where the stage sees it) and
+            `label`, before the intensity chain, or None.
     """
 
     def __init__(

@@ -75,7 +75,8 @@ def prepare(
     """
     masks = heads if needs_head(stage) else coarse
     made_by = {"stage": asdict(stage), "sampling": sampling.to_dict(), "margin": margin_mm, "format": FORMAT}
-    made_by["modalities"] = list(modalities)
+    if tuple(modalities) != MODALITIES:
+        made_by["modalities"] = list(modalities)
     if masks is not None:  # runs that are placed by different masks must not take each other's entries away
         made_by["masks"] = str(masks.resolve())
     folder = cache / f"{stage.name}-{digest(made_by)}"

@@ -6,14 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_MOST = 2**17  # voxels that a thread adds up
+
 
 class InstanceNorm(nn.InstanceNorm3d):
     """`nn.InstanceNorm3d`, without its two copies of every activation on a processor.
 
     PyTorch's own brings channels-last activations into its order of memory, and convolutions bring the result
     back: a fifth to a third of a training step on a CPU. Batch norm has a kernel for channels-last, and over
-    the batch of one sample it is instance norm. That kernel keeps its sums in float32 and bfloat16. It is
-    taken for bfloat16 alone, where a network's gradients are as far from float32's with it as without.
+    the batch of one sample it is instance norm. That kernel adds a channel's voxels up one by one in float32.
+    It is taken for bfloat16 alone, and for no more voxels than it adds up as well as bfloat16 keeps them: in
+    a volume that is mostly of one value, as scans are of air, the mean of 2^17 voxels a thread is off by
+    0.004 deviations, of 2^21 by 0.04. A network's gradients are then as far from float32's as without it.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -33,6 +37,7 @@ class InstanceNorm(nn.InstanceNorm3d):
             and input.dtype == torch.bfloat16
             and input.ndim == 5
             and input.is_contiguous(memory_format=torch.channels_last_3d)
+            and input[0, 0].numel() <= _MOST * torch.get_num_threads()
             and not self.track_running_stats
             and not torch.jit.is_tracing()
             and not torch.compiler.is_compiling()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,18 @@ def pick_machine(config: Config, team: Team = ALONE) -> tuple[torch.device, Prec
     """
     trainer = config["trainer"]
     if trainer["threads"] or team.size > 1:
-        torch.set_num_threads(trainer["threads"] or max(1, torch.get_num_threads() // team.local_size))
+        torch.set_num_threads(trainer["threads"] or _share_of_threads(team))
     device = pick_device(trainer["device"])
     if config["augment"].get("device") == "cuda" != device.type:
         raise HnsegError("augment.device=cuda: the processor trains here; choose augment.device=cpu")
     return device, pick_precision(device, trainer["precision"])
+
+
+def _share_of_threads(team: Team) -> int:
+    """A member's. torchrun and SLURM may have given each its own; asked again, it is the same."""
+    own = torch.get_num_threads()
+    together = own if team.spread else os.cpu_count() or 1
+    return max(1, min(own, together // team.local_size))
 
 
 def build_cohort(

@@ -108,11 +108,15 @@ class NumberGuard(L.Callback):
             )
 
     def _settle(self, delay: int) -> None:
-        """Looks at all steps but the newest `delay`, and at those the GPU is through with anyway."""
+        """Looks at all steps but the newest `delay`, and at those the GPU is through with anyway.
+
+        A team's GPUs get through at different times: there all wait for the same step, or one would stop
+        while the others went into the next.
+        """
         while self.pending:
             step = self.pending[0]
             if step.known is not None:
-                if len(self.pending) <= delay and not step.known.query():
+                if len(self.pending) <= delay and (self.team.size > 1 or not step.known.query()):
                     return
                 step.known.synchronize()
             self.pending.popleft()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,9 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hnseg.errors import HnsegError
+from hnseg.pool import follow
 from hnseg.training.team import Team
 
-_PR_SET_PDEATHSIG = 1
 _MOMENT = 2.0  # seconds
 
 
@@ -39,13 +37,16 @@ def spread(function: Callable[..., Any], size: int, *arguments: Any) -> None:
     # spawn: a fork of a process that has started threads can hang.
     context = get_context("spawn")
     with TemporaryDirectory() as folder, ExitStack() as stack:
-        meeting = (Path(folder) / "meeting").as_uri()
+        meeting = f"file://{Path(folder, 'meeting')}"  # as torch reads it, which undoes no quoting
         pools = [
-            stack.enter_context(ProcessPoolExecutor(1, context, _begin, (os.getpid(),))) for _ in range(size)
+            stack.enter_context(ProcessPoolExecutor(1, context, follow, (os.getpid(),))) for _ in range(size)
         ]
         pids = [pool.submit(os.getpid) for pool in pools]
+        living: list[int] = []
         try:
-            living = [pid.result() for pid in pids]
+            wait(pids)
+            _raise_first(pids)
+            living += [pid.result() for pid in pids]
             teams = [Team(rank, size, rank, size, meeting) for rank in range(size)]
             jobs = [pool.submit(function, *arguments, team) for pool, team in zip(pools, teams, strict=True)]
             done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
@@ -57,15 +58,6 @@ def spread(function: Callable[..., Any], size: int, *arguments: Any) -> None:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             raise
-
-
-def _begin(parent: int) -> None:
-    """Ctrl-C is for the process that spreads; where that dies in any way, so does this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it was faster
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _raise_first(jobs: list[Future[Any]]) -> None:

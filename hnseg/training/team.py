@@ -43,6 +43,11 @@ class Team:
         return self.rank == 0
 
     @property
+    def spread(self) -> bool:
+        """Whether hnseg started it, on this machine's cores."""
+        return self.meeting.startswith("file:")
+
+    @property
     def node(self) -> int:
         """Number of its machine."""
         return self.rank // self.local_size
@@ -165,7 +170,7 @@ def find_team(processes: int | str, environment: Mapping[str, str] = os.environ)
         keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         rank, size, local_rank, local_size = (int(environment[key]) for key in keys)
         starter, uneven, meeting = "torchrun", size % local_size, "env://"
-    elif processes != 1 and int(environment.get("SLURM_NTASKS", 1)) > 1:
+    elif processes != 1 and "SLURM_STEP_ID" in environment and int(environment["SLURM_NTASKS"]) > 1:
         rank, size, local_rank = (int(environment[f"SLURM_{key}"]) for key in ("PROCID", "NTASKS", "LOCALID"))
         local_size, uneven = divmod(size, int(environment.get("SLURM_NNODES", 1)))
         starter, meeting = "SLURM", "slurm"

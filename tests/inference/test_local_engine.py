@@ -52,7 +52,7 @@ def test_two_cascades_at_once_leave_what_one_leaves(
 ) -> None:
     """In the second run no cascade goes on with its first case before the other has one too."""
     segment(scans, setup, tmp_path / "one", 1)
-    work, both, seen = Cascade.__call__, Barrier(2, timeout=30), dict[Cascade, list[str]]()
+    work, both, seen = Cascade.__call__, Barrier(2, timeout=300), dict[Cascade, list[str]]()
 
     def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
         seen.setdefault(self, []).append(case_id)

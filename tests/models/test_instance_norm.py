@@ -61,6 +61,26 @@ def test_what_does_not_suit_is_left_to_pytorch(dtype: torch.dtype, monkeypatch: 
     assert torch.equal(norm(InstanceNorm)(image), norm(nn.InstanceNorm3d)(image))
 
 
+def test_volumes_too_large_to_be_added_up_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = activations(2, torch.bfloat16)
+    voxels = image[0, 0].numel()
+    monkeypatch.setattr(F, "batch_norm", None)
+    monkeypatch.setattr("hnseg.models.instance_norm._MOST", voxels / torch.get_num_threads() - 0.1)
+    assert torch.equal(norm(InstanceNorm)(image), norm(nn.InstanceNorm3d)(image))
+
+
+def test_the_mean_of_a_scan_that_is_mostly_air_is_right() -> None:
+    """As many voxels as are taken at most, most of them of one value."""
+    image = torch.randn(1, 4, 64, 64, 32 * torch.get_num_threads()) * 0.5 + 1
+    image[:, :, :45] = torch.linspace(0.1, 3, 4).view(1, 4, 1, 1, 1)
+    image = image.to(torch.bfloat16).contiguous(memory_format=LAST)
+    result = norm(InstanceNorm, 4)
+    nn.init.ones_(result.weight)
+    nn.init.zeros_(result.bias)
+    means = result(image).double().mean(dim=(2, 3, 4))
+    assert means.abs().max() < 2**-7
+
+
 @pytest.mark.parametrize("architecture", TINY)
 def test_every_network_has_it_under_the_names_of_its_makers(architecture: str) -> None:
     network = build(architecture, 2, 3, **TINY[architecture])

@@ -74,7 +74,7 @@ def propose_heads(
         cases: Of which only the CT is read.
         out: Folder of the masks.
         overwrite: Propose anew what is there already.
-        workers: Processes; a whole-body CT takes about 1.5 GB in each. Default: up to four.
+        workers: Processes; a whole-body CT takes up to 2 GB in each. Default: up to four.
 
     Returns:
         One outcome a case, in the order of `cases`; a CT that cannot be read is a failed one.
