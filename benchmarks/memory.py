@@ -103,15 +103,16 @@ def _resident() -> int:
 
 def full_size(device: torch.device, precision: Precision, measured: bool) -> Iterator[list[str]]:
     """The rows of the table at the paper's patches and batches, mixed precision in the estimate."""
-    heads = "stage, model, recipe, channels, patch, batch, parameters, between steps, GPU, CPU, measured"
+    heads = "stage, model, recipe, channels, patch, batch, parameters, between steps, peak, measured"
     yield heads.split(", ")
     for job in jobs():
-        gpu, cpu = (estimate(job.step, "bfloat16", torch.device(kind)) for kind in ("cuda", "cpu"))
+        needs = estimate(job.step, "bfloat16", device)
         # A CPU takes minutes over a step at full size: there the default recipe stands for all.
         wanted = measured and (device.type == "cuda" or job.recipe == "paper")
         # A GPU refuses what it cannot hold; a CPU's machine would stall.
-        needed = HEADROOM * estimate(job.step, precision, device).peak
-        fits = device.type == "cuda" or needed < (free_memory(device) or 0)
+        fits = device.type == "cuda" or HEADROOM * estimate(job.step, precision, device).peak < (
+            free_memory(device) or 0
+        )
         yield [
             job.stage,
             job.model,
@@ -119,10 +120,9 @@ def full_size(device: torch.device, precision: Precision, measured: bool) -> Ite
             str(job.step.network["in_channels"]),
             " × ".join(map(str, job.step.patch)),
             str(job.step.batch),
-            f"{gpu.parameters / 1e6:.1f} M",
-            f"{gpu.between / GIB:.2f}",
-            f"{gpu.peak / GIB:.2f}",
-            f"{cpu.peak / GIB:.2f}",
+            f"{needs.parameters / 1e6:.1f} M",
+            f"{needs.between / GIB:.2f}",
+            f"{needs.peak / GIB:.2f}",
             (measure(job.step, device, precision) if fits else "too large") if wanted else "–",
         ]
 
@@ -135,8 +135,10 @@ def small(device: torch.device) -> Iterator[list[str]]:
             step = replace(job.step, patch=SMALL)
             cells = [job.stage, job.model, str(step.batch)]
             for precision in ("float32", "bfloat16"):
-                needs = estimate(step, precision, device)
-                cells += [f"{needs.peak / GIB:.2f}", measure(step, device, precision)]
+                cells += [
+                    f"{estimate(step, precision, device).peak / GIB:.2f}",
+                    measure(step, device, precision),
+                ]
             yield cells
 
 
