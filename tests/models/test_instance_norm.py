@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from members import TINY
 from torch import nn
 
-from hnseg.models.instance_norm import InstanceNorm
+from hnseg.models.instance_norm import InstanceNorm, replace_norms
 from hnseg.models.nets import build
 
 LAST = torch.channels_last_3d
@@ -91,9 +91,7 @@ def test_every_network_has_it_under_the_names_of_its_makers(architecture: str) -
     network = network.eval().to(memory_format=LAST)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         logits = network(image)
-        for module in network.modules():
-            if type(module) is InstanceNorm:
-                module.__class__ = nn.InstanceNorm3d
+        replace_norms(network, nn.InstanceNorm3d)
         expected = network(image)
     # Some roundings of bfloat16 apart, where a network of other weights is whole units away.
     assert (logits - expected).abs().max() < 0.1 * expected.abs().max()
@@ -113,9 +111,7 @@ def gradients(architecture: str, dtype: torch.dtype, kind: type[nn.InstanceNorm3
     """Of a mean of squares, all in one."""
     torch.manual_seed(0)
     network = build(architecture, 2, 3, **TINY[architecture]).train().to(memory_format=LAST)
-    for module in network.modules():
-        if isinstance(module, nn.InstanceNorm3d):
-            module.__class__ = kind
+    replace_norms(network, kind)
     image = torch.randn(2, 2, 16, 16, 16).contiguous(memory_format=LAST)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         loss = sum((depth.float() - 1).square().mean() for depth in network(image))
