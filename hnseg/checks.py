@@ -14,6 +14,8 @@ HU_AIR, HU_BONE = -200.0, 200.0
 # are 1,400 to 5,000 times the SUV (facts.md §4), stored integers mostly 100 or 1,000 times. The median
 # does not see bladders, spilt tracer, or noise that is mostly air.
 SUV_BODY_LIMIT = 20.0
+# The median was 0.4 to 0.9 in 26 scans of trunk, limbs and neck; kBq/ml are some 2 to 10 times the SUV.
+SUV_BODY_USUAL = 2.5
 # SUV reaches some tens in the brain or bladder, some hundreds in the few voxels of an injection site.
 SUV_LIMIT = 200.0
 # No scan stays below: a factor was applied to what was SUV already, or a wrong one.
@@ -22,7 +24,7 @@ SUV_REMEDY = (
     "give what makes SUV of it as pet_factor in a CSV case list, or weight, dose and times in CASE__PT.json"
 )
 MIN_OVERLAP = 0.5  # of the body that the CT shows: air around it needs no PET
-MIN_EXTENT_MM = 60.0
+MIN_EXTENT_MM, MAX_EXTENT_MM = 60.0, 5000.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def check_case(ct: sitk.Image, pet: sitk.Image, label: sitk.Image | None = None)
         The findings, errors first; an empty list for a case without fault.
     """
     findings = [*_check_intensities(ct, pet), *_check_overlap(ct, pet), *_check_extent(ct)]
+    findings += [*_check_unit("CT", ct), *_check_unit("PET", pet)]
     if label is not None:
         findings += _check_label(ct, label)
     return sorted(findings, key=lambda finding: finding.level)
@@ -124,6 +127,10 @@ def _check_intensities(ct: sitk.Image, pet: sitk.Image) -> list[Finding]:
     elif pet_high < SUV_LEAST:
         values = f"PET reaches {pet_high:.2g} only, less than any SUV"
         findings.append(_error(f"{values}; correct its pet_factor or sidecar, or {SUV_REMEDY}"))
+    elif typical > SUV_BODY_USUAL:
+        findings.append(
+            _warning(f"PET is {typical:.3g} in the body, where SUV is about 1: check that it is not kBq/ml")
+        )
     elif pet_high > SUV_LIMIT:
         findings.append(
             _warning(f"PET reaches {pet_high:.3g} in places: check for an injection site or artefact")
@@ -157,6 +164,14 @@ def _check_extent(ct: sitk.Image) -> list[Finding]:
     if high - low < MIN_EXTENT_MM:
         return [_warning(f"CT covers {high - low:.0f} mm in z only: check that slices are not missing")]
     return []
+
+
+def _check_unit(what: str, image: sitk.Image) -> list[Finding]:
+    sides = np.multiply(image.GetSize(), image.GetSpacing())
+    if sides.max() <= MAX_EXTENT_MM:
+        return []
+    shown = " x ".join(f"{side / 1000:.3g}" for side in sides)
+    return [_error(f"{what} measures {shown} m, more than any body: its header's spacing is not in mm")]
 
 
 def _check_label(ct: sitk.Image, label: sitk.Image) -> list[Finding]:

@@ -24,6 +24,12 @@ def moved(image: sitk.Image, x: float) -> sitk.Image:
     return other
 
 
+def enlarged(image: sitk.Image, factor: float) -> sitk.Image:
+    result = sitk.Image(image)
+    result.SetSpacing([factor * step for step in image.GetSpacing()])
+    return result
+
+
 def with_hot_spot(value: float) -> sitk.Image:
     image = pet_image()
     image[5, 5, 5] = value
@@ -54,6 +60,7 @@ def test_a_sound_case_has_no_findings():
         (scaled(ct_image(), 1, 1100), pet_image(), "not HU"),
         (scaled(ct_image(), 1e-3), pet_image(), "not HU"),
         (ct_image(), moved(pet_image(), 500), "do not overlap"),
+        (enlarged(ct_image(), 1000), enlarged(pet_image(), 1000), "not in mm"),
     ],
     ids=[
         "swapped",
@@ -68,6 +75,7 @@ def test_a_sound_case_has_no_findings():
         "stored CT",
         "scaled CT",
         "apart",
+        "micrometres",
     ],
 )
 def test_images_that_make_a_case_unusable(ct, pet, telling):
@@ -78,12 +86,13 @@ def test_images_that_make_a_case_unusable(ct, pet, telling):
     ("ct", "pet", "telling"),
     [
         (ct_image(), scaled(pet_image(), 1 / 12), "not scaled to [0, 1]"),
+        (ct_image(), scaled(pet_image(), 5), "check that it is not kBq/ml"),
         (ct_image(), with_hot_spot(800), "injection site"),
         (ct_image(), with_hot_spot(-40), "SUV is not negative"),
         (ct_image(), moved(pet_image(), 60), "PET covers 8% of the body only"),
         (ct_image()[:, :, :10], pet_image()[:, :, :6], "CT covers 30 mm in z only"),
     ],
-    ids=["scaled", "injection", "negative", "partial", "short"],
+    ids=["scaled", "kBq", "injection", "negative", "partial", "short"],
 )
 def test_images_that_want_a_look_stay_usable(ct, pet, telling):
     findings = check_case(ct, pet)
