@@ -11,6 +11,7 @@ from hnseg.errors import HnsegError
 
 EXTENSIONS = (".nii.gz", ".nii", ".mha")  # in the order in which they are preferred
 HEADS = "heads"  # ROOT/heads/CASE.nii.gz: masks for the head stage, not a case
+NO_CASES = (HEADS, "lost+found")  # folders beside those of cases
 CONTROL = {chr(code) for code in (*range(32), 127)}
 LAYOUT = "ROOT/CASE/CASE__CT.nii.gz, CASE__PT.nii.gz and, where known, CASE.nii.gz"
 
@@ -96,21 +97,47 @@ def case_files(folder: Path) -> dict[str, Path]:
     names = {"ct": f"{folder.name}__CT", "pet": f"{folder.name}__PT", "label": folder.name}
     candidates = {part: [folder / f"{name}{ext}" for ext in EXTENSIONS] for part, name in names.items()}
     return {
-        part: found[0] for part, paths in candidates.items() if (found := [p for p in paths if p.is_file()])
+        part: found[0]
+        for part, paths in candidates.items()
+        if (found := [path for path in paths if _is_file(path)])
     }
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file can be seen there."""
+    try:
+        return path.is_file()
+    except OSError:  # it may not be looked at, or no file can have that name
+        return False
+
+
+def mask_file(folder: Path, case_id: str) -> Path:
+    """A case's file in a folder of masks: CASE.nii.gz, or what else is there of `EXTENSIONS`."""
+    paths = [folder / f"{case_id}{extension}" for extension in EXTENSIONS]
+    return next((path for path in paths if _is_file(path)), paths[0])
 
 
 def _folder_cases(root: Path) -> Iterator[Case]:
     for folder in root.iterdir():
-        if folder.name.startswith(".") or folder.name == HEADS or not folder.is_dir():
+        if folder.name.startswith(".") or folder.name in NO_CASES or not folder.is_dir():
             continue
-        files = case_files(folder)
-        if not files:
+        files, closed = case_files(folder), _closed(folder)
+        if not files and not closed:
             continue
         name, fault = _usable_id(folder.name, str(root))
+        fault = fault or closed
         ct = files.get("ct", folder / f"{folder.name}__CT.nii.gz")
         pet = files.get("pet", folder / f"{folder.name}__PT.nii.gz")
         yield Case(name, ct, pet, files.get("label"), center_of(name), fault=fault)
+
+
+def _closed(folder: Path) -> str:
+    """Why nothing in a folder can be seen, if so."""
+    try:
+        (folder / "_").exists()  # whether or not: it raises where nobody may look
+    except OSError as error:
+        return f"{folder}: cannot be entered ({error.strerror}); allow it, or move the folder away"
+    return ""
 
 
 def _csv_cases(path: Path) -> Iterator[Case]:

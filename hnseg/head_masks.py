@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hnseg.cases import Case
+from hnseg.cases import Case, mask_file
 from hnseg.errors import HnsegError, few
 
 
@@ -29,7 +29,7 @@ def with_head_mask(cases: Sequence[Case], heads: Path) -> list[Case]:
     Raises:
         HnsegError: Not one case has a mask.
     """
-    labelled = [case for case in cases if (heads / f"{case.case_id}.nii.gz").exists()]
+    labelled = [case for case in cases if mask_file(heads, case.case_id).exists()]
     if not labelled:
         raise HnsegError(
             f"data.heads={heads}: no head mask CASE.nii.gz for any of {len(cases)} cases; "
@@ -49,7 +49,7 @@ def require_head_masks(cases: Sequence[Case], data: Mapping[str, Any]) -> None:
         HnsegError: Cases without a mask.
     """
     heads = head_folder(data, "coarse")
-    if missing := [case.case_id for case in cases if not (heads / f"{case.case_id}.nii.gz").exists()]:
+    if missing := [case.case_id for case in cases if not mask_file(heads, case.case_id).exists()]:
         key = "data.predicted_heads" if data["predicted_heads"] else "data.heads"
         raise HnsegError(
             f"{key}={heads}: no head mask of {few(missing)}; train the head stage (fold=all, "

@@ -1,5 +1,7 @@
 """Case lists: what counts as a case, and what is refused by name."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,31 @@ def test_a_folder_may_hold_any_format_and_no_label(tmp_path, ext):
     touch(tmp_path / "A", f"A__CT{ext}", f"A__PT{ext}")
     (case,) = read_cases(tmp_path)
     assert (case.ct.name, case.pet.name, case.label) == (f"A__CT{ext}", f"A__PT{ext}", None)
+
+
+def test_a_folder_that_cannot_be_entered_is_its_own_cases_fault(tmp_path, monkeypatch):
+    for name in ("A", "B"):
+        full_case(tmp_path, name)
+    look = os.stat
+
+    def stat(path, **options):
+        if str(path).startswith(str(tmp_path / "B") + "/"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    sound, closed = read_cases(tmp_path, strict=False)
+    sound.check()
+    with pytest.raises(HnsegError, match=r"/B: cannot be entered \(Permission denied\)"):
+        closed.check()
+    with pytest.raises(HnsegError, match="cannot be entered"):
+        read_cases(tmp_path)
+
+
+def test_a_folder_whose_files_would_have_too_long_a_name_holds_no_case(tmp_path):
+    full_case(tmp_path, "A")
+    (tmp_path / ("long" * 62)).mkdir()
+    assert [case.case_id for case in read_cases(tmp_path)] == ["A"]
 
 
 def test_a_missing_modality_is_refused_or_left_to_the_case(tmp_path):

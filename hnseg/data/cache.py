@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hnseg.cases import Case
+from hnseg.cases import Case, mask_file
 from hnseg.suv import sidecar
 
 ARRAYS = ("ct", "pet", "label")
@@ -100,7 +100,7 @@ def key_of(entry: Path) -> str | None:
 
 def sources(case: Case, masks: Path | None) -> str:
     """Hash of what an entry is made from: the files' names, sizes and times of change, the PET's factor."""
-    paths = [case.ct, case.pet, case.label, None if masks is None else masks / f"{case.case_id}.nii.gz"]
+    paths = [case.ct, case.pet, case.label, None if masks is None else mask_file(masks, case.case_id)]
     paths.append(sidecar(case.pet))
     states: list[Any] = [] if case.pet_factor is None else [case.pet_factor]
     for path in paths:

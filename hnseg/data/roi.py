@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from hnseg.cases import Case
+from hnseg.cases import Case, mask_file
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid
 from hnseg.images import read_label, to_array
@@ -31,7 +31,7 @@ def read_mask(case: Case, stage: Stage, masks: Path | None) -> sitk.Image | None
     """
     if masks is None and not needs_head(stage):
         return None
-    path = None if masks is None else masks / f"{case.case_id}.nii.gz"
+    path = None if masks is None else mask_file(masks, case.case_id)
     if path is not None and path.exists():
         return read_label(path)
     if needs_head(stage):

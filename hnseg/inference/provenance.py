@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hnseg
-from hnseg.cases import Case
+from hnseg.cases import Case, mask_file
 from hnseg.errors import HnsegError
 from hnseg.inference.cascade import Cascade
 from hnseg.models.bundle import LISTING, digest
@@ -114,7 +114,7 @@ def _files(case: Case, made_with: Provenance) -> Iterator[Path]:
     with suppress(HnsegError):  # a misnamed PET has no sidecar, and is refused when it is read
         yield sidecar(case.pet)
     if made_with.heads is not None:
-        yield made_with.heads / f"{case.case_id}.nii.gz"
+        yield mask_file(made_with.heads, case.case_id)
     if made_with.oracle and case.label is not None:
         yield case.label
 
