@@ -57,17 +57,19 @@ class Bundle:
         try:
             listing = yaml.safe_load((path / LISTING).read_text())
             version, members, decision = listing["format"], listing["members"], listing["decision"]
-        except OSError as error:
+            files = [
+                (path / name / file, sha) for name, hashes in members.items() for file, sha in hashes.items()
+            ]
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise HnsegError(
                 f"{path}: not a bundle (no bundle.yaml); make one with hnseg export RUNS --out {path}"
             ) from error
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
+        except OSError as error:
+            raise HnsegError(f"{path / LISTING}: cannot be read ({error.strerror}); allow it") from error
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
             raise HnsegError(f"{path / LISTING}: damaged; export the bundle again") from error
         if version != FORMAT:
             raise HnsegError(f"{path}: bundle format {version}, this hnseg reads {FORMAT}; export it again")
-        files = [
-            (path / name / file, sha) for name, hashes in members.items() for file, sha in hashes.items()
-        ]
         with ThreadPoolExecutor() as pool:  # gigabytes, and hashing leaves the interpreter alone
             list(pool.map(_verify, *zip(*files, strict=True)))
         return cls(
@@ -105,6 +107,11 @@ class Bundle:
         """
         if kinds is None:
             return self
+        for kind in kinds:
+            if not isinstance(kind, Mapping) or {"model", "cte"} - set(kind):
+                raise HnsegError(
+                    f"ensemble.members: {kind} names no kind of member; write {{model: NAME, cte: true}}"
+                )
         wanted = [(kind["model"], bool(kind["cte"])) for kind in kinds]
         here = [_kind(member) for member in self.of_stage(stage)]
         if missing := [kind for kind in wanted if kind not in here]:
@@ -163,8 +170,8 @@ def write_bundle(trained: Iterable[Trained], out: Path) -> list[str]:
         The members' names.
 
     Raises:
-        HnsegError: Two members of one name, rules that clash, or `out` is something else or cannot be
-            written.
+        HnsegError: Two members of one name, weights that have diverged, rules that clash, or `out` is
+            something else or cannot be written.
     """
     if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / LISTING).exists()):
         raise HnsegError(f"{out}: holds something other than a bundle; choose another --out")
@@ -202,6 +209,11 @@ def _write_members(trained: Iterable[Trained], out: Path) -> list[str]:
 
 
 def _write_member(card: dict[str, Any], network: nn.Module, folder: Path) -> None:
+    if spoilt := [name for name, one in network.state_dict().items() if not one.isfinite().all()]:
+        raise HnsegError(
+            f"{card['name']}: its weights are no numbers any more (NaN or infinite, {spoilt[0]} first); "
+            "choose another --checkpoint, or leave it out"
+        )
     folder.mkdir()
     # nnU-Net's decoder holds its encoder: save_model writes a tensor with two names once.
     save_model(network, str(folder / WEIGHTS))
@@ -225,9 +237,13 @@ def last_stage(cards: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _verify(path: Path, expected: str) -> None:
-    if not path.exists():
-        raise HnsegError(f"{path}: missing from the bundle; copy or export it again")
-    if digest(path) != expected:
+    try:
+        found = digest(path)
+    except FileNotFoundError as error:
+        raise HnsegError(f"{path}: missing from the bundle; copy or export it again") from error
+    except OSError as error:
+        raise HnsegError(f"{path}: cannot be read ({error.strerror}); allow it") from error
+    if found != expected:
         raise HnsegError(f"{path}: altered since the bundle was made; export it again")
 
 

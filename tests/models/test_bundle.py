@@ -85,7 +85,16 @@ def test_a_missing_file_is_named(bundle: Bundle, file: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "listing", [b"", b"[1, 2]", b"a: [", b"format: 1", b"\xff\xfe\x00", b"!!python/object:os.system {}"]
+    "listing",
+    [
+        b"",
+        b"format: 1\nmembers: []\ndecision: {}",
+        b"[1, 2]",
+        b"a: [",
+        b"format: 1",
+        b"\xff\xfe\x00",
+        b"!!python/object:os.system {}",
+    ],
 )
 def test_a_damaged_listing_is_one_line(bundle: Bundle, listing: bytes) -> None:
     (bundle.path / "bundle.yaml").write_bytes(listing)
@@ -136,6 +145,16 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: bytes | None) -> 
         checkpoint.write_bytes(damage)
     with pytest.raises(HnsegError, match=r"best\.ckpt: cannot be read"):
         export_bundle([tmp_path / "runs"], tmp_path / "bundle")
+
+
+def test_weights_that_have_diverged_are_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "runs", card("fine", "segresnet"))
+    stored = torch.load(folder / "best.ckpt", weights_only=True)
+    next(iter(stored["state_dict"].values()))[0] = float("nan")
+    torch.save(stored, folder / "best.ckpt")
+    with pytest.raises(HnsegError, match=r"fine_segresnet_fold_0: its weights are no numbers"):
+        export_bundle([folder], tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
