@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os.path import realpath
 from pathlib import Path
 from threading import Lock
@@ -29,8 +29,9 @@ from hnseg.cases import Case
 from hnseg.errors import HnsegError
 from hnseg.files import sole_writer
 from hnseg.inference.outcome import Outcome
+from hnseg.inference.outputs import FORMATS
 from hnseg.inference.provenance import Provenance
-from hnseg.inference.record import FORMATS, Record
+from hnseg.inference.record import Record
 from hnseg.inference.work import Made, Work
 
 
@@ -54,8 +55,9 @@ def segment_cases(
     """Segments every case that can be segmented.
 
     Writes OUT/CASE.nii.gz, OUT/cases.csv, OUT/lesions.csv, and the maps that were asked for into
-    OUT/maps/CASE. Cases that an earlier call finished are skipped where neither their files, the bundle,
-    the settings nor what was written for them has changed since.
+    OUT/maps/CASE. Cases that an earlier call finished are skipped where neither their files, the bundle
+    nor the settings have changed since. Those amid which one ended, by a kill or for want of memory, come
+    last: whatever ended it, the others are done first.
 
     Args:
         cases: The case list; files may be missing or damaged.
@@ -68,13 +70,22 @@ def segment_cases(
         What became of each case, in order.
 
     Raises:
-        HnsegError: `out` cannot be a folder, holds images of the case list under the masks' names or
-            a table that is not hnseg's, or another process writes there.
+        HnsegError: `out` cannot be a folder, holds images of the case list under the masks' names, masks
+            or maps that are not as hnseg wrote them, or a table that is not hnseg's, or another process
+            writes there.
     """
     with keeping(out, cases, engine.provenance, extension=extension, overwrite=overwrite) as (record, todo):
         outcomes = {case.case_id: Outcome(case.case_id, "skipped") for case in cases}
-        with display(len(cases), len(cases) - len(todo)) as (begin, end):
+        todo.sort(key=lambda work: record.begun(work.case.case_id))
+        if left := [work.case.case_id for work in todo if record.begun(work.case.case_id)]:
+            print(f"an earlier call ended amid {', '.join(left)}: last in turn", file=sys.stderr)
+        with display(len(cases), len(cases) - len(todo)) as (show, end):
             one_at_a_time = Lock()
+
+            def begin(case_id: str) -> None:
+                with one_at_a_time:
+                    record.begin(case_id)
+                show(case_id)
 
             def done(made: Made) -> None:
                 with one_at_a_time:
@@ -83,7 +94,12 @@ def segment_cases(
                     print(made.defect, file=sys.stderr)
                 end(outcome)
 
-            engine.run(todo, begin, done)
+            try:
+                engine.run(todo, begin, done)
+            except (Exception, KeyboardInterrupt):
+                with suppress(HnsegError):  # it would hide the reason
+                    record.release()
+                raise
     return list(outcomes.values())
 
 
@@ -112,16 +128,15 @@ def keeping(
     with sole_writer(out):
         record = Record(out, extension, heads=made_with.until == "head")
         works = [Work(case, made_with.digest(case, extension), out, extension) for case in cases]
-        strangers = [case.case_id for case in cases if record.is_stranger(case.case_id)]
-        if strangers and not overwrite:
-            raise HnsegError(
-                f"out={out}: {', '.join(strangers[:3])} lies there and is not infer.py's; choose another "
-                "folder, or set overwrite=true to replace it"
-            )
-        yield (
-            record,
-            [work for work in works if overwrite or not record.holds(work.case.case_id, work.made_from)],
-        )
+        if not overwrite:
+            standing = {work: record.standing(work.case.case_id, work.made_from) for work in works}
+            if foreign := [work.case.case_id for work in works if standing[work] == "foreign"]:
+                raise HnsegError(
+                    f"out={out}: the files of {', '.join(foreign[:3])} there are not as infer.py wrote them; "
+                    "move them away, choose another folder, or set overwrite=true to replace them"
+                )
+            works = [work for work in works if standing[work] == "open"]
+        yield record, works
 
 
 def _claim(out: Path, cases: Sequence[Case]) -> None:

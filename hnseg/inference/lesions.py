@@ -147,7 +147,7 @@ def write_lesions(lesions: Mapping[str, Sequence[Lesion]], path: Path) -> None:
     Raises:
         HnsegError: The file has other columns, or cannot be written.
     """
-    rows = [row for row in _read_rows(path) if row["case_id"] not in lesions]
+    rows = [row for row in read_lesions(path) if row["case_id"] not in lesions]
     rows += [{"case_id": case_id, **lesion.row} for case_id, found in lesions.items() for lesion in found]
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -155,14 +155,23 @@ def write_lesions(lesions: Mapping[str, Sequence[Lesion]], path: Path) -> None:
         writer.writerows(sorted(rows, key=lambda row: (row["case_id"], int(row["lesion"]))))
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
+def read_lesions(path: Path) -> list[dict[str, str]]:
+    """The rows of lesions.csv; none where there is no such file.
+
+    Raises:
+        HnsegError: The file has other columns, or cannot be read.
+    """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != COLUMNS:
-            raise HnsegError(f"{path}: its columns are not {','.join(COLUMNS)}; move the file away")
-        return list(reader)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise HnsegError(f"{path}: cannot be read ({error}); move the file away") from error
+    if reader.fieldnames != COLUMNS:
+        raise HnsegError(f"{path}: its columns are not {','.join(COLUMNS)}; move the file away")
+    return rows
 
 
 def _depths(points: NDArray[np.float64], grids: Sequence[Grid]) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-STEPS = ("read", "resample", "head", "coarse", "fine", "back", "write")
+STEPS = ("read", "resample", "wait", "head", "coarse", "fine", "back", "write")
 COLUMNS = [
     *("case_id", "status", "seconds"),
     *(f"{step}_s" for step in STEPS),
@@ -21,8 +21,10 @@ class Outcome:
 
     Args:
         case_id: The case.
-        status: ok or error; skipped where an earlier call's mask still holds, whose line stays.
-        seconds: Each step's, from reading to writing; steps of different cases overlap.
+        status: ok or error; skipped where an earlier call's mask still holds, whose line stays. (A line may
+            say begun or unfinished too, where a call has ended amid a case.)
+        seconds: Each step's, from reading to writing; steps of different cases overlap, and where they share
+            networks one may wait for the other.
         memory_mib: The most memory the process has had so far, MiB.
         gpu_mib: The most GPU memory the case's networks took, MiB; None without a GPU.
         unseen: Whether no network that made the mask was trained on the case; None without a mask.
@@ -34,7 +36,7 @@ class Outcome:
         rules: Those by which the mask was decided, as JSON; empty without a mask.
         made_from: The bundle's identity, and a digest of the case's files, the bundle and the settings;
             empty without a mask.
-        written: Digest of what was written for the case; empty without a mask.
+        written: Digests of what was written for the case, by file, as JSON; empty where nothing was.
     """
 
     case_id: str

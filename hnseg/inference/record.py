@@ -3,28 +3,34 @@
 A case counts as finished when its line in cases.csv says that it was made from the files, the bundle and the
 settings of now, and that its mask, maps and lesions are those that were written. The line is withdrawn before
 any of them changes and comes back when they are whole, so that a process killed in between leaves no line
-that speaks of another mask.
+that speaks of another mask. A file that differs from what its line says was written is somebody's work: it is
+told, and stays.
 """
 
 from __future__ import annotations
 
 import csv
-import shutil
+import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from hnseg.errors import HnsegError
 from hnseg.files import place, replacing
-from hnseg.inference.lesions import Lesion, write_lesions
+from hnseg.inference.lesions import Lesion, read_lesions, write_lesions
 from hnseg.inference.outcome import COLUMNS, Outcome
+from hnseg.inference.outputs import FORMATS, Outputs
 from hnseg.inference.provenance import content_digest
-from hnseg.inference.work import MAPS, Made
-from hnseg.models.bundle import digest
+from hnseg.inference.work import Made
 
 TABLE, LESIONS = "cases.csv", "lesions.csv"
-FORMATS = (".nii.gz", ".mha")  # of masks and maps
+# What a line says of a case that is not done: how often its networks began; that its files may be anything.
+BEGUN = ("begun", "begun again")
+UNFINISHED = "unfinished"
+# What lies there for a case: its whole result, nothing that must stay, or files of somebody else.
+Standing = Literal["finished", "open", "foreign"]
 
 
 class Record:
@@ -34,7 +40,7 @@ class Record:
         out: The folder.
         extension: Of masks and maps, one of `FORMATS`.
         heads: The masks are heads: they have no lesions, and those of cases that fail now stay, since they
-            may have been drawn, or corrected, by hand.
+            may have been drawn by hand.
 
     Raises:
         HnsegError: cases.csv or lesions.csv is something else.
@@ -42,21 +48,49 @@ class Record:
 
     def __init__(self, out: Path, extension: str, *, heads: bool = False) -> None:
         self._out, self._extension, self._heads = out, extension, heads
-        self._rows = {row["case_id"]: row for row in _read(out / TABLE, "status")}
+        self._files = Outputs(out)
+        self._before_begun: dict[str, dict[str, str]] = {}
+        self._rows = {row["case_id"]: row for row in _read(out / TABLE)}
         self._lesions: dict[str, list[dict[str, str]]] = defaultdict(list)
-        for row in _read(out / LESIONS, "lesion"):
+        for row in read_lesions(out / LESIONS):
             self._lesions[row["case_id"]].append(row)
 
-    def holds(self, case_id: str, made_from: str) -> bool:
-        """Whether what lies there for a case is the whole and untouched result of what has this digest."""
+    def standing(self, case_id: str, made_from: str) -> Standing:
+        """What lies there for a case, which would be made from what has this digest."""
         row = self._rows.get(case_id, {})
-        same = row.get("made_from") == made_from and self._mask(case_id).is_file()
-        return same and row.get("written") == self._digest(case_id)
+        there = self._files.digests(case_id)
+        if not there or row.get("status") == UNFINISHED:
+            return "open"
+        written = _entries(row)
+        if any(written.get(name) != there[name] for name in there):
+            return "foreign"
+        same = row.get("status") == "ok" and row.get("made_from") == made_from
+        whole = f"{case_id}{self._extension}" in there and written == self._digests(case_id)
+        return "finished" if same and whole else "open"
 
-    def is_stranger(self, case_id: str) -> bool:
-        """Whether a mask lies there that no call of infer.py wrote, drawn by hand perhaps."""
-        there = any((self._out / f"{case_id}{extension}").exists() for extension in FORMATS)
-        return there and case_id not in self._rows
+    def begun(self, case_id: str) -> int:
+        """How often networks began with a case and its end was never told, counted to two."""
+        status = self._rows.get(case_id, {}).get("status")
+        return BEGUN.index(status) + 1 if status in BEGUN else int(status == UNFINISHED)
+
+    def begin(self, case_id: str) -> None:
+        """Notes that networks begin with a case: should the process die of it, a later call puts it last."""
+        row = self._rows.get(case_id, {})
+        if row.get("status") != UNFINISHED:
+            self._before_begun[case_id] = row
+            status = BEGUN[row.get("status") in BEGUN]
+            self._put({"case_id": case_id, "status": status, "written": row.get("written", "")})
+
+    def release(self) -> None:
+        """Takes back what was noted of cases that are not done: the call ends in order, by none of them.
+
+        Raises:
+            HnsegError: cases.csv cannot be written.
+        """
+        for case_id, row in self._before_begun.items():
+            self._rows[case_id] = row
+        self._rows = {case_id: row for case_id, row in self._rows.items() if row}
+        self._write()
 
     def take(self, made: Made) -> Outcome:
         """Puts what was made of a case in its place; without a mask, an earlier one is removed.
@@ -65,7 +99,9 @@ class Record:
             HnsegError: The folder's tables cannot be written.
         """
         case_id, outcome = made.outcome.case_id, made.outcome
-        self._put({"case_id": case_id, "status": "unfinished"})  # from here on its files may be anything
+        before = _entries(self._rows.get(case_id, {}))
+        self._before_begun.pop(case_id, None)
+        self._put({"case_id": case_id, "status": UNFINISHED})  # from here on its files may be anything
         if outcome.status == "ok":
             try:
                 outcome = replace(outcome, written=self._place(made))
@@ -77,50 +113,47 @@ class Record:
             except OSError as error:
                 left = f"{error.filename} cannot be removed ({error.strerror})"
                 outcome = replace(outcome, message=f"{outcome.message}; {left}")
+            # What cannot, or need not, be removed is still known for what was written.
+            stay = {
+                name: one for name, one in self._files.digests(case_id).items() if before.get(name) == one
+            }
+            outcome = replace(outcome, written=json.dumps(stay) if stay else "")
         self._put(outcome.row)
         return outcome
 
     def _place(self, made: Made) -> str:
-        """Puts a case's mask, maps and lesions in their places, and returns the digest of them all."""
+        """Puts a case's mask, maps and lesions in their places, and returns the digests of them all."""
         case_id = made.outcome.case_id
         (mask, *maps) = made.files.items()
         place(*mask)
         if not self._heads:
-            self._remove_masks(case_id, {*FORMATS} - {self._extension})
-        shutil.rmtree(self._maps(case_id), ignore_errors=True)
+            self._files.remove_masks(case_id, {*FORMATS} - {self._extension})
+        self._files.remove_maps(case_id)
         for one in maps:
             place(*one)
         self._write_lesions(case_id, made.lesions)
-        return self._digest(case_id)
+        return json.dumps(self._digests(case_id))
 
     def _remove(self, case_id: str) -> None:
         """Removes what an earlier call wrote for a case, which would pass for this one's."""
         if not self._heads:
-            self._remove_masks(case_id, {*FORMATS})
-        shutil.rmtree(self._maps(case_id), ignore_errors=True)
+            self._files.remove_masks(case_id)
+        self._files.remove_maps(case_id)
         self._write_lesions(case_id, [])
-
-    def _mask(self, case_id: str) -> Path:
-        return self._out / f"{case_id}{self._extension}"
-
-    def _maps(self, case_id: str) -> Path:
-        return self._out / MAPS / case_id
-
-    def _remove_masks(self, case_id: str, extensions: set[str]) -> None:
-        for extension in extensions:
-            (self._out / f"{case_id}{extension}").unlink(missing_ok=True)
 
     def _write_lesions(self, case_id: str, lesions: Sequence[Lesion]) -> None:
         if not self._heads:
             write_lesions({case_id: lesions}, self._out / LESIONS)
             self._lesions[case_id] = [{"case_id": case_id, **lesion.row} for lesion in lesions]
 
-    def _digest(self, case_id: str) -> str:
-        files = [self._mask(case_id), *sorted(self._maps(case_id).glob("*"))]
-        return content_digest([[(path.name, digest(path)) for path in files], self._lesions[case_id]])
+    def _digests(self, case_id: str) -> dict[str, str]:
+        return self._files.digests(case_id) | {LESIONS: content_digest(self._lesions[case_id])}
 
     def _put(self, row: dict[str, str]) -> None:
         self._rows[row["case_id"]] = row
+        self._write()
+
+    def _write(self) -> None:
         with (
             replacing(self._out / TABLE) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
@@ -130,8 +163,17 @@ class Record:
             writer.writerows(self._rows[case_id] for case_id in sorted(self._rows))
 
 
-def _read(path: Path, column: str) -> list[dict[str, str]]:
-    """The rows of a table that this module wrote, told by a column."""
+def _entries(row: Mapping[str, str]) -> dict[str, str]:
+    """The digests in a line, by file."""
+    try:
+        entries = json.loads(row.get("written") or "{}")
+    except ValueError:  # an older hnseg's
+        return {}
+    return entries if isinstance(entries, dict) else {}
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    """The rows of cases.csv."""
     if not path.exists():
         return []
     try:
@@ -140,6 +182,6 @@ def _read(path: Path, column: str) -> list[dict[str, str]]:
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise HnsegError(f"{path}: cannot be read ({error}); choose another folder for out") from error
-    if not {"case_id", column} <= set(reader.fieldnames or ()):
-        raise HnsegError(f"{path}: has no columns case_id and {column}; choose another folder for out")
+    if not {"case_id", "status"} <= set(reader.fieldnames or ()):
+        raise HnsegError(f"{path}: has no columns case_id and status; choose another folder for out")
     return rows

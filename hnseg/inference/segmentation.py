@@ -27,8 +27,8 @@ class Segmentation:
         decision: The rules by which the mask was decided.
         outside_ml: Coarse lesion that no cube of the fine stage held, ml; None where lesions place no cube.
         fallbacks: What was done where a stage found nothing, and what of the ROI the scan does not show.
-        seconds: Time each step took: `resample` (ROIs placed and cut out), each stage's networks, `back` (to
-            the CT's grid, decided and measured).
+        seconds: Time each step took: `resample` (ROIs placed and cut out), `wait` for networks that another
+            case has, each stage's networks, `back` (to the CT's grid, decided and measured).
         grids: Where each stage looked.
         lesions: What the mask holds; none where it holds heads.
         look_first: Why a reader should look at the case before others, in words; else empty.

@@ -323,7 +323,7 @@ def test_masks_of_somebody_else_are_not_replaced_unasked(cascade: Cascade, tmp_p
     (tmp_path / "out").mkdir()
     drawn = tmp_path / "out" / "A.mha"
     drawn.write_bytes(b"drawn by hand")
-    with pytest.raises(HnsegError, match=r"A lies there and is not infer\.py's"):
+    with pytest.raises(HnsegError, match=r"the files of A there are not as infer\.py wrote"):
         segment(tmp_path / "scans", cascade, tmp_path / "out")
     assert drawn.read_bytes() == b"drawn by hand"
     cases = read_cases(tmp_path / "scans")

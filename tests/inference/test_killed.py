@@ -56,7 +56,7 @@ def test_ended_between_any_two_files_no_line_speaks_of_another_mask(
     statuses(scans, cascade(bundle), tmp_path / "new")
     old, new = contents(tmp_path / "old"), contents(tmp_path / "new")
     assert old["cases.csv"]["A"]["unseen"] == "no"
-    for count in range(1, 13):
+    for count in range(1, 16):
         out = shutil.copytree(tmp_path / "old", tmp_path / f"out-{count}")
         with pytest.MonkeyPatch.context() as patch:
             kill_at(count, patch, after=after)
@@ -68,6 +68,23 @@ def test_ended_between_any_two_files_no_line_speaks_of_another_mask(
                 assert (out / f"{name}.nii.gz").read_bytes() == made[0][f"{name}.nii.gz"]
         assert set(statuses(scans, cascade(bundle), out).values()) <= {"ok", "skipped"}
         assert contents(out) == new
+
+
+def test_a_case_that_ends_the_process_does_not_keep_the_others_from_their_masks(
+    scans: Path, bundle: Bundle, tmp_path: Path, networks: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A is too much for the machine: the next calls begin with the others."""
+    for expected in ([], ["B", "C"], []):
+        networks.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Cascade, "__call__", failing("A", KilledError()))
+            with pytest.raises(KilledError):
+                statuses(scans, cascade(bundle), tmp_path / "out")
+        assert networks == expected
+    assert "an earlier call ended amid A" in capsys.readouterr().err
+    rows = table(tmp_path / "out")
+    assert {name: row["status"] for name, row in rows.items()} == {"A": "begun again", "B": "ok", "C": "ok"}
+    assert statuses(scans, cascade(bundle), tmp_path / "out") == {"A": "ok", "B": "skipped", "C": "skipped"}
 
 
 def test_ctrl_c_finishes_the_file_at_hand_and_the_next_run_goes_on(

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,52 @@ def test_a_table_of_something_else_is_not_replaced(
     with pytest.raises(HnsegError, match=r"cases\.csv: .*choose another folder for out"):
         statuses(scans, cascade(bundle), tmp_path / "out")
     assert (tmp_path / "out" / "cases.csv").read_text(encoding="latin-1") == text
+
+
+@pytest.mark.parametrize("drawn", ["A.nii.gz", "A.mha", "maps/A/entropy.nii.gz"])
+def test_what_somebody_has_changed_stays_until_replacing_is_asked_for(
+    scans: Path, bundle: Bundle, tmp_path: Path, drawn: str
+) -> None:
+    stages, out = cascade(bundle, uncertainty=True), tmp_path / "out"
+    statuses(scans, stages, out)
+    (out / drawn).write_bytes(b"corrected by hand")
+    for settings in ({}, {"extension": ".mha"}):
+        with pytest.raises(
+            HnsegError, match=r"the files of A there are not as infer\.py wrote them; move them"
+        ):
+            statuses(scans, stages, out, **settings)
+        assert (out / drawn).read_bytes() == b"corrected by hand"
+    assert statuses(scans, stages, out, overwrite=True)["A"] == "ok"
+    assert not (out / drawn).exists() or (out / drawn).read_bytes() != b"corrected by hand"
+
+
+def test_a_mask_drawn_for_a_case_that_failed_stays(scans: Path, bundle: Bundle, tmp_path: Path) -> None:
+    (scans / "B" / "B__PT.nii.gz").write_bytes(b"damaged")
+    assert statuses(scans, cascade(bundle), tmp_path / "out")["B"] == "error"
+    (tmp_path / "out" / "B.nii.gz").write_bytes(b"drawn by hand")
+    with pytest.raises(HnsegError, match="the files of B there"):
+        statuses(scans, cascade(bundle), tmp_path / "out")
+    assert (tmp_path / "out" / "B.nii.gz").read_bytes() == b"drawn by hand"
+
+
+def test_scans_and_notes_where_maps_would_lie_stay(scans: Path, bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cohort = shutil.copytree(scans, out / "maps")
+    (cohort / "A" / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in cohort.rglob("*.*")}
+    statuses(cohort, cascade(bundle, uncertainty=True), out)
+    statuses(cohort, cascade(bundle), out)  # whose maps go
+    assert {path: path.read_bytes() for path in cohort.rglob("*.*")} == before
+
+
+def test_lesions_of_another_table_are_told_before_any_network_runs(
+    scans: Path, bundle: Bundle, tmp_path: Path, networks: list[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "lesions.csv").write_text("case_id,lesion,size\n")
+    with pytest.raises(HnsegError, match=r"lesions\.csv: its columns are not"):
+        statuses(scans, cascade(bundle), tmp_path / "out")
+    assert not networks
 
 
 def test_a_mask_never_takes_an_images_place(scans: Path, bundle: Bundle, tmp_path: Path) -> None:

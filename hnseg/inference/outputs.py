@@ -1,0 +1,65 @@
+"""Masks and maps in a folder, told by the names that infer.py gives; nothing else there is ever touched."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from hnseg.inference import uncertainty
+from hnseg.inference.work import MAPS
+from hnseg.models.bundle import digest
+
+FORMATS = (".nii.gz", ".mha")  # of masks and maps
+
+
+class Outputs:
+    """Files of cases in a folder.
+
+    Args:
+        out: The folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+
+    def digests(self, case_id: str) -> dict[str, str]:
+        """SHA-256 of a case's masks and maps by their names in the folder; empty of what cannot be read."""
+        found = {}
+        for path in [*self._masks(case_id, FORMATS), *self._maps(case_id)]:
+            name = path.relative_to(self._out).as_posix()
+            found[name] = ""
+            with suppress(OSError):
+                found[name] = digest(path)
+        return found
+
+    def remove_masks(self, case_id: str, extensions: Collection[str] = FORMATS) -> None:
+        """Removes a case's masks of some formats.
+
+        Raises:
+            OSError: One cannot be removed.
+        """
+        for path in self._masks(case_id, extensions):
+            path.unlink(missing_ok=True)
+
+    def remove_maps(self, case_id: str) -> None:
+        """Removes a case's maps, and their folder if it is empty then.
+
+        Raises:
+            OSError: One cannot be removed.
+        """
+        maps = self._maps(case_id)
+        for path in maps:
+            path.unlink(missing_ok=True)
+        if maps:
+            with suppress(OSError):  # somebody's files lie there too
+                maps[0].parent.rmdir()
+
+    def _masks(self, case_id: str, extensions: Collection[str]) -> list[Path]:
+        paths = [self._out / f"{case_id}{extension}" for extension in extensions]
+        return [path for path in paths if path.is_file()]  # a folder there ends that case alone
+
+    def _maps(self, case_id: str) -> list[Path]:
+        folder = self._out / MAPS / case_id
+        names = ("probability_*", *uncertainty.MAPS)
+        return sorted(path for name in names for end in FORMATS for path in folder.glob(f"{name}{end}"))
