@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from hnseg.cases import Case, read_cases
+from hnseg.cases import Case, mask_file, read_cases
 from hnseg.errors import HnsegError
 from hnseg.hydra_app import run
 from hnseg.inference.options import check_options
@@ -65,7 +65,7 @@ def make_engine(cfg: DictConfig) -> AbstractContextManager[Engine]:
     setup, device = Setup.from_config(options), cfg.trainer.device
     if cfg.engine.name == "ray":
         return ray_engine(setup, device, cfg.engine.workers, cfg.engine.address)
-    return nullcontext(LocalEngine(setup.load(pick_devices(device))))
+    return nullcontext(LocalEngine(setup.load(pick_devices(device)), cfg.engine.at_once))
 
 
 def read_case_list(cfg: DictConfig) -> list[Case]:
@@ -82,7 +82,7 @@ def read_case_list(cfg: DictConfig) -> list[Case]:
         raise HnsegError(f"heads={heads}: no such folder; give one that holds CASE.nii.gz")
     if cfg.until != "head":
         return cases
-    left = [case for case in cases if not (heads / f"{case.case_id}.nii.gz").exists()]
+    left = [case for case in cases if not mask_file(heads, case.case_id).exists()]
     if not left:
         raise HnsegError(f"heads={heads} until=head: each of the {len(cases)} cases has a mask; name others")
     return left

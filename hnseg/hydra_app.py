@@ -43,6 +43,7 @@ def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
         # argparse gives up on overrides that stand on both sides of a flag: -m goes last.
         sys.argv[1:] = sorted(expand_arguments(sys.argv[1:]), key=lambda text: text in ("-m", "--multirun"))
         _register_sweeps(root / "sweeps")
+        _register_help(root / "conf")
         hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=config_name)(main)()
         report_jobs(jobs)
     except KeyboardInterrupt:  # where no training turned it into an exit of its own
@@ -78,6 +79,24 @@ def compose_job(overrides: Sequence[str], config_name: str = "train") -> DictCon
 
 def _groups(root: Path) -> list[str]:
     return [folder.name for folder in (root / "conf").glob("*/")] + ["sweeps"]
+
+
+def _register_help(conf: Path) -> None:
+    """What a config's `hydra.help.template` may quote, so that `--help` says what the files say.
+
+    `${commented:NAME}` is a config file with its comments, without its defaults and `hydra`;
+    `${options:GROUP}` the choices of a group.
+    """
+
+    def commented(name: str) -> str:
+        text = (conf / f"{name}.yaml").read_text(encoding="utf-8").partition("\nhydra:")[0]
+        return (text.partition("\n\n")[2] if "defaults:" in text else text).strip()
+
+    def options(group: str) -> str:
+        return "|".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
+
+    OmegaConf.register_new_resolver("commented", commented, replace=True)
+    OmegaConf.register_new_resolver("options", options, replace=True)
 
 
 def _register_sweeps(folder: Path) -> None:

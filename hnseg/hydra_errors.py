@@ -15,6 +15,8 @@ from yaml import YAMLError
 
 from hnseg.errors import HnsegError
 
+# Hydra's own grammar reads what stands behind the sign of equality.
+_QUOTES = """; a value with spaces, commas, brackets or accents is written 'KEY="VALUE"'"""
 _UNKNOWN_KEY = (ConfigAttributeError, ConfigKeyError)
 
 
@@ -45,7 +47,7 @@ def explain(error: Exception, groups: Iterable[str] = ()) -> str | None:
         if isinstance(cause, MissingMandatoryValue):
             return f"{cause.full_key}: a value is needed; add {cause.full_key}=VALUE{_job_of(error)}"
         if isinstance(cause, OverrideParseException):
-            return f"{cause.override}: cannot be read as key=value: {_on_one_line(str(cause))}"
+            return f"{cause.override}: cannot be read as key=value: {_on_one_line(str(cause))}{_QUOTES}"
     return _in_their_words(chain) + _job_of(error)
 
 
@@ -97,5 +99,7 @@ def _in_their_words(chain: list[BaseException]) -> str:
     text += ": ".join(line for cause in chain if (line := _on_one_line(str(cause))))
     if text.startswith("Ambiguous value for argument"):
         override = text.split("'")[1]
-        return f"{override}: several values, several jobs; add -m (--multirun) to run one job for each"
+        return (
+            f"{override}: several values, several jobs; add -m (--multirun) to run one job for each{_QUOTES}"
+        )
     return text.removeprefix("Error merging override ")

@@ -49,6 +49,16 @@ def test_a_missing_argument_is_named(tmp_path: Path, key: str) -> None:
         ("format=nii", "format=nii is unknown; choose nii.gz or mha"),
         ("windows=all", "windows=all is unknown; choose trained or whole"),
         ("cases=nowhere", "nowhere: no such folder or CSV"),
+        ("trainer.threads=two", "trainer.threads=two: give a number"),
+        ("trainer.threads=-1", "trainer.threads=-1: give a number"),
+        ("engine.at_once=0", "engine.at_once=0: give a number of cases"),
+        ("decision.weights={resenc:2}", r"decision\.weights: no model resenc in .*plainconv, segresnet"),
+        ("decision.thresholds={GTVp:0.9}", r"decision\.thresholds=.*set decision\.rule=argmax"),
+        (
+            "decision.weights={segresnet:2} decision.fusion=authors",
+            r"decision\.weights=.*set decision\.fusion=flat",
+        ),
+        ("ensemble.members=[{model:resenc}]", r"ensemble\.members: .*cte"),
         ("bundle=nowhere", r"bundle=nowhere: no bundle\.yaml"),
         ("trainer.device=gpu", r"trainer\.device=gpu is unknown"),
         ("trainer.precision=fp16", r"trainer\.precision=fp16 is unknown"),
@@ -60,6 +70,16 @@ def test_impossible_settings_are_told(bundle: Path, tmp_path: Path, change: str,
     with pytest.raises(HnsegError, match=message):
         load("infer").main(compose_job("infer", *given, *CPU, *change.split()))
     assert not (tmp_path / "out").exists()
+
+
+def test_help_explains_each_key_and_offers_what_infer_takes(tmp_path: Path) -> None:
+    shown = run("infer.py", "--help", cwd=tmp_path).stdout
+    for key in ("cases", "decision", "trainer", "until", "workers"):
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"{key}:")]
+        assert "#" in line
+    assert "engine=local|ray" in shown
+    assert "no_cte" in shown
+    assert "recipe" not in shown
 
 
 def test_a_mistake_is_one_line_and_exit_2(tmp_path: Path) -> None:
@@ -171,9 +191,25 @@ def test_the_head_stage_labels_the_scans_that_have_no_mask(cohort: Path, tmp_pat
     assert (heads / "B-1.nii.gz").exists()
     with pytest.raises(HnsegError, match=r"heads=.*each of the 4 cases has a mask"):
         infer(*places, f"heads={heads}")
-    with pytest.raises(HnsegError, match=r"A-0, A-2, B-3 lies there and is not infer\.py's"):
+    with pytest.raises(HnsegError, match=r"the files of A-0, A-2, B-3 there are not as infer\.py wrote"):
         infer(*places)
     assert {name: (heads / name).read_bytes() for name in drawn} == drawn
+
+
+def test_head_masks_may_be_metaimages(cohort: Path, tmp_path: Path) -> None:
+    """The coarse ROI hangs below them, as below the same masks as NIfTI; there is no head network to ask."""
+    bundle = make_bundle(tmp_path, card("coarse", "plainconv")).path
+    places = [f"cases={cohort}", f"bundle={bundle}", "until=coarse"]
+    infer(*places, f"heads={cohort / 'heads'}", f"out={tmp_path / 'nifti'}")
+    (tmp_path / "heads").mkdir()
+    for path in (cohort / "heads").iterdir():
+        mask = sitk.ReadImage(str(path))
+        sitk.WriteImage(mask, str(tmp_path / "heads" / path.name.replace(".nii.gz", ".mha")))
+    infer(*places, f"heads={tmp_path / 'heads'}", f"out={tmp_path / 'mha'}")
+    masks = [path.name for path in (tmp_path / "nifti").glob("*.nii.gz")]
+    assert len(masks) == 4
+    for name in masks:
+        assert (tmp_path / "mha" / name).read_bytes() == (tmp_path / "nifti" / name).read_bytes()
 
 
 def test_a_folder_of_heads_that_is_not_there_is_told(bundle: Path, cohort: Path, tmp_path: Path) -> None:

@@ -28,6 +28,12 @@ def check_options(config: Mapping[str, Any]) -> None:
     for key, (known, remark) in _CHOICES.items():
         if config[key] not in known:
             raise HnsegError(f"{key}={config[key]} {remark}")
+    threads = config["trainer"]["threads"]
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise HnsegError(f"trainer.threads={threads}: give a number of 1 or more, or null for all cores")
+    at_once = config["engine"].get("at_once")
+    if at_once is not None and (not isinstance(at_once, int) or at_once < 1):
+        raise HnsegError(f"engine.at_once={at_once}: give a number of cases of 1 or more, or null")
     unused = [f"decision.{key}" for key in _OF_FINE_MASKS if config["decision"][key] is not None]
     if unused and config["until"] != "fine":
         raise HnsegError(

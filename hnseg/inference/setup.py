@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hnseg.errors import HnsegError
 from hnseg.hardware import pick_precision
 from hnseg.inference.backend import make_networks, pick_backend
 from hnseg.inference.cascade import Cascade
@@ -92,10 +93,30 @@ class Setup:
             shared: What `Cascade` shares with others: its memory.
 
         Raises:
-            HnsegError: As `Bundle.arm` and `Cascade`.
+            HnsegError: A rule for this call that would decide nothing, or as `Bundle.arm` and `Cascade`.
         """
+        _require_effect(self.rules, bundle)
         bundle = bundle.arm(self.arm, self.kinds)
         bundle = replace(bundle, decision=bundle.decision | dict(self.rules))
         bundle = bundle.whole() if self.windows == "whole" else bundle
         precision = pick_precision(networks.device, self.precision)
         return Cascade(bundle, networks.device, precision, networks=networks, **self.cascade, **shared)
+
+
+def _require_effect(rules: Mapping[str, Any], bundle: Bundle) -> None:
+    """Refuses rules for one call that the others, or the members, leave without effect."""
+    models = sorted({member.card["model"] for member in bundle.members})
+    decision = bundle.decision | dict(rules)
+    weights, thresholds = rules.get("weights"), rules.get("thresholds")
+    if unknown := [name for name in weights or () if name not in models]:
+        raise HnsegError(
+            f"decision.weights: no model {unknown[0]} in {bundle.path}; choose among {', '.join(models)}"
+        )
+    if weights and decision.get("fusion", "flat") != "flat":
+        raise HnsegError(
+            f"decision.weights={dict(weights)}: fusion=authors knows none; set decision.fusion=flat"
+        )
+    if thresholds and decision.get("rule", "half") != "argmax":
+        raise HnsegError(
+            f"decision.thresholds={dict(thresholds)}: rule=half knows none; set decision.rule=argmax"
+        )
