@@ -11,6 +11,7 @@ import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 
+from hnseg.cases import mask_file
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid
 from hnseg.hardware import Precision
@@ -43,7 +44,8 @@ class Cascade:
         until: The last stage to run; its labels become the mask.
         mirror: Average over mirrorings in the last stage; None follows the bundle.
         unseen: Segment each case with the members that were not trained on it.
-        heads: Folder of head masks CASE.nii.gz, which stand for the head stage where there is one.
+        heads: Folder of head masks CASE.nii.gz (or .nii, .mha), which stand for the head stage where there
+            is one.
         lesions: True masks by case, which place the fine ROI instead of the stages before it: an oracle,
             which no patient's scan comes with.
         networks: What runs the networks, on `device`; None is PyTorch.
@@ -141,6 +143,7 @@ class Cascade:
                 head, drawn = found if stage.name == "head" else head, False
         result.seconds = clock.stop()
         result.fallbacks += filter(None, map(self.networks.remark, used))
+        result.fallbacks += [remark for ensemble in ensembles for remark in ensemble.remarks]
         return result
 
     def _finish(
@@ -228,7 +231,7 @@ class Cascade:
         )
 
     def _given_head(self, case_id: str) -> sitk.Image | None:
-        path = None if self.heads is None else self.heads / f"{case_id}.nii.gz"
+        path = None if self.heads is None else mask_file(self.heads, case_id)
         if path is not None and path.exists():
             return read_label(path)
         if path is not None and "head" not in self.names:

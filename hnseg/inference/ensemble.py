@@ -33,7 +33,10 @@ class StageEnsemble:
     """Predicts with every member of a stage and fuses what they say.
 
     Only one member's weights of a kind of network are in memory at a time. Members that ask for the same
-    input share it.
+    input share it. Ensembles that share networks take turns with them, member by member; whatever else they
+    do, they do meanwhile.
+
+    `remarks` gathers what to know of how its members ran.
 
     Args:
         members: At least one; all of one stage and grid.
@@ -61,7 +64,7 @@ class StageEnsemble:
     ) -> None:
         self.device, self.precision, self.mirror = device, precision, mirror
         self.decision, self.networks = decision or Decision(), networks or Networks(device)
-        self.memory = memory
+        self.memory, self.remarks = memory, list[str]()
         self.stage: Stage = members[0].stage
         for member in members:
             if member.stage != self.stage:
@@ -96,6 +99,9 @@ class StageEnsemble:
 
         Returns:
             (K, z, y, x), background first, on `grid`.
+
+        Raises:
+            HnsegError: What a member says is no number, which would spoil what the others say.
         """
         inputs = _Inputs(self.stage, self.device, ct, pet, grid)
         fusion, clock = self._fusion(), clock or Clock()
@@ -115,14 +121,30 @@ class StageEnsemble:
             return known
         clock.begin("resample")
         image = inputs.of(InputSpec.from_dict(member.card["input"]))
-        clock.begin(self.stage.name)
-        logits = self._run(member, image)
+        clock.begin("wait")
+        with self.networks.lock:
+            clock.begin(self.stage.name)
+            logits = self._run(member, image)
         if self.memory is not None:
             self.memory.keep(key, logits)
         return logits
 
     def _run(self, member: Member, image: Tensor) -> Tensor:
-        predictor = Predictor.of(member.card, mirror=self.mirror, precision=self.precision)
+        logits, name = self._predict(member, image, self.precision), member.card["name"]
+        if logits.isfinite().all():
+            return logits
+        if self.precision == "float16":  # which ends at 65,504
+            logits = self._predict(member, image, "float32")
+            if logits.isfinite().all():
+                self.remarks.append(f"{name}: float16 was too narrow for it, float32 was taken")
+                return logits
+        raise HnsegError(
+            f"{name}: what it says of this case is no number (NaN or infinite): its weights have diverged; "
+            "export another checkpoint, or leave it out (ensemble=, decision.weights=)"
+        )
+
+    def _predict(self, member: Member, image: Tensor, precision: Precision) -> Tensor:
+        predictor = Predictor.of(member.card, mirror=self.mirror, precision=precision)
         return predictor(self.networks(member), image)[0]
 
     def _fusion(self) -> Fusion:

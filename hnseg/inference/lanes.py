@@ -50,7 +50,8 @@ def run_lanes(
 
     Args:
         jobs: The cases.
-        cascades: One a device; each takes the next case when it is free.
+        cascades: Those that work side by side, one of them twice if it is to have two cases at a time; each
+            takes the next case when it is free.
         begin: Told a case's name when its networks begin.
         done: Given what was made of it, in a thread of this process.
     """

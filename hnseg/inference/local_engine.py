@@ -1,4 +1,4 @@
-"""A case list in this process: one cascade, or one a GPU."""
+"""A case list in this process: on the CPU, or on every GPU."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ class LocalEngine:
 
     Args:
         cascades: One a device. PyTorch lets go of the interpreter while a GPU works.
+        at_once: Cases that each of them works on at a time: while one has the networks, others are placed,
+            resampled, brought back and measured. Each takes a case's memory. None is 2 on a GPU, which would
+            wait for these steps, and 1 on the CPU, whose cores the networks use already.
 
     Raises:
         HnsegError: The devices would make different masks.
     """
 
-    def __init__(self, cascades: Sequence[Cascade]) -> None:
-        self.cascades = cascades
+    def __init__(self, cascades: Sequence[Cascade], at_once: int | None = None) -> None:
+        on_gpu = cascades[0].networks.device.type == "cuda"
+        self.cascades = list(cascades) * (at_once or (2 if on_gpu else 1))
         self.provenance = Provenance.common([Provenance.of(cascade) for cascade in cascades])
 
     def run(self, works: Sequence[Work], begin: Callable[[str], None], done: Callable[[Made], None]) -> None:

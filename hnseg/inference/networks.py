@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,14 @@ class Networks:
     """One network for each kind, however many members of it there are.
 
     Building a network, drawing its first weights and laying it out takes longer than reading its weights.
+    Threads that share them hold `lock` for as long as they use what they were given.
 
     Args:
         device: Where they run.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self.lock = device, Lock()
         self._networks: dict[str, nn.Module] = {}
         self._holds: dict[str, Member] = {}
 

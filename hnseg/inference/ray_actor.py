@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from hnseg.errors import HnsegError
 from hnseg.hardware import pick_device
@@ -29,7 +30,7 @@ class Actor:
 
     def __init__(self, setup: Setup, device: str, folder: Path) -> None:
         self._setup, self._device, self._folder = setup, device, folder
-        self._networks = Lock()
+        self._one_at_a_time: AbstractContextManager[Any] = Lock()
 
     def load(self) -> Provenance:
         """Loads the ensemble, and says what its masks are made with.
@@ -45,11 +46,13 @@ class Actor:
                 "must reach bundle, scans and out: put them on storage that all nodes mount"
             )
         (self._cascade,) = self._setup.load([pick_device(self._device)])
+        if self._cascade.networks.device.type == "cuda":  # as `LocalEngine` has it
+            self._one_at_a_time = nullcontext()
         return Provenance.of(self._cascade)
 
     def segment(self, work: Work) -> Made:
         """Takes a case from its files to its mask."""
         work.read()
-        with self._networks:
+        with self._one_at_a_time:
             work.segment(self._cascade)
         return work.save()

@@ -1,23 +1,29 @@
 """Several cascades side by side make what one makes, and each takes its part of the list."""
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from deadly import failing
 from fabricate import write_case
-from results import contents
+from results import contents, table
 
 from hnseg.cases import read_cases
+from hnseg.data.sampling import Sampling
 from hnseg.errors import HnsegError
 from hnseg.inference.cascade import Cascade
 from hnseg.inference.case_list import segment_cases
 from hnseg.inference.local_engine import LocalEngine
 from hnseg.inference.outcome import Outcome
+from hnseg.inference.predictor import Predictor
 from hnseg.inference.provenance import Provenance
 from hnseg.inference.record import Record
 from hnseg.inference.segmentation import Segmentation
@@ -70,6 +76,37 @@ def test_two_cascades_at_once_leave_what_one_leaves(
     assert (tmp_path / "two" / "A-7.nii.gz").exists()
 
 
+def test_one_case_is_resampled_while_another_has_the_networks(
+    setup: Setup, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first case's network waits until the second is resampled, and no two ever run at once."""
+    segment(scans, setup, tmp_path / "one", 1)
+    resample, predict = Sampling.images, Predictor.__call__
+    resampled, running, most = [], [], []
+
+    def images(self: Sampling, *arguments: Any, **settings: Any) -> dict[str, np.ndarray]:
+        sampled = resample(self, *arguments, **settings)
+        resampled.append(sampled)
+        return sampled
+
+    def call(self: Predictor, network: Callable, image: torch.Tensor) -> torch.Tensor:
+        running.append(image)
+        most.append(len(running))
+        while len(resampled) < 2:
+            time.sleep(0.01)
+        try:
+            return predict(self, network, image)
+        finally:
+            running.pop()
+
+    monkeypatch.setattr(Sampling, "images", images)
+    monkeypatch.setattr(Predictor, "__call__", call)
+    engine = LocalEngine(setup.load([CPU]), at_once=2)
+    segment_cases(read_cases(scans, strict=False), engine, tmp_path / "two")
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert most == [1] * 7
+
+
 def test_a_defect_in_one_cascade_costs_its_case_alone(
     setup: Setup, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +130,8 @@ def test_a_folder_that_cannot_be_written_ends_all_cascades(
     with pytest.raises(HnsegError, match="No space left"):
         segment(scans, setup, tmp_path / "out", 2)
     assert len(networks) <= 6
-    assert not list((tmp_path / "out").iterdir())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cases.csv"]
+    assert table(tmp_path / "out") == {}
 
 
 def test_devices_that_would_make_different_masks_are_refused(setup: Setup) -> None:
