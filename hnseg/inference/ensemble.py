@@ -131,11 +131,11 @@ class StageEnsemble:
 
     def _run(self, member: Member, image: Tensor) -> Tensor:
         logits, name = self._predict(member, image, self.precision), member.card["name"]
-        if logits.isfinite().all():
+        if _is_finite(logits):
             return logits
         if self.precision == "float16":  # which ends at 65,504
             logits = self._predict(member, image, "float32")
-            if logits.isfinite().all():
+            if _is_finite(logits):
                 self.remarks.append(f"{name}: float16 was too narrow for it, float32 was taken")
                 return logits
         raise HnsegError(
@@ -177,6 +177,11 @@ def _network_input(volumes: dict[str, Tensor], spec: InputSpec) -> Tensor:
     """(1, C, z, y, x) for one input chain; the volumes are left as they are."""
     subject = tio.Subject({name: tio.ScalarImage(tensor=data.clone()) for name, data in volumes.items()})
     return network_input(spec.transform()(subject))[None].float()
+
+
+def _is_finite(logits: Tensor) -> bool:
+    """Whether all of them are numbers; their sum, which mostly tells, is several times as fast."""
+    return bool(logits.sum().isfinite() or logits.isfinite().all())
 
 
 def _uncrop(logits: Tensor, shape: Sequence[int]) -> Tensor:
