@@ -51,8 +51,10 @@ def test_a_missing_argument_is_named(tmp_path: Path, key: str) -> None:
         ("cases=nowhere", "nowhere: no such folder or CSV"),
         ("trainer.threads=two", "trainer.threads=two: give a number"),
         ("trainer.threads=-1", "trainer.threads=-1: give a number"),
+        ("engine.at_once=true", "engine.at_once=True: give a number of cases"),
         ("engine.at_once=0", "engine.at_once=0: give a number of cases"),
         ("decision.weights={resenc:2}", r"decision\.weights: no model resenc in .*plainconv, segresnet"),
+        ("decision.weights=2", r"^decision\.weights=2: give a number"),
         ("decision.thresholds={GTVp:0.9}", r"decision\.thresholds=.*set decision\.rule=argmax"),
         (
             "decision.weights={segresnet:2} decision.fusion=authors",

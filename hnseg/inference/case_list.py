@@ -40,8 +40,21 @@ class Engine(Protocol):
 
     provenance: Provenance
 
-    def run(self, works: Sequence[Work], begin: Callable[[str], None], done: Callable[[Made], None]) -> None:
-        """Takes every case from its files to what `done` is given, in any order and from any thread."""
+    def run(
+        self,
+        works: Sequence[Work],
+        begin: Callable[[str], None],
+        done: Callable[[Made], None],
+        take_up: Callable[[str], None],
+    ) -> None:
+        """Takes every case from its files to what `done` is given, in any order and from any thread.
+
+        Args:
+            works: The cases.
+            begin: Told a case's name when its networks begin.
+            done: Given what was made of it.
+            take_up: Told a case's name before anything is done with it.
+        """
 
 
 def segment_cases(
@@ -57,7 +70,7 @@ def segment_cases(
     Writes OUT/CASE.nii.gz, OUT/cases.csv, OUT/lesions.csv, and the maps that were asked for into
     OUT/maps/CASE. Cases that an earlier call finished are skipped where neither their files, the bundle
     nor the settings have changed since. Those amid which one ended, by a kill or for want of memory, come
-    last: whatever ended it, the others are done first.
+    last and one by one: whichever ended it, the others are done first.
 
     Args:
         cases: The case list; files may be missing or damaged.
@@ -74,18 +87,29 @@ def segment_cases(
             or maps that are not as hnseg wrote them, or a table that is not hnseg's, or another process
             writes there.
     """
-    with keeping(out, cases, engine.provenance, extension=extension, overwrite=overwrite) as (record, todo):
+    with keeping(
+        out,
+        cases,
+        engine.provenance,
+        extension=extension,
+        overwrite=overwrite,
+        or_else=", or set overwrite=true to replace them",
+    ) as (record, todo):
         outcomes = {case.case_id: Outcome(case.case_id, "skipped") for case in cases}
-        todo.sort(key=lambda work: record.begun(work.case.case_id))
-        if left := [work.case.case_id for work in todo if record.begun(work.case.case_id)]:
-            print(f"an earlier call ended amid {', '.join(left)}: last in turn", file=sys.stderr)
-        with display(len(cases), len(cases) - len(todo)) as (show, end):
+
+        def begun(work: Work) -> int:
+            return record.begun(work.case.case_id)
+
+        suspects = sorted((work for work in todo if begun(work)), key=begun)
+        if suspects:
+            names = ", ".join(work.case.case_id for work in suspects)
+            print(f"an earlier call ended amid {names}: last, one by one", file=sys.stderr)
+        with display(len(cases), len(cases) - len(todo)) as (begin, end):
             one_at_a_time = Lock()
 
-            def begin(case_id: str) -> None:
+            def take_up(case_id: str) -> None:
                 with one_at_a_time:
                     record.begin(case_id)
-                show(case_id)
 
             def done(made: Made) -> None:
                 with one_at_a_time:
@@ -95,9 +119,10 @@ def segment_cases(
                 end(outcome)
 
             try:
-                engine.run(todo, begin, done)
+                for works in ([work for work in todo if not begun(work)], *([work] for work in suspects)):
+                    engine.run(works, begin, done, take_up)
             except (Exception, KeyboardInterrupt):
-                with suppress(HnsegError):  # it would hide the reason
+                with one_at_a_time, suppress(HnsegError):  # it would hide the reason
                     record.release()
                 raise
     return list(outcomes.values())
@@ -111,6 +136,7 @@ def keeping(
     *,
     extension: str = ".nii.gz",
     overwrite: bool = False,
+    or_else: str = "",
 ) -> Iterator[tuple[Record, list[Work]]]:
     """Holds a folder of masks against other processes; yields its record, and what is left to do.
 
@@ -120,20 +146,21 @@ def keeping(
         made_with: What their masks will be made with.
         extension: Of masks and maps.
         overwrite: Finished cases are to be done again.
+        or_else: What else may be done about files that somebody has changed.
 
     Raises:
         HnsegError: As `segment_cases`.
     """
     _claim(out, cases)
     with sole_writer(out):
-        record = Record(out, extension, heads=made_with.until == "head")
+        record = Record(out, extension, heads=made_with.until == "head", overwrite=overwrite)
         works = [Work(case, made_with.digest(case, extension), out, extension) for case in cases]
         if not overwrite:
             standing = {work: record.standing(work.case.case_id, work.made_from) for work in works}
             if foreign := [work.case.case_id for work in works if standing[work] == "foreign"]:
                 raise HnsegError(
                     f"out={out}: the files of {', '.join(foreign[:3])} there are not as infer.py wrote them; "
-                    "move them away, choose another folder, or set overwrite=true to replace them"
+                    f"move them away, choose another folder{or_else}"
                 )
             works = [work for work in works if standing[work] == "open"]
         yield record, works

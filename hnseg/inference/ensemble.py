@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,22 +130,25 @@ class StageEnsemble:
         return logits
 
     def _run(self, member: Member, image: Tensor) -> Tensor:
-        logits, name = self._predict(member, image, self.precision), member.card["name"]
+        name = member.card["name"]
+        logits = self._predict(self.networks(member), member, image, self.precision)
         if _is_finite(logits):
             return logits
         if self.precision == "float16":  # which ends at 65,504
-            logits = self._predict(member, image, "float32")
+            logits = self._predict(self.networks.exact(member), member, image, "float32")
             if _is_finite(logits):
-                self.remarks.append(f"{name}: float16 was too narrow for it, float32 was taken")
+                remark = f"{name}: float16 was too narrow for it, float32 was taken"
+                self.remarks += [remark] if remark not in self.remarks else []  # once, however many cubes
                 return logits
         raise HnsegError(
             f"{name}: what it says of this case is no number (NaN or infinite): its weights have diverged; "
             "export another checkpoint, or leave it out (ensemble=, decision.weights=)"
         )
 
-    def _predict(self, member: Member, image: Tensor, precision: Precision) -> Tensor:
-        predictor = Predictor.of(member.card, mirror=self.mirror, precision=precision)
-        return predictor(self.networks(member), image)[0]
+    def _predict(
+        self, network: Callable[[Tensor], Tensor], member: Member, image: Tensor, precision: Precision
+    ) -> Tensor:
+        return Predictor.of(member.card, mirror=self.mirror, precision=precision)(network, image)[0]
 
     def _fusion(self) -> Fusion:
         return Fusion(self.decision.fusion, self.decision.weights)

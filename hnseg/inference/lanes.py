@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from threading import Event
 from typing import Protocol, TypeVar
 
 from hnseg.cases import Case
@@ -45,6 +46,7 @@ def run_lanes(
     cascades: Sequence[Lane],
     begin: Callable[[str], None],
     done: Callable[[Result], None],
+    take_up: Callable[[str], None] = lambda case_id: None,
 ) -> None:
     """Takes every case from its files to its mask.
 
@@ -54,33 +56,29 @@ def run_lanes(
             takes the next case when it is free.
         begin: Told a case's name when its networks begin.
         done: Given what was made of it, in a thread of this process.
+        take_up: Told a case's name before it is read.
     """
-    queue = deque(jobs)
+    queue, stop = deque(jobs), Event()
     if len(cascades) == 1:  # in this thread, where Ctrl-C ends it amid a case
-        _overlap(_taken(queue), cascades[0], begin, done)
+        _overlap(queue, take_up, cascades[0], begin, done, stop)
         return
     with ThreadPoolExecutor(len(cascades), "cascade") as pool:
-        running = [pool.submit(_overlap, _taken(queue), cascade, begin, done) for cascade in cascades]
+        running = [pool.submit(_overlap, queue, take_up, cascade, begin, done, stop) for cascade in cascades]
         try:
             wait(running, return_when=FIRST_EXCEPTION)
         finally:
-            queue.clear()  # whatever ends one, or this thread, ends all after the cases at hand
+            stop.set()  # whatever ends one, or this thread, ends all after the cases that have the networks
     for lane in running:
         lane.result()
 
 
-def _taken(queue: deque[Job[Lane, Result]]) -> Iterator[Job[Lane, Result]]:
-    """Takes from a queue that others take from too."""
-    with suppress(IndexError):
-        while True:
-            yield queue.popleft()
-
-
 def _overlap(
-    jobs: Iterator[Job[Lane, Result]],
+    queue: deque[Job[Lane, Result]],
+    take_up: Callable[[str], None],
     cascade: Lane,
     begin: Callable[[str], None],
     done: Callable[[Result], None],
+    stop: Event,
 ) -> None:
     """Reads one case ahead and writes one behind; leaving it, whatever the reason, finishes both."""
 
@@ -89,7 +87,9 @@ def _overlap(
 
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1, "write") as writer, ThreadPoolExecutor(1, "read") as reader:
-        for job in _ahead(jobs, reader):
+        for job in _ahead(queue, take_up, reader):
+            if stop.is_set():
+                break
             begin(job.case.case_id)
             job.segment(cascade)
             if writing is not None:
@@ -99,14 +99,17 @@ def _overlap(
             writing.result()
 
 
-def _ahead(jobs: Iterator[Job[Lane, Result]], reader: ThreadPoolExecutor) -> Iterator[Job[Lane, Result]]:
+def _ahead(
+    queue: deque[Job[Lane, Result]], take_up: Callable[[str], None], reader: ThreadPoolExecutor
+) -> Iterator[Job[Lane, Result]]:
     """Jobs whose images have been read, while those of the next one are."""
     reading: deque[tuple[Job[Lane, Result], Future[None]]] = deque()
 
     def read_next() -> None:
-        for job in jobs:
+        with suppress(IndexError):  # others take from the queue too
+            job = queue.popleft()
+            take_up(job.case.case_id)
             reading.append((job, reader.submit(job.read)))
-            return
 
     read_next()
     while reading:

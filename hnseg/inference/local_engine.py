@@ -28,6 +28,27 @@ class LocalEngine:
         self.cascades = list(cascades) * (at_once or (2 if on_gpu else 1))
         self.provenance = Provenance.common([Provenance.of(cascade) for cascade in cascades])
 
-    def run(self, works: Sequence[Work], begin: Callable[[str], None], done: Callable[[Made], None]) -> None:
-        """Takes every case from its files to its mask, as `run_lanes` says."""
-        run_lanes(works, self.cascades, begin, done)
+    def run(
+        self,
+        works: Sequence[Work],
+        begin: Callable[[str], None],
+        done: Callable[[Made], None],
+        take_up: Callable[[str], None],
+    ) -> None:
+        """Takes every case from its files to its mask, as `run_lanes` says.
+
+        Where several are at hand, a case that memory does not suffice for is tried again alone.
+        """
+        alone = len(self.cascades) == 1
+        short: set[str] = set()
+
+        def taken(made: Made) -> None:
+            if made.lacked_memory and not alone:
+                short.add(made.outcome.case_id)
+            else:
+                done(made)
+
+        run_lanes(works, self.cascades, begin, taken, take_up)
+        for work in works:
+            if work.case.case_id in short:
+                run_lanes([work.anew()], self.cascades[:1], begin, done, take_up)

@@ -31,6 +31,10 @@ class Networks:
         """What to know of how a member was run; mostly nothing."""
         return ""
 
+    def exact(self, member: Member) -> Callable[[Tensor], Tensor]:
+        """The member's network in float32, where no autocast says otherwise; as for a call."""
+        return self(member)
+
     def __call__(self, member: Member) -> Callable[[Tensor], Tensor]:
         """The member's network with its weights, valid until the next call.
 

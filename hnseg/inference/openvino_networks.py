@@ -62,6 +62,12 @@ class OpenVinoNetworks(Networks):
         self._current = (member.weights, network)
         return network
 
+    def exact(self, member: Member) -> Callable[[Tensor], Tensor]:
+        """The member's network in float32, compiled for this once."""
+        if member.weights in self._refused:
+            return super().__call__(member)
+        return CompiledNetwork(self._file(member), "float32")
+
     def remark(self, member: Member) -> str:
         """That a member ran in PyTorch, if it did."""
         refused = member.weights in self._refused

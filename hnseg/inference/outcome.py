@@ -26,7 +26,8 @@ class Outcome:
         seconds: Each step's, from reading to writing; steps of different cases overlap, and where they share
             networks one may wait for the other.
         memory_mib: The most memory the process has had so far, MiB.
-        gpu_mib: The most GPU memory the case's networks took, MiB; None without a GPU.
+        gpu_mib: The most memory taken of the GPU while the case was there, by others at hand with it too,
+            MiB; None without a GPU.
         unseen: Whether no network that made the mask was trained on the case; None without a mask.
         outside_ml: Coarse lesion that the fine stage did not look at, ml; None where it has no cube.
         roi: The grid on which the last stage looked, as JSON; empty where it looked on several.

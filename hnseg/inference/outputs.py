@@ -6,6 +6,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from hnseg.cases import EXTENSIONS
 from hnseg.inference import uncertainty
 from hnseg.inference.work import MAPS
 from hnseg.models.bundle import digest
@@ -24,36 +25,47 @@ class Outputs:
         self._out = out
 
     def digests(self, case_id: str) -> dict[str, str]:
-        """SHA-256 of a case's masks and maps by their names in the folder; empty of what cannot be read."""
+        """SHA-256 of a case's masks and maps by their names in the folder; empty of what cannot be read.
+
+        CASE.nii, which is never written here, would pass for the case's mask elsewhere: it counts too.
+        """
         found = {}
-        for path in [*self._masks(case_id, FORMATS), *self._maps(case_id)]:
-            name = path.relative_to(self._out).as_posix()
+        for path in [*self._masks(case_id, EXTENSIONS), *self._maps(case_id)]:
+            name = self._name(path)
             found[name] = ""
             with suppress(OSError):
                 found[name] = digest(path)
         return found
 
-    def remove_masks(self, case_id: str, extensions: Collection[str] = FORMATS) -> None:
-        """Removes a case's masks of some formats.
+    def remove_masks(
+        self, case_id: str, extensions: Collection[str] = FORMATS, *, but: Collection[str] = ()
+    ) -> None:
+        """Removes a case's masks of some formats, but for those of some names.
 
         Raises:
             OSError: One cannot be removed.
         """
-        for path in self._masks(case_id, extensions):
-            path.unlink(missing_ok=True)
+        self._unlink(self._masks(case_id, extensions), but)
 
-    def remove_maps(self, case_id: str) -> None:
-        """Removes a case's maps, and their folder if it is empty then.
+    def remove_maps(self, case_id: str, *, but: Collection[str] = ()) -> None:
+        """Removes a case's maps, but for those of some names, and their folder if it is empty then.
 
         Raises:
             OSError: One cannot be removed.
         """
         maps = self._maps(case_id)
-        for path in maps:
-            path.unlink(missing_ok=True)
+        self._unlink(maps, but)
         if maps:
             with suppress(OSError):  # somebody's files lie there too
                 maps[0].parent.rmdir()
+
+    def _unlink(self, paths: Collection[Path], but: Collection[str]) -> None:
+        for path in paths:
+            if self._name(path) not in but:
+                path.unlink(missing_ok=True)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._out).as_posix()
 
     def _masks(self, case_id: str, extensions: Collection[str]) -> list[Path]:
         paths = [self._out / f"{case_id}{extension}" for extension in extensions]

@@ -100,13 +100,20 @@ class RayEngine:
                 "hnseg, Python and Ray"
             ) from error
 
-    def run(self, works: Sequence[Work], begin: Callable[[str], None], done: Callable[[Made], None]) -> None:
+    def run(
+        self,
+        works: Sequence[Work],
+        begin: Callable[[str], None],
+        done: Callable[[Made], None],
+        take_up: Callable[[str], None],
+    ) -> None:
         """Takes every case from its files to its mask.
 
         Args:
             works: The cases.
             begin: Told a case's name when an actor is given it.
             done: Given what was made of it.
+            take_up: Told it just before.
 
         Raises:
             HnsegError: All actors have died, and no other can be started.
@@ -114,7 +121,7 @@ class RayEngine:
         waiting = deque(works)
         try:
             while waiting or self._in_hand():
-                self._hand_out(waiting, begin)
+                self._hand_out(waiting, begin, take_up)
                 self._take(self._ended(), waiting, done)
         except BaseException:
             self._ray.shutdown()  # so that nobody writes any more when the folder is left
@@ -136,13 +143,16 @@ class RayEngine:
         """The cases that are under way, of one actor or of all."""
         return [work for its, work in self._under_way.values() if work and actor in (None, its)]
 
-    def _hand_out(self, waiting: deque[Work], begin: Callable[[str], None]) -> None:
+    def _hand_out(
+        self, waiting: deque[Work], begin: Callable[[str], None], take_up: Callable[[str], None]
+    ) -> None:
         """Gives the next cases to those who have least to do."""
         while waiting:
             free = [actor for actor in self._actors if self._may_take(actor, waiting[0])]
             if not free:
                 return
             actor, work = min(free, key=lambda actor: len(self._in_hand(actor))), waiting.popleft()
+            take_up(work.case.case_id)
             begin(work.case.case_id)
             self._under_way[actor.segment.remote(work)] = actor, work
 

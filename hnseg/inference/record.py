@@ -26,7 +26,7 @@ from hnseg.inference.provenance import content_digest
 from hnseg.inference.work import Made
 
 TABLE, LESIONS = "cases.csv", "lesions.csv"
-# What a line says of a case that is not done: how often its networks began; that its files may be anything.
+# What a line says of a case that is not done: how often work on it began; that its files may be anything.
 BEGUN = ("begun", "begun again")
 UNFINISHED = "unfinished"
 # What lies there for a case: its whole result, nothing that must stay, or files of somebody else.
@@ -41,13 +41,14 @@ class Record:
         extension: Of masks and maps, one of `FORMATS`.
         heads: The masks are heads: they have no lesions, and those of cases that fail now stay, since they
             may have been drawn by hand.
+        overwrite: Files that are not as they were written may be replaced.
 
     Raises:
         HnsegError: cases.csv or lesions.csv is something else.
     """
 
-    def __init__(self, out: Path, extension: str, *, heads: bool = False) -> None:
-        self._out, self._extension, self._heads = out, extension, heads
+    def __init__(self, out: Path, extension: str, *, heads: bool = False, overwrite: bool = False) -> None:
+        self._out, self._extension, self._heads, self._overwrite = out, extension, heads, overwrite
         self._files = Outputs(out)
         self._before_begun: dict[str, dict[str, str]] = {}
         self._rows = {row["case_id"]: row for row in _read(out / TABLE)}
@@ -59,27 +60,28 @@ class Record:
         """What lies there for a case, which would be made from what has this digest."""
         row = self._rows.get(case_id, {})
         there = self._files.digests(case_id)
-        if not there or row.get("status") == UNFINISHED:
+        if not there or row.get("status") == UNFINISHED or _is_older(row):
             return "open"
         written = _entries(row)
-        if any(written.get(name) != there[name] for name in there):
+        if _foreign(there, written):
             return "foreign"
         same = row.get("status") == "ok" and row.get("made_from") == made_from
-        whole = f"{case_id}{self._extension}" in there and written == self._digests(case_id)
+        whole = f"{case_id}{self._extension}" in there and written == there | self._lesions_digest(case_id)
         return "finished" if same and whole else "open"
 
     def begun(self, case_id: str) -> int:
-        """How often networks began with a case and its end was never told, counted to two."""
+        """How often work on a case began and its end was never told, counted to two."""
         status = self._rows.get(case_id, {}).get("status")
         return BEGUN.index(status) + 1 if status in BEGUN else int(status == UNFINISHED)
 
     def begin(self, case_id: str) -> None:
-        """Notes that networks begin with a case: should the process die of it, a later call puts it last."""
+        """Notes that work on a case begins: should the process die of it, a later call puts it last."""
         row = self._rows.get(case_id, {})
         if row.get("status") != UNFINISHED:
-            self._before_begun[case_id] = row
+            self._before_begun.setdefault(case_id, row)  # of a second try it is the first's
             status = BEGUN[row.get("status") in BEGUN]
-            self._put({"case_id": case_id, "status": status, "written": row.get("written", "")})
+            older = json.dumps(self._files.digests(case_id)) if _is_older(row) else ""
+            self._put({"case_id": case_id, "status": status, "written": older or row.get("written", "")})
 
     def release(self) -> None:
         """Takes back what was noted of cases that are not done: the call ends in order, by none of them.
@@ -99,30 +101,36 @@ class Record:
             HnsegError: The folder's tables cannot be written.
         """
         case_id, outcome = made.outcome.case_id, made.outcome
-        before = _entries(self._rows.get(case_id, {}))
+        row, there = self._rows.get(case_id, {}), self._files.digests(case_id)
+        ours = row.get("status") == UNFINISHED or _is_older(row)
+        foreign = [] if ours else _foreign(there, _entries(row))
         self._before_begun.pop(case_id, None)
-        self._put({"case_id": case_id, "status": UNFINISHED})  # from here on its files may be anything
+        if foreign and not self._overwrite:
+            for temporary in made.files:
+                temporary.unlink(missing_ok=True)
+            reason = f"{foreign[0]} was put there meanwhile, and stays; move it away, or set overwrite=true"
+            outcome = Outcome(case_id, "error", outcome.seconds, outcome.memory_mib, message=reason)
+        # From here on its files may be anything, but for those of somebody else.
+        self._put({"case_id": case_id, "status": UNFINISHED})
+        kept = {name: there[name] for name in there if name not in foreign}
         if outcome.status == "ok":
             try:
-                outcome = replace(outcome, written=self._place(made))
+                outcome = replace(outcome, written=self._place(made, kept))
             except (HnsegError, OSError) as error:
                 outcome = Outcome(case_id, "error", outcome.seconds, outcome.memory_mib, message=str(error))
         if outcome.status == "error":
             try:
-                self._remove(case_id)
+                self._remove(case_id, foreign)
             except OSError as error:
                 left = f"{error.filename} cannot be removed ({error.strerror})"
                 outcome = replace(outcome, message=f"{outcome.message}; {left}")
-            # What cannot, or need not, be removed is still known for what was written.
-            stay = {
-                name: one for name, one in self._files.digests(case_id).items() if before.get(name) == one
-            }
+            stay = self._still(case_id, kept)
             outcome = replace(outcome, written=json.dumps(stay) if stay else "")
         self._put(outcome.row)
         return outcome
 
-    def _place(self, made: Made) -> str:
-        """Puts a case's mask, maps and lesions in their places, and returns the digests of them all."""
+    def _place(self, made: Made, kept: Mapping[str, str]) -> str:
+        """Puts a case's mask, maps and lesions in their places, and returns the digests of what is ours."""
         case_id = made.outcome.case_id
         (mask, *maps) = made.files.items()
         place(*mask)
@@ -132,13 +140,19 @@ class Record:
         for one in maps:
             place(*one)
         self._write_lesions(case_id, made.lesions)
-        return json.dumps(self._digests(case_id))
+        placed = {path.relative_to(self._out).as_posix() for path in made.files.values()}
+        new = {name: one for name, one in self._files.digests(case_id).items() if name in placed}
+        return json.dumps(self._still(case_id, kept) | new | self._lesions_digest(case_id))
 
-    def _remove(self, case_id: str) -> None:
+    def _still(self, case_id: str, kept: Mapping[str, str]) -> dict[str, str]:
+        """Those of some files that are there unchanged."""
+        return {name: one for name, one in self._files.digests(case_id).items() if kept.get(name) == one}
+
+    def _remove(self, case_id: str, foreign: Sequence[str]) -> None:
         """Removes what an earlier call wrote for a case, which would pass for this one's."""
         if not self._heads:
-            self._files.remove_masks(case_id)
-        self._files.remove_maps(case_id)
+            self._files.remove_masks(case_id, but=foreign)
+        self._files.remove_maps(case_id, but=foreign)
         self._write_lesions(case_id, [])
 
     def _write_lesions(self, case_id: str, lesions: Sequence[Lesion]) -> None:
@@ -146,8 +160,8 @@ class Record:
             write_lesions({case_id: lesions}, self._out / LESIONS)
             self._lesions[case_id] = [{"case_id": case_id, **lesion.row} for lesion in lesions]
 
-    def _digests(self, case_id: str) -> dict[str, str]:
-        return self._files.digests(case_id) | {LESIONS: content_digest(self._lesions[case_id])}
+    def _lesions_digest(self, case_id: str) -> dict[str, str]:
+        return {LESIONS: content_digest(self._lesions[case_id])}
 
     def _put(self, row: dict[str, str]) -> None:
         self._rows[row["case_id"]] = row
@@ -163,13 +177,23 @@ class Record:
             writer.writerows(self._rows[case_id] for case_id in sorted(self._rows))
 
 
+def _foreign(there: Mapping[str, str], written: Mapping[str, str]) -> list[str]:
+    """The files that are not as they were written."""
+    return [name for name in there if written.get(name) != there[name]]
+
+
 def _entries(row: Mapping[str, str]) -> dict[str, str]:
     """The digests in a line, by file."""
     try:
         entries = json.loads(row.get("written") or "{}")
-    except ValueError:  # an older hnseg's
+    except ValueError:
         return {}
     return entries if isinstance(entries, dict) else {}
+
+
+def _is_older(row: Mapping[str, str]) -> bool:
+    """Whether an older hnseg wrote a finished case's line, which does not tell its files."""
+    return row.get("status") == "ok" and not _entries(row)
 
 
 def _read(path: Path) -> list[dict[str, str]]:

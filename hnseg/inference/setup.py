@@ -108,6 +108,8 @@ def _require_effect(rules: Mapping[str, Any], bundle: Bundle) -> None:
     models = sorted({member.card["model"] for member in bundle.members})
     decision = bundle.decision | dict(rules)
     weights, thresholds = rules.get("weights"), rules.get("thresholds")
+    if not all(isinstance(named, Mapping) for named in (weights or {}, thresholds or {})):
+        return  # `Decision` tells what they should be
     if unknown := [name for name in weights or () if name not in models]:
         raise HnsegError(
             f"decision.weights: no model {unknown[0]} in {bundle.path}; choose among {', '.join(models)}"
@@ -116,7 +118,7 @@ def _require_effect(rules: Mapping[str, Any], bundle: Bundle) -> None:
         raise HnsegError(
             f"decision.weights={dict(weights)}: fusion=authors knows none; set decision.fusion=flat"
         )
-    if thresholds and decision.get("rule", "half") != "argmax":
+    if thresholds and any(thresholds.values()) and decision.get("rule", "half") != "argmax":
         raise HnsegError(
             f"decision.thresholds={dict(thresholds)}: rule=half knows none; set decision.rule=argmax"
         )

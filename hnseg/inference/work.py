@@ -38,12 +38,14 @@ class Made:
         files: Where mask and maps lie in OUT and by which path there they are to be known, in this order.
         lesions: Of the mask.
         defect: The traceback of an error that no user has made; else empty.
+        lacked_memory: That was the error.
     """
 
     outcome: Outcome
     files: Mapping[Path, Path] = field(default_factory=dict)
     lesions: Sequence[Lesion] = ()
     defect: str = ""
+    lacked_memory: bool = False
 
 
 class Work:
@@ -64,7 +66,9 @@ class Work:
         self._images: tuple[sitk.Image, sitk.Image] | None = None
         self._warnings = ""
         self._result: Segmentation | None = None
-        self._error: Exception | None = None
+        # What ended its way: the line, a defect's traceback, and whether memory was short. Not the error
+        # itself, which holds images, and a network's activations.
+        self._failure: tuple[str, str, bool] | None = None
         self._seconds: dict[str, float] = {}
         self._gpu_mib: float | None = None
 
@@ -79,9 +83,13 @@ class Work:
             self._warnings = "; ".join(finding.text for finding in findings)
             self._images = ct, pet
 
+    def anew(self) -> Work:
+        """The same case before it is read."""
+        return Work(self.case, self.made_from, self._out, self._extension)
+
     def take_scan(self, other: Work) -> None:
         """Takes the very images that another work on the same case has read, or what kept it from them."""
-        self._images, self._warnings, self._error = other._images, other._warnings, other._error
+        self._images, self._warnings, self._failure = other._images, other._warnings, other._failure
         self._seconds = dict(other._seconds)
 
     def segment(self, cascade: Cascade) -> None:
@@ -102,11 +110,10 @@ class Work:
         if result is not None:
             with self._step("write"):
                 files = self._stage(result)
-        if self._error is not None or result is None:
-            message, defect = _told(self._error)
-            self._error = None  # its traceback holds the images
+        if self._failure is not None or result is None:
+            message, defect, lacked_memory = self._failure or ("", "", False)
             outcome = Outcome(self.case.case_id, "error", self._seconds, peak_mib(), message=message)
-            return Made(outcome, defect=defect)
+            return Made(outcome, defect=defect, lacked_memory=lacked_memory)
         outcome = Outcome(
             self.case.case_id,
             "ok",
@@ -143,20 +150,20 @@ class Work:
 
     @contextmanager
     def _step(self, name: str = "") -> Iterator[None]:
-        """Times a step, and keeps its error for the end of the way."""
+        """Times a step, and keeps what its error says for the end of the way."""
         start = perf_counter()
         try:
             yield
         except Exception as error:
-            self._error = error
+            self._failure = *_told(error), lacks_memory(error)
         finally:
             if name:
                 self._seconds[name] = perf_counter() - start
 
 
-def _told(error: Exception | None) -> tuple[str, str]:
+def _told(error: Exception) -> tuple[str, str]:
     """An error in one line, and the traceback of one that is a defect."""
-    if error is None or isinstance(error, HnsegError):
+    if isinstance(error, HnsegError):
         return str(error), ""
     line = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if lacks_memory(error):

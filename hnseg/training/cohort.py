@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hnseg.cases import Case, read_cases
+from hnseg.cases import Case, mask_file, read_cases
 from hnseg.data.splits import CENTRES, Split
 from hnseg.errors import HnsegError
 from hnseg.head_masks import require_head_masks, with_head_mask
@@ -97,7 +97,7 @@ def find_coarse(config: Mapping[str, Any], cases: Sequence[Case]) -> Path | None
         raise HnsegError(f"data.coarse={folder}: no such folder; give what infer.py until=coarse wrote")
     unseen = _unseen(Path(folder))
     names = sorted(case.case_id for case in cases)
-    if missing := [name for name in names if not (Path(folder) / f"{name}.nii.gz").exists()]:
+    if missing := [name for name in names if not mask_file(Path(folder), name).exists()]:
         raise HnsegError(
             f"data.coarse={folder}: no prediction of {', '.join(missing)}; make them, or exclude them"
         )

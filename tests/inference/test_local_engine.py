@@ -107,6 +107,26 @@ def test_one_case_is_resampled_while_another_has_the_networks(
     assert most == [1] * 7
 
 
+def test_a_case_that_memory_does_not_suffice_for_beside_others_is_tried_alone(
+    setup: Setup, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment(scans, setup, tmp_path / "one", 1)
+    work, tried = Cascade.__call__, []
+
+    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
+        tried.append(case_id)
+        if case_id == "A-4" and tried.count(case_id) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(self, ct, pet, case_id)
+
+    monkeypatch.setattr(Cascade, "__call__", call)
+    segment_cases(
+        read_cases(scans, strict=False), LocalEngine(setup.load([CPU]), at_once=2), tmp_path / "two"
+    )
+    assert tried[-1] == "A-4"
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
 def test_a_defect_in_one_cascade_costs_its_case_alone(
     setup: Setup, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,14 +1,19 @@
 """The folder that masks are written to: what goes, what stays, and what is refused."""
 
+import csv
 import fcntl
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 from again import NAMES, cascade, statuses
+from results import table
 
 from hnseg.errors import HnsegError
+from hnseg.inference.cascade import Cascade
+from hnseg.inference.segmentation import Segmentation
 from hnseg.models.bundle import Bundle
 
 
@@ -51,7 +56,7 @@ def test_a_table_of_something_else_is_not_replaced(
     assert (tmp_path / "out" / "cases.csv").read_text(encoding="latin-1") == text
 
 
-@pytest.mark.parametrize("drawn", ["A.nii.gz", "A.mha", "maps/A/entropy.nii.gz"])
+@pytest.mark.parametrize("drawn", ["A.nii.gz", "A.mha", "A.nii", "maps/A/entropy.nii.gz"])
 def test_what_somebody_has_changed_stays_until_replacing_is_asked_for(
     scans: Path, bundle: Bundle, tmp_path: Path, drawn: str
 ) -> None:
@@ -65,7 +70,7 @@ def test_what_somebody_has_changed_stays_until_replacing_is_asked_for(
             statuses(scans, stages, out, **settings)
         assert (out / drawn).read_bytes() == b"corrected by hand"
     assert statuses(scans, stages, out, overwrite=True)["A"] == "ok"
-    assert not (out / drawn).exists() or (out / drawn).read_bytes() != b"corrected by hand"
+    assert sitk.ReadImage(str(out / "A.nii.gz")).GetPixelID() == sitk.sitkUInt8
 
 
 def test_a_mask_drawn_for_a_case_that_failed_stays(scans: Path, bundle: Bundle, tmp_path: Path) -> None:
@@ -75,6 +80,45 @@ def test_a_mask_drawn_for_a_case_that_failed_stays(scans: Path, bundle: Bundle, 
     with pytest.raises(HnsegError, match="the files of B there"):
         statuses(scans, cascade(bundle), tmp_path / "out")
     assert (tmp_path / "out" / "B.nii.gz").read_bytes() == b"drawn by hand"
+
+
+def test_a_drawn_mask_outlives_a_case_that_fails_when_all_are_done_again(
+    scans: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    statuses(scans, cascade(bundle), tmp_path / "out")
+    (tmp_path / "out" / "B.nii.gz").write_bytes(b"corrected by hand")
+    (scans / "B" / "B__PT.nii.gz").write_bytes(b"damaged")
+    assert statuses(scans, cascade(bundle), tmp_path / "out", overwrite=True)["B"] == "error"
+    assert (tmp_path / "out" / "B.nii.gz").read_bytes() == b"corrected by hand"
+
+
+def test_a_mask_that_is_put_there_meanwhile_stays(
+    scans: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment, out = Cascade.__call__, tmp_path / "out"
+
+    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
+        if case_id == "B":
+            (out / "B.nii.gz").write_bytes(b"drawn by hand")
+        return segment(self, ct, pet, case_id)
+
+    monkeypatch.setattr(Cascade, "__call__", call)
+    assert statuses(scans, cascade(bundle), out) == {"A": "ok", "B": "error", "C": "ok"}
+    assert (out / "B.nii.gz").read_bytes() == b"drawn by hand"
+    assert "put there meanwhile" in table(out)["B"]["message"]
+    assert not list(out.glob(".*"))
+
+
+def test_masks_of_an_older_hnseg_are_made_again(scans: Path, bundle: Bundle, tmp_path: Path) -> None:
+    """Its table tells one digest, not each file's."""
+    out = tmp_path / "out"
+    statuses(scans, cascade(bundle), out)
+    rows = table(out)
+    with (out / "cases.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows["A"].keys())
+        writer.writeheader()
+        writer.writerows(row | {"written": "0a" * 32} for row in rows.values())
+    assert statuses(scans, cascade(bundle), out) == dict.fromkeys(NAMES, "ok")
 
 
 def test_scans_and_notes_where_maps_would_lie_stay(scans: Path, bundle: Bundle, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from rich.console import Console
 from rich.progress import track
 
-from hnseg.cases import Case
+from hnseg.cases import Case, mask_file
 from hnseg.data.heads.propose import propose_head
 from hnseg.data.heads.sheet import Panel, draw_sheet
 from hnseg.errors import HnsegError
@@ -124,7 +124,7 @@ def _with_bar(work: partial[Outcome], cases: Sequence[Case], workers: int) -> It
 
 
 def _propose_case(case: Case, *, out: Path, overwrite: bool, doubts: Mapping[str, str]) -> Outcome:
-    path = out / f"{case.case_id}.nii.gz"
+    path = mask_file(out, case.case_id)
     kept = path.exists() and not overwrite
     try:
         case.check()
@@ -157,7 +157,7 @@ def _read_table(path: Path) -> dict[str, dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows = [] if tuple(reader.fieldnames or ()) != FIELDS else list(reader)
-    return {row["case_id"]: row for row in rows if path.with_name(f"{row['case_id']}.nii.gz").exists()}
+    return {row["case_id"]: row for row in rows if mask_file(path.parent, row["case_id"]).exists()}
 
 
 def _write_table(earlier: Mapping[str, Mapping[str, str]], outcomes: Sequence[Outcome], path: Path) -> None:
