@@ -96,14 +96,20 @@ class Watched:
         self.engine, self.provenance, self.begun = engine, engine.provenance, Counter[str]()
         self.at, self.happens = at, happens
 
-    def run(self, works: Sequence[Work], begin: Callable[[str], None], done: Callable[[Made], None]) -> None:
+    def run(
+        self,
+        works: Sequence[Work],
+        begin: Callable[[str], None],
+        done: Callable[[Made], None],
+        take_up: Callable[[str], None],
+    ) -> None:
         def count(case_id: str) -> None:
             self.begun[case_id] += 1
             if case_id == self.at and self.begun[case_id] == 1:
                 self.happens()
             begin(case_id)
 
-        self.engine.run(works, count, done)
+        self.engine.run(works, count, done, take_up)
 
 
 def actors() -> list[int]:

@@ -31,11 +31,11 @@ def resident():
     return int(fields["VmRSS"].split()[0])
 
 class Watched(LocalEngine):
-    def run(self, works, begin, done):
+    def run(self, works, begin, done, take_up):
         def watch(made):
             done(made)
             sizes.append(resident())
-        super().run(works, begin, watch)
+        super().run(works, begin, watch, take_up)
 
 cases, bundle, out, backend = sys.argv[1:]
 sizes = []
