@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from hnseg.cases import EXTENSIONS, HEADS, NO_CASES, Case, case_files
+from hnseg.cases import EXTENSIONS, HEADS, LOST, Case, case_files
 from hnseg.checks import Finding, check_case, overlap, z_range
 from hnseg.errors import HnsegError
 from hnseg.images import extension, read_image, read_label, to_array
@@ -134,9 +134,8 @@ def find_orphans(root: Path) -> list[str]:
 
 
 def _orphans(root: Path) -> Iterator[Path]:
-    aside = {name for name in NO_CASES if name != HEADS}
     folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    folders = [path for path in folders if path.name not in aside]
+    folders = [path for path in folders if path.name != LOST]
     cases = {folder.name: set(case_files(folder).values()) for folder in folders if folder.name != HEADS}
     yield from _image_files(root)
     for folder in folders:

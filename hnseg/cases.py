@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -11,7 +12,7 @@ from hnseg.errors import HnsegError
 
 EXTENSIONS = (".nii.gz", ".nii", ".mha")  # in the order in which they are preferred
 HEADS = "heads"  # ROOT/heads/CASE.nii.gz: masks for the head stage, not a case
-NO_CASES = (HEADS, "lost+found")  # folders beside those of cases
+LOST = "lost+found"  # a file system's own folder
 CONTROL = {chr(code) for code in (*range(32), 127)}
 LAYOUT = "ROOT/CASE/CASE__CT.nii.gz, CASE__PT.nii.gz and, where known, CASE.nii.gz"
 
@@ -119,9 +120,10 @@ def mask_file(folder: Path, case_id: str) -> Path:
 
 def _folder_cases(root: Path) -> Iterator[Case]:
     for folder in root.iterdir():
-        if folder.name.startswith(".") or folder.name in NO_CASES or not folder.is_dir():
+        if folder.name.startswith(".") or folder.name in (HEADS, LOST) or not folder.is_dir():
             continue
-        files, closed = case_files(folder), _closed(folder)
+        files = case_files(folder)
+        closed = "" if files else _closed(folder)
         if not files and not closed:
             continue
         name, fault = _usable_id(folder.name, str(root))
@@ -134,9 +136,8 @@ def _folder_cases(root: Path) -> Iterator[Case]:
 def _closed(folder: Path) -> str:
     """Why nothing in a folder can be seen, if so."""
     try:
-        (folder / "_").stat()
-    except FileNotFoundError:
-        return ""
+        with suppress(FileNotFoundError):
+            (folder / "_").stat()
     except OSError as error:
         return f"{folder}: cannot be entered ({error.strerror}); allow it, or move the folder away"
     return ""

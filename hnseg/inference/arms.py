@@ -15,7 +15,7 @@ from threading import Lock
 from hnseg.cases import Case
 from hnseg.inference.cascade import Cascade
 from hnseg.inference.case_list import display, keeping
-from hnseg.inference.lanes import run_lanes
+from hnseg.inference.lanes import Told, run_lanes
 from hnseg.inference.memory import Memory
 from hnseg.inference.outcome import Outcome
 from hnseg.inference.provenance import Provenance
@@ -103,7 +103,7 @@ def segment_arms(cases: Sequence[Case], devices: Sequence[Arms], out: Path) -> d
                 print(defect, file=sys.stderr)
             end(_together(taken))
 
-        run_lanes(jobs, devices, begin, done)
+        run_lanes(jobs, devices, Told(lambda case_id: None, begin, done))
     return {name: list(outcomes[name].values()) for name in names}
 
 

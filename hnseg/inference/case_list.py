@@ -28,6 +28,7 @@ from rich.progress import (
 from hnseg.cases import Case
 from hnseg.errors import HnsegError
 from hnseg.files import sole_writer
+from hnseg.inference.lanes import Told
 from hnseg.inference.outcome import Outcome
 from hnseg.inference.outputs import FORMATS
 from hnseg.inference.provenance import Provenance
@@ -40,21 +41,8 @@ class Engine(Protocol):
 
     provenance: Provenance
 
-    def run(
-        self,
-        works: Sequence[Work],
-        begin: Callable[[str], None],
-        done: Callable[[Made], None],
-        take_up: Callable[[str], None],
-    ) -> None:
-        """Takes every case from its files to what `done` is given, in any order and from any thread.
-
-        Args:
-            works: The cases.
-            begin: Told a case's name when its networks begin.
-            done: Given what was made of it.
-            take_up: Told a case's name before anything is done with it.
-        """
+    def run(self, works: Sequence[Work], told: Told[Made]) -> None:
+        """Takes every case from its files to what `told.done` is given, in any order."""
 
 
 def segment_cases(
@@ -97,13 +85,6 @@ def segment_cases(
     ) as (record, todo):
         outcomes = {case.case_id: Outcome(case.case_id, "skipped") for case in cases}
 
-        def begun(work: Work) -> int:
-            return record.begun(work.case.case_id)
-
-        suspects = sorted((work for work in todo if begun(work)), key=begun)
-        if suspects:
-            names = ", ".join(work.case.case_id for work in suspects)
-            print(f"an earlier call ended amid {names}: last, one by one", file=sys.stderr)
         with display(len(cases), len(cases) - len(todo)) as (begin, end):
             one_at_a_time = Lock()
 
@@ -119,13 +100,23 @@ def segment_cases(
                 end(outcome)
 
             try:
-                for works in ([work for work in todo if not begun(work)], *([work] for work in suspects)):
-                    engine.run(works, begin, done, take_up)
+                for works in _in_turn(todo, record):
+                    engine.run(works, Told(take_up, begin, done))
             except (Exception, KeyboardInterrupt):
                 with one_at_a_time, suppress(HnsegError):  # it would hide the reason
                     record.release()
                 raise
     return list(outcomes.values())
+
+
+def _in_turn(works: Sequence[Work], record: Record) -> list[list[Work]]:
+    """What may run side by side; those amid which an earlier call ended come last, each alone and named."""
+    tries = {work: record.begun(work.case.case_id) for work in works}
+    suspects = sorted((work for work in works if tries[work]), key=lambda work: tries[work])
+    if suspects:
+        names = ", ".join(work.case.case_id for work in suspects)
+        print(f"an earlier call ended amid {names}: last, one by one", file=sys.stderr)
+    return [[work for work in works if not tries[work]], *([work] for work in suspects)]
 
 
 @contextmanager

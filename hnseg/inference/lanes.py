@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import dataclass
 from threading import Event
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from hnseg.cases import Case
 
@@ -20,6 +21,21 @@ Lane = TypeVar("Lane")  # what segments on one device: a cascade, or the arms of
 Result = TypeVar("Result")
 _Lane = TypeVar("_Lane", contravariant=True)
 _Result = TypeVar("_Result", covariant=True)
+
+
+@dataclass(frozen=True)
+class Told(Generic[Result]):
+    """Who is told how cases fare; from any thread.
+
+    Args:
+        take_up: Given a case's name before anything is done with it.
+        begin: Given it when its networks begin.
+        done: Given what was made of it.
+    """
+
+    take_up: Callable[[str], None]
+    begin: Callable[[str], None]
+    done: Callable[[Result], None]
 
 
 class Job(Protocol[_Lane, _Result]):
@@ -44,9 +60,7 @@ class Job(Protocol[_Lane, _Result]):
 def run_lanes(
     jobs: Sequence[Job[Lane, Result]],
     cascades: Sequence[Lane],
-    begin: Callable[[str], None],
-    done: Callable[[Result], None],
-    take_up: Callable[[str], None] = lambda case_id: None,
+    told: Told[Result],
 ) -> None:
     """Takes every case from its files to its mask.
 
@@ -54,16 +68,14 @@ def run_lanes(
         jobs: The cases.
         cascades: Those that work side by side, one of them twice if it is to have two cases at a time; each
             takes the next case when it is free.
-        begin: Told a case's name when its networks begin.
-        done: Given what was made of it, in a thread of this process.
-        take_up: Told a case's name before it is read.
+        told: Of every case.
     """
     queue, stop = deque(jobs), Event()
     if len(cascades) == 1:  # in this thread, where Ctrl-C ends it amid a case
-        _overlap(queue, take_up, cascades[0], begin, done, stop)
+        _overlap(queue, cascades[0], told, stop)
         return
     with ThreadPoolExecutor(len(cascades), "cascade") as pool:
-        running = [pool.submit(_overlap, queue, take_up, cascade, begin, done, stop) for cascade in cascades]
+        running = [pool.submit(_overlap, queue, cascade, told, stop) for cascade in cascades]
         try:
             wait(running, return_when=FIRST_EXCEPTION)
         finally:
@@ -74,23 +86,21 @@ def run_lanes(
 
 def _overlap(
     queue: deque[Job[Lane, Result]],
-    take_up: Callable[[str], None],
     cascade: Lane,
-    begin: Callable[[str], None],
-    done: Callable[[Result], None],
+    told: Told[Result],
     stop: Event,
 ) -> None:
     """Reads one case ahead and writes one behind; leaving it, whatever the reason, finishes both."""
 
     def save(job: Job[Lane, Result]) -> None:
-        done(job.save())
+        told.done(job.save())
 
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1, "write") as writer, ThreadPoolExecutor(1, "read") as reader:
-        for job in _ahead(queue, take_up, reader):
+        for job in _ahead(queue, told.take_up, reader):
             if stop.is_set():
                 break
-            begin(job.case.case_id)
+            told.begin(job.case.case_id)
             job.segment(cascade)
             if writing is not None:
                 writing.result()

@@ -15,6 +15,7 @@ from hnseg.errors import HnsegError
 from hnseg.files import replacing
 from hnseg.geometry import Grid, Point
 from hnseg.inference.components import Uptake, components, uptake
+from hnseg.inference.tables import read_table
 from hnseg.masks import positions
 
 COLUMNS = ["case_id", "lesion", "class", "volume_ml", "suv_max", "suv_mean", "suv_peak"]
@@ -161,15 +162,8 @@ def read_lesions(path: Path) -> list[dict[str, str]]:
     Raises:
         HnsegError: The file has other columns, or cannot be read.
     """
-    if not path.exists():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise HnsegError(f"{path}: cannot be read ({error}); move the file away") from error
-    if reader.fieldnames != COLUMNS:
+    columns, rows = read_table(path, "move the file away")
+    if path.exists() and columns != COLUMNS:
         raise HnsegError(f"{path}: its columns are not {','.join(COLUMNS)}; move the file away")
     return rows
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 from hnseg.inference.cascade import Cascade
-from hnseg.inference.lanes import run_lanes
+from hnseg.inference.lanes import Told, run_lanes
 from hnseg.inference.provenance import Provenance
 from hnseg.inference.work import Made, Work
 
@@ -28,13 +29,7 @@ class LocalEngine:
         self.cascades = list(cascades) * (at_once or (2 if on_gpu else 1))
         self.provenance = Provenance.common([Provenance.of(cascade) for cascade in cascades])
 
-    def run(
-        self,
-        works: Sequence[Work],
-        begin: Callable[[str], None],
-        done: Callable[[Made], None],
-        take_up: Callable[[str], None],
-    ) -> None:
+    def run(self, works: Sequence[Work], told: Told[Made]) -> None:
         """Takes every case from its files to its mask, as `run_lanes` says.
 
         Where several are at hand, a case that memory does not suffice for is tried again alone.
@@ -46,9 +41,9 @@ class LocalEngine:
             if made.lacked_memory and not alone:
                 short.add(made.outcome.case_id)
             else:
-                done(made)
+                told.done(made)
 
-        run_lanes(works, self.cascades, begin, taken, take_up)
+        run_lanes(works, self.cascades, replace(told, done=taken))
         for work in works:
             if work.case.case_id in short:
-                run_lanes([work.anew()], self.cascades[:1], begin, done, take_up)
+                run_lanes([work.anew()], self.cascades[:1], told)

@@ -31,11 +31,15 @@ class Outputs:
         """
         found = {}
         for path in [*self._masks(case_id, EXTENSIONS), *self._maps(case_id)]:
-            name = self._name(path)
+            name = self.name(path)
             found[name] = ""
             with suppress(OSError):
                 found[name] = digest(path)
         return found
+
+    def name(self, path: Path) -> str:
+        """A file's name in the folder."""
+        return path.relative_to(self._out).as_posix()
 
     def remove_masks(
         self, case_id: str, extensions: Collection[str] = FORMATS, *, but: Collection[str] = ()
@@ -61,11 +65,8 @@ class Outputs:
 
     def _unlink(self, paths: Collection[Path], but: Collection[str]) -> None:
         for path in paths:
-            if self._name(path) not in but:
+            if self.name(path) not in but:
                 path.unlink(missing_ok=True)
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self._out).as_posix()
 
     def _masks(self, case_id: str, extensions: Collection[str]) -> list[Path]:
         paths = [self._out / f"{case_id}{extension}" for extension in extensions]

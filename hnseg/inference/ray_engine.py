@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hnseg.errors import HnsegError
+from hnseg.inference.lanes import Told
 from hnseg.inference.outcome import Outcome
 from hnseg.inference.provenance import Provenance
 from hnseg.inference.ray_actor import CASES_EACH, Actor
@@ -100,20 +101,12 @@ class RayEngine:
                 "hnseg, Python and Ray"
             ) from error
 
-    def run(
-        self,
-        works: Sequence[Work],
-        begin: Callable[[str], None],
-        done: Callable[[Made], None],
-        take_up: Callable[[str], None],
-    ) -> None:
+    def run(self, works: Sequence[Work], told: Told[Made]) -> None:
         """Takes every case from its files to its mask.
 
         Args:
             works: The cases.
-            begin: Told a case's name when an actor is given it.
-            done: Given what was made of it.
-            take_up: Told it just before.
+            told: Of every case; its networks begin when an actor is given it.
 
         Raises:
             HnsegError: All actors have died, and no other can be started.
@@ -121,8 +114,8 @@ class RayEngine:
         waiting = deque(works)
         try:
             while waiting or self._in_hand():
-                self._hand_out(waiting, begin, take_up)
-                self._take(self._ended(), waiting, done)
+                self._hand_out(waiting, told)
+                self._take(self._ended(), waiting, told.done)
         except BaseException:
             self._ray.shutdown()  # so that nobody writes any more when the folder is left
             raise
@@ -143,17 +136,15 @@ class RayEngine:
         """The cases that are under way, of one actor or of all."""
         return [work for its, work in self._under_way.values() if work and actor in (None, its)]
 
-    def _hand_out(
-        self, waiting: deque[Work], begin: Callable[[str], None], take_up: Callable[[str], None]
-    ) -> None:
+    def _hand_out(self, waiting: deque[Work], told: Told[Made]) -> None:
         """Gives the next cases to those who have least to do."""
         while waiting:
             free = [actor for actor in self._actors if self._may_take(actor, waiting[0])]
             if not free:
                 return
             actor, work = min(free, key=lambda actor: len(self._in_hand(actor))), waiting.popleft()
-            take_up(work.case.case_id)
-            begin(work.case.case_id)
+            told.take_up(work.case.case_id)
+            told.begin(work.case.case_id)
             self._under_way[actor.segment.remote(work)] = actor, work
 
     def _may_take(self, actor: Any, work: Work) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -23,12 +23,14 @@ from hnseg.inference.lesions import Lesion, read_lesions, write_lesions
 from hnseg.inference.outcome import COLUMNS, Outcome
 from hnseg.inference.outputs import FORMATS, Outputs
 from hnseg.inference.provenance import content_digest
+from hnseg.inference.tables import read_table
 from hnseg.inference.work import Made
 
 TABLE, LESIONS = "cases.csv", "lesions.csv"
 # What a line says of a case that is not done: how often work on it began; that its files may be anything.
 BEGUN = ("begun", "begun again")
 UNFINISHED = "unfinished"
+_ELSEWHERE = "choose another folder for out"
 # What lies there for a case: its whole result, nothing that must stay, or files of somebody else.
 Standing = Literal["finished", "open", "foreign"]
 
@@ -58,15 +60,12 @@ class Record:
 
     def standing(self, case_id: str, made_from: str) -> Standing:
         """What lies there for a case, which would be made from what has this digest."""
-        row = self._rows.get(case_id, {})
-        there = self._files.digests(case_id)
-        if not there or row.get("status") == UNFINISHED or _is_older(row):
-            return "open"
-        written = _entries(row)
-        if _foreign(there, written):
+        row, there = self._rows.get(case_id, {}), self._files.digests(case_id)
+        if self._foreign(case_id, there):
             return "foreign"
         same = row.get("status") == "ok" and row.get("made_from") == made_from
-        whole = f"{case_id}{self._extension}" in there and written == there | self._lesions_digest(case_id)
+        whole = f"{case_id}{self._extension}" in there
+        whole = whole and _entries(row) == there | self._lesions_digest(case_id)
         return "finished" if same and whole else "open"
 
     def begun(self, case_id: str) -> int:
@@ -101,9 +100,8 @@ class Record:
             HnsegError: The folder's tables cannot be written.
         """
         case_id, outcome = made.outcome.case_id, made.outcome
-        row, there = self._rows.get(case_id, {}), self._files.digests(case_id)
-        ours = row.get("status") == UNFINISHED or _is_older(row)
-        foreign = [] if ours else _foreign(there, _entries(row))
+        there = self._files.digests(case_id)
+        foreign = self._foreign(case_id, there)
         self._before_begun.pop(case_id, None)
         if foreign and not self._overwrite:
             for temporary in made.files:
@@ -124,7 +122,7 @@ class Record:
             except OSError as error:
                 left = f"{error.filename} cannot be removed ({error.strerror})"
                 outcome = replace(outcome, message=f"{outcome.message}; {left}")
-            stay = self._still(case_id, kept)
+            stay = self._known(case_id, kept)
             outcome = replace(outcome, written=json.dumps(stay) if stay else "")
         self._put(outcome.row)
         return outcome
@@ -140,13 +138,21 @@ class Record:
         for one in maps:
             place(*one)
         self._write_lesions(case_id, made.lesions)
-        placed = {path.relative_to(self._out).as_posix() for path in made.files.values()}
-        new = {name: one for name, one in self._files.digests(case_id).items() if name in placed}
-        return json.dumps(self._still(case_id, kept) | new | self._lesions_digest(case_id))
+        placed = {self._files.name(path) for path in made.files.values()}
+        return json.dumps(self._known(case_id, kept, placed) | self._lesions_digest(case_id))
 
-    def _still(self, case_id: str, kept: Mapping[str, str]) -> dict[str, str]:
-        """Those of some files that are there unchanged."""
-        return {name: one for name, one in self._files.digests(case_id).items() if kept.get(name) == one}
+    def _foreign(self, case_id: str, there: Mapping[str, str]) -> list[str]:
+        """Those files of a case that are not as its line says they were written."""
+        row = self._rows.get(case_id, {})
+        if row.get("status") == UNFINISHED or _is_older(row):
+            return []
+        written = _entries(row)
+        return [name for name in there if written.get(name) != there[name]]
+
+    def _known(self, case_id: str, kept: Mapping[str, str], placed: Collection[str] = ()) -> dict[str, str]:
+        """Digests of a case's files that were placed now, or are there unchanged."""
+        there = self._files.digests(case_id)
+        return {name: there[name] for name in there if name in placed or kept.get(name) == there[name]}
 
     def _remove(self, case_id: str, foreign: Sequence[str]) -> None:
         """Removes what an earlier call wrote for a case, which would pass for this one's."""
@@ -177,11 +183,6 @@ class Record:
             writer.writerows(self._rows[case_id] for case_id in sorted(self._rows))
 
 
-def _foreign(there: Mapping[str, str], written: Mapping[str, str]) -> list[str]:
-    """The files that are not as they were written."""
-    return [name for name in there if written.get(name) != there[name]]
-
-
 def _entries(row: Mapping[str, str]) -> dict[str, str]:
     """The digests in a line, by file."""
     try:
@@ -198,14 +199,7 @@ def _is_older(row: Mapping[str, str]) -> bool:
 
 def _read(path: Path) -> list[dict[str, str]]:
     """The rows of cases.csv."""
-    if not path.exists():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise HnsegError(f"{path}: cannot be read ({error}); choose another folder for out") from error
-    if not {"case_id", "status"} <= set(reader.fieldnames or ()):
-        raise HnsegError(f"{path}: has no columns case_id and status; choose another folder for out")
+    columns, rows = read_table(path, _ELSEWHERE)
+    if path.exists() and not {"case_id", "status"} <= set(columns):
+        raise HnsegError(f"{path}: has no columns case_id and status; {_ELSEWHERE}")
     return rows

@@ -155,18 +155,18 @@ class Work:
         try:
             yield
         except Exception as error:
-            self._failure = *_told(error), lacks_memory(error)
+            self._failure = _told(error)
         finally:
             if name:
                 self._seconds[name] = perf_counter() - start
 
 
-def _told(error: Exception) -> tuple[str, str]:
-    """An error in one line, and the traceback of one that is a defect."""
+def _told(error: Exception) -> tuple[str, str, bool]:
+    """An error in one line, the traceback of one that is a defect, and whether memory was short."""
     if isinstance(error, HnsegError):
-        return str(error), ""
+        return str(error), "", False
     line = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if lacks_memory(error):
-        return f"not enough memory ({line[:200]}); {_MORE_ROOM}", ""
+        return f"not enough memory ({line[:200]}); {_MORE_ROOM}", "", True
     line = f"{line} (a defect, please report it)"
-    return line, "".join(traceback.format_exception(error))
+    return line, "".join(traceback.format_exception(error)), False

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from results import contents, table
 from hnseg.cases import read_cases
 from hnseg.errors import HnsegError
 from hnseg.inference.case_list import segment_cases
+from hnseg.inference.lanes import Told
 from hnseg.inference.ray_actor import Actor
 from hnseg.inference.ray_engine import RayEngine, ray_engine
 from hnseg.inference.setup import Setup
@@ -96,20 +98,14 @@ class Watched:
         self.engine, self.provenance, self.begun = engine, engine.provenance, Counter[str]()
         self.at, self.happens = at, happens
 
-    def run(
-        self,
-        works: Sequence[Work],
-        begin: Callable[[str], None],
-        done: Callable[[Made], None],
-        take_up: Callable[[str], None],
-    ) -> None:
+    def run(self, works: Sequence[Work], told: Told[Made]) -> None:
         def count(case_id: str) -> None:
             self.begun[case_id] += 1
             if case_id == self.at and self.begun[case_id] == 1:
                 self.happens()
-            begin(case_id)
+            told.begin(case_id)
 
-        self.engine.run(works, count, done, take_up)
+        self.engine.run(works, replace(told, begin=count))
 
 
 def actors() -> list[int]:

@@ -19,6 +19,7 @@ PAIRS, CASES, SETTLED = 4, 100, 10
 
 CHILD = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
 from hnseg.cases import read_cases
 from hnseg.hardware import pick_device
@@ -31,11 +32,11 @@ def resident():
     return int(fields["VmRSS"].split()[0])
 
 class Watched(LocalEngine):
-    def run(self, works, begin, done, take_up):
+    def run(self, works, told):
         def watch(made):
-            done(made)
+            told.done(made)
             sizes.append(resident())
-        super().run(works, begin, watch, take_up)
+        super().run(works, replace(told, done=watch))
 
 cases, bundle, out, backend = sys.argv[1:]
 sizes = []
