@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import SimpleITK as sitk
@@ -204,27 +206,49 @@ def test_a_cohort_that_grew_does_not_deal_a_run_anew(tmp_path: Path) -> None:
     assert job(cohort, tmp_path, f"data.split={folder / 'split.json'}", "data.exclude=[A-9]") == dice
 
 
-@pytest.mark.parametrize("ema", ["null", "0.9"])
+def between_epochs(patch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C as the second epoch begins."""
+    from hnseg.progress import RunProgress
+
+    start = RunProgress.on_train_epoch_start
+
+    def interrupt(self: RunProgress, trainer: Any, module: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+        start(self, trainer, module)
+
+    patch.setattr(RunProgress, "on_train_epoch_start", interrupt)
+
+
+def behind_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C at the moment when the second epoch's last.ckpt lies on disk."""
+    from hnseg.training.checkpoint_files import WholeCheckpoints
+
+    save = WholeCheckpoints.save_checkpoint
+
+    def interrupt(self: WholeCheckpoints, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        save(self, checkpoint, path, storage_options)
+        if Path(path).name == "last.ckpt" and checkpoint["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    patch.setattr(WholeCheckpoints, "save_checkpoint", interrupt)
+
+
+@pytest.mark.parametrize(
+    ("ema", "moment"), [("null", between_epochs), ("0.9", between_epochs), ("0.9", behind_a_checkpoint)]
+)
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     cohort: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     ema: str,
+    moment: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
-    from hnseg.progress import RunProgress
-
     settings = ["training.epochs=3", "training.iterations=2", f"training.ema={ema}"]
     job(cohort, tmp_path, "name=whole", *settings)
-    start = RunProgress.on_train_epoch_start
-
-    def interrupt(self: RunProgress, trainer: object, module: object) -> None:
-        if trainer.current_epoch == 1:  # type: ignore[attr-defined]
-            raise KeyboardInterrupt
-        start(self, trainer, module)  # type: ignore[arg-type]
-
     with monkeypatch.context() as patch:
-        patch.setattr(RunProgress, "on_train_epoch_start", interrupt)
+        moment(patch)
         with pytest.raises(SystemExit, match="130"):
             job(cohort, tmp_path, "name=parts", *settings)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning turns Ctrl-C off on its way out

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from hnseg.errors import HnsegError
 from hnseg.tracking.description import describe_run, told
-from hnseg.tracking.history import Row, before, next_step, read_rows
+from hnseg.tracking.history import before, next_step, read_rows
 from hnseg.tracking.picture_files import discard_pictures
 from hnseg.tracking.settings import LoggerSettings
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import CSVLogger, Logger
+    from lightning.pytorch.loggers import Logger
 
 
 @contextmanager
@@ -36,13 +36,15 @@ def loggers(
     Raises:
         HnsegError: As `LoggerSettings`; online without an API key; TensorBoard is not installed.
     """
+    from hnseg.tracking.csv_file import CsvFile
+
     settings = LoggerSettings(**config["logger"])
     if settings.kind == "tensorboard" and not importlib.util.find_spec("tensorboard"):
         raise HnsegError("logger=tensorboard needs a package more; pip install hnseg[tensorboard]")
     former = read_rows(folder)
     rows = before(former, step)
     discard_pictures(folder, step)
-    with_csv: list[Logger] = [_csv_logger(folder, rows)]
+    with_csv: list[Logger] = [CsvFile(folder / "metrics.csv", rows)]
     if settings.kind == "csv":
         yield with_csv
     elif settings.kind == "tensorboard":
@@ -55,16 +57,6 @@ def loggers(
             folder, rows, next_step(former), settings.mode, paints=settings.paints, **fields
         ) as logger:
             yield [*with_csv, logger]
-
-
-def _csv_logger(folder: Path, rows: list[Row]) -> CSVLogger:
-    """Goes on with rows of an interrupted run, which Lightning's logger would delete."""
-    from lightning.pytorch.loggers import CSVLogger
-
-    logger = CSVLogger(folder, name="", version="")
-    logger.experiment.metrics = [dict(row) for row in rows]
-    logger.save()
-    return logger
 
 
 def _tensorboard_logger(

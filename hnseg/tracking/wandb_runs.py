@@ -15,6 +15,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from hnseg.errors import HnsegError
+from hnseg.files import replacing
 from hnseg.tracking.history import Row
 from hnseg.tracking.picture_files import picture_key, pictures
 
@@ -124,8 +125,8 @@ def kept_id(folder: Path, name: str = "run", new: str | None = None) -> str:
     """The W&B id of what lies in a folder, `new` or drawn once: two machines may have runs of one name."""
     path = folder / "wandb" / f"{name}.id"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(new or secrets.token_hex(8))
+        with replacing(path) as temporary:
+            temporary.write_text(new or secrets.token_hex(8))
     return path.read_text()
 
 

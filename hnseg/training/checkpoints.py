@@ -34,6 +34,21 @@ class ComparedEMA(EMAWeightAveraging):
             super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
 
+class LastCheckpoint(ModelCheckpoint):
+    """Saves once the epoch's means are in the loggers.
+
+    Lightning logs them after it has saved: killed between the two, a run would lack them for good, for it
+    goes on behind them.
+    """
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        connector = trainer._logger_connector
+        row: dict[str, Any] = {**connector.metrics["log"], "epoch": trainer.current_epoch}
+        connector.log_metrics(row, step=trainer.global_step - 1)
+        connector.reset_results()  # lest they be logged twice
+        super().on_train_epoch_end(trainer, pl_module)
+
+
 def _is_averages_turn(trainer: L.Trainer) -> bool:
     """Every second validation, told by the epoch alone, so that a resumed training takes the same turns."""
     return (trainer.current_epoch // (trainer.check_val_every_n_epoch or 1)) % 2 == 1
@@ -56,7 +71,7 @@ def checkpoints(
     # Straight after the validation, while it is known which weights were validated.
     choice: dict[str, Any] = {"monitor": monitor, "mode": "max", "save_on_train_epoch_end": False}
     best = ModelCheckpoint(folder, filename="best", **choice, **named)
-    last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, **named)
+    last = LastCheckpoint(folder, filename="last", save_on_train_epoch_end=True, **named)
     return [*callbacks, best, last, LearningRateMonitor()]
 
 

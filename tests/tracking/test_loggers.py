@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -35,6 +36,15 @@ def test_a_resumed_run_keeps_what_its_checkpoint_has_behind_it_alone(tmp_path, l
     assert [row["train/loss"] for row in rows(tmp_path)] == ["0.5", "", "0.25", ""]
     assert [row["val/dice"] for row in rows(tmp_path)] == ["", "0.75", "", "0.2"]
     assert [row["lr"] for row in rows(tmp_path)] == ["", "", "0.1", ""]
+
+
+def test_what_cannot_be_written_leaves_the_rows_of_before(tmp_path, log, monkeypatch):
+    log(tmp_path, {0: {"train/loss": 0.5}, 1: {"train/loss": 0.25}})
+    before = (tmp_path / "metrics.csv").read_bytes()
+    monkeypatch.setattr("csv.DictWriter.writerows", Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(HnsegError, match=r"metrics\.csv: cannot be written \(No space left"):
+        log(tmp_path, {2: {"train/loss": 0.1, "val/dice": 0.3}}, resume=2)
+    assert (tmp_path / "metrics.csv").read_bytes() == before
 
 
 def test_csv_alone_leaves_wandb_out():
