@@ -55,6 +55,10 @@ class Outcome:
     made_from: str = ""
     written: str = ""
 
+    def failed(self, message: str) -> Outcome:
+        """The line where what was made could not be put in its place."""
+        return Outcome(self.case_id, "error", self.seconds, self.memory_mib, message=message)
+
     @property
     def row(self) -> dict[str, str]:
         """The line, by column."""

@@ -104,42 +104,48 @@ class Record:
         foreign = self._foreign(case_id, there)
         self._before_begun.pop(case_id, None)
         if foreign and not self._overwrite:
-            for temporary in made.files:
-                temporary.unlink(missing_ok=True)
-            reason = f"{foreign[0]} was put there meanwhile, and stays; move it away, or set overwrite=true"
-            outcome = Outcome(case_id, "error", outcome.seconds, outcome.memory_mib, message=reason)
+            outcome = _give_up(made, foreign[0])
         # From here on its files may be anything, but for those of somebody else.
         self._put({"case_id": case_id, "status": UNFINISHED})
         kept = {name: there[name] for name in there if name not in foreign}
         if outcome.status == "ok":
-            try:
-                outcome = replace(outcome, written=self._place(made, kept))
-            except (HnsegError, OSError) as error:
-                outcome = Outcome(case_id, "error", outcome.seconds, outcome.memory_mib, message=str(error))
+            outcome = self._place(made, kept)
         if outcome.status == "error":
-            try:
-                self._remove(case_id, foreign)
-            except OSError as error:
-                left = f"{error.filename} cannot be removed ({error.strerror})"
-                outcome = replace(outcome, message=f"{outcome.message}; {left}")
-            stay = self._known(case_id, kept)
-            outcome = replace(outcome, written=json.dumps(stay) if stay else "")
+            outcome = self._clear(outcome, kept, foreign)
         self._put(outcome.row)
         return outcome
 
-    def _place(self, made: Made, kept: Mapping[str, str]) -> str:
-        """Puts a case's mask, maps and lesions in their places, and returns the digests of what is ours."""
+    def _place(self, made: Made, kept: Mapping[str, str]) -> Outcome:
+        """Puts a case's mask, maps and lesions in their places, and notes the digests of what is ours."""
         case_id = made.outcome.case_id
         (mask, *maps) = made.files.items()
-        place(*mask)
-        if not self._heads:
-            self._files.remove_masks(case_id, {*FORMATS} - {self._extension})
-        self._files.remove_maps(case_id)
-        for one in maps:
-            place(*one)
-        self._write_lesions(case_id, made.lesions)
+        try:
+            place(*mask)
+            if not self._heads:
+                self._files.remove_masks(case_id, {*FORMATS} - {self._extension})
+            self._files.remove_maps(case_id)
+            for one in maps:
+                place(*one)
+            self._write_lesions(case_id, made.lesions)
+        except (HnsegError, OSError) as error:
+            return made.outcome.failed(str(error))
         placed = {self._files.name(path) for path in made.files.values()}
-        return json.dumps(self._known(case_id, kept, placed) | self._lesions_digest(case_id))
+        written = self._known(case_id, kept, placed) | self._lesions_digest(case_id)
+        return replace(made.outcome, written=json.dumps(written))
+
+    def _clear(self, outcome: Outcome, kept: Mapping[str, str], foreign: Sequence[str]) -> Outcome:
+        """Removes what an earlier call wrote for a case that failed, which would pass for this one's."""
+        case_id = outcome.case_id
+        try:
+            if not self._heads:
+                self._files.remove_masks(case_id, but=foreign)
+            self._files.remove_maps(case_id, but=foreign)
+            self._write_lesions(case_id, [])
+        except OSError as error:
+            left = f"{error.filename} cannot be removed ({error.strerror})"
+            outcome = replace(outcome, message=f"{outcome.message}; {left}")
+        stay = self._known(case_id, kept)
+        return replace(outcome, written=json.dumps(stay) if stay else "")
 
     def _foreign(self, case_id: str, there: Mapping[str, str]) -> list[str]:
         """Those files of a case that are not as its line says they were written."""
@@ -153,13 +159,6 @@ class Record:
         """Digests of a case's files that were placed now, or are there unchanged."""
         there = self._files.digests(case_id)
         return {name: there[name] for name in there if name in placed or kept.get(name) == there[name]}
-
-    def _remove(self, case_id: str, foreign: Sequence[str]) -> None:
-        """Removes what an earlier call wrote for a case, which would pass for this one's."""
-        if not self._heads:
-            self._files.remove_masks(case_id, but=foreign)
-        self._files.remove_maps(case_id, but=foreign)
-        self._write_lesions(case_id, [])
 
     def _write_lesions(self, case_id: str, lesions: Sequence[Lesion]) -> None:
         if not self._heads:
@@ -181,6 +180,14 @@ class Record:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self._rows[case_id] for case_id in sorted(self._rows))
+
+
+def _give_up(made: Made, name: str) -> Outcome:
+    """What becomes of a case with a file of somebody else; what was made of it goes."""
+    for temporary in made.files:
+        temporary.unlink(missing_ok=True)
+    reason = f"{name} was put there meanwhile, and stays; move it away, or set overwrite=true"
+    return made.outcome.failed(reason)
 
 
 def _entries(row: Mapping[str, str]) -> dict[str, str]:
