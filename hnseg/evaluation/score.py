@@ -1,7 +1,7 @@
 """Folders of predicted and true masks → the official scores, case by case and for the cohort."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -91,22 +91,30 @@ def evaluate(
 def find_masks(folder: Path) -> dict[str, Path]:
     """List the masks in a folder by case: CASE.nii.gz (or .nii, .mha) or, HECKTOR layout, CASE/CASE.nii.gz.
 
-    Files with `__` in their name hold something else, as in CASE__CT.nii.gz.
+    CASE__CT.nii.gz and CASE__PT.nii.gz are scans, and CASE__ANYTHING.nii.gz beside a mask of CASE is
+    something else of that case; otherwise `__` is part of the case's name.
 
     Raises:
         HnsegError: No such folder, or two masks of one case.
     """
     if not folder.is_dir():
         raise HnsegError(f"{folder}: no such folder; give the folder that holds CASE.nii.gz")
+    found = [(case_id, mask) for case_id, mask in map(_mask_of, sorted(folder.iterdir())) if mask]
+    names = {case_id for case_id, _ in found}
     masks: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        case_id, mask = _mask_of(path)
-        if mask is None:
+    for case_id, mask in found:
+        if mask.parent == folder and _is_of_another(case_id, names):
             continue
         if case_id in masks:
             raise HnsegError(f"{mask}: case {case_id} also has {masks[case_id]}; keep one of them")
         masks[case_id] = mask
     return masks
+
+
+def _is_of_another(name: str, cases: Collection[str]) -> bool:
+    """Whether a file is a scan, or something else of a case that has its mask."""
+    case_id, _, what = name.rpartition("__")
+    return what in ("CT", "PT") or case_id in cases
 
 
 def score_case(
@@ -186,7 +194,7 @@ def _mask_of(path: Path) -> tuple[str, Path | None]:
         return path.name, case_files(path).get("label")
     for extension in EXTENSIONS:
         case_id = path.name.removesuffix(extension)
-        if case_id != path.name and "__" not in case_id:
+        if case_id != path.name:
             return case_id, path
     return "", None
 

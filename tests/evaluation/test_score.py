@@ -96,6 +96,15 @@ def test_hecktor_layout_metaimages_and_extra_predictions(tmp_path, masks, write)
     assert "USZ-009" in printed(report)
 
 
+def test_a_case_may_have_underscores_in_its_name(tmp_path, masks, write):
+    for case_id, (prediction, truth) in masks.items():
+        for name in (f"HN__{case_id}", f"HN__{case_id}__CT"):
+            write(tmp_path / "truth" / f"{name}.nii.gz", truth)
+            write(tmp_path / "predictions" / f"{name}.nii.gz", prediction)
+    report = evaluate(tmp_path / "truth", tmp_path / "predictions")
+    assert [case.case_id for case in report.cases] == [f"HN__{case_id}" for case_id in masks]
+
+
 def test_scores_do_not_depend_on_the_storage_orientation_of_the_pair(tmp_path, masks, write):
     flip = np.diag([-1.0, -1.0, 1.0])
     for case_id, pair in masks.items():
