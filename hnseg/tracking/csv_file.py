@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,18 @@ class CsvFile(Logger):
         super().__init__()
         self.path = path
         self.rows: list[Mapping[str, Any]] = list(rows)
-        self.written = True
+        self.columns: list[str] = []
+        self.text = self.written = ""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Adds a row, which `save` writes."""
-        self.rows.append({**metrics, "step": step})
-        self.written = False
+        row = {**metrics, "step": step}
+        self.rows.append(row)
+        if row.keys() <= set(self.columns):
+            self.text += _lines(self.columns, [row])  # all anew would take longer with every epoch
+        else:
+            self.columns = sorted({key for row in self.rows for key in row})
+            self.text = _lines(self.columns, [dict(zip(self.columns, self.columns, strict=True)), *self.rows])
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """config.json has them."""
@@ -43,11 +50,14 @@ class CsvFile(Logger):
         Raises:
             HnsegError: It cannot be written.
         """
-        if self.written:
-            return
-        columns = sorted({key for row in self.rows for key in row})
-        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, columns)
-            table.writeheader()
-            table.writerows(self.rows)
-        self.written = True
+        if self.text != self.written:
+            with replacing(self.path) as temporary:
+                temporary.write_text(self.text, encoding="utf-8", newline="")
+            self.written = self.text
+
+
+def _lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as lines of the file; a cell is empty where a row has no such column."""
+    lines = StringIO(newline="")
+    csv.DictWriter(lines, columns).writerows(rows)
+    return lines.getvalue()

@@ -43,6 +43,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         connector = trainer._logger_connector
+        connector.on_epoch_end()  # hands the means to callbacks and bars
         row: dict[str, Any] = {**connector.metrics["log"], "epoch": trainer.current_epoch}
         connector.log_metrics(row, step=trainer.global_step - 1)
         connector.reset_results()  # lest they be logged twice

@@ -41,7 +41,7 @@ def test_a_resumed_run_keeps_what_its_checkpoint_has_behind_it_alone(tmp_path, l
 def test_what_cannot_be_written_leaves_the_rows_of_before(tmp_path, log, monkeypatch):
     log(tmp_path, {0: {"train/loss": 0.5}, 1: {"train/loss": 0.25}})
     before = (tmp_path / "metrics.csv").read_bytes()
-    monkeypatch.setattr("csv.DictWriter.writerows", Mock(side_effect=OSError(28, "No space left on device")))
+    monkeypatch.setattr(Path, "write_text", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(HnsegError, match=r"metrics\.csv: cannot be written \(No space left"):
         log(tmp_path, {2: {"train/loss": 0.1, "val/dice": 0.3}}, resume=2)
     assert (tmp_path / "metrics.csv").read_bytes() == before
