@@ -81,6 +81,63 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, which takes its place once the block has ended well.
+
+    What a killed process left there is removed, or put back, first.
+
+    Raises:
+        HnsegError: Another process is about to replace it.
+        OSError: It cannot be written; what was there stays.
+    """
+    path = path.resolve()  # of a link, what it leads to
+    new, old = _beside(path)
+    new.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(new, os.O_RDONLY)
+    try:
+        _lock(descriptor, path)
+        try:
+            _put_back(path, old)
+            for leftover in (old, *new.iterdir()):
+                _remove(leftover)
+            yield new
+            if path.exists():
+                path.replace(old)
+            new.replace(path)
+        finally:
+            _put_back(path, old)
+            for folder in (new, old):
+                _remove(folder)
+    finally:
+        os.close(descriptor)
+
+
+def restore(path: Path) -> None:
+    """Put back the folder that a process killed amid `replacing_folder` has moved aside."""
+    path = path.resolve()
+    new, old = _beside(path)
+    if old.exists() and not (new.exists() and is_held(new)):
+        _put_back(path, old)
+
+
+def _put_back(path: Path, old: Path) -> None:
+    if old.exists() and not path.exists():
+        old.replace(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """Names of the folder that is to come, and of the one that was."""
+    return path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+
+
+@contextmanager
 def alone_in(folder: Path) -> Iterator[bool]:
     """Wait until no other process is in this block with `folder`.
 

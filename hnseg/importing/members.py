@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
+from hnseg.files import restore
 from hnseg.models.bundle import LISTING, Bundle, Trained, write_bundle
 
 
@@ -22,5 +23,6 @@ def add_members(out: Path, trained: Iterable[Trained]) -> list[str]:
     Raises:
         HnsegError: The bundle has a member of that name, or its rules and the new ones' clash.
     """
+    restore(out)
     kept = Bundle.load(out).members if (out / LISTING).exists() else ()
     return write_bundle(chain((member.loaded() for member in kept), trained), out)[len(kept) :]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
 
 from hnseg.errors import HnsegError
+from hnseg.files import replacing_folder, restore
 from hnseg.models.checkpoint import Checkpoint, read_checkpoint
 from hnseg.models.member import Member, Trained
 from hnseg.models.model_card import model_card
@@ -54,6 +55,7 @@ class Bundle:
         Raises:
             HnsegError: Not a bundle, a newer format, or a missing or altered file.
         """
+        restore(path)
         try:
             listing = yaml.safe_load((path / LISTING).read_text())
             version, members, decision = listing["format"], listing["members"], listing["decision"]
@@ -148,9 +150,12 @@ def export_bundle(sources: Sequence[Path], out: Path, *, checkpoint: Checkpoint 
         HnsegError: No run, an unfinished one or one without averaged weights, or `out` is something else.
     """
     bundles = [root for root in sources if (root / LISTING).exists()]
-    folders = sorted({config.parent for root in sources for config in Path(root).rglob("config.json")})
-    if not folders and not bundles:
-        raise HnsegError(f"{', '.join(map(str, sources))}: no run below (it holds config.json); train first")
+    below = {root: {config.parent for config in root.rglob("config.json")} for root in sources}
+    if empty := [str(root) for root in sources if not below[root] and root not in bundles]:
+        raise HnsegError(
+            f"{', '.join(empty)}: no run below (it holds config.json); train first, or mend the name"
+        )
+    folders = sorted(set().union(*below.values()))
     unfinished = [str(folder) for folder in folders if not (folder / "score.json").exists()]
     if unfinished:
         raise HnsegError(f"not finished: {', '.join(unfinished)}; run the same training command again")
@@ -171,22 +176,15 @@ def write_bundle(trained: Iterable[Trained], out: Path) -> list[str]:
 
     Raises:
         HnsegError: Two members of one name, weights that have diverged, rules that clash, or `out` is
-            something else or cannot be written.
+            something else, cannot be written, or is being written by another process.
     """
     if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / LISTING).exists()):
         raise HnsegError(f"{out}: holds something other than a bundle; choose another --out")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-            new = Path(temporary, "new")
-            new.mkdir()
-            names = _write_members(trained, new)
-            if out.exists():
-                out.replace(Path(temporary, "old"))
-            new.replace(out)
-    except OSError as error:
+        with replacing_folder(out) as new:
+            return _write_members(trained, new)
+    except (OSError, SafetensorError) as error:
         raise HnsegError(f"{out}: cannot be written ({error}); choose another --out") from error
-    return names
 
 
 def _write_members(trained: Iterable[Trained], out: Path) -> list[str]:
