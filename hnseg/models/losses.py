@@ -17,8 +17,9 @@ class DiceCELoss(nn.Module):
     1 - mean over samples and classes, as the paper's equation; nnU-Net's form has plain sums in the
     denominator and leaves the background out.
 
-    With class weights w, Dice is the weighted mean over classes, Σ w_c Dice_c / Σ w_c, and cross-entropy the
-    weighted mean over voxels, each weighing as much as its true class (torch's `weight`).
+    With class weights w, Dice is the weighted mean over classes, Σ w_c Dice_c / Σ w_c, and cross-entropy of
+    each sample the weighted mean over its voxels, each weighing as much as its true class (torch's `weight`;
+    torch takes one mean over all samples of a batch, which would change with how a batch is parted).
 
     Args:
         squared: Squares in the denominator (paper) or plain sums (nnU-Net).
@@ -62,9 +63,14 @@ class DiceCELoss(nn.Module):
     def terms(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The two summands, `dice` and `ce`; arguments as `forward`."""
         logits = logits.float() if logits.dtype != torch.float64 else logits
-        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
-        ce = F.cross_entropy(logits, target, weight=weights)
-        return {"dice": self.dice(logits.softmax(1), target), "ce": ce}
+        return {"dice": self.dice(logits.softmax(1), target), "ce": self._cross_entropy(logits, target)}
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        if self.class_weights is None:
+            return F.cross_entropy(logits, target)
+        weights = self.class_weights.to(logits.dtype)
+        weighted = F.cross_entropy(logits, target, weight=weights, reduction="none").flatten(1).sum(1)
+        return (weighted / weights[target].flatten(1).sum(1)).mean()
 
     def dice(self, probabilities: Tensor, target: Tensor) -> Tensor:
         """1 - (weighted) mean soft Dice. Arguments as `forward`, but probabilities (B, K, z, y, x)."""

@@ -92,7 +92,8 @@ def test_class_weights_are_monais_and_torchs(background: bool) -> None:
     weights = [0.5, 1.0, 3.0]
     ours = DiceCELoss(background=background, class_weights=weights).terms(logits, labels)
     told = torch.tensor(weights, dtype=torch.float64)
-    torch.testing.assert_close(ours["ce"], F.cross_entropy(logits, labels, weight=told))
+    samples = [F.cross_entropy(logits[[n]], labels[[n]], weight=told) for n in range(len(logits))]
+    torch.testing.assert_close(ours["ce"], torch.stack(samples).mean())
     counted = told if background else told[1:]
     theirs = DiceLoss(
         softmax=True, squared_pred=True, include_background=background, to_onehot_y=True, weight=counted
@@ -102,6 +103,15 @@ def test_class_weights_are_monais_and_torchs(background: bool) -> None:
     torch.testing.assert_close(ours["dice"], theirs(logits, labels[:, None]) * scale)
     unweighted = DiceCELoss(background=background).terms(logits, labels)
     assert all(abs(unweighted[name] - ours[name]) > 1e-4 for name in ours)
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 1.0, 4.0]])
+def test_a_batch_in_parts_has_the_same_loss(weights: list[float] | None) -> None:
+    logits, labels = case()
+    loss = DiceCELoss(class_weights=weights)
+    parts = [loss(logits[[n]], labels[[n]]) for n in range(len(logits))]
+    assert len(parts) > 1
+    torch.testing.assert_close(torch.stack(parts).mean(), loss(logits, labels))
 
 
 def test_equal_class_weights_change_nothing() -> None:
