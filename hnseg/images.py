@@ -109,10 +109,11 @@ def stage_image(image: sitk.Image, path: Path, folder: Path) -> Path:
     temporary = temporary_beside(folder / path.name, extension(path))
     try:
         sitk.WriteImage(image, str(temporary), useCompression=True)
+        check_file(temporary)  # ITK passes over a full disk in silence where it writes NIfTI
     except BaseException as error:
         with suppress(OSError):  # it would hide the first error
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError | RuntimeError):
+        if isinstance(error, OSError | RuntimeError | HnsegError):
             raise _unwritable(path, error) from error
         raise
     return temporary
@@ -217,6 +218,8 @@ def _condense(error: Exception) -> str:
     """The telling line of an error: ITK puts it last, after addresses and source locations."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
+    if isinstance(error, HnsegError):  # about the temporary file
+        return str(error).partition(": ")[2].partition(";")[0]
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Reason:")]
     last = lines[-1] if lines else "no reason given"
     return re.sub(r"^.*ERROR:\s*|\w*\(?0x[0-9a-f]+\)?:\s*", "", last).strip().rstrip(".!")

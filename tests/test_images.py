@@ -2,6 +2,8 @@
 
 import gzip
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +157,26 @@ def test_a_write_that_fails_keeps_the_old_file_and_leaves_no_temporary(tmp_path,
     monkeypatch.setattr(sitk, "WriteImage", full_disk)
     with pytest.raises(HnsegError, match=r"a\.nii\.gz: cannot be written \(No space left on device\)"):
         write_image(noise(), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ext", FORMATS)
+def test_a_file_that_does_not_fit_keeps_the_old_one(tmp_path, ext):
+    """ITK writes what fits of a NIfTI, and says nothing."""
+    path = tmp_path / f"a{ext}"
+    write_image(noise(), path)
+    before = path.read_bytes()
+    code = (
+        "import resource, sys; import SimpleITK as sitk; from pathlib import Path\n"
+        "from hnseg.errors import HnsegError; from hnseg.images import write_image\n"
+        "image = sitk.ReadImage(sys.argv[1])\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2},) * 2)\n"
+        "try: write_image(image, Path(sys.argv[1]))\n"
+        "except HnsegError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert f"{path}: cannot be written (" in done.stdout
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
