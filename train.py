@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from hnseg.hydra_app import run
+from hnseg.multirun import take_folder
 from hnseg.preflight import check_job, check_share
 from hnseg.run_folder import RunFolder, Score
 from hnseg.tracking.settings import LoggerSettings
@@ -37,6 +38,7 @@ def main(cfg: DictConfig) -> Score:
         config["init_from"] = identify(Path(config["init_from"]))
     fold = find_fold(config)
     folder, team = RunFolder(Path(config["run_dir"])), find_team(config["trainer"]["processes"])
+    take_folder(folder.path)
     title = f"{config['arm']} {fold.split.title(config['fold'])}"
     claim = folder.claimed(config, split=fold.split, overwrite=config["overwrite"])
     processes = count_processes(config["trainer"], team)

@@ -14,10 +14,12 @@ from omegaconf import OmegaConf
 from rich.markup import escape
 from rich.table import Table
 
+from hnseg.errors import HnsegError
 from hnseg.hydra_errors import explain
 from hnseg.run_folder import Score
 from hnseg.terminal import table_console
 
+_taken: dict[Path, int] = {}
 _OUTCOMES = {"fresh": "trained", "interrupted": "resumed", "finished": "skipped"}
 
 
@@ -44,6 +46,22 @@ def collect_jobs() -> list[JobReturn]:
 
     JobReturn.return_value = JobReturn.return_value.getter(return_value)  # type: ignore[attr-defined, method-assign]
     return jobs
+
+
+def take_folder(folder: Path) -> None:
+    """Notes whose folder it is within a sweep, for jobs that run in one process.
+
+    Raises:
+        HnsegError: An earlier job of the sweep has had it: one of them would replace the other's run.
+    """
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return
+    job = HydraConfig.get().job.num
+    if _taken.setdefault(folder.resolve(), job) != job:
+        raise HnsegError(
+            f"{folder}: another job of this sweep trains there; put what differs between them into arm, as "
+            "in 'arm=seed_${seed}'"
+        )
 
 
 def report_jobs(jobs: Sequence[JobReturn]) -> None:

@@ -6,7 +6,7 @@ import json
 import shutil
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -110,65 +110,105 @@ class RunFolder:
         """Holds the folder while a run trains in it, and keeps the traceback where an error ends it.
 
         Yields:
-            As `begin` returns.
+            As `look` returns.
 
         Raises:
-            HnsegError: As `begin`, or another process trains there.
+            HnsegError: As `look`, or another process trains there.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with sole_writer(self.path):
-            state = self.begin(config, split=split, overwrite=overwrite)
-            for stale in (self.failure, self.diverged):
-                stale.unlink(missing_ok=True)
-            try:
-                yield state
-            except Exception as error:
-                with replacing(self.failure) as temporary:
-                    temporary.write_text(traceback.format_exc(), encoding="utf-8")
-                _let_go(error)
-                raise
+        with _told():
+            self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with sole_writer(self.path):
+                state = self.look(config, split=split, overwrite=overwrite)
+                try:
+                    yield state
+                except Exception as error:
+                    self._keep_failure()
+                    _let_go(error)
+                    raise
+        finally:
+            with suppress(OSError):
+                self.path.rmdir()  # where nothing was begun
 
-    def begin(self, config: dict[str, Any], *, split: Split | None = None, overwrite: bool = False) -> State:
-        """Claims the folder for a configuration, and for the folds of a cohort.
+    def _keep_failure(self) -> None:
+        """Writes the traceback of what ends a run that has begun."""
+        if self._stored.exists() and not self.finished:
+            with suppress(HnsegError), replacing(self.failure) as temporary:  # it would hide the first
+                temporary.write_text(traceback.format_exc(), encoding="utf-8")
+
+    def look(self, config: dict[str, Any], *, split: Split | None = None, overwrite: bool = False) -> State:
+        """How a run of a configuration, on the folds of a cohort, stands here; nothing is changed.
 
         Returns:
             `fresh`, `interrupted` (resume from `last`) or `finished`.
 
         Raises:
             HnsegError: The folder holds a run with other settings, the first that differs is named, or on
-                other folds, the cases that came or went are.
+                other folds, the cases that came or went are; or it cannot be made longer.
         """
-        stored = self.path / "config.json"
-        if overwrite:
-            self._clear()
-        if stored.exists():
-            before = json.loads(stored.read_text())
-            self._require_same(before, config, split)
-            if longer(flatten(before), flatten(config)):
+        if overwrite or not (self.begun or self.finished):
+            return "fresh"
+        before = _read(self._stored) if self._stored.exists() else config
+        self._require_same(before, config, split)
+        if not longer(flatten(before), flatten(config)):
+            return "finished" if self.finished else "interrupted"
+        if not self.begun:
+            raise HnsegError(
+                f"{self.path}: last.ckpt is gone, from which more epochs than {before['training']['epochs']} "
+                "would go on; put it back, or train anew with overwrite=true"
+            )
+        return "interrupted"
+
+    def begin(self, config: dict[str, Any], *, split: Split | None = None, overwrite: bool = False) -> State:
+        """Makes the folder that of a configuration and of folds, once all is known to be well with them.
+
+        Returns:
+            As `look`.
+
+        Raises:
+            HnsegError: As `look`, or the folder cannot be written.
+        """
+        state = self.look(config, split=split, overwrite=overwrite)
+        with _told():
+            if overwrite:
+                self._clear()
+            if state == "fresh":
+                self._lengths.unlink(missing_ok=True)
+            if state == "fresh" or not self._stored.exists():
+                _write(self._stored, config)
+            elif longer(flatten(before := _read(self._stored)), flatten(config)):
                 self._lengthen(before, config)
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            _write(stored, config)
-        if split is not None and not self.finished:
-            split.write(self.split)
-        if self.finished:
-            return "finished"
-        return "interrupted" if self.begun else "fresh"
+            if split is not None and not self.finished:
+                split.write(self.split)
+            for stale in (self.failure, self.diverged):
+                stale.unlink(missing_ok=True)
+        return state
+
+    @property
+    def _stored(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def _lengths(self) -> Path:
+        return self.path / "lengths.json"
+
+    @property
+    def _score(self) -> Path:
+        return self.path / "score.json"
 
     def _lengthen(self, before: dict[str, Any], config: dict[str, Any]) -> None:
         """Takes more epochs for its own. Cut off anywhere, the same command does it again."""
         epochs = before["training"]["epochs"]
-        progress = json.loads(self.progress.read_text()) if self.progress.exists() else {"epoch": 0}
+        progress = _read(self.progress) if self.progress.exists() else {"epoch": 0}
         kept = [length for length in self.lengths if length["epochs"] < epochs]
-        _write(self.path / "lengths.json", [*kept, Length(epochs=epochs, trained=progress["epoch"])])
-        (self.path / "score.json").unlink(missing_ok=True)
-        _write(self.path / "config.json", config)
+        _write(self._lengths, [*kept, Length(epochs=epochs, trained=progress["epoch"])])
+        self._score.unlink(missing_ok=True)
+        _write(self._stored, config)
 
     @property
     def lengths(self) -> list[Length]:
         """Those that the run had before, the first one first."""
-        path = self.path / "lengths.json"
-        return json.loads(path.read_text()) if path.exists() else []
+        return _read(self._lengths) if self._lengths.exists() else []
 
     def _clear(self) -> None:
         """Removes what a run left; other files stay."""
@@ -181,17 +221,16 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def _require_same(self, stored: dict[str, Any], config: dict[str, Any], split: Split | None) -> None:
-        """Refuses another run's settings, and other folds where something was trained on the former."""
+        """Refuses another run's settings or folds."""
         before, now = flatten(stored), flatten(json.loads(json.dumps(config)))
-        folds = json.loads(self.split.read_text())["folds"] if self.split.exists() else None
+        folds = _read(self.split)["folds"] if self.split.exists() else None
         same_folds = split is not None and folds == [list(fold) for fold in split.folds]
         for key in changed(before, now, same_folds=same_folds):
             raise HnsegError(
                 f"{self.path} holds a run with {key}={before.get(key)}, not {now.get(key)}; "
                 "give this one another name=..., or overwrite=true"
             )
-        begun = self.finished or self.begun
-        if begun and split is not None and folds is not None and not same_folds:
+        if split is not None and folds is not None and not same_folds:
             raise HnsegError(
                 f"{self.path} holds a run on other folds: {_change(folds, split)}; data.split={self.split} "
                 "keeps its folds (data.exclude=[CASE] leaves out what came), overwrite=true starts anew, "
@@ -201,16 +240,16 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether `finish` was called."""
-        return (self.path / "score.json").exists()
+        return self._score.exists()
 
     def finish(self, scores: dict[str, float]) -> None:
         """Marks the run as finished, with the scores of its best checkpoint."""
-        _write(self.path / "score.json", scores)
+        _write(self._score, scores)
         self.previous.unlink(missing_ok=True)
 
     def scores(self) -> dict[str, float]:
         """What `finish` wrote."""
-        return json.loads((self.path / "score.json").read_text())
+        return _read(self._score)
 
 
 def _change(folds: list[list[str]], split: Split) -> str:
@@ -226,6 +265,26 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Makes one line of a folder that does not let itself be written."""
+    try:
+        yield
+    except OSError as error:
+        raise HnsegError(
+            f"{error.filename}: cannot be written ({error.strerror}); choose another runs=FOLDER"
+        ) from error
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise HnsegError(
+            f"{path}: damaged ({error}); put it back, or train anew with overwrite=true"
+        ) from error
 
 
 def _write(path: Path, content: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 # What does not change the result may differ when a run is taken up again.
@@ -23,7 +24,10 @@ _IRRELEVANT = (
     "data.prepare_workers",
     "logger",
 )
+# Places, which may be written in several ways.
+_PLACES = ("data.root", "data.heads", "data.predicted_heads", "data.coarse")
 _EPOCHS = "training.epochs"
+_FIRST = (_EPOCHS, "data.root")  # others are interpolated of them
 # What decides the folds, which split.json holds: where those are the same, it may differ too.
 _DEALING = ("data.split", "data.split_seed", "data.exclude", "data.folds")
 
@@ -31,7 +35,7 @@ _DEALING = ("data.split", "data.split_seed", "data.exclude", "data.folds")
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """What decides a run's result, {dotted key: value}."""
     if not isinstance(config, dict):
-        return {prefix: config}
+        return {prefix: str(Path(config).resolve()) if prefix in _PLACES and config else config}
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}.{key}" if prefix else str(key)
@@ -49,7 +53,7 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], *, same_folds: bo
         same_folds: Whether the cases are dealt into the same folds, whichever settings say so.
     """
     keys = {key for key in before.keys() | now.keys() if not _lengthens(key, before, now)}
-    first = sorted(keys, key=lambda key: (key != _EPOCHS, key))  # what schedules are interpolated of
+    first = sorted(keys, key=lambda key: (key not in _FIRST, key))
     return [key for key in first if _differs(key, before, now) and not (same_folds and key in _DEALING)]
 
 

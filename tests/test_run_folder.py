@@ -1,6 +1,8 @@
 """A run's folder: fresh, interrupted or finished, and never another run's."""
 
 import json
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -52,13 +54,14 @@ def test_a_run_is_fresh_then_interrupted_then_finished(folder):
         ("seed", 1, "0"),
         ("training.epochs", 10, "1000"),
         ("training.patch", [128, 128, 128], r"\[160, 160, 160\]"),
-        ("data.root", "elsewhere", "data"),
+        ("data.root", "elsewhere", "[^ ]*/data"),
         ("trainer.precision", "float32", "auto"),
         ("training.ema", 0.9, "None"),
     ],
 )
 def test_other_settings_are_refused_by_name(folder, key, value, before):
     folder.begin(CONFIG)
+    folder.last.write_bytes(b"weights")
     with pytest.raises(HnsegError, match=rf"holds a run with {key}={before}, not ") as caught:
         folder.begin(changed(key, value))
     assert str(folder.path) in str(caught.value)
@@ -75,12 +78,50 @@ def test_other_settings_are_refused_by_name(folder, key, value, before):
         ("data.prepare_workers", 1),
         ("logger.mode", "online"),
         ("overwrite", True),
+        ("data.root", "data/"),
+        ("data.root", str(Path("data").absolute())),
     ],
 )
 def test_what_does_not_change_the_result_may_change(folder, key, value):
     folder.begin(CONFIG)
     folder.last.write_bytes(b"weights")
     assert folder.begin(changed(key, value)) == "interrupted"
+
+
+def test_settings_may_change_as_long_as_nothing_was_trained_with_them(folder):
+    folder.begin(CONFIG)
+    assert folder.begin(changed("trainer.precision", "float32")) == "fresh"
+    assert json.loads((folder.path / "config.json").read_text())["trainer"]["precision"] == "float32"
+
+
+def test_more_epochs_need_a_checkpoint_to_go_on_from(folder):
+    folder.begin(changed("training.epochs", 10))
+    folder.best.write_bytes(b"weights")
+    folder.finish({"val/dice": 0.7})
+    before = {path: path.read_bytes() for path in folder.path.iterdir()}
+    with pytest.raises(HnsegError, match=r"last\.ckpt is gone.*more epochs than 10"):
+        folder.begin(changed("training.epochs", 30))
+    assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "score.json", "split.json"])
+def test_a_damaged_file_is_named(folder, name):
+    folder.begin(CONFIG, split=DEALT)
+    folder.last.write_bytes(b"weights")
+    folder.finish({"val/dice": 0.7})
+    (folder.path / name).write_text("")
+    read = folder.scores if name == "score.json" else partial(folder.begin, CONFIG, split=DEALT)
+    with pytest.raises(HnsegError, match=rf"{name}: damaged"):
+        read()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(HnsegError, match=r"file/fold_0: cannot be written .*runs=FOLDER"),
+        RunFolder(tmp_path / "file" / "fold_0").claimed(CONFIG),
+    ):
+        pass
 
 
 def test_more_epochs_go_on_and_are_remembered(folder):

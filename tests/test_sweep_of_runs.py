@@ -108,3 +108,14 @@ def test_ctrl_c_ends_the_whole_sweep(cohort: Path, tmp_path: Path) -> None:
     assert "stopped; the same command goes on where it stopped" in told
     assert "Traceback" not in told
     assert not (tmp_path / "runs" / ARM / "fold_1").exists()
+
+
+def test_jobs_that_share_a_folder_do_not_replace_each_others_runs(cohort: Path, tmp_path: Path) -> None:
+    brief = [*tiny("resenc", cohort, tmp_path / "runs"), "seed=0,1", "-m", "stage=fine", "logger=csv"]
+    done = run("train.py", *brief, "overwrite=true", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "another job of this sweep trains there; put what differs between them into arm" in done.stdout
+    assert [path.parent.name for path in tmp_path.rglob("score.json")] == ["fold_0"]
+    apart = run("train.py", *brief, "arm=seed_${seed}", cwd=tmp_path)
+    assert apart.returncode == 0, apart.stderr
+    assert len(list(tmp_path.rglob("score.json"))) == 3

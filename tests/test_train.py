@@ -176,6 +176,31 @@ def test_other_settings_in_the_same_folder_are_refused(cohort: Path, tmp_path: P
     job(cohort, tmp_path, "optimizer.step.lr=0.1", "overwrite=true")
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [["overwrite=true", "optimizer.step.lr=0.1"], ["training.epochs=2"], ["overwrite=true", "init_from="]],
+)
+def test_what_cannot_be_trained_here_leaves_the_finished_run(
+    cohort: Path, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job(cohort, tmp_path)
+    (folder,) = tmp_path.glob("hecktor/fine_resenc_cte/fold_0")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    (tmp_path / "damaged.ckpt").write_bytes(b"not weights")
+    asked = [text if text != "init_from=" else f"init_from={tmp_path / 'damaged.ckpt'}" for text in asked]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    device = [] if "init_from" in asked[-1] else ["trainer.device=cuda"]
+    with pytest.raises(HnsegError, match=r"trainer\.device=cuda|damaged\.ckpt"):
+        job(cohort, tmp_path, *asked, *device)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_run_may_start_anew_from_its_own_weights(cohort: Path, tmp_path: Path) -> None:
+    job(cohort, tmp_path)
+    (best,) = tmp_path.glob("hecktor/fine_resenc_cte/fold_0/best.ckpt")
+    job(cohort, tmp_path, "overwrite=true", f"init_from={best}")
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(cohort: Path, tmp_path: Path) -> None:
     """Whether the fold's constants are measured, as for the first, or lie in the cache."""
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

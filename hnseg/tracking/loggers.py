@@ -34,13 +34,11 @@ def loggers(
         step: Optimiser steps that the checkpoint has behind it, 0 for a fresh run.
 
     Raises:
-        HnsegError: As `LoggerSettings`; online without an API key; TensorBoard is not installed.
+        HnsegError: As `LoggerSettings`.
     """
     from hnseg.tracking.csv_file import CsvFile
 
     settings = LoggerSettings(**config["logger"])
-    if settings.kind == "tensorboard" and not importlib.util.find_spec("tensorboard"):
-        raise HnsegError("logger=tensorboard needs a package more; pip install hnseg[tensorboard]")
     former = read_rows(folder)
     rows = before(former, step)
     discard_pictures(folder, step)
@@ -57,6 +55,20 @@ def loggers(
             folder, rows, next_step(former), settings.mode, paints=settings.paints, **fields
         ) as logger:
             yield [*with_csv, logger]
+
+
+def require_loggers(settings: LoggerSettings) -> None:
+    """Refuses loggers that are not to be had here, before anything is trained for them.
+
+    Raises:
+        HnsegError: TensorBoard is not installed; online without an API key.
+    """
+    if settings.kind == "tensorboard" and not importlib.util.find_spec("tensorboard"):
+        raise HnsegError("logger=tensorboard needs a package more; pip install hnseg[tensorboard]")
+    if settings.kind == "wandb":
+        from hnseg.tracking.wandb_runs import require_key
+
+        require_key(settings.mode)
 
 
 def _tensorboard_logger(

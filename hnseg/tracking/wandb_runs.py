@@ -84,8 +84,7 @@ def open_run(folder: Path, mode: str, **fields: Any) -> Iterator[wandb.Run]:
     """
     os.environ["WANDB_MODE"] = mode
     os.environ.setdefault("WANDB_SILENT", "true")
-    if mode == "online" and not wandb.api.api_key:
-        raise HnsegError("logger.mode=online needs WANDB_API_KEY in the environment; set it, or log offline")
+    require_key(mode)
     folder.mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(
         save_code=False,
@@ -107,6 +106,16 @@ def open_run(folder: Path, mode: str, **fields: Any) -> Iterator[wandb.Run]:
     finally:
         if os.environ.pop("WANDB_RUN_ID", None):  # W&B would give the next run of this process that id too
             wandb.teardown()
+
+
+def require_key(mode: str) -> None:
+    """Refuses what would ask for a key at a prompt.
+
+    Raises:
+        HnsegError: Online without an API key.
+    """
+    if mode == "online" and not wandb.api.api_key:
+        raise HnsegError("logger.mode=online needs WANDB_API_KEY in the environment; set it, or log offline")
 
 
 def _run_id(folder: Path) -> str:

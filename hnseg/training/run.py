@@ -13,6 +13,8 @@ from hnseg.hardware import Precision
 from hnseg.job import describe, make_input, make_stage
 from hnseg.quiet import quiet
 from hnseg.run_folder import RunFolder
+from hnseg.tracking.loggers import require_loggers
+from hnseg.tracking.settings import LoggerSettings
 from hnseg.training.build import build_cohort, build_module, pick_machine
 from hnseg.training.checkpoint_files import resumable
 from hnseg.training.checkpoints import summarise
@@ -56,7 +58,8 @@ def train_as_one(config: Config, folder: RunFolder, title: str, fold: Fold, team
     quiet()
     team.join(config["trainer"]["device"])
     device, precision = pick_machine(config, team)
-    resume = team.share(lambda: resumable(folder.last, folder.previous))
+    overwrite = config["overwrite"]
+    resume = team.share(lambda: None if overwrite else resumable(folder.last, folder.previous))
     # Of a fresh run alone: a checkpoint to resume from holds what has become of them.
     fresh = config["init_from"] is not None and resume is None
     first = Path(config["init_from"]["path"]) if fresh else None
@@ -64,6 +67,8 @@ def train_as_one(config: Config, folder: RunFolder, title: str, fold: Fold, team
     stage = make_stage(config)
     spec = make_input(config, stage)
     require_resources(config, folder, describe(config, stage, spec)["network"], device, precision, team)
+    require_loggers(LoggerSettings(**config["logger"]))
+    team.share(lambda: folder.begin(config, split=fold.split, overwrite=overwrite))
     cohort = build_cohort(config, fold, stage, spec, device, team)
     together = f"{team.size} processes, each on {device.type}" if team.size > 1 else device.type
     team.say(f"{title}: {together} in {precision}, {cohort.loading}")

@@ -11,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hnseg.errors import HnsegError
+from hnseg.tracking.loggers import require_loggers
 from hnseg.tracking.settings import LoggerSettings
 
 
@@ -75,10 +76,10 @@ def test_tensorboard_shows_every_step_of_a_resumed_run_once(tmp_path, log):
     assert "JANE-DOE" not in told
 
 
-def test_tensorboard_that_is_not_there_is_told(tmp_path, log, monkeypatch):
+def test_tensorboard_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(HnsegError, match=r"pip install hnseg\[tensorboard\]"):
-        log(tmp_path, {}, kind="tensorboard")
+        require_loggers(LoggerSettings("tensorboard"))
 
 
 @pytest.mark.parametrize(
