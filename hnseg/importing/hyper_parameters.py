@@ -13,6 +13,7 @@ from typing import Any
 from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
 from hnseg.errors import HnsegError
+from hnseg.importing.names import misplaced, swapped
 from hnseg.inference.axes import Axes
 from hnseg.stage import Stage
 
@@ -84,9 +85,9 @@ class HyperParameters:
             raise self._refused(
                 "crop_foreground", "a lone image is cropped to what is above 0; train without"
             )
-        names = [name for name in self["class_names"] if name in stage.classes]
-        if names and names != list(stage.classes):
-            raise self._refused("class_names", f"{stage.name} has {list(stage.classes)}; order them so")
+        names = [name for name in self["class_names"] if name.lower() != "background"]
+        if misplaced(names, stage.classes):
+            raise self._refused("class_names", f"{stage.name} has {list(stage.classes)}; train in this order")
         self._check_spacing(stage)
 
     def normalise(self, spec: InputSpec) -> tuple[Normalise, ...]:
@@ -97,13 +98,18 @@ class HyperParameters:
         """
         usual = "range" if self["modality"].lower() == "ct" else "meanstd"
         modes = [self["normalize_mode"] or usual, *self["extra_modalities"].values()]
-        shown = ["CT" if name.startswith("CT") else "PET" for name in spec.channel_names]
+        shown = spec.channel_names
         if len(modes) != len(shown):
             raise HnsegError(
                 f"{self.source}: {len(modes)} channels ({', '.join(modes)}) where the stage and recipe show "
                 f"{len(shown)} ({', '.join(shown)}); choose stage= and cte=true|false to match"
             )
-        return tuple(self._channel(mode, kind) for mode, kind in zip(modes, shown, strict=True))
+        if swapped([self["modality"], *modes], [shown[0], *shown]):
+            raise HnsegError(
+                f"{self.source}: modality={self['modality']} and channels normalised as {', '.join(modes)} "
+                f"where hnseg shows {', '.join(shown)}; train in this order"
+            )
+        return tuple(map(self._channel, modes, shown))
 
     def network(self, channels: int, classes: int) -> dict[str, Any]:
         """Settings of `hnseg.models.nets.segresnet`.
@@ -148,14 +154,12 @@ class HyperParameters:
             remedy = f"stage={stage.name} has {list(stage.spacing)} mm; choose another stage or stage.spacing"
             raise self._refused(key, remedy)
 
-    def _channel(self, mode: str, kind: str) -> Normalise:
+    def _channel(self, mode: str, shown: str) -> Normalise:
         if mode not in _MODES:
             raise HnsegError(
-                f"{self.source}: normalize_mode={mode} ({kind}) is not among hnseg's ({', '.join(_MODES)}); "
+                f"{self.source}: normalize_mode={mode} ({shown}) is not among hnseg's ({', '.join(_MODES)}); "
                 "train with one of them"
             )
-        if (mode, kind) in (("pet", "CT"), ("ct", "PET")):
-            raise HnsegError(f"{self.source}: {mode} where hnseg shows {kind}; CT comes first, PET last")
         if _MODES[mode] == "range":
             lower, upper = self["intensity_bounds"]
             return Normalise("range", lower=float(lower), upper=float(upper))

@@ -103,7 +103,7 @@ def _card(
     config["training"] = {"patch": list(configuration.patch)}
     config["model"] |= {"settings": settings, "window": WINDOW}
     spec = make_input(config, stage)
-    plans.check_channels(spec.channels)
+    plans.check_channels(spec.channel_names)
     axes = plans.axes()
     return describe(
         config,

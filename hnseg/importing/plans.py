@@ -15,6 +15,7 @@ from typing import Any
 from hnseg.data.normalise import Normalise
 from hnseg.errors import HnsegError
 from hnseg.importing.architecture import architecture
+from hnseg.importing.names import misplaced, swapped
 from hnseg.inference.axes import Axes
 from hnseg.stage import Stage
 
@@ -86,7 +87,7 @@ class Plans:
         """Refuses classes that are not the stage's.
 
         Raises:
-            HnsegError: Regions, an ignore label, another number of classes or another order.
+            HnsegError: Regions, an ignore label, another number of classes, or one in another's place.
         """
         path, labels = self.folder / "dataset.json", dict(self.dataset["labels"])
         if any(isinstance(value, list) for value in labels.values()):
@@ -95,36 +96,36 @@ class Plans:
             raise HnsegError(f"{path}: labels has an ignore label; hnseg knows none")
         names = sorted((name for name in labels if name != "background"), key=lambda name: int(labels[name]))
         values = sorted(int(value) for value in labels.values())
-        same = {name.lower() for name in names} == {name.lower() for name in stage.classes}
-        ordered = [name.lower() for name in names] == [name.lower() for name in stage.classes]
-        if values != list(range(len(stage.classes) + 1)) or (same and not ordered):
+        if values != list(range(len(stage.classes) + 1)) or misplaced(names, stage.classes):
             told = ", ".join(f"{name}={value}" for name, value in labels.items())
             wanted = ", ".join(f"{name}={n}" for n, name in enumerate(stage.classes, start=1))
             raise HnsegError(
                 f"{path}: labels {told}; stage={stage.name} has {wanted}; choose the stage it was made for"
             )
 
-    def check_channels(self, count: int) -> None:
+    def check_channels(self, shown: Sequence[str]) -> None:
         """Refuses channels that the recipe does not make.
 
         Args:
-            count: Channels of the recipe's input, PET last where there is PET.
+            shown: What each channel of the recipe's input shows.
 
         Raises:
-            HnsegError: Another number of channels, or PET before CT.
+            HnsegError: Another number of channels, or PET where CT belongs, or the other way round.
         """
         path = self.folder / "dataset.json"
         channels = self.dataset.get("channel_names", self.dataset.get("modality", {}))
         names = [str(channels[key]) for key in sorted(channels, key=int)]
-        if len(names) != count:
-            remedy = {(4, 2): "give cte=true", (2, 4): "give cte=false"}.get((len(names), count))
+        if len(names) != len(shown):
+            remedy = {(4, 2): "give cte=true", (2, 4): "give cte=false"}.get((len(names), len(shown)))
             raise HnsegError(
-                f"{path}: {len(names)} channels ({', '.join(names)}), but stage and recipe make {count}; "
-                f"{remedy or 'choose another stage'}"
+                f"{path}: {len(names)} channels ({', '.join(names)}), but stage and recipe make "
+                f"{len(shown)}; {remedy or 'choose another stage'}"
             )
-        pets = [n for n, name in enumerate(names) if name.upper() in ("PET", "PT", "SUV")]
-        if any(n != count - 1 for n in pets):
-            raise HnsegError(f"{path}: channels {', '.join(names)}; hnseg's come with CT first and PET last")
+        if swapped(names, shown):
+            raise HnsegError(
+                f"{path}: channels {', '.join(names)} where hnseg shows {', '.join(shown)}; train in this "
+                "order, or correct the names if they are wrong"
+            )
 
     def refused(self, what: str, remedy: str) -> HnsegError:
         """What to raise about the plan."""

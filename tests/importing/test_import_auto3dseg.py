@@ -191,17 +191,21 @@ def test_without_a_configuration_in_the_checkpoint_the_file_is_read(tmp_path):
     assert (member.card["network"]["in_channels"], member.card["network"]["norm"]) == (2, "INSTANCE")
 
 
+SWAPPED = [["GTVn", "GTVp"], ["gtvn", "gtvp"], ["background", "GTVN", "GTVP"], ["GTVn", "tumour"]]
+
+
 @pytest.mark.parametrize(
     ("overrides", "changes", "words"),
     [
         ([], {"sigmoid": True}, "sigmoid=True"),
         ([], {"normalize_mode": "meanstd"}, "normalize_mode=meanstd"),
         ([], {"extra_modalities": {}}, "crop_foreground=True"),
-        ([], {"extra_modalities": {"image2": "ct"}}, "CT comes first"),
+        ([], {"extra_modalities": {"image2": "ct"}}, "range, ct where .* CT, PET;"),
+        ([], {"modality": "pt"}, "modality=pt.* CT, PET;"),
         (["cte=true"], {}, "2 channels .* 4"),
         (["stage.spacing=[1,1,1]"], {"resample": True}, r"\[3.0, 3.0, 3.0\].* \[1, 1, 1\] mm"),
         ([], {"spacing_median": [0.5, 0.5, 0.5]}, "spacing_median"),
-        ([], {"class_names": ["GTVn", "GTVp"]}, "class_names"),
+        *(([], {"class_names": names}, "class_names") for names in SWAPPED),
         ([], {"custom_data_transforms": [{"key": "x"}]}, "custom_data_transforms"),
         ([], {"roi_size": "$[1, 2, 3]"}, r"roi_size=\$\[1, 2, 3\] is code"),
         ([], {"network": NETWORK | {"out_channels": 2}}, "network.out_channels=2"),

@@ -128,9 +128,12 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], str]] = {
     ),
     "ignore": ({}, {"labels": {"background": 0, "GTVp": 1, "GTVn": 2, "ignore": 3}}, RAW, "ignore label"),
     "order": ({}, {"labels": {"background": 0, "GTVn": 1, "GTVp": 2}}, RAW, "GTVn=1.*GTVp=1, GTVn=2"),
+    "one order": ({}, {"labels": {"background": 0, "GTVn": 1, "tumour": 2}}, RAW, "GTVn=1, tumour=2.*GTVn=2"),
     "classes": ({}, {"labels": {"background": 0, "head": 1}}, RAW, "stage=fine has GTVp=1, GTVn=2"),
     "enhanced": ({}, {}, [*RAW, "cte=true", "recipe.ct_window=[-110,190]"], "2 channels.*give cte=false"),
-    "channels": ({}, {"channel_names": {"0": "PET", "1": "CT"}}, RAW, "CT first and PET last"),
+    "channels": ({}, {"channel_names": {"0": "PET", "1": "CT"}}, RAW, "PET, CT where.*CT, PET;"),
+    "CT last": ({}, {"channel_names": {"0": "noNorm", "1": "CT"}}, RAW, "noNorm, CT where.*CT, PET;"),
+    "SUV first": ({}, {"channel_names": {"0": "SUVbw", "1": "image"}}, RAW, "SUVbw, image where.*CT, PET;"),
     "model": ({}, {}, [*RAW, "model=segresnet"], "model=segresnet.*leave it out"),
 }
 
@@ -150,6 +153,14 @@ def test_what_would_run_otherwise_is_refused(
         import_nnunet(folder, overrides, tmp_path / "bundle")
     assert len(str(refused.value).splitlines()) == 1
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("names", [("CTAC", "SUVbw"), ("channel 0", "FDG-PT"), ("PTV", "PET/CT")])
+def test_names_that_tell_of_no_swap_are_let_be(tmp_path: Path, names: tuple[str, str]) -> None:
+    channels, labels = dict(zip("01", names, strict=True)), {"background": 0, "gtvp": 1, "nodes": 2}
+    folder = train()
+    (folder / "dataset.json").write_text(json.dumps(dataset(channel_names=channels, labels=labels)))
+    assert import_nnunet(folder, RAW, tmp_path / "bundle") == ["fine_plainconv_fold_0"]
 
 
 def test_another_architecture_is_refused_by_its_name(tmp_path: Path) -> None:
