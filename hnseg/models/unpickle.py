@@ -38,19 +38,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         Its dictionary, tensors on the CPU.
 
     Raises:
-        HnsegError: The file is missing or damaged, or asks for a class or function beyond those.
+        HnsegError: The file is missing, damaged or something else, or asks for a class or function beyond
+            those.
     """
     try:
         with torch.serialization.safe_globals(_ALLOWED):
             stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise HnsegError(f"{path}: cannot be read ({error.strerror}); check the path and allow it") from error
     except Exception as error:  # a damaged pickle stumbles over anything
         if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise HnsegError(
                 f"{path}: holds {wanted[1]}, which could run code and is not read; save its weights alone "
                 "as tensors"
             ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise HnsegError(f"{path}: cannot be read ({reason}); copy it again") from error
+        # What torch says of it is its own affair, or advice to load the file with its code.
+        raise HnsegError(
+            f"{path}: is no file of torch.save, or a damaged one; copy it again (from Git LFS: git lfs pull)"
+        ) from error
     if not isinstance(stored, dict):
         raise HnsegError(f"{path}: holds {type(stored).__name__}, no checkpoint's dictionary; choose another")
     return stored

@@ -220,11 +220,13 @@ def test_a_damaged_checkpoint_is_told_in_a_line(tmp_path: Path) -> None:
     folder = train()
     path = folder / "fold_0" / "checkpoint_final.pth"
     whole = path.read_bytes()
-    for damaged in (b"", b"not a checkpoint", whole[: len(whole) // 2]):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    for damaged in (b"", b"not a checkpoint", b"epoch", pointer, whole[: len(whole) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(HnsegError, match=r"checkpoint_final\.pth: cannot be read") as refused:
+        with pytest.raises(HnsegError, match=r"checkpoint_final\.pth: is no file of torch\.save") as refused:
             import_nnunet(folder, RAW, tmp_path / "bundle")
         assert len(str(refused.value).splitlines()) == 1
+        assert "weights_only" not in str(refused.value)
     torch.save({"weights": {}}, path)
     with pytest.raises(HnsegError, match="not as nnU-Net v2 writes them"):
         import_nnunet(folder, RAW, tmp_path / "bundle")
