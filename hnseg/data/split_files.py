@@ -39,7 +39,7 @@ def read_split_file(path: Path, known: Collection[str]) -> SplitFile:
 
     Args:
         path: The file.
-        known: Case ids on disk, among which a datalist's images are looked up.
+        known: Case ids on disk, among which a datalist's images are looked up; none where nobody can tell.
 
     Raises:
         HnsegError: The file is missing or malformed, has fewer than two folds or an empty one, names a
@@ -88,14 +88,15 @@ def _parse(content: Any, path: Path, known: Collection[str]) -> SplitFile:
 
 
 def _datalist(content: Mapping[str, Any], path: Path, known: Collection[str]) -> SplitFile:
+    others = [*content.get("validation", []), *content.get("testing", [])]
+    images = [entry["image"] if isinstance(entry, dict) else entry for entry in others]
+    known = known or _folders([*(entry["image"] for entry in content["training"]), *images])
     cases = [(_case_id(entry["image"], known), entry.get("fold")) for entry in content["training"]]
     wrong = sorted({case_id for case_id, fold in cases if type(fold) is not int or fold < 0})
     if wrong:
         raise HnsegError(f'{path}: no number as "fold" for {", ".join(wrong)}; number the folds from 0')
     count = max((fold for _, fold in cases), default=-1) + 1
     folds = tuple(tuple(case_id for case_id, fold in cases if fold == k) for k in range(count))
-    others = [*content.get("validation", []), *content.get("testing", [])]
-    images = [entry["image"] if isinstance(entry, dict) else entry for entry in others]
     return SplitFile(folds, aside=tuple(dict.fromkeys(_case_id(image, known) for image in images)))
 
 
@@ -106,12 +107,22 @@ def _case_id(image: str | Sequence[str], known: Collection[str]) -> str:
         image: A path, or one a channel.
         known: Case ids on disk.
     """
-    path = PurePosixPath(image if isinstance(image, str) else image[0])
+    path = _path(image)
     name = path.name
     for extension in EXTENSIONS:
         name = name.removesuffix(extension)
     stem = _MODALITY.sub("", name)
     return next((case_id for case_id in (name, stem, path.parent.name) if case_id in known), stem)
+
+
+def _folders(images: Sequence[str | Sequence[str]]) -> set[str]:
+    """The images' folders where all images have one name, so that those alone tell cases apart."""
+    one_name = len({_case_id(image, ()) for image in images}) == 1
+    return {_path(image).parent.name for image in images} if one_name else set()
+
+
+def _path(image: str | Sequence[str]) -> PurePosixPath:
+    return PurePosixPath(image if isinstance(image, str) else image[0])
 
 
 def _check_training(path: Path, folds: Folds, trained: Sequence[tuple[str, ...]]) -> None:

@@ -8,6 +8,7 @@ from monai.auto3dseg.utils import datafold_read
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from hnseg.cases import Case, center_of
+from hnseg.data.split_files import read_split_file
 from hnseg.data.splits import Split
 from hnseg.errors import HnsegError
 
@@ -98,6 +99,13 @@ def test_a_datalist_trains_and_validates_the_cases_that_monai_reads_from_it(tmp_
 def test_a_datalist_s_cases_are_found_by_the_names_of_images_or_folders(tmp_path, name):
     split = Split.read(saved(tmp_path, datalist(name)), TWELVE)
     assert split.folds[1] == ("CHUM-001", "CHUM-004", "MDA-001", "MDA-004")
+
+
+@pytest.mark.parametrize("name", ["imagesTr/{0}__CT.nii.gz", "{0}/{0}_0000.nii.gz", "data/{0}/ct.nii.gz"])
+def test_a_datalist_s_cases_are_told_apart_where_none_is_known(tmp_path, name):
+    split = read_split_file(saved(tmp_path, datalist(name, testing=["USZ-000"])), ())
+    assert split.folds[1] == ("CHUM-001", "CHUM-004", "MDA-001", "MDA-004")
+    assert split.aside == ("USZ-000",)
 
 
 def test_a_case_whose_own_name_ends_like_a_channel_is_itself(tmp_path):

@@ -137,8 +137,9 @@ def run(*arguments: object) -> str:
     return result.output
 
 
-def test_a_work_directory_becomes_one_member_a_fold(tmp_path):
-    cases = [{"image": f"x/MDA-00{n}__CT.nii.gz", "fold": n % 2} for n in range(4)]
+@pytest.mark.parametrize("image", ["x/{0}__CT.nii.gz", "x/{0}/ct.nii.gz"])
+def test_a_work_directory_becomes_one_member_a_fold(tmp_path, image):
+    cases = [{"image": image.format(f"MDA-00{n}"), "fold": n % 2} for n in range(4)]
     for fold in (0, 1):
         listed = {"data_list_file_path": "/gone/datalist.json"}
         write_algorithm(tmp_path / "work" / f"segresnet_{fold}", fold=fold, **listed)
