@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
 
 from hnseg.data.split_files import read_split_file
 from hnseg.errors import HnsegError
 from hnseg.importing.compose import compose
 from hnseg.importing.hyper_parameters import WINDOW, HyperParameters
-from hnseg.importing.members import add_members
+from hnseg.importing.members import add_members, filled, reading
 from hnseg.job import Config, describe, make_input, make_stage
 from hnseg.models.bundle import digest
 from hnseg.models.member import Trained
-from hnseg.models.nets import SegResNet, build
 from hnseg.models.unpickle import read_checkpoint
 
 CHECKPOINT, PARAMETERS = Path("model/model.pt"), Path("configs/hyper_parameters.yaml")
@@ -64,21 +62,27 @@ def _find(folder: Path) -> list[Path]:
 def _members(folders: Sequence[Path], config: Config) -> Iterator[Trained]:
     """Card and network of each folder, one at a time: a network is large."""
     for folder in folders:
-        stored = read_checkpoint(folder / CHECKPOINT)
+        path = folder / CHECKPOINT
+        stored = read_checkpoint(path)
         parameters = _parameters(folder, stored)
-        card = _card(folder, stored, parameters, config)
-        yield card, _network(folder / CHECKPOINT, stored, card)
+        with reading(f"{path}: it and {PARAMETERS} are", "Auto3DSeg"):
+            card = _card(folder, stored, parameters, config)
+            weights = stored["state_dict"]
+        yield card, filled(card, weights, path, f"the configuration in {parameters.source}")
 
 
 def _parameters(folder: Path, stored: dict[str, Any]) -> HyperParameters:
-    if stored.get("config"):
-        return HyperParameters(folder / CHECKPOINT, dict(stored["config"]))
-    path = folder / PARAMETERS
-    try:
-        return HyperParameters(path, dict(yaml.safe_load(path.read_text())))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise HnsegError(f"{path}: cannot be read ({reason}), and model.pt carries no config") from error
+    path, told = folder / CHECKPOINT, stored.get("config")
+    if not told:
+        path = folder / PARAMETERS
+        try:
+            told = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise HnsegError(f"{path}: cannot be read ({reason}), and model.pt carries no config") from error
+    if not isinstance(told, dict):
+        raise HnsegError(f"{path}: its configuration is {told!r:.60}, no mapping; copy the folder again")
+    return HyperParameters(path, told)
 
 
 def _card(
@@ -121,14 +125,3 @@ def _trained_on(folder: Path, parameters: HyperParameters) -> list[str] | None:
         return None
     folds = read_split_file(found[0], ()).folds
     return sorted(case_id for k, cases in enumerate(folds) if k != parameters["fold"] for case_id in cases)
-
-
-def _network(path: Path, stored: dict[str, Any], card: dict[str, Any]) -> nn.Module:
-    try:
-        network = build(**card["network"])
-        assert isinstance(network, SegResNet)
-        network.network.load_state_dict(stored["state_dict"])
-    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise HnsegError(f"{path}: not the network that its config describes ({reason})") from error
-    return network

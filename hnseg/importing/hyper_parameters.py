@@ -6,7 +6,10 @@ Source: the template auto3dseg/algorithm_templates/segresnet of MONAI's research
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
 from hnseg.errors import HnsegError
 from hnseg.importing.names import misplaced, swapped
+from hnseg.importing.values import are_bounds, are_lengths, are_names, are_sides
 from hnseg.inference.axes import Axes
 from hnseg.stage import Stage
 
@@ -30,11 +34,27 @@ _DEFAULTS: dict[str, Any] = {
     "augment_flips": [0, 1, 2],
     "fold": 0,
 }
+# What the values that are read must be, and whether one is.
+_SHAPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "modality": ("a name", lambda told: isinstance(told, str)),
+    "normalize_mode": ("a name", lambda told: isinstance(told, str)),
+    "extra_modalities": ("names by key", lambda told: isinstance(told, dict) and are_names([*told.values()])),
+    "intensity_bounds": ("two numbers, the lower first", are_bounds),
+    "roi_size": ("three whole numbers above 0", are_sides),
+    "resample_resolution": ("three numbers above 0", are_lengths),
+    "spacing_median": ("three numbers above 0", are_lengths),
+    "class_names": ("a list of names", are_names),
+    "augment_flips": ("a list of axes 0, 1, 2", lambda told: isinstance(told, list) and {*told} <= {0, 1, 2}),
+    "fold": ("a whole number", lambda told: isinstance(told, Integral)),
+    "network": ("a mapping", lambda told: isinstance(told, dict)),
+}
 # The modes that hnseg.data.normalise has; `meanstd` and the like leave voxels of 0 out.
 _MODES = {"range": "range", "ct": "range", "pet": "sigmoid", "none": "none"}
 # The template leaves a volume as it is where its spacing is this near to the one it resamples to.
 _NEAR = (0.75, 1.25)
 _FIXED = {"spatial_dims": 3, "blocks_up": None, "preprocess": None, "upsample_mode": "deconv"}
+# Apex's NVFuser is the same norm, only faster.
+_SAME = {"INSTANCE_NVFUSER": "INSTANCE"}
 
 
 @dataclass(frozen=True)
@@ -50,9 +70,16 @@ class HyperParameters:
     entries: dict[str, Any]
 
     def __getitem__(self, key: str) -> Any:
-        """A value, its references to other keys resolved; the template's default for None."""
-        value = self._resolved(key, self.entries.get(key))
-        return _DEFAULTS.get(key) if value is None else value
+        """A value, its references to other keys resolved; the template's default for None.
+
+        Raises:
+            HnsegError: Not what the template has there, code, or references in a circle.
+        """
+        value = self._value(key, ())
+        words, fits = _SHAPES.get(key, ("", None))
+        if fits and value is not None and not fits(value):
+            raise HnsegError(f"{self.source}: {key}={value}: it must be {words}; correct it")
+        return value
 
     @property
     def axes(self) -> Axes:
@@ -68,7 +95,7 @@ class HyperParameters:
     def mirror_axes(self) -> list[int]:
         """Axes of (z, y, x) along which the training flipped at random."""
         flips = [] if self["augment_mode"] == "none" else self["augment_flips"]
-        return sorted(self.axes.order[axis] for axis in flips)
+        return sorted({self.axes.order[axis] for axis in flips})
 
     def check(self, stage: Stage) -> None:
         """Refuses what a member of the stage cannot be.
@@ -132,12 +159,11 @@ class HyperParameters:
                 )
         resolution = told.pop("resolution", None)
         settings = {
-            "init_filters": told.pop("init_filters", 32),
-            "blocks_down": list(told.pop("blocks_down", (1, 2, 2, 4))),
-            "depths": told.pop("dsdepth", 1),
-            # Apex's NVFuser is the same norm, only faster.
-            "norm": _layer(told.pop("norm", "BATCH"), {"INSTANCE_NVFUSER": "INSTANCE"}),
-            "activation": _layer(told.pop("act", "RELU")),
+            "init_filters": index(told.pop("init_filters", 32)),
+            "blocks_down": list(map(index, told.pop("blocks_down", (1, 2, 2, 4)))),
+            "depths": index(told.pop("dsdepth", 1)),
+            "norm": self._layer("norm", told.pop("norm", "BATCH")),
+            "activation": self._layer("act", told.pop("act", "RELU")),
             "resolution": self["resample_resolution"] if self["anisotropic_scales"] else resolution,
         }
         if told:
@@ -165,23 +191,37 @@ class HyperParameters:
             return Normalise("range", lower=float(lower), upper=float(upper))
         return Normalise(_MODES[mode])  # type: ignore[arg-type]
 
-    def _resolved(self, key: str, value: Any) -> Any:
+    def _layer(self, key: str, told: Any) -> str | list[Any]:
+        """A layer of MONAI's factories: its name, or name and arguments if any make a difference."""
+        match told:
+            case str(name):
+                arguments: dict[str, Any] = {}
+            case [str(name), dict(given)]:
+                arguments = {one: value for one, value in given.items() if one != "inplace"}
+            case _:
+                raise HnsegError(
+                    f"{self.source}: network.{key}={told}: it must be a name, or a name and a mapping of "
+                    "arguments; correct it"
+                )
+        name = _SAME.get(name.upper(), name.upper())
+        return [name, arguments] if arguments else name
+
+    def _value(self, key: str, above: tuple[str, ...]) -> Any:
+        """A key's value, whatever it is; `above` are the keys whose references led here."""
+        value = self._resolved(key, self.entries.get(key), (*above, key))
+        return _DEFAULTS.get(key) if value is None else value
+
+    def _resolved(self, key: str, value: Any, above: tuple[str, ...]) -> Any:
         """`@key` is another key's value; an expression would be code, which is not run."""
         if isinstance(value, dict):
-            return {name: self._resolved(f"{key}.{name}", one) for name, one in value.items()}
+            return {name: self._resolved(f"{key}.{name}", one, above) for name, one in value.items()}
         if isinstance(value, str) and value.startswith("$"):
             raise HnsegError(f"{self.source}: {key}={value} is code, which is not run; write its value")
-        if isinstance(value, str) and value.startswith("@"):
-            return self[value[1:]]
-        return value
+        if not isinstance(value, str) or not value.startswith("@"):
+            return value
+        if value[1:] in above:
+            raise HnsegError(f"{self.source}: {key}={value} leads back to itself; write its value")
+        return self._value(value[1:], above)
 
     def _refused(self, key: str, reason: str) -> HnsegError:
         return HnsegError(f"{self.source}: {key}={self[key]}: {reason}")
-
-
-def _layer(told: Any, same: dict[str, str] | None = None) -> str | list[Any]:
-    """A layer of MONAI's factories: its name, or name and arguments if any make a difference."""
-    name, arguments = (told, {}) if isinstance(told, str) else told
-    arguments = {key: value for key, value in arguments.items() if key != "inplace"}
-    name = (same or {}).get(name.upper(), name.upper())
-    return [name, arguments] if arguments else name

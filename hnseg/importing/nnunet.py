@@ -16,11 +16,10 @@ from typing import Any, Literal
 
 from hnseg.errors import HnsegError
 from hnseg.importing.compose import compose
-from hnseg.importing.members import add_members
+from hnseg.importing.members import add_members, filled, reading
 from hnseg.importing.plans import Configuration, Plans, mirror_axes, read_json
 from hnseg.job import describe, make_input, make_stage
 from hnseg.models.bundle import Trained, digest
-from hnseg.models.nets import UNet, build
 from hnseg.models.unpickle import read_checkpoint
 
 # nnU-Net's own, at test time.
@@ -72,23 +71,11 @@ def _find(folder: Path, folds: Sequence[str] | None, name: str) -> list[Path]:
 def _member(plans: Plans, path: Path, overrides: Sequence[str]) -> Trained:
     """Card and network of one checkpoint."""
     stored = read_checkpoint(path)
-    try:
+    with reading(f"{path}: it or the plans beside {plans.folder.name}/fold_* are", "nnU-Net v2"):
         configuration = plans.configuration(stored["init_args"]["configuration"])
         card = _card(configuration, path, stored, overrides)
         weights = stored["network_weights"]
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise HnsegError(
-            f"{path}: it or the plans beside {plans.folder.name}/fold_* are not as nnU-Net v2 writes them "
-            f"({type(error).__name__}: {error}); copy the folder again"
-        ) from error
-    network = build(**card["network"])
-    assert isinstance(network, UNet)
-    try:
-        network.network.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise HnsegError(f"{path}: not the network of {plans.folder / 'plans.json'} ({reason})") from error
-    return card, network
+    return card, filled(card, weights, path, str(plans.folder / "plans.json"))
 
 
 def _card(

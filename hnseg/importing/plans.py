@@ -16,6 +16,7 @@ from hnseg.data.normalise import Normalise
 from hnseg.errors import HnsegError
 from hnseg.importing.architecture import architecture
 from hnseg.importing.names import misplaced, swapped
+from hnseg.importing.values import are_lengths, are_numbers, are_sides
 from hnseg.inference.axes import Axes
 from hnseg.stage import Stage
 
@@ -152,14 +153,15 @@ class Configuration:
         Raises:
             HnsegError: A 2D network, one of a cascade, another preprocessor or another spacing.
         """
-        if len(self.entries["patch_size"]) != 3:
-            raise self._refused("patch_size", "hnseg's networks are 3D")
+        if not are_sides(self.entries["patch_size"]):
+            raise self._refused("patch_size", "hnseg's networks are 3D, so give three whole numbers above 0")
         if self.entries.get("previous_stage"):
             raise self._refused("previous_stage", "hnseg gives a network images alone")
         if self.entries.get("preprocessor_name", "DefaultPreprocessor") != "DefaultPreprocessor":
             raise self._refused("preprocessor_name", "hnseg knows DefaultPreprocessor")
         wanted = [stage.spacing[::-1][axis] for axis in self.plans.axes().order]
-        if any(abs(a - b) > 1e-3 * b for a, b in zip(self.entries["spacing"], wanted, strict=True)):
+        told = self.entries["spacing"]
+        if not are_lengths(told) or any(abs(a - b) > 1e-3 * b for a, b in zip(told, wanted, strict=True)):
             raise self._refused(
                 "spacing", f"stage={stage.name} has {wanted} mm along these axes; set stage.spacing=[x,y,z]"
             )
@@ -192,8 +194,13 @@ class Configuration:
             raise self._refused("normalization_schemes", f"hnseg knows {', '.join(_SCHEMES)}")
         if name != "CTNormalization":
             return Normalise(_SCHEMES[name])  # type: ignore[arg-type]
-        measured = properties[str(channel)]
-        return Normalise("ct", **{ours: float(measured[theirs]) for ours, theirs in _CT_CONSTANTS.items()})
+        constants = [properties[str(channel)][theirs] for theirs in _CT_CONSTANTS.values()]
+        if not are_numbers(constants, len(_CT_CONSTANTS)):
+            raise self.plans.refused(
+                f"{', '.join(_CT_CONSTANTS.values())} of channel {channel} are {constants}",
+                "all must be numbers; copy the plans of this training",
+            )
+        return Normalise("ct", **dict(zip(_CT_CONSTANTS, map(float, constants), strict=True)))
 
     def _refused(self, key: str, remedy: str) -> HnsegError:
         return self.plans.refused(f"{self.name}.{key}={self.entries[key]}", remedy)

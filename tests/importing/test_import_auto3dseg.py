@@ -224,6 +224,38 @@ def test_what_hnseg_cannot_do_alike_is_refused_in_one_line(tmp_path, overrides, 
     assert not (tmp_path / "bundle").exists()
 
 
+MISSHAPEN: list[dict[str, Any]] = [
+    {"fold": "x"},
+    {"fold": "@start", "start": "@fold"},
+    {"augment_flips": [0, 5]},
+    {"roi_size": 128},
+    {"roi_size": [96, 96]},
+    {"resample_resolution": 3.0, "resample": True},
+    {"extra_modalities": ["pet"]},
+    {"intensity_bounds": [1]},
+    {"intensity_bounds": ["0", "1"]},
+    {"intensity_bounds": [0.3, float("nan")]},
+    {"modality": 3},
+    {"class_names": "GTVp"},
+    {"network": "SegResNetDS"},
+    {"network": NETWORK | {"norm": ["INSTANCE", {}, 1]}},
+    {"epoch": "last"},
+    {"epoch": float("inf")},
+    {"config": ["fold", 0]},
+    {"config": "fold"},
+]
+
+
+@pytest.mark.parametrize("changes", MISSHAPEN, ids=str)
+def test_a_checkpoint_that_auto3dseg_would_not_write_is_refused_in_one_line(tmp_path, changes):
+    path = write_algorithm(tmp_path / "segresnet_0") / "model" / "model.pt"
+    stored = torch.load(path, weights_only=False)
+    torch.save(stored | (changes if changes.keys() & stored.keys() else {"config": CONFIG | changes}), path)
+    line = run(tmp_path / "segresnet_0", *STAGE, "recipe=authors", "--out", tmp_path / "bundle")
+    assert line.startswith(f"{path}: "), line
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_a_folder_without_a_segresnet_is_refused(tmp_path):
     assert "model/model.pt" in run(tmp_path, *STAGE, "--out", tmp_path / "bundle")
 

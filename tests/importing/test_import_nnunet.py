@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from members import card, write_run
-from nnunet_results import RAW, dataset, plain, plans, train
+from nnunet_results import CT, RAW, dataset, plain, plans, train
 
 from hnseg.cli import main
 from hnseg.errors import HnsegError
@@ -111,6 +111,8 @@ def unet(**changes: Any) -> dict[str, Any]:
     return {"architecture": plain(**changes)}
 
 
+NO_NUMBER = {"foreground_intensity_properties_per_channel": {"0": CT | {"mean": float("nan")}}}
+NOT_THE_NETWORK = r"checkpoint_final\.pth: not the network of .*plans\.json"
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], str]] = {
     "mask": ({"use_mask_for_norm": [False, True]}, {}, RAW, "use_mask_for_norm"),
     "scheme": ({"normalization_schemes": ["RGBTo01Normalization"] * 2}, {}, RAW, "RGBTo01Normalization"),
@@ -118,6 +120,16 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], str]] = {
     "reader": ({"image_reader_writer": "Tiff3DIO"}, {}, RAW, "Tiff3DIO"),
     "preprocessor": ({"preprocessor_name": "MyPreprocessor"}, {}, RAW, "MyPreprocessor"),
     "cascade": ({"previous_stage": "3d_lowres"}, {}, RAW, "previous_stage=3d_lowres"),
+    "patch of 0": ({"patch_size": [0, 8, 8]}, {}, RAW, r"patch_size=\[0, 8, 8\]"),
+    "negative patch": ({"patch_size": [-8, 8, 8]}, {}, RAW, r"patch_size=\[-8, 8, 8\]"),
+    "part of a voxel": ({"patch_size": [8, 8.5, 8]}, {}, RAW, r"patch_size=\[8, 8\.5, 8\]"),
+    "flat patch": ({"patch_size": [8, 8]}, {}, RAW, r"patch_size=\[8, 8\].*3D"),
+    "no number": (NO_NUMBER, {}, RAW, r"plans\.json: .*percentile_00_5.* of channel 0 are \[.*nan"),
+    "features": (unet(features_per_stage=[8, 8]), {}, RAW, NOT_THE_NETWORK),
+    "strides": (unet(strides=[[1, 1, 1]]), {}, RAW, NOT_THE_NETWORK),
+    "kernels": (unet(kernel_sizes=[[3, 3, 3]] * 2), {}, RAW, NOT_THE_NETWORK),
+    "convolutions": (unet(n_conv_per_stage=[2, 2]), {}, RAW, NOT_THE_NETWORK),
+    "decoder": (unet(n_conv_per_stage_decoder=[1]), {}, RAW, NOT_THE_NETWORK),
     "nonlinearity": (unet(nonlin="torch.nn.ReLU"), {}, RAW, r"nonlin=torch\.nn\.ReLU"),
     "bias": (unet(conv_bias=False), {}, RAW, "conv_bias=False"),
     "regions": (
@@ -174,7 +186,7 @@ def test_another_architecture_is_refused_by_its_name(tmp_path: Path) -> None:
 def test_weights_of_another_plan_are_refused(tmp_path: Path) -> None:
     folder = train()
     (folder / "plans.json").write_text(json.dumps(plans(**unet(features_per_stage=[8, 8, 8]))))
-    with pytest.raises(HnsegError, match=r"checkpoint_final\.pth: not the network of .*plans\.json"):
+    with pytest.raises(HnsegError, match=NOT_THE_NETWORK):
         import_nnunet(folder, RAW, tmp_path / "bundle")
 
 
