@@ -53,7 +53,8 @@ class Record:
         self._out, self._extension, self._heads, self._overwrite = out, extension, heads, overwrite
         self._files = Outputs(out)
         self._before_begun: dict[str, dict[str, str]] = {}
-        self._rows = {row["case_id"]: row for row in _read(out / TABLE)}
+        _, rows = read_table(out / TABLE, _ELSEWHERE, ("case_id", "status"))
+        self._rows = {row["case_id"]: row for row in rows}
         self._lesions: dict[str, list[dict[str, str]]] = defaultdict(list)
         for row in read_lesions(out / LESIONS):
             self._lesions[row["case_id"]].append(row)
@@ -202,11 +203,3 @@ def _entries(row: Mapping[str, str]) -> dict[str, str]:
 def _is_older(row: Mapping[str, str]) -> bool:
     """Whether an older hnseg wrote a finished case's line, which does not tell its files."""
     return row.get("status") == "ok" and not _entries(row)
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    """The rows of cases.csv."""
-    columns, rows = read_table(path, _ELSEWHERE)
-    if path.exists() and not {"case_id", "status"} <= set(columns):
-        raise HnsegError(f"{path}: has no columns case_id and status; {_ELSEWHERE}")
-    return rows

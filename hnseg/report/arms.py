@@ -1,7 +1,7 @@
 """What a report is made of: a folder of `infer.py` with the truth beside it, or one of several arms."""
 
-import csv
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,11 @@ from typing import Any
 from hnseg.errors import HnsegError
 from hnseg.evaluation.report import CaseScore, Report
 from hnseg.evaluation.score import evaluate
+from hnseg.inference.tables import read_table
 
 ABLATION = "ablation.json"  # OUT/ablation.json: {"arms": […], "data": ROOT, …}, beside OUT/ARM
 CASES, LESIONS = "cases.csv", "lesions.csv"  # as infer.py leaves them
+_ANEW = "write it anew with infer.py"
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,9 @@ def _read_ablation(path: Path) -> tuple[list[str], Path]:
 
 def _read_arm(name: str, folder: Path, truth: Path) -> Arm:
     report = evaluate(truth, folder)
-    reasons = {row["case_id"]: row.get("look_first") or "" for row in read_table(folder / CASES)}
-    agreements: dict[str, float] = {}
-    for row in read_table(folder / LESIONS):
-        if row.get("agreement"):
-            share = float(row["agreement"])
-            agreements[row["case_id"]] = min(share, agreements.get(row["case_id"], share))
+    _, cases = read_table(folder / CASES, _ANEW, ("case_id",))
+    reasons = {row["case_id"]: row.get("look_first", "") for row in cases}
+    agreements = _read_agreements(folder / LESIONS)
     rows = [
         CaseRow(score, reasons.get(score.case_id, ""), agreements.get(score.case_id))
         for score in report.cases
@@ -105,21 +104,26 @@ def _read_arm(name: str, folder: Path, truth: Path) -> Arm:
     return Arm(name, folder, report, worst_first(rows))
 
 
+def _read_agreements(path: Path) -> dict[str, float]:
+    """By case, that of the lesion on which fewest members agree."""
+    agreements: dict[str, float] = {}
+    for row in read_table(path, _ANEW, ("case_id",))[1]:
+        if cell := row.get("agreement"):
+            share = _share(cell, f"{path}: {row['case_id']}")
+            agreements[row["case_id"]] = min(share, agreements.get(row["case_id"], share))
+    return agreements
+
+
+def _share(cell: str, where: str) -> float:
+    try:
+        share = float(cell)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise HnsegError(f"{where} has agreement {cell[:30]!r}, no number from 0 to 1; {_ANEW}")
+    return share
+
+
 def worst_first(rows: Sequence[CaseRow]) -> list[CaseRow]:
     """Cases that infer.py says to look at first, then the others, each by Dice from the worst on."""
     return sorted(rows, key=lambda row: (not row.look_first, row.dice, row.score.case_id))
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV by column name; none where there is no such file.
-
-    Raises:
-        HnsegError: It cannot be read.
-    """
-    if not path.exists():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise HnsegError(f"{path}: cannot be read ({error}); write it anew with infer.py") from error

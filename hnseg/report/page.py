@@ -14,7 +14,8 @@ from hnseg.evaluation.score import find_masks
 from hnseg.evaluation.slices import COLOURS, NAMES
 from hnseg.evaluation.view import cases_to_draw
 from hnseg.files import replacing
-from hnseg.report.arms import Arm, read_arms, read_table
+from hnseg.inference.tables import read_table
+from hnseg.report.arms import Arm, read_arms
 from hnseg.report.pictures import Picture
 from hnseg.report.plots import agreement, reliability, sizes
 from hnseg.report.shown import Gallery
@@ -103,7 +104,8 @@ def _anchors(arm: Arm) -> dict[str, str]:
 
 def _tables(arms: list[Arm], shown: Arm, out: Path) -> list[Table]:
     tables = [score_table(arms)]
-    if stored := read_table(out / "ablation.csv"):
+    _, stored = read_table(out / "ablation.csv", "write it anew with hnseg ablation", ("arm",))
+    if stored:
         tables.append(stored_table(stored))
     return [*tables, center_table(arms), case_table(arms, _anchors(shown), shown)]
 

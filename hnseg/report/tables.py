@@ -87,7 +87,7 @@ def stored_table(rows: Sequence[Mapping[str, str]]) -> Table:
     columns = [(name, all(_is_number(row[name]) for row in rows)) for name in rows[0]]
     cells = [
         [
-            Cell(text or "", float(text) if numeric and text else None)
+            Cell(text, float(text) if numeric and text else None)
             for text, (_, numeric) in zip(row.values(), columns, strict=True)
         ]
         for row in rows
@@ -132,7 +132,7 @@ def _case_cells(row: CaseRow) -> Iterable[Cell]:
     yield Cell(row.look_first)
 
 
-def _is_number(text: str | None) -> bool:
+def _is_number(text: str) -> bool:
     try:
         float(text or "nan")
     except ValueError:

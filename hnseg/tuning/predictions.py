@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from hnseg.errors import HnsegError, few
 from hnseg.evaluation.score import find_masks
 from hnseg.inference.decision import Decision
 from hnseg.inference.record import TABLE
+from hnseg.inference.tables import read_table
 from hnseg.models.bundle import Bundle
 
 CLASSES = ("GTVp", "GTVn")
@@ -81,13 +81,12 @@ def require_same_bundle(predictions: Path, cases: Sequence[Case], bundle: Bundle
 
 def _rows(path: Path) -> dict[str, dict[str, str]]:
     """The lines of cases.csv by case."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return {row["case_id"]: row for row in csv.DictReader(file)}
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
+    if not path.is_file():
         raise HnsegError(
-            f"{path}: cannot be read, so nobody knows how the masks were made; make them with {_COMMAND}"
-        ) from error
+            f"{path}: no such file, so nobody knows how the masks were made; make them with {_COMMAND}"
+        )
+    _, rows = read_table(path, f"make them anew with {_COMMAND}", ("case_id",))
+    return {row["case_id"]: row for row in rows}
 
 
 def _refuse(names: Sequence[str], fault: str, remedy: str) -> None:
@@ -99,7 +98,7 @@ def _check_rules(path: Path, row: Mapping[str, str], present: Decision) -> None:
     """Refuses a mask from which something was dropped, or that other rules decided than will be in force."""
     try:
         made_by = Decision.from_dict(json.loads(row["rules"]), CLASSES)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, AttributeError) as error:  # no column, no JSON, no mapping
         raise HnsegError(
             f"{path}: does not say by which rules {row['case_id']} was decided; make it anew with {_COMMAND}"
         ) from error

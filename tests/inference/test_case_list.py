@@ -165,7 +165,7 @@ def test_lines_of_an_older_table_stay_and_say_nothing_of_what_it_did_not_know(
     write_case(tmp_path / "scans", "A")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "cases.csv").write_text(
-        "case_id,status,seconds,fallbacks,message\nold,ok,1.00,none,,\n"
+        "case_id,status,seconds,fallbacks,message\nold,ok,1.00,none,\n"
     )
     segment(tmp_path / "scans", cascade, tmp_path / "out")
     rows = table(tmp_path / "out")

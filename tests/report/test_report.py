@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 import sys
 from html.parser import HTMLParser
 from itertools import pairwise, product
@@ -16,6 +17,7 @@ from hnseg.cli import main
 from hnseg.errors import HnsegError
 from hnseg.evaluation.score import evaluate
 from hnseg.evaluation.view import Scan
+from hnseg.inference.tables import read_table
 from hnseg.report import page
 from hnseg.report.calibration import Calibration
 from hnseg.report.findings import best_overlaps, find_lesions, lesion_box
@@ -198,6 +200,36 @@ def test_the_command_writes_beside_the_masks_and_says_where_there_is_no_room(
     assert "3 of them without the viewer" in printed
     assert "3 of 3 cases have still pictures alone" in text
     assert not [kind for kind, _ in Page(text).data if kind == "volumes"]
+
+
+@pytest.mark.parametrize(
+    ("table", "text", "message"),
+    [
+        (
+            "full/cases.csv",
+            "case_id;look_first\nA-1;\n",
+            r"has no columns case_id, only 'case_id;look_first'",
+        ),
+        ("full/cases.csv", "case_id,look_first\nA-1\n", r"line 2: not as many cells as the 2 columns"),
+        ("full/lesions.csv", 'case_id,agreement\nA-1,"0,9"\n', r"A-1 has agreement '0,9', no number"),
+        ("full/lesions.csv", "case_id,agreement\nA-1,900\n", r"A-1 has agreement '900', no number"),
+        ("ablation.csv", "arm,p\nfull,0.5,1\n", r"line 2: not as many cells .* hnseg ablation"),
+        ("ablation.csv", "arm,p\nfull\n", r"line 2: not as many cells"),
+        ("ablation.csv", "arm;p\nfull;0,5\n", r"has no columns arm, only 'arm;p'"),
+    ],
+)
+def test_a_table_that_something_else_saved_is_told(ablation, tmp_path, table, text, message):
+    out = shutil.copytree(ablation, tmp_path / "ablation")
+    (out / table).write_text(text, encoding="utf-8")
+    with pytest.raises(HnsegError, match=message) as caught:
+        write(out, tmp_path)
+    assert str(caught.value).startswith(str(out / table))
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_column(tmp_path):
+    (tmp_path / "cases.csv").write_text("case_id\nA-1\n", encoding="utf-8-sig")
+    assert read_table(tmp_path / "cases.csv", "write it anew", ("case_id",))[1] == [{"case_id": "A-1"}]
 
 
 def test_mistakes_are_told_with_a_remedy(predictions, ablation, tmp_path, monkeypatch):

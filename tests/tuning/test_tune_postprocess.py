@@ -170,6 +170,8 @@ def test_the_bundle_gets_the_rules_and_its_card_says_so(
         ({"status": "error"}, "found: no finished prediction of A-00"),
         ({"fine_s": ""}, "found: not the fine stage's masks: A-00"),
         ({"rules": ""}, r"cases\.csv: does not say by which rules A-00 was decided"),
+        ({"rules": "[1]"}, r"cases\.csv: does not say by which rules A-00 was decided"),
+        ({"rules": "null"}, r"cases\.csv: does not say by which rules A-00 was decided"),
         (
             {"rules": json.dumps(RULES | {"min_component_ml": {"GTVn": 0.1}})},
             r"A-00 was made with decision\.min_component_ml=.*GTVn.*0\.1.*make it anew with python infer\.py",
@@ -209,7 +211,7 @@ def test_one_bad_case_is_enough(root: Path, tmp_path: Path) -> None:
         pair_up(root, found, Decision())
     (found / "cases.csv").unlink()
     with pytest.raises(
-        HnsegError, match=r"cases\.csv: cannot be read, so nobody knows how the masks were made"
+        HnsegError, match=r"cases\.csv: no such file, so nobody knows how the masks were made"
     ):
         pair_up(root, found, Decision())
 
