@@ -69,12 +69,20 @@ def make_bundle(folders: Sequence[Path], path: Path) -> Bundle:
     checkpoints = [folder / "best.ckpt" for folder in folders]
     made_of = [[str(one.resolve()), one.stat().st_size, one.stat().st_mtime_ns] for one in checkpoints]
     record = path / _MADE_OF
-    if not record.exists() or json.loads(record.read_text()) != made_of:
+    if _read(record) != made_of:
         print(f"Bundling {len(folders)} networks: {path}", file=sys.stderr)  # large ones take a while
         export_bundle(folders, path)
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(made_of))
     return Bundle.load(path)
+
+
+def _read(record: Path) -> Any:
+    """What a bundle was made of; None where nothing tells, so that it is made anew."""
+    try:
+        return json.loads(record.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def require_unseen(bundle: Bundle, cases: Sequence[Case]) -> None:

@@ -72,6 +72,7 @@ class Bundle:
             raise HnsegError(f"{path / LISTING}: damaged; export the bundle again") from error
         if version != FORMAT:
             raise HnsegError(f"{path}: bundle format {version}, this hnseg reads {FORMAT}; export it again")
+        _require_whole(path / LISTING, members, decision)
         with ThreadPoolExecutor() as pool:  # gigabytes, and hashing leaves the interpreter alone
             list(pool.map(_verify, *zip(*files, strict=True)))
         return cls(
@@ -232,6 +233,15 @@ def last_stage(cards: list[dict[str, Any]]) -> dict[str, Any]:
     if any(card["decision"] != members[0]["decision"] for card in members):
         raise HnsegError(f"the {last} members disagree on recipe.decision; export runs of one recipe")
     return members[0]
+
+
+def _require_whole(listing: Path, members: Mapping[str, Mapping[str, str]], decision: Any) -> None:
+    """Refuses a listing without rules, or with a member that lacks one of its files."""
+    if not isinstance(decision, dict):
+        raise HnsegError(f"{listing}: decision={decision}: no rules; export the bundle again")
+    for name, hashes in members.items():
+        if lacking := [file for file in (CARD_FILE, WEIGHTS) if file not in hashes]:
+            raise HnsegError(f"{listing}: {name} has no {' and '.join(lacking)}; export the bundle again")
 
 
 def _verify(path: Path, expected: str) -> None:

@@ -173,10 +173,11 @@ def test_only_the_baseline_has_maps(out):
 
 
 def test_the_same_command_segments_nothing_again(out, runs, cohort, tmp_path, monkeypatch):
-    """But for the mask that has gone."""
+    """But for the mask that has gone, be it from a bundle that has to be made anew."""
     again = tmp_path / "again"
     shutil.copytree(out, again)
     (again / "resenc" / "B-1.nii.gz").unlink()
+    (again / "bundle" / "made_of.json").write_text("[[")
     work, asked = Cascade.__call__, []
 
     def noted(self, ct, pet, case_id=""):

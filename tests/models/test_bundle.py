@@ -102,6 +102,29 @@ def test_a_damaged_listing_is_one_line(bundle: Bundle, listing: bytes) -> None:
         Bundle.load(bundle.path)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda listing: listing.update(decision=None), r"decision=None: no rules"),
+        (
+            lambda listing: listing["members"]["fine_resenc_fold_0"].pop("weights.safetensors"),
+            r"fine_resenc_fold_0 has no weights\.safetensors",
+        ),
+        (
+            lambda listing: listing["members"]["fine_resenc_fold_0"].clear(),
+            r"fine_resenc_fold_0 has no member\.yaml and weights\.safetensors",
+        ),
+    ],
+)
+def test_a_listing_with_gaps_is_told(bundle: Bundle, spoil: Any, message: str) -> None:
+    path = bundle.path / "bundle.yaml"
+    listing = yaml.safe_load(path.read_text())
+    spoil(listing)
+    path.write_text(yaml.safe_dump(listing))
+    with pytest.raises(HnsegError, match=rf"bundle\.yaml: {message}; export the bundle again"):
+        Bundle.load(bundle.path)
+
+
 def test_another_format_is_told(bundle: Bundle) -> None:
     listing = yaml.safe_load((bundle.path / "bundle.yaml").read_text())
     (bundle.path / "bundle.yaml").write_text(yaml.safe_dump(listing | {"format": 99}))
