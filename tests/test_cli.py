@@ -104,6 +104,8 @@ def test_evaluate_without_the_images_to_draw_on(monkeypatch, capsys, tmp_path):
     draw = ("--overlays", tmp_path / "png", "--images", tmp_path / "data")
     assert run(monkeypatch, "evaluate", *masks, *draw) == 2
     assert "no CT and PET of A-1" in capsys.readouterr().err
+    assert run(monkeypatch, "evaluate", *masks, "--overlays", tmp_path / "png") == 2
+    assert "truth: no CT and PET to draw on; name their cohort with --images" in capsys.readouterr().err
 
 
 def test_evaluate_draws_each_case(monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hnseg.cases import Case, read_cases
+from hnseg.cases import Case
 from hnseg.data.split_files import Folds, read_split_file
 from hnseg.errors import HnsegError, few
 from hnseg.runs import Run, find_runs, read_config
@@ -61,17 +61,6 @@ class Sources:
         """The cases fold by fold, so that the networks of one fold stay loaded."""
         number = _numbers(self.folds)
         return sorted(cases, key=lambda case: (number[case.case_id], case.case_id))
-
-
-def read_cohort(root: Path) -> list[Case]:
-    """The patients that the arms are compared on.
-
-    Raises:
-        HnsegError: No folder, which true masks are looked for in, or as `read_cases`.
-    """
-    if not root.is_dir():
-        raise HnsegError(f"--data {root}: no such folder; give the cohort that the runs were trained on")
-    return read_cases(root)
 
 
 def find_sources(root: Path, cases: Sequence[Case], kinds: Sequence[Kind]) -> Sources:
@@ -143,7 +132,9 @@ def _require_cohort(cases: Sequence[Case], folds: Folds, root: Path) -> None:
             f"--data has {few(unlisted)}, which no fold of {root} holds out; take them out, or train again"
         )
     if unlabelled := [case.case_id for case in cases if case.label is None]:
-        raise HnsegError(f"--data has no true mask of {few(unlabelled)}; add CASE/CASE.nii.gz")
+        raise HnsegError(
+            f"--data has no true mask of {few(unlabelled)}; add CASE/CASE.nii.gz, or a CSV's label"
+        )
 
 
 def _read(path: Path) -> Folds:

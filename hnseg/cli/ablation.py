@@ -14,7 +14,7 @@ PAPER = "full,no_cte,srn_cte,resenc_cte,resenc"
 @app.command()
 def ablation(
     runs: Annotated[Path, typer.Argument(metavar="RUNS", help="What train.py sweeps=ablation left.")],
-    data: Annotated[Path, typer.Option(metavar="ROOT", help="The cohort, in the HECKTOR layout.")],
+    data: Annotated[Path, typer.Option(metavar="ROOT", help="The cohort: a HECKTOR folder or a CSV.")],
     out: Annotated[Path, typer.Option(metavar="OUT", help="Folder to write; again, it goes on there.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for infer.py, for every arm.")
@@ -32,10 +32,11 @@ def ablation(
 ) -> None:
     """Score every arm on every case, by members that never saw it, and compare the arms."""
     from hnseg.ablation.arms import kinds_of, read_arms
-    from hnseg.ablation.sources import find_sources, read_cohort
+    from hnseg.ablation.sources import find_sources
+    from hnseg.cases import read_cases
 
     chosen = read_arms(arms.split(","), overrides or [], baseline=baseline, oracle=oracle_roi)
-    cases = read_cohort(data)
+    cases = read_cases(data)
     sources = find_sources(runs, cases, kinds_of(chosen, oracle=oracle_roi))
 
     from hnseg.ablation.predict import predict

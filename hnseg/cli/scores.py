@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def evaluate(
-    truth: Annotated[Path, typer.Argument(metavar="GT_DIR", help="CASE.nii.gz, or a HECKTOR folder.")],
+    truth: Annotated[Path, typer.Argument(metavar="GT_DIR", help="CASE.nii.gz, a HECKTOR folder or a CSV.")],
     predictions: Annotated[Path, typer.Argument(metavar="PRED_DIR", help="CASE.nii.gz on the same grids.")],
     json_file: Json = None,
     overlays: Annotated[
@@ -40,7 +40,7 @@ def evaluate(
     from hnseg.evaluation.score import write_json as write_report
     from hnseg.evaluation.view import cases_to_draw
 
-    cases = cases_to_draw(truth, images or truth) if overlays else []  # before the long work
+    cases = cases_to_draw(truth, images) if overlays else []  # before the long work
     choices: Any = {"empty": empty, "matching": matching, "connectivity": int(connectivity)}
     report = score(truth, predictions, threshold=threshold, **choices)
     print_report(report)

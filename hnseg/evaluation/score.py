@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import track
 from scipy.ndimage import find_objects
 
-from hnseg.cases import case_files, center_of
-from hnseg.errors import HnsegError
+from hnseg.cases import case_files, center_of, read_cases
+from hnseg.errors import HnsegError, few
 from hnseg.evaluation.report import CaseScore, Options, Report, print_report, write_json
 from hnseg.images import EXTENSIONS, read_label, same_grid, to_array
 from hnseg.metrics import (
@@ -36,6 +36,7 @@ __all__ = [
     "crop_to_labels",
     "evaluate",
     "find_masks",
+    "find_truth",
     "print_report",
     "read_masks",
     "score_case",
@@ -56,7 +57,8 @@ def evaluate(
     """Score every case that has a true mask.
 
     Args:
-        truth: Folder of CASE.nii.gz (or .nii, .mha), or a cohort in the HECKTOR layout, CASE/CASE.nii.gz.
+        truth: Folder of CASE.nii.gz (or .nii, .mha), or a cohort: in the HECKTOR layout, CASE/CASE.nii.gz,
+            or a CSV with labels.
         predictions: Folder of the same, on the truth's grids.
         empty: What a patient without a class on either side scores.
         connectivity: Of GTVn lesions, see `hnseg.metrics.label_lesions`.
@@ -69,12 +71,14 @@ def evaluate(
         HnsegError: No case, predictions missing or on another grid, labels other than 0, 1 and 2, files that
             cannot be read.
     """
-    true, predicted = find_masks(truth), find_masks(predictions)
+    true, predicted = find_truth(truth), find_masks(predictions)
     if not true:
-        raise HnsegError(f"{truth}: no case to score; expected CASE.nii.gz or CASE/CASE.nii.gz in it")
+        raise HnsegError(
+            f"{truth}: no case to score; expected CASE.nii.gz or CASE/CASE.nii.gz in it, or a CSV's labels"
+        )
     if missing := [case_id for case_id in true if case_id not in predicted]:
         raise HnsegError(
-            f"{predictions}: no prediction for {len(missing)} of {len(true)} cases ({', '.join(missing)}); "
+            f"{predictions}: no prediction for {len(missing)} of {len(true)} cases ({few(missing)}); "
             f"predict them, or take them out of {truth}"
         )
     options = Options(empty, connectivity, matching, threshold)
@@ -88,6 +92,24 @@ def evaluate(
     return Report(options, scores, extra=sorted(predicted.keys() - true.keys()))
 
 
+class Truth(NamedTuple):
+    """A case's true mask, and its centre ('' where nothing tells)."""
+
+    mask: Path
+    center: str
+
+
+def find_truth(truth: Path) -> dict[str, Truth]:
+    """List the true masks by case: those of a folder, as `find_masks` does, or the labels of a CSV.
+
+    Raises:
+        HnsegError: As `find_masks`, or as `read_cases`.
+    """
+    if truth.is_dir():
+        return {case_id: Truth(mask, center_of(case_id)) for case_id, mask in find_masks(truth).items()}
+    return {case.case_id: Truth(case.label, case.center) for case in read_cases(truth) if case.label}
+
+
 def find_masks(folder: Path) -> dict[str, Path]:
     """List the masks in a folder by case: CASE.nii.gz (or .nii, .mha) or, HECKTOR layout, CASE/CASE.nii.gz.
 
@@ -98,7 +120,8 @@ def find_masks(folder: Path) -> dict[str, Path]:
         HnsegError: No such folder, or two masks of one case.
     """
     if not folder.is_dir():
-        raise HnsegError(f"{folder}: no such folder; give the folder that holds CASE.nii.gz")
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise HnsegError(f"{folder}: {what}; give the folder that holds CASE.nii.gz")
     found = [(case_id, mask) for case_id, mask in map(_mask_of, sorted(folder.iterdir())) if mask]
     names = {case_id for case_id, _ in found}
     masks: dict[str, Path] = {}
@@ -123,15 +146,17 @@ def score_case(
     truth: NDArray[np.uint8],
     spacing: tuple[float, ...],
     options: Options,
+    center: str,
 ) -> CaseScore:
     """Score one patient.
 
     Args:
-        case_id: Name of the case; its prefix names the centre.
+        case_id: Name of the case.
         prediction: Labels (z, y, x).
         truth: Labels on the same grid.
         spacing: (x, y, z) in mm.
         options: What the organisers leave open.
+        center: The case's, '' where nothing tells.
     """
     prediction, truth = crop_to_labels(prediction, truth)
     detections = {}
@@ -141,7 +166,7 @@ def score_case(
             detections[connectivity, matching] = match(overlaps, matching, options.threshold)
     return CaseScore(
         case_id=case_id,
-        center=center_of(case_id),
+        center=center,
         counts=count_case(
             prediction,
             truth,
@@ -181,9 +206,10 @@ def crop_to_labels(
     return prediction[box], truth[box]
 
 
-def _score_files(case_id: str, prediction: Path, truth: Path, options: Options) -> CaseScore:
-    predicted, true = read_masks(prediction, truth)
-    return score_case(case_id, to_array(predicted), to_array(true), true.GetSpacing(), options)
+def _score_files(case_id: str, prediction: Path, truth: Truth, options: Options) -> CaseScore:
+    predicted, true = read_masks(prediction, truth.mask)
+    labels = to_array(predicted), to_array(true)
+    return score_case(case_id, *labels, true.GetSpacing(), options, truth.center)
 
 
 def _mask_of(path: Path) -> tuple[str, Path | None]:

@@ -8,8 +8,8 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from hnseg.cases import Case, read_cases
-from hnseg.errors import HnsegError
-from hnseg.evaluation.score import find_masks
+from hnseg.errors import HnsegError, few
+from hnseg.evaluation.score import find_truth
 from hnseg.images import read_image, read_label, same_grid, to_array
 from hnseg.metrics import CLASSES, CaseCounts, count_case, label_lesions
 from hnseg.suv import read_pet
@@ -83,21 +83,32 @@ class Scan:
         )
 
 
-def cases_to_draw(truth: Path, images: Path) -> list[Case]:
-    """The cases of `images` that have a true mask, with that mask for label.
+def cases_to_draw(truth: Path, images: Path | None) -> list[Case]:
+    """The cases that have a true mask, with that mask for label.
 
     Args:
-        truth: Folder of CASE.nii.gz, or a cohort in the HECKTOR layout.
-        images: The cohort whose CT and PET are drawn.
+        truth: Folder of CASE.nii.gz, or a cohort.
+        images: The cohort whose CT and PET are drawn; by default `truth`.
 
     Raises:
-        HnsegError: A true mask without CT and PET, or as `find_masks` and `read_cases`.
+        HnsegError: A true mask without CT and PET, or as `find_truth` and `read_cases`.
     """
-    masks = find_masks(truth)
-    cases = {case.case_id: case for case in read_cases(images, strict=False)}
-    if missing := sorted(masks.keys() - cases.keys()):
-        raise HnsegError(f"{images}: no CT and PET of {', '.join(missing)}; name their folder with --images")
-    return [replace(cases[name], label=mask) for name, mask in masks.items()]
+    true = find_truth(truth)
+    cases = {case.case_id: case for case in _read_images(truth, images)}
+    if missing := sorted(true.keys() - cases.keys()):
+        raise HnsegError(
+            f"{images or truth}: no CT and PET of {few(missing)}; name their cohort with --images"
+        )
+    return [replace(cases[name], label=one.mask) for name, one in true.items()]
+
+
+def _read_images(truth: Path, images: Path | None) -> list[Case]:
+    try:
+        return read_cases(images or truth, strict=False)
+    except HnsegError as error:
+        if images:
+            raise
+        raise HnsegError(f"{truth}: no CT and PET to draw on; name their cohort with --images") from error
 
 
 def load_scan(case: Case, prediction: Path) -> Scan:

@@ -54,7 +54,7 @@ def write_report(
     template, module = _template(), niivue_module()  # before the long work
     arms, cohort = read_arms(out, truth)
     shown = _choose(arms, arm)
-    cases = {case.case_id: case for case in cases_to_draw(cohort, images or cohort)}
+    cases = {case.case_id: case for case in cases_to_draw(cohort, images)}
     scripts = [_asset("tables.js"), _asset("viewer.js")]
     gallery = _show(shown, cases, viewer_mb * CHARACTERS_PER_MB)
     content = {

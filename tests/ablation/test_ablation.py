@@ -306,6 +306,15 @@ def test_runs_on_all_cases_stand_beside_those_in_folds(runs, cohort, tmp_path, c
     assert "head_plainconv_fold_1" in (tmp_path / "out" / "bundle" / "bundle.yaml").read_text()
 
 
+def test_a_csv_serves_as_the_cohort(runs, cohort, tmp_path):
+    files = [(f"{cohort}/{name}/{name}", name) for name in CASES]
+    lines = [f"{name},{path}__CT.nii.gz,{path}__PT.nii.gz,{path}.nii.gz,ward" for path, name in files]
+    (tmp_path / "cases.csv").write_text("\n".join(["case_id,ct,pet,label,center", *lines]))
+    assert ablation(runs, tmp_path / "cases.csv", tmp_path / "out", "--arms", "resenc") == 0
+    rows = json.loads((tmp_path / "out" / "ablation.json").read_text())["rows"]
+    assert [(row["center"], row["cases"]) for row in rows] == [(None, 4), ("ward", 4)]
+
+
 def test_head_networks_may_have_learnt_from_fewer_cases(runs, cohort, tmp_path):
     """B-1 and B-3 had no head mask, so that neither head network knows them."""
     shutil.copytree(runs, tmp_path / "runs")

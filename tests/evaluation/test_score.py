@@ -105,6 +105,16 @@ def test_a_case_may_have_underscores_in_its_name(tmp_path, masks, write):
     assert [case.case_id for case in report.cases] == [f"HN__{case_id}" for case_id in masks]
 
 
+def test_a_csv_names_the_true_masks_and_their_centres(folders):
+    truth, predictions = folders
+    lines = [f"{name},{name}.nii.gz,{name}.nii.gz,{name}.nii.gz,ward" for name in ("CHUM-001", "MDA-001")]
+    lines.append("CHUM-002,CHUM-002.nii.gz,CHUM-002.nii.gz,,ward")
+    (truth / "cases.csv").write_text("\n".join(["case_id,ct,pet,label,center", *lines]))
+    report = evaluate(truth / "cases.csv", predictions)
+    assert {case.case_id: case.center for case in report.cases} == {"CHUM-001": "ward", "MDA-001": "ward"}
+    assert report.extra == ["CHUM-002"]  # without a label
+
+
 def test_scores_do_not_depend_on_the_storage_orientation_of_the_pair(tmp_path, masks, write):
     flip = np.diag([-1.0, -1.0, 1.0])
     for case_id, pair in masks.items():
@@ -115,11 +125,15 @@ def test_scores_do_not_depend_on_the_storage_orientation_of_the_pair(tmp_path, m
     )
 
 
-def test_missing_predictions_are_listed(folders):
+def test_missing_predictions_are_listed(folders, masks, write):
     truth, predictions = folders
     for case_id in ("CHUM-002", "MDA-001"):
         (predictions / f"{case_id}.nii.gz").unlink()
     with pytest.raises(HnsegError, match=r"predictions: .*2 of 3 cases \(CHUM-002, MDA-001\)"):
+        evaluate(truth, predictions)
+    for number in range(9):
+        write(truth / f"X-{number}.nii.gz", masks["MDA-001"][1])
+    with pytest.raises(HnsegError, match=r"11 of 12 cases \(CHUM-002, .*, X-2 and 6 more\)"):
         evaluate(truth, predictions)
 
 
@@ -153,6 +167,8 @@ def test_nothing_to_score_is_refused(folders, tmp_path):
         evaluate(tmp_path / "empty", predictions)
     with pytest.raises(HnsegError, match="nowhere: no such folder"):
         evaluate(truth, tmp_path / "nowhere")
+    with pytest.raises(HnsegError, match=r"CHUM-001\.nii\.gz: not a folder; give the folder"):
+        evaluate(truth, predictions / "CHUM-001.nii.gz")
 
 
 def test_two_masks_of_one_case_are_refused(folders, masks, write):

@@ -87,6 +87,14 @@ def test_what_to_look_at_comes_first_and_then_the_worst(ablation_text):
     assert shown[0][-2] == "0.50"  # the lesion on which fewest members agree
 
 
+def test_a_csv_serves_as_the_cohort(predictions, cohort, tmp_path):
+    lines = [f"{name},{cohort}/{name}/{name}" for name in ("A-1", "B-2")]
+    lines = [f"{line}__CT.nii.gz,{line[4:]}__PT.nii.gz,{line[4:]}.nii.gz" for line in lines]
+    (tmp_path / "cases.csv").write_text("\n".join(["case_id,ct,pet,label", *lines]))
+    text = write(predictions, tmp_path, truth=tmp_path / "cases.csv")
+    assert [row[0] for row in Page(text).tables["cases"][1:]] == ["B-2", "A-1"]
+
+
 def test_names_and_remarks_are_escaped(ablation_text):
     parsed = Page(ablation_text)
     assert len([tag for tag, _ in parsed.elements if tag == "script"]) == 2 + 2 + 3  # code, data, volumes
