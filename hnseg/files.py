@@ -1,5 +1,6 @@
 """Result files that are whole or not there."""
 
+import errno
 import fcntl
 import os
 import re
@@ -31,6 +32,20 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse, before long work, a file that could not be written after it; nothing is left there.
+
+    Raises:
+        HnsegError: It cannot be written.
+    """
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    temporary = temporary_beside(there / path.name, path.suffix)
+    with _written_or_removed(temporary, path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary.touch()
 
 
 def place(temporary: Path, path: Path) -> None:

@@ -40,11 +40,17 @@ def ablation(
     sources = find_sources(runs, cases, kinds_of(chosen, oracle=oracle_roi))
 
     from hnseg.ablation.predict import predict
-    from hnseg.ablation.table import write_ablation
+    from hnseg.ablation.table import TABLE, write_ablation
     from hnseg.evaluation.ablation_table import print_tables
+    from hnseg.files import require_writable
     from hnseg.quiet import quiet
 
     quiet()
+    require_writable(out / TABLE)  # before the long work
+    if logger == "wandb" and mode == "online":
+        from hnseg.tracking.wandb_runs import require_login
+
+        require_login("--mode online")
     predict(chosen, sources, cases, out, oracle=oracle_roi)
     rows = write_ablation(out, list(chosen), data, oracle=oracle_roi)
     print_tables(rows)

@@ -56,18 +56,18 @@ class Arm:
     rows: list[CaseRow]
 
 
-def read_arms(out: Path, truth: Path | None) -> tuple[list[Arm], Path]:
-    """Score every arm of a folder from its masks.
+def find_arms(out: Path, truth: Path | None) -> tuple[dict[str, Path], Path]:
+    """The arms of a folder.
 
     Args:
         out: What infer.py left, or a folder of arms with their ablation.json.
         truth: The cohort; by default the one that the ablation names.
 
     Returns:
-        The arms in the ablation's order, and the cohort.
+        Each arm's folder by name, in the ablation's order, and the cohort.
 
     Raises:
-        HnsegError: No such folder, a truth that is not named, a damaged table, or as `evaluate`.
+        HnsegError: No such folder, a truth that is not named, or a damaged ablation.json.
     """
     if not out.is_dir():
         raise HnsegError(f"{out}: no such folder; give what infer.py wrote")
@@ -75,10 +75,9 @@ def read_arms(out: Path, truth: Path | None) -> tuple[list[Arm], Path]:
     if not table.exists():
         if truth is None:
             raise HnsegError(f"{out}: has no {ABLATION} to name the cohort; add --truth ROOT")
-        return [_read_arm(out.resolve().name, out, truth)], truth
+        return {out.resolve().name: out}, truth
     names, data = _read_ablation(table)
-    truth = truth or data
-    return [_read_arm(name, out / name, truth) for name in names], truth
+    return {name: out / name for name in names}, truth or data
 
 
 def _read_ablation(path: Path) -> tuple[list[str], Path]:
@@ -92,11 +91,16 @@ def _read_ablation(path: Path) -> tuple[list[str], Path]:
     return names, data
 
 
-def _read_arm(name: str, folder: Path, truth: Path) -> Arm:
-    report = evaluate(truth, folder)
+def read_arm(name: str, folder: Path, truth: Path) -> Arm:
+    """Score an arm from its masks.
+
+    Raises:
+        HnsegError: A damaged table, or as `evaluate`.
+    """
     _, cases = read_table(folder / CASES, _ANEW, ("case_id",))
     reasons = {row["case_id"]: row.get("look_first", "") for row in cases}
     agreements = _read_agreements(folder / LESIONS)
+    report = evaluate(truth, folder)
     rows = [
         CaseRow(score, reasons.get(score.case_id, ""), agreements.get(score.case_id))
         for score in report.cases

@@ -1,7 +1,7 @@
 """The page itself: tables, pictures and viewer poured into one HTML file that needs nothing else."""
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -13,9 +13,9 @@ from hnseg.errors import HnsegError
 from hnseg.evaluation.score import find_masks
 from hnseg.evaluation.slices import COLOURS, NAMES
 from hnseg.evaluation.view import cases_to_draw
-from hnseg.files import replacing
+from hnseg.files import replacing, require_writable
 from hnseg.inference.tables import read_table
-from hnseg.report.arms import Arm, read_arms
+from hnseg.report.arms import Arm, find_arms, read_arm
 from hnseg.report.pictures import Picture
 from hnseg.report.plots import agreement, reliability, sizes
 from hnseg.report.shown import Gallery
@@ -49,19 +49,25 @@ def write_report(
         What was shown.
 
     Raises:
-        HnsegError: As `read_arms`, an arm that is not there, CT or PET missing, or the extra `report` is.
+        HnsegError: As `find_arms` and `read_arm`, an arm that is not there, CT or PET missing, or the extra
+            `report` is, a damaged ablation.csv, or a file that cannot be written.
     """
-    template, module = _template(), niivue_module()  # before the long work
-    arms, cohort = read_arms(out, truth)
-    shown = _choose(arms, arm)
+    # Whatever can be refused is refused before the long work.
+    template, module = _template(), niivue_module()
+    folders, cohort = find_arms(out, truth)
+    require_writable(html)
+    arm = _choose(list(folders), arm)
+    _, stored = read_table(out / "ablation.csv", "write it anew with hnseg ablation", ("arm",))
     cases = {case.case_id: case for case in cases_to_draw(cohort, images)}
+    arms = {name: read_arm(name, folder, cohort) for name, folder in folders.items()}
+    shown = arms[arm]
     scripts = [_asset("tables.js"), _asset("viewer.js")]
     gallery = _show(shown, cases, viewer_mb * CHARACTERS_PER_MB)
     content = {
         "title": out.resolve().name,
         "version": __version__,
         "shown": shown,
-        "tables": _tables(arms, shown, out),
+        "tables": _tables(list(arms.values()), shown, stored),
         "plots": list(_plots(shown, gallery)),
         "gallery": gallery,
         "anchors": _anchors(shown),
@@ -77,13 +83,12 @@ def write_report(
     return gallery
 
 
-def _choose(arms: list[Arm], name: str | None) -> Arm:
+def _choose(arms: Sequence[str], name: str | None) -> str:
     if name is None:
         return arms[0]
-    by_name = {arm.name: arm for arm in arms}
-    if name not in by_name:
-        raise HnsegError(f"--arm {name}: no such arm; choose from {', '.join(by_name)}")
-    return by_name[name]
+    if name not in arms:
+        raise HnsegError(f"--arm {name}: no such arm; choose from {', '.join(arms)}")
+    return name
 
 
 def _show(arm: Arm, cases: dict[str, Case], room: float) -> Gallery:
@@ -102,9 +107,8 @@ def _anchors(arm: Arm) -> dict[str, str]:
     return {row.score.case_id: f"case-{number}" for number, row in enumerate(arm.rows, start=1)}
 
 
-def _tables(arms: list[Arm], shown: Arm, out: Path) -> list[Table]:
+def _tables(arms: Sequence[Arm], shown: Arm, stored: Sequence[Mapping[str, str]]) -> list[Table]:
     tables = [score_table(arms)]
-    _, stored = read_table(out / "ablation.csv", "write it anew with hnseg ablation", ("arm",))
     if stored:
         tables.append(stored_table(stored))
     return [*tables, center_table(arms), case_table(arms, _anchors(shown), shown)]

@@ -65,10 +65,10 @@ def require_loggers(settings: LoggerSettings) -> None:
     """
     if settings.kind == "tensorboard" and not importlib.util.find_spec("tensorboard"):
         raise HnsegError("logger=tensorboard needs a package more; pip install hnseg[tensorboard]")
-    if settings.kind == "wandb":
-        from hnseg.tracking.wandb_runs import require_key
+    if settings.kind == "wandb" and settings.mode == "online":
+        from hnseg.tracking.wandb_runs import require_login
 
-        require_key(settings.mode)
+        require_login("logger.mode=online")
 
 
 def _tensorboard_logger(

@@ -82,9 +82,9 @@ def open_run(folder: Path, mode: str, **fields: Any) -> Iterator[wandb.Run]:
 
     Neither mode ever waits for an answer at a prompt.
     """
-    os.environ["WANDB_MODE"] = mode
-    os.environ.setdefault("WANDB_SILENT", "true")
-    require_key(mode)
+    _set_mode(mode)
+    if mode == "online":
+        require_login("logger.mode=online")
     folder.mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(
         save_code=False,
@@ -108,14 +108,28 @@ def open_run(folder: Path, mode: str, **fields: Any) -> Iterator[wandb.Run]:
             wandb.teardown()
 
 
-def require_key(mode: str) -> None:
-    """Refuses what would ask for a key at a prompt.
+def require_login(option: str) -> None:
+    """Refuse to go online without credentials; nothing is sent, and no prompt waits for an answer.
+
+    Args:
+        option: What asked for it.
 
     Raises:
-        HnsegError: Online without an API key.
+        HnsegError: There are none, or they cannot be any.
     """
-    if mode == "online" and not wandb.api.api_key:
-        raise HnsegError("logger.mode=online needs WANDB_API_KEY in the environment; set it, or log offline")
+    wandb.teardown()  # after an offline run of this process W&B would not look for credentials
+    _set_mode("online")
+    try:
+        found, reason = wandb.login(prompt=False, verify=False), ""
+    except wandb.Error as error:
+        found, reason = False, f" ({error})"
+    if not found:
+        raise HnsegError(f"{option} needs WANDB_API_KEY in the environment{reason}; set it, or log offline")
+
+
+def _set_mode(mode: str) -> None:
+    os.environ["WANDB_MODE"] = mode
+    os.environ.setdefault("WANDB_SILENT", "true")
 
 
 def _run_id(folder: Path) -> str:

@@ -231,6 +231,20 @@ def refusal(capsys) -> str:
     return line
 
 
+def test_what_would_be_refused_at_the_end_is_refused_at_once(runs, cohort, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hnseg.ablation.predict.make_bundle", None)
+    (tmp_path / "file").touch()
+    assert ablation(runs, cohort, tmp_path / "file") == 2
+    assert "file/ablation.json: cannot be written (Not a directory)" in refusal(capsys)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ablation(runs, cohort, tmp_path / "out", "--logger", "wandb", "--mode", "online") == 2
+    assert "--mode online needs WANDB_API_KEY in the environment" in refusal(capsys)
+    assert not (tmp_path / "out").exists()
+
+
 def lack(runs: Path) -> None:
     shutil.rmtree(runs / "fine_segresnet" / "fine_segresnet_fold_1")
 

@@ -235,6 +235,18 @@ def test_a_table_that_something_else_saved_is_told(ablation, tmp_path, table, te
     assert not (tmp_path / "page.html").exists()
 
 
+def test_what_would_be_refused_at_the_end_is_refused_at_once(ablation, tmp_path, monkeypatch):
+    monkeypatch.setattr("hnseg.report.arms.evaluate", None)
+    with pytest.raises(HnsegError, match=r"--arm half: .*full, resenc"):
+        write(ablation, tmp_path, arm="half")
+    (tmp_path / "page.html").mkdir()
+    (tmp_path / "file").touch()
+    for html in (tmp_path / "page.html", tmp_path / "file" / "page.html"):
+        with pytest.raises(HnsegError, match=r"page\.html: cannot be written"):
+            page.write_report(ablation, html)
+    assert {path.name for path in tmp_path.iterdir()} == {"page.html", "file"}
+
+
 def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_column(tmp_path):
     (tmp_path / "cases.csv").write_text("case_id\nA-1\n", encoding="utf-8-sig")
     assert read_table(tmp_path / "cases.csv", "write it anew", ("case_id",))[1] == [{"case_id": "A-1"}]
@@ -243,8 +255,6 @@ def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_column(tmp_path):
 def test_mistakes_are_told_with_a_remedy(predictions, ablation, tmp_path, monkeypatch):
     with pytest.raises(HnsegError, match=r"out: has no ablation.json .*--truth ROOT"):
         write(predictions, tmp_path)
-    with pytest.raises(HnsegError, match=r"--arm half: .*full, resenc"):
-        write(ablation, tmp_path, arm="half")
     (tmp_path / "ablation.json").write_text("{}")
     with pytest.raises(HnsegError, match=r"ablation.json: cannot be read"):
         write(tmp_path, tmp_path)

@@ -16,6 +16,7 @@ import hnseg
 from hnseg.errors import HnsegError
 from hnseg.tracking import loggers
 from hnseg.tracking.picture_files import picture_path
+from hnseg.tracking.wandb_runs import require_login
 
 
 def metrics(history):
@@ -169,9 +170,25 @@ def test_a_run_that_fails_is_closed_as_failed(tmp_path):
     assert found.exit_code == 1
 
 
-def test_online_without_a_key_is_one_line_and_no_prompt(tmp_path, log, monkeypatch, no_network):
+@pytest.fixture
+def logged_out(tmp_path, monkeypatch, new_process):
+    """W&B without credentials, whatever this machine has."""
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(HnsegError, match="WANDB_API_KEY"):
+
+
+def test_online_without_a_key_is_one_line_and_no_prompt(tmp_path, log, logged_out, no_network, capfd):
+    with pytest.raises(HnsegError, match=r"logger\.mode=online needs WANDB_API_KEY"):
         log(tmp_path / "run", {}, kind="wandb", mode="online")
+    assert no_network == []
+    assert capfd.readouterr().err == ""
+
+
+def test_a_key_is_found_even_after_an_offline_run(tmp_path, log, monkeypatch, logged_out, no_network):
+    log(tmp_path / "run", {0: {"train/loss": 1.0}}, kind="wandb")
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with pytest.raises(HnsegError, match=r"^--mode online needs WANDB_API_KEY .*40\+ characters"):
+        require_login("--mode online")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    require_login("--mode online")
     assert no_network == []
