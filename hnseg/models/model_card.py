@@ -39,10 +39,15 @@ def model_card(
     labels = ", ".join(["0 background", *(f"{number} {name}" for number, name in classes)])
     rules = ", ".join(f"{key}: {value}" for key, value in decision.items())
     rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_row(card) for card in cards)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    table = "\n".join(_line(row) for row in rows)
     if note:
         rules += f". {note}"
     return f"{_HEAD.format(labels=labels, rules=rules)}\n{table}\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    """A line of the table; a bar in a name would begin another cell."""
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def _row(card: Mapping[str, Any]) -> tuple[str, ...]:

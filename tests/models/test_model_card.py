@@ -3,6 +3,11 @@
 from members import card, make_bundle
 
 
+def test_a_name_cannot_break_the_table(tmp_path):
+    bundle = make_bundle(tmp_path, card("fine", "resenc", name="a|b_fold_0"))
+    assert "\n| a\\|b_fold_0 | fine |" in (bundle.path / "README.md").read_text()
+
+
 def test_it_says_what_goes_in_what_comes_out_and_who_the_members_are(tmp_path):
     head = card("head", "plainconv", trained_on=["A-1", "A-2"], split="abc", recipe="paper")
     fine = card("fine", "resenc", input={"cte": True}, trained_on=None, recipe="authors")
