@@ -28,6 +28,8 @@ _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_[]
 _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    # After \\ and booktabs' rules, a row that begins with one of these would give them an option.
+    | {"[": "{[}", "*": "{*}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "−": "$-$", "–": "--"}
 )
 

@@ -118,6 +118,13 @@ def test_latex_is_escaped_and_ruled_by_booktabs(rows):
     assert not re.search(r"(?<!\\)[%#_]", text)
 
 
+@pytest.mark.parametrize("name", ["[x", "*y"])
+def test_no_centre_is_taken_for_an_option_of_the_row_before(name):
+    cases = [replace(case, center=name) for case in cohort(0, 8)]
+    text = latex(ablation_rows({"full": Report(Options(), cases)}))
+    assert f"\n{{{name[0]}}}{name[1]} & full & 8 &" in text
+
+
 def test_the_terminal_shows_names_as_they_are(arms):
     console = Console(record=True, width=200, file=StringIO())
     print_tables(ablation_rows({"[red]": arms["full"], "no_cte": arms["no_cte"]}), console)
