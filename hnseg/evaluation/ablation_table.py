@@ -12,6 +12,7 @@ from rich.table import Table
 
 from hnseg.evaluation.intervals import FEW, FEWEST, SCORES, TITLES, Score
 from hnseg.files import replacing
+from hnseg.terminal import table_console
 
 Row = Mapping[str, Any]
 """As `hnseg.evaluation.ablation_rows` makes it."""
@@ -80,7 +81,7 @@ def latex(rows: Sequence[Row]) -> str:
 
 def print_tables(rows: Sequence[Row], console: Console | None = None) -> None:
     """Print the tables to the terminal."""
-    console = console or Console()
+    console = console or table_console()
     for table in _tables(rows):
         shown = Table(*table.headings, title=escape(table.title))
         for row in table.rows:

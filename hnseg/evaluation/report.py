@@ -28,6 +28,7 @@ from hnseg.metrics import (
     case_score_2026,
     f1_agg,
 )
+from hnseg.terminal import table_console
 
 MM3_PER_ML = 1000.0
 
@@ -141,7 +142,7 @@ def write_json(report: Report, path: Path) -> None:
 
 def print_report(report: Report, console: Console | None = None) -> None:
     """Print the official scores, per centre too, and what depends on choices the organisers leave open."""
-    console = console or Console()
+    console = console or table_console()
     official = report.official
     policies = official["gtvp_dsc_by_empty_policy"]
     by_policy = ", ".join(f"{policy} {_number(policies[policy])}" for policy in EMPTY_POLICIES)

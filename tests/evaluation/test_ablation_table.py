@@ -125,6 +125,16 @@ def test_no_centre_is_taken_for_an_option_of_the_row_before(name):
     assert f"\n{{{name[0]}}}{name[1]} & full & 8 &" in text
 
 
+def test_a_pipe_is_no_narrow_terminal(arms, rows, capsys):
+    print_tables(rows)
+    print_report(replace(arms["full"], extra=[f"EXTRA-{number}" for number in range(8)]))
+    lines = capsys.readouterr().out.splitlines()
+    full = rows[0]
+    numbers = [f"{full[f'segmentation_score_2026{end}']:.4f}" for end in ("", "_low", "_high")]
+    assert any("│ full " in line and "{} [{}, {}]".format(*numbers) in line for line in lines)
+    assert any("EXTRA-0" in line and "EXTRA-7" in line for line in lines)
+
+
 def test_the_terminal_shows_names_as_they_are(arms):
     console = Console(record=True, width=200, file=StringIO())
     print_tables(ablation_rows({"[red]": arms["full"], "no_cte": arms["no_cte"]}), console)
