@@ -195,6 +195,22 @@ def test_what_cannot_be_trained_here_leaves_the_finished_run(
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
+@pytest.mark.parametrize("part", ["__CT", ""])
+def test_a_run_does_not_go_on_with_other_images_or_labels(tmp_path: Path, part: str) -> None:
+    cohort = write_cohort(tmp_path / "scans")
+    job(cohort, tmp_path)
+    (folder,) = tmp_path.glob("hecktor/fine_resenc_cte/fold_0")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    path = cohort / "A-0" / f"A-0{part}.nii.gz"
+    kept, image = path.read_bytes(), sitk.ReadImage(str(path))
+    sitk.WriteImage(image + 150 if part else image > 0, str(path))
+    with pytest.raises(HnsegError, match=r"last\.ckpt: was trained on other images or labels"):
+        job(cohort, tmp_path, "training.epochs=2")
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    path.write_bytes(kept)
+    job(cohort, tmp_path, "training.epochs=2")
+
+
 def test_a_run_may_start_anew_from_its_own_weights(cohort: Path, tmp_path: Path) -> None:
     job(cohort, tmp_path)
     (best,) = tmp_path.glob("hecktor/fine_resenc_cte/fold_0/best.ckpt")

@@ -170,7 +170,7 @@ def prepare_case(
     faults = [f.text for f in check_case(ct, pet, lesions) if f.level == "error"]
     if faults:
         raise HnsegError(f"{case.case_id}: {faults[0]}")
-    mask = read_mask(case, stage, masks)
+    mask = read_mask(case, stage, ct, masks)
     label = mask if stage.name == "head" else lesions
     if label is None:
         raise HnsegError(

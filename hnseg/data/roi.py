@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from hnseg.cases import Case, mask_file
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid
-from hnseg.images import read_label, to_array
+from hnseg.images import read_label, same_grid, to_array
 from hnseg.masks import foreground_box, positions
 from hnseg.placement import place
 from hnseg.stage import Stage
@@ -23,17 +23,21 @@ def needs_head(stage: Stage) -> bool:
     return stage.name == "head" or stage.placement == "below_head"
 
 
-def read_mask(case: Case, stage: Stage, masks: Path | None) -> sitk.Image | None:
-    """A case's head mask where the stage needs one, else its coarse prediction; None without `masks`.
+def read_mask(case: Case, stage: Stage, ct: sitk.Image, masks: Path | None) -> sitk.Image | None:
+    """A case's head mask (1, whichever value an editor gave it) where the stage needs one, else its coarse
+    prediction; None without `masks`.
 
     Raises:
-        HnsegError: It is not there.
+        HnsegError: It is not there, or not on the CT's grid.
     """
     if masks is None and not needs_head(stage):
         return None
     path = None if masks is None else mask_file(masks, case.case_id)
     if path is not None and path.exists():
-        return read_label(path)
+        mask = read_label(path)
+        if not same_grid(ct, mask):
+            raise HnsegError(f"{path}: is not on the CT's grid; resample it, nearest neighbour")
+        return mask > 0 if needs_head(stage) else mask
     if needs_head(stage):
         raise HnsegError(
             f"{case.case_id}: no head mask {path or 'since data.heads is not set'}; hnseg heads propose "
@@ -50,6 +54,8 @@ def place_roi(
 ) -> tuple[Grid, str | None]:
     """Places a training case's ROI; labels and drawn heads as they are, all else as at inference.
 
+    Heads that infer.py labelled lie beside its cases.csv.
+
     Args:
         case: The case.
         stage: The stage.
@@ -64,10 +70,11 @@ def place_roi(
     Raises:
         HnsegError: Labels without a lesion cannot place an ROI.
     """
-    empty = mask is not None and not to_array(mask).any()
     if needs_head(stage):
-        return place(stage, ct, pet, mask) if empty else (stage.grid(ct, mask), None)
+        drawn = masks is None or not (masks / "cases.csv").exists()
+        return place(stage, ct, pet, mask, drawn=drawn)
     if masks is not None:
+        empty = mask is not None and not to_array(mask).any()
         return place(stage, ct, pet, _searched(masks, case.case_id) if empty else mask)
     try:
         return stage.grid(ct, mask), None

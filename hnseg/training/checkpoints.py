@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 
+from hnseg.errors import HnsegError
 from hnseg.models.member import CARD
 
 
@@ -81,6 +82,24 @@ def step_of(checkpoint: Path | None) -> int:
     if checkpoint is None:
         return 0
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+def require_same_data(checkpoint: Path, card: dict[str, Any]) -> None:
+    """Refuses to go on from a checkpoint on other images or labels than it has learnt from.
+
+    Args:
+        checkpoint: The one to resume from.
+        card: Of the training that would go on, with `data` and `fingerprint`, digests of what was prepared.
+
+    Raises:
+        HnsegError: They have changed.
+    """
+    stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)[CARD]
+    if any(key in stored and stored[key] != card[key] for key in ("data", "fingerprint")):
+        raise HnsegError(
+            f"{checkpoint}: was trained on other images or labels than are there now; put those back, or "
+            "train anew with overwrite=true or another name=..."
+        )
 
 
 def validation_scores(best: Path) -> dict[str, float]:

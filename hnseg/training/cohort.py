@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hnseg.audit import find_orphans
 from hnseg.cases import Case, mask_file, read_cases
 from hnseg.data.splits import CENTRES, Split
-from hnseg.errors import HnsegError
+from hnseg.errors import HnsegError, few
 from hnseg.head_masks import require_head_masks, with_head_mask
 from hnseg.hydra_app import REPOSITORY
 
@@ -71,6 +73,8 @@ def find_cohort(root: str | None, exclude: Sequence[str]) -> list[Case]:
             "... (without data, `make demo` makes a synthetic cohort and trains on it)"
         )
     cases = read_cases(Path(root))
+    if Path(root).is_dir() and (ignored := find_orphans(Path(root))):
+        print(f"data.root={root}: {len(cases)} cases; of no case: {few(ignored)}", file=sys.stderr)
     exclude = [str(case_id) for case_id in exclude]  # Hydra reads data.exclude=[12] as a number
     unknown = sorted(set(exclude) - {case.case_id for case in cases})
     if unknown:

@@ -62,8 +62,7 @@ def fit(
 ) -> dict[str, float]:
     """Trains, from the checkpoint `resume` where there is one, and returns the best one's scores."""
     training = config["training"]
-    provenance = {key: module.card[key] for key in ("split", "fingerprint")}
-    provenance |= {"data": team.in_turn(cohort.digest)}
+    provenance = {key: module.card[key] for key in ("split", "fingerprint", "data")}
     with _loggers(config, folder, provenance, resume, team) as logger:
         trainer = L.Trainer(
             **trainer_options(config, accelerator, precision, team),

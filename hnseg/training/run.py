@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
@@ -17,7 +18,7 @@ from hnseg.tracking.loggers import require_loggers
 from hnseg.tracking.settings import LoggerSettings
 from hnseg.training.build import build_cohort, build_module, pick_machine
 from hnseg.training.checkpoint_files import resumable
-from hnseg.training.checkpoints import summarise
+from hnseg.training.checkpoints import require_same_data, summarise
 from hnseg.training.cohort import Fold
 from hnseg.training.fit import fit, tell_stopped
 from hnseg.training.needs import StepJob, estimate, require_disk, require_memory
@@ -68,14 +69,20 @@ def train_as_one(config: Config, folder: RunFolder, title: str, fold: Fold, team
     spec = make_input(config, stage)
     require_resources(config, folder, describe(config, stage, spec)["network"], device, precision, team)
     require_loggers(LoggerSettings(**config["logger"]))
-    team.share(lambda: folder.begin(config, split=fold.split, overwrite=overwrite))
+    begin = partial(folder.begin, config, split=fold.split, overwrite=overwrite)
+    if resume is None:
+        team.share(begin)  # so that it is seen while its volumes are prepared
     cohort = build_cohort(config, fold, stage, spec, device, team)
     together = f"{team.size} processes, each on {device.type}" if team.size > 1 else device.type
     team.say(f"{title}: {together} in {precision}, {cohort.loading}")
     fingerprint = team.in_turn(cohort.fingerprint)
     provenance = {"split": fold.split.hash, "fingerprint": fingerprint and fingerprint.hash}
+    provenance |= {"data": team.in_turn(cohort.digest)}
     trained_on = [case.case_id for case in fold.train]
     card = describe(config, stage, cohort.spec, **provenance, trained_on=trained_on)
+    if resume is not None:
+        require_same_data(resume, card)
+        team.share(begin)
     # After all that the cache may spare a run: transforms that measure the fold draw numbers too.
     L.seed_everything(config["seed"], workers=True, verbose=False)
     module = build_module(config, stage, card, precision, folder.lengths)
