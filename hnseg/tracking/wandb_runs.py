@@ -70,8 +70,9 @@ def wandb_logger(
     """
     run_id = _run_id(folder)
     sent = forget_unsent(folder, run_id)
+    first = _first_unsent(folder, logged) if sent else 0
     with open_run(folder, mode, id=run_id, **fields) as run:
-        logger = StepLogger(run, max(run.starting_step, logged if sent else 0))
+        logger = StepLogger(run, max(run.starting_step, first))
         logger.replay(rows, folder, paints=paints)
         yield logger
 
@@ -151,6 +152,15 @@ def kept_id(folder: Path, name: str = "run", new: str | None = None) -> str:
         with replacing(path) as temporary:
             temporary.write_text(new or secrets.token_hex(8))
     return path.read_text()
+
+
+def _first_unsent(folder: Path, logged: int) -> int:
+    """The step after the last one of any interruption: metrics.csv is cut back with each."""
+    path = folder / "wandb" / "run.step"
+    first = max(logged, int(path.read_text()) if path.exists() else 0)
+    with replacing(path) as temporary:
+        temporary.write_text(str(first))
+    return first
 
 
 def forget_unsent(folder: Path, run_id: str) -> bool:

@@ -118,6 +118,16 @@ def test_nothing_is_lost_when_a_run_is_sent_and_then_interrupted_twice(tmp_path,
     assert steps == list(range(8))
 
 
+def test_what_was_sent_stays_known_when_a_run_is_cut_back_twice(tmp_path, log):
+    log(tmp_path, {step: {"train/loss": 1.0} for step in range(4)}, kind="wandb")
+    (before,) = offline_runs(tmp_path)
+    before.path.with_name(f"{before.path.name}.synced").touch()
+    log(tmp_path, {2: {"train/loss": 1.0}}, resume=2, kind="wandb")
+    log(tmp_path, {step: {"train/loss": 1.0} for step in range(2, 6)}, resume=2, kind="wandb")
+    steps = [row["_step"] for found in offline_runs(tmp_path) for row in found.history]
+    assert steps == list(range(6))
+
+
 @pytest.fixture
 def new_process():
     """W&B as in a process that has not used it: it reads its environment once."""
