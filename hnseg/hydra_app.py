@@ -12,8 +12,8 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from hnseg.command_line import arrange
 from hnseg.errors import HnsegError
-from hnseg.folds import expand_arguments
 from hnseg.hydra_errors import explain
 from hnseg.multirun import collect_jobs, report_jobs
 
@@ -40,8 +40,7 @@ def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
     # Hydra makes a warning of a callback that fails: a sweep would go on with folds nobody can read.
     warnings.filterwarnings("error", message="Callback ExpandFolds")
     try:
-        # argparse gives up on overrides that stand on both sides of a flag: -m goes last.
-        sys.argv[1:] = sorted(expand_arguments(sys.argv[1:]), key=lambda text: text in ("-m", "--multirun"))
+        sys.argv[1:] = arrange(sys.argv[1:], root / "sweeps")
         _register_sweeps(root / "sweeps")
         _register_help(root / "conf")
         hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=config_name)(main)()

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
+from hnseg.command_line import read_grid
 from hnseg.errors import HnsegError
 from hnseg.folds import expand_arguments
 from hnseg.hydra_app import REPOSITORY, compose_job
@@ -27,12 +28,10 @@ def wandb_sweep(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         HnsegError: No such sweep, or overrides that do not fit.
     """
-    path = REPOSITORY / "sweeps" / f"{name}.yaml"
-    grid = OmegaConf.load(path).hydra.sweeper.params if path.exists() else {}
-    given = [f"{key}={value}" for key, value in grid.items()]
+    grid = read_grid(REPOSITORY / "sweeps", [f"sweeps={name}"])
     fixed: list[str] = []
     parameters: dict[str, dict[str, list[int | str]]] = {}
-    for text in [*expand_arguments(given), *expand_arguments(list(overrides))]:
+    for text in [*grid, *expand_arguments(list(overrides))]:
         key, swept, values = _parse(text)
         if swept or key in parameters:
             parameters[key] = {"values": values}

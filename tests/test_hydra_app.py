@@ -125,6 +125,26 @@ def test_the_flag_may_stand_anywhere(shell: Shell, arguments: str) -> None:
     assert shell.jobs() == {"coarse-0", "coarse-1"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "shown", "told"),
+    [
+        ("stage=coarse --cfg job fold=2", "of-coarse-2", ""),
+        ("stage=coarse,fine fold=2-4 -m --cfg job", "of-coarse-2", "the first job: stage=coarse fold=2"),
+        ("-m -c=job stage=coarse fold=2", "of-coarse-2", ""),
+        ("sweeps=folds --cfg job stage=coarse", "of-coarse-0", "the first job: fold=0"),
+        ("sweeps=folds --cfg job fold=3,4 -m --resolve", "of-fine-3", "the first job: fold=3"),
+    ],
+)
+def test_the_configuration_of_any_command_is_shown_with_its_numbers(
+    shell: Shell, arguments: str, shown: str, told: str
+) -> None:
+    run = shell("out=of-${stage.name}-${fold}", *arguments.split())
+    assert run.returncode == 0, run.stderr
+    assert f"out: {shown}\n" in run.stdout
+    assert run.stderr == (f"train.py: {told}\n" if told else "")
+    assert shell.jobs() == set()
+
+
 def test_a_sweep_file_is_found_from_any_folder_and_takes_the_same_text(shell: Shell) -> None:
     run = shell("sweeps=folds")
     assert run.returncode == 0, run.stderr
@@ -147,6 +167,9 @@ def test_the_command_line_has_the_last_word_over_the_sweep_file(shell: Shell) ->
         (["sweeps=backwards"], ["hydra.sweeper.params.fold=4-0"]),
         (["stage=fine,finest", "-m"], ["stage=finest", "coarse, fine"]),
         (["stagee=fine"], ["stagee", "did you mean stage?"]),
+        (["fold=0-1", "--cfg", "job"], ["fold=0,1", "add -m"]),
+        (["stage=fine", "--cfg"], ["--cfg", "expected one argument"]),
+        (["--mulitrun", "stage=fine"], ["unrecognized arguments: --mulitrun"]),
         (["fail=every"], ["data.root=/scans: no such folder; set data.root=PATH"]),
     ],
 )
