@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from hnseg.hydra_errors import explain
 from hnseg.multirun import collect_jobs, report_jobs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+_DEFAULTS = re.compile(r"^defaults:.*\n(?: .*\n)*", re.MULTILINE)
 
 
 def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -39,17 +41,19 @@ def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
     jobs = collect_jobs()
     # Hydra makes a warning of a callback that fails: a sweep would go on with folds nobody can read.
     warnings.filterwarnings("error", message="Callback ExpandFolds")
+    groups: list[str] = []
     try:
+        groups = _groups(root, config_name)
         sys.argv[1:] = arrange(sys.argv[1:], root / "sweeps")
         _register_sweeps(root / "sweeps")
-        _register_help(root / "conf")
+        _register_help(root)
         hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=config_name)(main)()
         report_jobs(jobs)
     except KeyboardInterrupt:  # where no training turned it into an exit of its own
         print(f"{Path(sys.argv[0]).name}: stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        line = None if wants_traceback else explain(error, _groups(root))
+        line = None if wants_traceback else explain(error, groups)
         if line is None:
             raise
         print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
@@ -70,17 +74,20 @@ def compose_job(overrides: Sequence[str], config_name: str = "train") -> DictCon
         with hydra.initialize_config_dir(str(root / "conf"), version_base="1.3"):
             return hydra.compose(config_name, list(overrides))
     except Exception as error:
-        line = explain(error, _groups(root))
+        line = explain(error, _groups(root, config_name))
         if line is None:
             raise
         raise HnsegError(line) from error
 
 
-def _groups(root: Path) -> list[str]:
-    return [folder.name for folder in (root / "conf").glob("*/")] + ["sweeps"]
+def _groups(root: Path, config_name: str) -> list[str]:
+    """The groups that a config chooses from."""
+    defaults = OmegaConf.load(root / "conf" / f"{config_name}.yaml").defaults
+    keys = [str(key) for entry in defaults if isinstance(entry, DictConfig) for key in entry]
+    return [key.removeprefix("optional ") for key in keys if "hydra/" not in key]
 
 
-def _register_help(conf: Path) -> None:
+def _register_help(root: Path) -> None:
     """What a config's `hydra.help.template` may quote, so that `--help` says what the files say.
 
     `${commented:NAME}` is a config file with its comments, without its defaults and `hydra`;
@@ -88,11 +95,12 @@ def _register_help(conf: Path) -> None:
     """
 
     def commented(name: str) -> str:
-        text = (conf / f"{name}.yaml").read_text(encoding="utf-8").partition("\nhydra:")[0]
-        return (text.partition("\n\n")[2] if "defaults:" in text else text).strip()
+        text = (root / "conf" / f"{name}.yaml").read_text(encoding="utf-8").partition("\nhydra:")[0]
+        return _DEFAULTS.sub("", text).strip().replace("$", "$$")  # the template is Python's too
 
     def options(group: str) -> str:
-        return "|".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
+        folder = root / "sweeps" if group == "sweeps" else root / "conf" / group
+        return "|".join(sorted(path.stem for path in folder.glob("*.yaml")))
 
     OmegaConf.register_new_resolver("commented", commented, replace=True)
     OmegaConf.register_new_resolver("options", options, replace=True)

@@ -1,6 +1,7 @@
 """What Hydra and OmegaConf have to say about a user's mistake, told in one line."""
 
 import difflib
+import re
 from collections.abc import Collection, Iterable, Iterator
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -17,6 +18,7 @@ from hnseg.errors import HnsegError
 
 # Hydra's own grammar reads what stands behind the sign of equality.
 _QUOTES = """; a value with spaces, commas, brackets or accents is written 'KEY="VALUE"'"""
+_UNKNOWN_GROUP = re.compile(r"Could not override '([^']+)'")  # of another entry point, for instance
 _UNKNOWN_KEY = (ConfigAttributeError, ConfigKeyError)
 
 
@@ -48,6 +50,8 @@ def explain(error: Exception, groups: Iterable[str] = ()) -> str | None:
             return f"{cause.full_key}: a value is needed; add {cause.full_key}=VALUE{_job_of(error)}"
         if isinstance(cause, OverrideParseException):
             return f"{cause.override}: cannot be read as key=value: {_on_one_line(str(cause))}{_QUOTES}"
+    if match := _UNKNOWN_GROUP.match(str(error)):
+        return f"{match[1]}: no such group here; {_remedy(match[1], [*groups])}"
     return _in_their_words(chain) + _job_of(error)
 
 

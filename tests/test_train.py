@@ -43,6 +43,19 @@ def test_without_data_one_line_names_the_key_and_the_demo(tmp_path: Path, light:
     assert "make demo" in line
 
 
+def test_help_explains_keys_and_offers_what_train_takes(tmp_path: Path, light: dict[str, str]) -> None:
+    shown = run("train.py", "--help", cwd=tmp_path, **light).stdout
+    for key in ("fold", "init_from", "predicted_heads", "precision", "pictures_every", "cover"):
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"{key}:")]
+        assert "#" in line
+    assert shown.count("python train.py ") == 3
+    assert "stage=coarse|fine|head" in shown
+    assert "sweeps=ablation|" in shown
+    assert "${stage.name}_${model.name}" in shown
+    assert "engine" not in shown
+    assert "ensemble=" not in shown
+
+
 @pytest.fixture(scope="module")
 def names_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight cases of empty files: names are all that is looked at before training starts."""
@@ -61,6 +74,8 @@ def names_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["fold=5"], ["fold=5", "folds 0 to 4"]),
         (["training.patch=[150,160,160]"], ["training.patch=[150, 160, 160]", "[160, 160, 160]"]),
         (["training.epoch=5"], ["training.epoch", "epochs"]),
+        (["engine=ray"], ["engine: no such group here; Known: augment, channels, data, experiment, job"]),
+        (["heads=x"], ["heads: no such key", "experiment, fold", "seed, stage"]),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_heavy(
