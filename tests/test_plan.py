@@ -241,6 +241,16 @@ def test_the_loss_shows_what_it_makes_of_a_batch_and_of_logits(kind, aspects):
     assert (loss["batch Dice"], loss["softmax"]) == aspects
 
 
+@pytest.mark.parametrize(
+    ("pair", "weights"), [(HEAD, "[1,2]"), (RESENC, "[1,1,2]"), (("fine", "plainconv"), "[1,1,2]")]
+)
+def test_class_weights_are_told_as_what_they_are(pair, weights):
+    overrides = [f"stage={pair[0]}", f"model={pair[1]}", f"loss.loss.class_weights={weights}"]
+    loss = read_training(Pair.compose(overrides), 4)["Loss Function"]
+    assert loss["terms"] == ["weighted Dice", "weighted cross-entropy"]
+    assert (loss["batch Dice"], loss["softmax"]) == (False, True)
+
+
 def run(monkeypatch, capsys, *overrides):
     """Exit status, stdout and stderr of `hnseg plan`."""
     monkeypatch.setattr(sys, "argv", ["hnseg", "plan", *overrides])

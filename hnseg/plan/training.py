@@ -32,7 +32,7 @@ def read_training(pair: Pair, depths: int) -> Properties:
         "Epochs": training["epochs"],
         "Iterations per Epoch": training["iterations"] or "one pass over the training cases",
         "Forced Foreground": _forced(pair),
-        "Loss Function": _loss(loss.loss),
+        "Loss Function": _loss(loss.loss, len(pair.stage.classes) + 1),
         "Deep Supervision Weights": [round(weight, 4) for weight in loss.weights(depths)],
         "Optimizer": _optimizer(configured["optimizer"]),
         "Learning Rate": _rates(configured["lr_scheduler"], training["epochs"]),
@@ -49,20 +49,22 @@ def _forced(pair: Pair) -> str:
     return f"{batch - samples.unforced} of {batch} samples"
 
 
-def _loss(loss: DiceCELoss) -> Properties:
+def _loss(loss: DiceCELoss, classes: int) -> Properties:
     """The loss of one depth; what it makes of a batch and of logits shows in its value."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 3, 4, 4, 4, generator=generator)
-    target = torch.randint(3, (2, 4, 4, 4), generator=generator)
-    together, shifted = loss(logits, target), loss(logits + 1, target)
-    apart = (loss(logits[:1], target[:1]) + loss(logits[1:], target[1:])) / 2
+    logits = torch.randn(2, classes, 4, 4, 4, generator=generator)
+    target = torch.randint(classes, (2, 4, 4, 4), generator=generator)
+    # Dice alone: weighted cross-entropy is a mean over the batch's voxels, whatever Dice is.
+    pair = zip(logits.softmax(1).split(1), target.split(1), strict=True)
+    apart = torch.stack([loss.dice(*sample) for sample in pair]).mean()
     weighted = "" if loss.class_weights is None else "weighted "
     return {
         "terms": [f"{weighted}Dice", f"{weighted}cross-entropy"],
-        "batch Dice": not torch.allclose(together, apart),
+        "batch Dice": not torch.allclose(loss.dice(logits.softmax(1), target), apart),
         "include background": loss.background,
         "squared pred": loss.squared,
-        "softmax": torch.allclose(together, shifted),  # unlike the sigmoid, it sees differences alone
+        # unlike the sigmoid, it sees differences alone
+        "softmax": torch.allclose(loss(logits, target), loss(logits + 1, target)),
     }
 
 
