@@ -16,7 +16,10 @@ def profile(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Batches to measure, after five more.")] = 50,
     json_file: Json = None,
 ) -> None:
-    """Train for some steps and tell where time and memory go, and what would help. Leaves nothing behind."""
+    """Train for some steps and tell where time and memory go, and what would help.
+
+    Leaves nothing behind but the cache of data.root (data.cache), which the training takes up.
+    """
     from rich.table import Table
 
     from hnseg.terminal import table_console

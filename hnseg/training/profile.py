@@ -26,6 +26,7 @@ from hnseg.tracking.step_clock import StepClock
 from hnseg.training.build import build_cohort, build_module, pick_machine
 from hnseg.training.cohort import find_fold
 from hnseg.training.fit import trainer_options
+from hnseg.training.needs import StepJob, estimate, require_memory
 
 Config = dict[str, Any]
 _WARM_UP = 5  # steps that memory, kernels and workers need to settle
@@ -108,38 +109,48 @@ class _Settled(StepClock):
 
 
 def profile(overrides: Sequence[str], steps: int) -> Profile:
-    """Trains a job for some steps, on phantoms where no cohort is named, and leaves nothing behind.
+    """Trains a job for some steps, on phantoms where no cohort is named.
+
+    Leaves nothing behind but a named cohort's cache (`data.cache`), which a training takes up.
 
     Args:
         overrides: As for train.py.
         steps: How many batches to measure, after a few to warm up.
 
     Raises:
-        HnsegError: What train.py would refuse too, and more than one process.
+        HnsegError: Settings, a step or a cohort that train.py would refuse too, and more than one process.
     """
     quiet()
+    config = _plain(overrides)
+    if (processes := config["trainer"]["processes"]) != 1:
+        raise HnsegError(
+            f"trainer.processes={processes}: a profile measures one process; set trainer.processes=1 and "
+            "training.batch_size to one process's share"
+        )
+    check_job(config)
+    device, precision = pick_machine(config)
+    _require_memory(config, device, precision)
+    if config["data"]["root"] is not None:
+        return _measure(config, device, precision, steps, made_up=False)
     with TemporaryDirectory() as folder:
-        config = _plain(overrides)
-        if (processes := config["trainer"]["processes"]) != 1:
-            raise HnsegError(
-                f"trainer.processes={processes}: a profile measures one process; set trainer.processes=1 and "
-                "training.batch_size to one process's share"
-            )
-        made_up = config["data"]["root"] is None
-        if made_up:
-            make_cohort(Path(folder) / "phantoms", 4, 0, workers=2)
-            places = [f"data.root={folder}/phantoms", f"data.cache={folder}/cache", "data.folds=2"]
-            config = _plain([*overrides, *places])
-        check_job(config)
-        return _measure(config, steps, made_up)
+        make_cohort(Path(folder) / "phantoms", 4, 0, workers=2)
+        places = [f"data.root={folder}/phantoms", f"data.cache={folder}/cache", "data.folds=2"]
+        return _measure(_plain([*overrides, *places]), device, precision, steps, made_up=True)
 
 
 def _plain(overrides: Sequence[str]) -> Config:
     return OmegaConf.to_container(compose_job(overrides), resolve=True)  # type: ignore[return-value]
 
 
-def _measure(config: Config, steps: int, made_up: bool) -> Profile:
-    device, precision = pick_machine(config)
+def _require_memory(config: Config, device: torch.device, precision: Precision) -> None:
+    stage = make_stage(config)
+    job = StepJob.of(config, describe(config, stage, make_input(config, stage))["network"], processes=1)
+    require_memory(job, estimate(job, precision, device), device, precision)
+
+
+def _measure(
+    config: Config, device: torch.device, precision: Precision, steps: int, *, made_up: bool
+) -> Profile:
     stage, fold = make_stage(config), find_fold(config)
     cohort = build_cohort(config, fold, stage, make_input(config, stage), device)
     cohort.fingerprint()

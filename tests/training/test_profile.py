@@ -25,14 +25,16 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
-def test_a_job_is_measured_and_leaves_nothing(overrides: list[str], tmp_path: Path, monkeypatch) -> None:
+def test_a_job_is_measured_and_its_cache_stays(overrides: list[str], tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = profile([*overrides, "training.epochs=100", "training.iterations=10"], steps=4)
+    found = profile(
+        [*overrides, "training.epochs=100", "training.iterations=10", "data.cache=cache"], steps=4
+    )
     assert not found.made_up
     assert (found.steps, found.samples) == (4, 8)
     assert all(seconds > 0 for seconds in found.seconds.values())
     assert found.hours == pytest.approx(1000 * found.total / 4 / 3600)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 def test_parts_of_a_batch_are_counted_as_they_are_loaded(overrides: list[str]) -> None:
@@ -42,9 +44,24 @@ def test_parts_of_a_batch_are_counted_as_they_are_loaded(overrides: list[str]) -
     assert found.hours == pytest.approx(10 * training["epochs"] * 2 * found.total / found.steps / 3600)
 
 
-def test_what_train_would_refuse_is_refused(overrides: list[str]) -> None:
-    with pytest.raises(HnsegError, match=r"training\.patch=\[7, 7, 7\] does not fit"):
-        profile([*overrides, "training.patch=[7,7,7]"], steps=1)
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.patch=[7,7,7]", r"training\.patch=\[7, 7, 7\] does not fit"),
+        ("augment.device=gpu", r"augment\.device=gpu"),
+        ("trainer.device=cpu", r"training\.patch=.*: a step takes .* at least"),
+        ("trainer=ddp", r"trainer\.processes=auto: .* set trainer\.processes=1"),
+    ],
+)
+def test_what_train_would_refuse_is_refused_before_patients_are_made_up(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch, override: str, message: str
+) -> None:
+    for name in ("make_cohort", "build_cohort"):
+        monkeypatch.setattr(f"hnseg.training.profile.{name}", None)
+    monkeypatch.setattr("hnseg.training.needs.free_memory", lambda device: 2**10)
+    for root in ([], ["data.root=null"]):
+        with pytest.raises(HnsegError, match=message):
+            profile([*overrides, *root, override], steps=1)
 
 
 def test_without_a_cohort_the_command_makes_one_up(overrides: list[str]) -> None:
@@ -104,8 +121,3 @@ def test_every_option_that_is_advised_exists() -> None:
     config = compose_job(["augment.device=cuda", "data.workers=5", "trainer.checkpointing=true"])
     compose_job(["trainer.accumulate=2", "trainer.precision=auto", "trainer.deterministic=true"])
     assert config.trainer.checkpointing
-
-
-def test_several_processes_are_refused(overrides: list[str]) -> None:
-    with pytest.raises(HnsegError, match=r"trainer\.processes=auto: .* set trainer\.processes=1"):
-        profile([*overrides, "trainer=ddp"], steps=4)
