@@ -16,6 +16,10 @@ from hnseg.run_folder import RunFolder
 from hnseg.run_settings import flatten
 
 
+class DamagedRunError(HnsegError):
+    """A file of a run that cannot be read."""
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run's folder says of it.
@@ -26,11 +30,13 @@ class Run:
         model: Its network.
         arm: Stage, model and variant in one word.
         fold: Number or `all`.
-        state: `failed` where an error ended it, `stopped` where nothing trains and nothing is finished.
+        state: `failed` where an error ended it, `stopped` where nothing trains and nothing is finished,
+            `damaged` where a file cannot be read.
         epoch: Epochs behind it.
         epochs: Epochs in all.
         best: val/dice of best.ckpt, None before the first validation.
         seconds_left: To its end, or that it would still take; None before its first epoch.
+        damage: What cannot be read, and what to do.
     """
 
     path: Path
@@ -38,17 +44,23 @@ class Run:
     model: str
     arm: str
     fold: str
-    state: Literal["finished", "running", "failed", "stopped"]
+    state: Literal["finished", "running", "failed", "stopped", "damaged"]
     epoch: int
     epochs: int
     best: float | None
     seconds_left: float | None
+    damage: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> Run:
-        """Reads a run's folder, which another process may be writing."""
+        """Reads a run's folder, which another process may be writing.
+
+        Raises:
+            HnsegError: No run lies there.
+            DamagedRunError: A file of it cannot be read.
+        """
         folder, config = RunFolder(path), read_config(path)
-        progress = json.loads(folder.progress.read_text()) if folder.progress.exists() else {}
+        progress = _read(folder.progress, "seconds") if folder.progress.exists() else {}
         epoch, epochs = progress.get("epoch", 0), config["training"]["epochs"]
         state = _state(folder)
         left = (epochs - epoch) * progress["seconds"] if progress else None
@@ -65,9 +77,15 @@ class Run:
             state,
             epoch,
             epochs,
-            folder.scores()["val/dice"] if state == "finished" else progress.get("best"),
+            _scores(path)["val/dice"] if state == "finished" else progress.get("best"),
             left,
         )
+
+    @classmethod
+    def damaged(cls, path: Path, damage: str) -> Run:
+        """A run of which its place alone is known: .../ARM/fold_K."""
+        fold = path.name.removeprefix("fold_")
+        return cls(path, "", "", path.parent.name, fold, "damaged", 0, 0, None, None, damage)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -79,25 +97,36 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises:
         HnsegError: No run lies there.
+        DamagedRunError: Its configuration cannot be read.
     """
-    try:
-        config = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError):
-        config = {}
+    file = path / "config.json"
+    config = _read(file) if file.is_file() else None
     if not isinstance(config, dict) or not {"arm", "fold", "stage", "model", "training"} <= config.keys():
         raise HnsegError(f"{path}: no run lies there; give a folder that train.py wrote (see hnseg runs)")
     return config
 
 
-def find_runs(root: Path) -> list[Run]:
+def find_runs(root: Path, *, strict: bool = True) -> list[Run]:
     """All runs under a folder, by folder and fold.
+
+    Args:
+        root: The folder.
+        strict: Whether a run with a file that cannot be read is refused; else it is `damaged`.
 
     Raises:
         HnsegError: No such folder.
+        DamagedRunError: See `strict`.
     """
     if not root.is_dir():
         raise HnsegError(f"{root}: no such folder; give the one that train.py writes to (runs=...)")
-    runs = [Run.read(path) for path in _run_folders(root)]
+    runs = []
+    for path in _run_folders(root):
+        try:
+            runs.append(Run.read(path))
+        except DamagedRunError as error:
+            if strict:
+                raise
+            runs.append(Run.damaged(path, str(error)))
     return sorted(runs, key=lambda run: (run.path.parent, run.fold.zfill(9)))
 
 
@@ -110,6 +139,7 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str
 
     Raises:
         HnsegError: No run lies in one of them, several of one fold do, or they share no fold.
+        DamagedRunError: A file of theirs cannot be read.
     """
     ours, theirs = _by_fold(a), _by_fold(b)
     if len(ours) == len(theirs) == 1:  # two runs, whatever their folds
@@ -125,7 +155,7 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str
         if settings[0].get(key) != settings[1].get(key)
     }
     finished = [pair for pair in pairs if all(run.state == "finished" for run in pair)]
-    scores = [tuple(RunFolder(run.path).scores() for run in pair) for pair in finished]
+    scores = [tuple(_scores(run.path) for run in pair) for pair in finished]
     shared = (
         [key for key in scores[0][0] if all(key in one for pair in scores for one in pair)] if scores else []
     )
@@ -136,7 +166,27 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str
 def _dealt(path: Path) -> dict[str, Any]:
     """The hash of a run's folds: a cohort that grew deals others under the same settings."""
     split = RunFolder(path).split
-    return {split.name: json.loads(split.read_text())["hash"]} if split.exists() else {}
+    return {split.name: _read(split, "hash")["hash"]} if split.exists() else {}
+
+
+def _scores(path: Path) -> dict[str, float]:
+    return _read(path / "score.json", "val/dice")
+
+
+def _read(file: Path, *keys: str) -> Any:
+    """A file of a run, and in it what it must have."""
+    reason = "damaged"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not keys or (isinstance(content, dict) and content.keys() >= {*keys}):
+            return content
+    except ValueError:
+        pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+    raise DamagedRunError(
+        f"{file}: cannot be read ({reason}); restore it, or remove it and give the training command again"
+    )
 
 
 def _means(pairs: list[tuple[float, float]]) -> tuple[float, float]:
@@ -163,6 +213,8 @@ def _run_folders(root: Path) -> Iterator[Path]:
             continue
         try:
             read_config(Path(folder))
+        except DamagedRunError:
+            pass
         except HnsegError:  # another program's file
             continue
         below.clear()

@@ -178,6 +178,34 @@ def test_the_command_prints_every_run_and_writes_json(tmp_path: Path) -> None:
     assert [one["best"] for one in stored] == [0.5, 0.9]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("config.json", ""), ("score.json", "{"), ("score.json", "[0.5]"), ("progress.json", "")],
+)
+def test_a_damaged_file_is_named_and_the_other_runs_are_listed(tmp_path: Path, name: str, text: str) -> None:
+    for fold in (0, 1):
+        finish(tmp_path / "a" / f"fold_{fold}", {"val/dice": 0.7}, fold=fold)
+    (tmp_path / "a" / "fold_0" / name).write_text(text)
+    damaged, whole = find_runs(tmp_path, strict=False)
+    assert (damaged.fold, damaged.state, whole.state) == ("0", "damaged", "finished")
+    with pytest.raises(HnsegError, match=f"fold_0/{name}: cannot be read"):
+        find_runs(tmp_path)
+
+
+def test_the_commands_tell_a_damaged_file_in_one_line(tmp_path: Path) -> None:
+    for fold in (0, 1):
+        finish(tmp_path / "a" / f"fold_{fold}", {"val/dice": 0.7}, fold=fold)
+    (tmp_path / "a" / "fold_0" / "score.json").write_text("")
+    done = run("hnseg", "runs", ".", cwd=tmp_path)
+    assert [line.split() for line in done.stdout.splitlines()[1:]] == [
+        ["a/fold_0", "0", "damaged"],
+        ["a/fold_1", "fine", "resenc", "1", "10/10", "0.7000", "finished"],
+    ]
+    assert done.returncode == 0
+    assert "a/fold_0/score.json: cannot be read (damaged); restore it, or remove it" in done.stderr
+    assert done.stderr.splitlines()[0] in refused(run("hnseg", "compare", "a", "a/fold_1", cwd=tmp_path))
+
+
 def test_compare_shows_only_what_differs(tmp_path: Path) -> None:
     finish(tmp_path / "a", {"val/dice": 0.7, "val/gtvp_dsc": 0.5})
     finish(tmp_path / "b", {"val/dice": 0.8, "val_coarse/dice": 0.1}, training={"epochs": 10, "patch": [8]})

@@ -20,14 +20,14 @@ def runs(
     """List runs: how far they are, their best score and the time left."""
     from hnseg.runs import find_runs
 
-    found = find_runs(root)
+    found = find_runs(root, strict=False)
     rows = [
         [
             str(run.path.relative_to(root)),
             run.stage,
             run.model,
             run.fold,
-            f"{run.epoch}/{run.epochs}",
+            "" if run.damage else f"{run.epoch}/{run.epochs}",
             "" if run.best is None else f"{run.best:.4f}",
             run.state,
             "" if not run.seconds_left else str(timedelta(seconds=round(run.seconds_left))),
@@ -35,6 +35,9 @@ def runs(
         for run in found
     ]
     _print(["run", "stage", "model", "fold", "epoch", "best", "state", "left"], rows)
+    for run in found:
+        if run.damage:
+            print(run.damage, file=sys.stderr)
     if json_file:
         write_json({"runs": [run.to_dict() for run in found]}, json_file)
 
