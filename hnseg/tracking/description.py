@@ -9,8 +9,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import hnseg
+from hnseg.data.splits import CENTRES
 
 PACKAGES = ("torch", "lightning", "monai", "dynamic-network-architectures")
+# Settings that name a place, however it is written: folders may bear the name of a hospital or a study.
+_DATA = ("root", "heads", "predicted_heads", "coarse", "cache", "split")
+_PLACES = {"runs", "run_dir", "init_from.path", *(f"data.{key}" for key in _DATA)}
 _CHECKOUT = Path(hnseg.__file__).resolve().parents[1]
 
 
@@ -63,18 +67,20 @@ def git_state(checkout: Path = _CHECKOUT) -> dict[str, Any] | None:
 def told(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that a logger is told: no places on this machine, and no case ids."""
     data = {key: value for key, value in config["data"].items() if key != "exclude"}
-    return without_places({**config, "data": data})
+    return _without_places({**config, "data": data})
 
 
-def without_places(config: Any) -> Any:
+def _without_places(config: Any, key: str = "") -> Any:
     """The same settings with `(path)` for what says where on this machine something lies."""
     if isinstance(config, dict):
-        return {key: without_places(value) for key, value in config.items()}
+        return {name: _without_places(value, f"{key}.{name}".lstrip(".")) for name, value in config.items()}
     if isinstance(config, list):
-        return [without_places(value) for value in config]
-    return "(path)" if isinstance(config, str) and _is_place(config) else config
+        return [_without_places(value, key) for value in config]
+    return "(path)" if isinstance(config, str) and _is_place(key, config) else config
 
 
-def _is_place(text: str) -> bool:
+def _is_place(key: str, text: str) -> bool:
+    if key == "data.split" and text == CENTRES:
+        return False
     absolute = PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
-    return absolute or text.startswith(("~", ".."))
+    return key in _PLACES or absolute or text.startswith(("~", ".."))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hnseg.tracking.description import git_state, without_places
+from hnseg.tracking.description import git_state, told
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -44,11 +44,30 @@ def test_no_git_no_state(tmp_path, monkeypatch):
     assert git_state(tmp_path) is None
 
 
-def test_places_are_left_out_and_the_rest_stays():
+def test_places_and_cases_are_left_out_and_the_rest_stays():
+    data = {"root": "coh", "heads": "coh/heads", "predicted_heads": None, "coarse": "rooms/7", "cache": "c"}
     config = {
-        "a": {"root": "/home/x", "names": ["~/y", "C:\\data", "x/y"]},
+        "data": {**data, "split": "folds.json", "folds": 5, "exclude": ["JANE-DOE"]},
+        "runs": "clinic",
+        "run_dir": "clinic/a/fold_0",
+        "init_from": {"path": "clinic/best.ckpt", "sha256": "5ea1"},
+        "else": {"root": "/home/x", "names": ["~/y", "C:\\data", "x/y"]},
         "patch": [8, 8],
         "b": None,
     }
-    expected = {"a": {"root": "(path)", "names": ["(path)"] * 2 + ["x/y"]}, "patch": [8, 8], "b": None}
-    assert without_places(config) == expected
+    hidden = {key: value and "(path)" for key, value in data.items()}
+    expected = {
+        "data": {**hidden, "split": "(path)", "folds": 5},
+        "runs": "(path)",
+        "run_dir": "(path)",
+        "init_from": {"path": "(path)", "sha256": "5ea1"},
+        "else": {"root": "(path)", "names": ["(path)"] * 2 + ["x/y"]},
+        "patch": [8, 8],
+        "b": None,
+    }
+    assert told(config) == expected
+
+
+@pytest.mark.parametrize("split", [None, "centres"])
+def test_a_dealing_without_a_file_is_told(split):
+    assert told({"data": {"split": split}}) == {"data": {"split": split}}

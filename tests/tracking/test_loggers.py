@@ -73,6 +73,7 @@ def test_tensorboard_shows_every_step_of_a_resumed_run_once(tmp_path, log):
     assert shown == [(0, 0.5), (1, pytest.approx(0.4)), (2, pytest.approx(0.3))]
     told = (tmp_path / "tensorboard" / "hparams.yaml").read_text()
     assert "/home/somebody" not in told
+    assert "ward-7" not in told
     assert "JANE-DOE" not in told
 
 

@@ -47,7 +47,7 @@ def test_a_run_says_what_it_is_and_not_where(tmp_path, log, no_network, monkeypa
         "fine_resenc_cte",
     )
     assert set(run.tags) == {"fine", "resenc", "fine_resenc_cte", "fold_3", "paper"}
-    assert found.config["data"] == {"root": "(path)", "split": None}
+    assert found.config["data"] == {"root": "(path)", "heads": "(path)", "split": None}
     assert found.config["training"] == {"epochs": 2}
     assert PROVENANCE.items() <= found.config["provenance"].items()
     assert {"git", "versions"} <= found.config["provenance"].keys()

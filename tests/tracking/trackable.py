@@ -7,7 +7,8 @@ CONFIG = {
     "stage": {"name": "fine"},
     "model": {"name": "resenc"},
     "recipe": {"name": "paper"},
-    "data": {"root": "/home/somebody/hecktor", "split": None, "exclude": ["JANE-DOE"]},
+    "runs": "ward-7/runs",
+    "data": {"root": "/home/somebody/hecktor", "heads": "ward-7", "split": None, "exclude": ["JANE-DOE"]},
     "training": {"epochs": 2},
 }
 PROVENANCE = {"split": "5p1i7", "fingerprint": None, "data": "da7a"}
