@@ -18,13 +18,20 @@ from hnseg.inference.arms import Arms, segment_arms
 from hnseg.inference.memory import Memory
 from hnseg.inference.setup import Setup
 from hnseg.models.bundle import Bundle, export_bundle
+from hnseg.models.checkpoint import Checkpoint, checkpoint_file
 
 BUNDLE = "bundle"  # OUT/bundle
 _MADE_OF = "made_of.json"  # in it: the checkpoints it was exported from
 
 
 def predict(
-    arms: Mapping[str, Config], sources: Sources, cases: Sequence[Case], out: Path, *, oracle: bool = False
+    arms: Mapping[str, Config],
+    sources: Sources,
+    cases: Sequence[Case],
+    out: Path,
+    *,
+    oracle: bool = False,
+    checkpoint: Checkpoint = "best",
 ) -> None:
     """Segments every case with every arm, into OUT/ARM; what an earlier call finished is skipped.
 
@@ -34,12 +41,13 @@ def predict(
         cases: The cohort.
         out: The ablation's folder.
         oracle: The true lesions place the fine ROI, instead of head and coarse networks.
+        checkpoint: Which of the runs' weights; the cases had a say in which are the best.
 
     Raises:
         HnsegError: A run cannot be exported, a case was trained on by every network of a kind, or cases could
             not be segmented.
     """
-    bundle = make_bundle(sources.folders, out / BUNDLE)
+    bundle = make_bundle(sources.folders, out / BUNDLE, checkpoint)
     require_unseen(bundle, cases)
     options: dict[str, Any] = {"lesions": {case.case_id: case.label for case in cases}} if oracle else {}
     setups = {
@@ -60,18 +68,19 @@ def predict(
         raise HnsegError(f"not segmented: {ids} (reasons in {table}); mend that, and run the command again")
 
 
-def make_bundle(folders: Sequence[Path], path: Path) -> Bundle:
-    """The best checkpoints of runs as a bundle; one that was made of the same files is kept.
+def make_bundle(folders: Sequence[Path], path: Path, checkpoint: Checkpoint) -> Bundle:
+    """Checkpoints of runs as a bundle; one that was made of the same files is kept.
 
     Raises:
         HnsegError: As `export_bundle`.
     """
-    checkpoints = [folder / "best.ckpt" for folder in folders]
-    made_of = [[str(one.resolve()), one.stat().st_size, one.stat().st_mtime_ns] for one in checkpoints]
+    checkpoints = [checkpoint_file(folder, checkpoint) for folder in folders]
+    files = [[str(one.resolve()), one.stat().st_size, one.stat().st_mtime_ns] for one in checkpoints]
+    made_of = [checkpoint, *files]
     record = path / _MADE_OF
     if _read(record) != made_of:
         print(f"Bundling {len(folders)} networks: {path}", file=sys.stderr)  # large ones take a while
-        export_bundle(folders, path)
+        export_bundle(folders, path, checkpoint=checkpoint)
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(made_of))
     return Bundle.load(path)

@@ -26,6 +26,10 @@ def ablation(
     oracle_roi: Annotated[
         bool, typer.Option("--oracle-roi", help="True lesions place the fine ROI; arms are named so.")
     ] = False,
+    checkpoint: Annotated[
+        Literal["best", "last", "ema"],
+        typer.Option(help="Of each run; best was chosen by the Dice of the very cases that it is scored on."),
+    ] = "best",
     report: Annotated[bool, typer.Option(help="Write OUT/report.html.")] = True,
     logger: Annotated[Literal["wandb", "none"], typer.Option(help="Log the table.")] = "wandb",
     mode: Annotated[Literal["offline", "online"], typer.Option(help="Of W&B.")] = "offline",
@@ -51,7 +55,7 @@ def ablation(
         from hnseg.tracking.wandb_runs import require_login
 
         require_login("--mode online")
-    predict(chosen, sources, cases, out, oracle=oracle_roi)
+    predict(chosen, sources, cases, out, oracle=oracle_roi, checkpoint=checkpoint)
     rows = write_ablation(out, list(chosen), data, oracle=oracle_roi)
     print_tables(rows)
     if report:

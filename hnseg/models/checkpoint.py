@@ -17,6 +17,11 @@ from hnseg.models.nets import build
 Checkpoint = Literal["best", "last", "ema"]
 
 
+def checkpoint_file(folder: Path, choice: Checkpoint) -> Path:
+    """The file in a run's folder that holds the weights that were chosen."""
+    return folder / ("best.ckpt" if choice == "best" else "last.ckpt")
+
+
 def read_checkpoint(folder: Path, choice: Checkpoint) -> Trained:
     """A member's description, and its network with the weights that were chosen.
 
@@ -27,7 +32,7 @@ def read_checkpoint(folder: Path, choice: Checkpoint) -> Trained:
     Raises:
         HnsegError: The checkpoint is missing or damaged, or has no averaged weights.
     """
-    path = folder / ("best.ckpt" if choice == "best" else "last.ckpt")
+    path = checkpoint_file(folder, choice)
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
         card: dict[str, Any] = stored[CARD]
