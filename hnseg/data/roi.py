@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from hnseg.images import read_label, same_grid, to_array
 from hnseg.masks import foreground_box, positions
 from hnseg.placement import place
 from hnseg.stage import Stage
+from hnseg.tables import read_table
 
 
 def needs_head(stage: Stage) -> bool:
@@ -99,13 +99,18 @@ def _searched(masks: Path, case_id: str) -> sitk.Image | None:
     """The ROI in which infer.py looked for coarse lesions, empty; None if it does not say.
 
     The brightest PET is sought there, and not in a bladder far below.
+
+    Raises:
+        HnsegError: cases.csv cannot be read.
     """
     path = masks / "cases.csv"
-    if not path.exists():
-        return None
-    with path.open(newline="", encoding="utf-8") as file:
-        roi = next((row.get("roi") for row in csv.DictReader(file) if row["case_id"] == case_id), None)
+    remedy = "make it and the masks anew with python infer.py until=coarse unseen=true"
+    _, rows = read_table(path, remedy, ("case_id",))
+    roi = next((row.get("roi") for row in rows if row["case_id"] == case_id), None)
     if not roi:
         return None
-    grid = Grid.from_dict(json.loads(roi))
+    try:
+        grid = Grid.from_dict(json.loads(roi))
+    except (ValueError, LookupError, TypeError) as error:
+        raise HnsegError(f"{path}: {case_id} has roi {roi[:30]!r}, no grid; {remedy}") from error
     return grid.image(np.zeros(grid.shape, np.uint8))

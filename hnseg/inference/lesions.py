@@ -15,8 +15,8 @@ from hnseg.errors import HnsegError
 from hnseg.files import replacing
 from hnseg.geometry import Grid, Point
 from hnseg.inference.components import Uptake, components, uptake
-from hnseg.inference.tables import read_table
 from hnseg.masks import positions
+from hnseg.tables import read_table
 
 COLUMNS = ["case_id", "lesion", "class", "volume_ml", "suv_max", "suv_mean", "suv_peak"]
 COLUMNS += ["x_mm", "y_mm", "z_mm", "probability", "agreement", "face_mm"]

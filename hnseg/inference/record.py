@@ -23,8 +23,8 @@ from hnseg.inference.lesions import Lesion, read_lesions, write_lesions
 from hnseg.inference.outcome import COLUMNS, Outcome
 from hnseg.inference.outputs import FORMATS, Outputs
 from hnseg.inference.provenance import content_digest
-from hnseg.inference.tables import read_table
 from hnseg.inference.work import Made
+from hnseg.tables import read_table
 
 TABLE, LESIONS = "cases.csv", "lesions.csv"
 # What a line says of a case that is not done: how often work on it began; that its files may be anything.

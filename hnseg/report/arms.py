@@ -10,7 +10,7 @@ from typing import Any
 from hnseg.errors import HnsegError
 from hnseg.evaluation.report import CaseScore, Report
 from hnseg.evaluation.score import evaluate
-from hnseg.inference.tables import read_table
+from hnseg.tables import read_table
 
 ABLATION = "ablation.json"  # OUT/ablation.json: {"arms": […], "data": ROOT, …}, beside OUT/ARM
 CASES, LESIONS = "cases.csv", "lesions.csv"  # as infer.py leaves them

@@ -14,13 +14,13 @@ from hnseg.evaluation.score import find_masks
 from hnseg.evaluation.slices import COLOURS, NAMES
 from hnseg.evaluation.view import cases_to_draw
 from hnseg.files import replacing, require_writable
-from hnseg.inference.tables import read_table
 from hnseg.report.arms import Arm, find_arms, read_arm
 from hnseg.report.pictures import Picture
 from hnseg.report.plots import agreement, reliability, sizes
 from hnseg.report.shown import Gallery
 from hnseg.report.tables import Table, case_table, center_table, score_table, stored_table
 from hnseg.report.viewer import REMEDY, niivue_licence, niivue_module
+from hnseg.tables import read_table
 
 CHARACTERS_PER_MB = 1e6
 SIDES = ("truth", "prediction")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,9 @@ from hnseg.data.splits import CENTRES, Split
 from hnseg.errors import HnsegError, few
 from hnseg.head_masks import require_head_masks, with_head_mask
 from hnseg.hydra_app import REPOSITORY
+from hnseg.tables import read_table
+
+_COMMAND = "python infer.py until=coarse unseen=true"  # what makes coarse predictions to train on
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def find_coarse(config: Mapping[str, Any], cases: Sequence[Case]) -> Path | None
         if train_roi == "coarse":
             raise HnsegError(
                 "recipe.roi.train=coarse needs coarse predictions and data.coarse is not set; make them "
-                "with python infer.py until=coarse unseen=true out=COARSE"
+                f"with {_COMMAND} out=COARSE"
             )
         return None
     if not Path(folder).is_dir():
@@ -108,12 +110,12 @@ def find_coarse(config: Mapping[str, Any], cases: Sequence[Case]) -> Path | None
     if unsure := [name for name in names if name not in unseen]:
         raise HnsegError(
             f"data.coarse={folder}: cases.csv does not list {', '.join(unsure)}, so nobody knows which "
-            "networks made their masks; make them anew with python infer.py until=coarse unseen=true"
+            f"networks made their masks; make them anew with {_COMMAND}"
         )
     if leaked := [name for name in names if not unseen[name]]:
         raise HnsegError(
             f"data.coarse={folder}: made by networks trained on {', '.join(leaked)}; make them anew with "
-            "python infer.py until=coarse unseen=true"
+            f"{_COMMAND}"
         )
     return Path(folder)
 
@@ -124,7 +126,7 @@ def _unseen(folder: Path) -> dict[str, bool]:
     if not path.exists():
         raise HnsegError(
             f"{path}: not there, so nobody knows whether these are predictions of networks that have not "
-            "seen the cases; make them with python infer.py until=coarse unseen=true"
+            f"seen the cases; make them with {_COMMAND}"
         )
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["case_id"]: row.get("unseen") == "yes" for row in csv.DictReader(file)}
+    _, rows = read_table(path, f"make it and the masks anew with {_COMMAND}", ("case_id",))
+    return {row["case_id"]: row.get("unseen") == "yes" for row in rows}

@@ -12,8 +12,8 @@ from hnseg.errors import HnsegError, few
 from hnseg.evaluation.score import find_masks
 from hnseg.inference.decision import Decision
 from hnseg.inference.record import TABLE
-from hnseg.inference.tables import read_table
 from hnseg.models.bundle import Bundle
+from hnseg.tables import read_table
 
 CLASSES = ("GTVp", "GTVn")
 # Fewer say nothing of other cases.

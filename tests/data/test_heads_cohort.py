@@ -12,6 +12,7 @@ from posed import posed
 from hnseg.cases import read_cases
 from hnseg.cli import main
 from hnseg.data.heads import draw_cases, propose_head
+from hnseg.data.heads.cohort import FIELDS
 from hnseg.data.prepare import prepare_case
 from hnseg.head_masks import with_head_mask
 from hnseg.images import read_label
@@ -110,6 +111,25 @@ def test_a_stopped_call_leaves_the_lines_of_its_masks(monkeypatch, root):
     assert propose(monkeypatch, root) == 130
     assert table(root / "heads")["A-1"]["head"] == "yes"
     assert {path.name for path in (root / "heads").iterdir()} == {"A-1.nii.gz", "heads.csv"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"case_id,head\nA-1,yes\n", "has no columns x_min"),
+        (b"%s\nA-1,yes\n", "heads.csv line 2: not as many cells as the 9 columns"),
+        (b"%s\nA-1,yes,,,,,,,M\xfcller\n", "heads.csv: cannot be read ('utf-8'"),
+    ],
+)
+def test_a_table_that_something_else_saved_is_one_line_and_stays(monkeypatch, capsys, root, content, message):
+    (root / "heads").mkdir()
+    content = content.replace(b"%s", ",".join(FIELDS).encode())
+    (root / "heads" / "heads.csv").write_bytes(content)
+    assert propose(monkeypatch, root) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert "move it away" in line
+    assert [path.read_bytes() for path in (root / "heads").iterdir()] == [content]
 
 
 def test_a_file_in_the_folder_s_place_is_one_line(monkeypatch, capsys, root):

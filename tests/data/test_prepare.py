@@ -333,6 +333,21 @@ def test_coarse_predictions_place_the_fine_roi_and_truth_stays_the_label(root, t
         prepare(cases, FINE, tmp_path / "cache", coarse=coarse)
 
 
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("case,roi\nA-1,\n", r"cases\.csv: has no columns case_id"),
+        ("case_id,roi\nA-1,\"{'size': 5}\"\n", r"cases\.csv: A-1 has roi \"{'size': 5}\", no grid"),
+        ("case_id,roi\nA-1,{}\n", r"cases\.csv: A-1 has roi '{}', no grid"),
+    ],
+)
+def test_a_table_that_does_not_tell_the_searched_roi_is_told(root, tmp_path, table, message):
+    sitk.WriteImage(sitk.Image(40, 40, 30, sitk.sitkUInt8), str(tmp_path / "A-1.nii.gz"))
+    (tmp_path / "cases.csv").write_text(table)
+    with pytest.raises(HnsegError, match=message):
+        prepare_case(read_cases(root)[0], FINE, tmp_path / "cache", masks=tmp_path)
+
+
 def test_runs_placed_by_different_predictions_have_entries_of_their_own(root, tmp_path, in_this_process):
     folders, cases = [tmp_path / "first", tmp_path / "second"], read_cases(root)
     for folder, x in zip(folders, (10, 30), strict=True):

@@ -17,13 +17,13 @@ from hnseg.cli import main
 from hnseg.errors import HnsegError
 from hnseg.evaluation.score import evaluate
 from hnseg.evaluation.view import Scan
-from hnseg.inference.tables import read_table
 from hnseg.report import page
 from hnseg.report.calibration import Calibration
 from hnseg.report.findings import best_overlaps, find_lesions, lesion_box
 from hnseg.report.pictures import lesion_picture
 from hnseg.report.plots import limits_of_agreement
 from hnseg.report.volumes import viewer_grid
+from hnseg.tables import read_table
 
 
 class Page(HTMLParser):

@@ -8,7 +8,7 @@ from entry import compose_job
 from fabricate import write_case
 
 from hnseg.errors import HnsegError
-from hnseg.training.cohort import find_cohort, read_cohort
+from hnseg.training.cohort import find_coarse, find_cohort, read_cohort
 
 NAMES = ["CHUM-0", "CHUM-1", "CHUS-0", "CHUS-1", "MDA-0", "MDA-1"]
 
@@ -90,3 +90,15 @@ def test_without_data_the_key_and_the_demo_are_named(tmp_path):
         find_cohort(None, [])
     with pytest.raises(HnsegError, match="no such folder"):
         find_cohort(str(tmp_path / "nowhere"), [])
+
+
+@pytest.mark.parametrize(
+    "table", ["case,unseen\nA-1,yes\n", "case_id,unseen\nA-1\n", "case_id;unseen\nA-1;yes\n"]
+)
+def test_a_table_of_coarse_predictions_that_something_else_saved_is_told(tmp_path, table):
+    (tmp_path / "cases.csv").write_text(table)
+    config = {"data": {"coarse": str(tmp_path)}, "recipe": {"roi": {"train": "coarse"}}}
+    with pytest.raises(
+        HnsegError, match=r"cases\.csv.*column.*make it and the masks anew with python infer\.py"
+    ):
+        find_coarse(config, [])

@@ -23,6 +23,7 @@ from hnseg.files import replacing
 from hnseg.images import read_image, read_label, same_grid, write_image
 from hnseg.masks import mask_bounds
 from hnseg.pool import make_pool
+from hnseg.tables import read_table
 
 TABLE, SHEET = "heads.csv", "contact_sheet.png"
 FIELDS = ("case_id", "head", "x_min", "x_max", "y_min", "y_max", "z_min", "z_max", "remark")
@@ -80,7 +81,8 @@ def propose_heads(
         One outcome a case, in the order of `cases`; a CT that cannot be read is a failed one.
 
     Raises:
-        HnsegError: The folder cannot be written, or a worker was killed, most likely for want of memory.
+        HnsegError: The folder cannot be written, its heads.csv cannot be read, or a worker was killed, most
+            likely for want of memory.
     """
     workers = min(workers or min(4, os.cpu_count() or 1), len(cases))
     try:
@@ -152,11 +154,7 @@ def _read_mask(path: Path, ct: sitk.Image) -> sitk.Image:
 
 def _read_table(path: Path) -> dict[str, dict[str, str]]:
     """The lines of earlier calls whose masks are still there, by case."""
-    if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = [] if tuple(reader.fieldnames or ()) != FIELDS else list(reader)
+    _, rows = read_table(path, "correct it, or move it away: the masks stay", FIELDS)
     return {row["case_id"]: row for row in rows if mask_file(path.parent, row["case_id"]).exists()}
 
 

@@ -1,4 +1,4 @@
-"""The tables in OUT, as they are read again."""
+"""CSV tables that hnseg wrote, as they are read again."""
 
 from __future__ import annotations
 
