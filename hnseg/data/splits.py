@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,25 +65,32 @@ class Split:
         return cls(tuple(tuple(centers[name]) for name in names), names)
 
     @classmethod
-    def read(cls, path: Path, cases: Sequence[Case]) -> Split:
+    def read(cls, path: Path, cases: Sequence[Case], excluded: Collection[str] = ()) -> Split:
         """Reads a split file (see `read_split_file`) and holds it against the cases on disk.
+
+        Args:
+            path: The file.
+            cases: Those to deal.
+            excluded: Cases that the file may list and that are left out of the folds.
 
         Raises:
             HnsegError: A bad file, or cases that only one of the two knows, by name.
         """
         on_disk = {case.case_id for case in cases}
-        given = read_split_file(path, on_disk)
+        known = on_disk.union(excluded)
+        given = read_split_file(path, known)
         listed = {case_id for fold in given.folds for case_id in fold}
-        if absent := sorted(listed - on_disk):
+        if absent := sorted(listed - known):
             raise HnsegError(
-                f"{path}: cases that are not there: {', '.join(absent)}; check data.root and data.exclude"
+                f"{path}: cases that are not there: {', '.join(absent)}; check data.root, or take them out "
+                "of the file"
             )
         if unlisted := sorted(on_disk - listed - set(given.aside)):
             raise HnsegError(
                 f"{path}: cases on disk that stand in no fold; add them, or leave them out with "
                 f"data.exclude=[{','.join(unlisted)}]"
             )
-        return cls(given.folds, given.names)
+        return cls(given.folds, given.names).only(cases)
 
     def write(self, path: Path) -> None:
         """Saves the folds as JSON."""
@@ -97,7 +104,7 @@ class Split:
         return hash_folds(self.folds)
 
     def only(self, cases: Iterable[Case]) -> Split:
-        """The same folds without the cases that a stage cannot learn from; the numbers of folds stay."""
+        """The same folds without other cases, which a stage cannot learn from; the numbers of folds stay."""
         kept = {case.case_id for case in cases}
         folds = tuple(tuple(case_id for case_id in fold if case_id in kept) for fold in self.folds)
         return Split(folds, self.names)
@@ -126,8 +133,8 @@ class Split:
         if not train or not validation:
             what = "train" if validation else "validate"
             raise HnsegError(
-                f"fold={fold}: no case to {what} on, for none of those that the split gives it has what this "
-                "stage needs (data.heads for stage=head); choose another fold or label some"
+                f"fold={fold}: no case to {what} on, for those that the split gives it are excluded or lack "
+                "what this stage needs (data.heads for stage=head); choose another fold or label some"
             )
         return train, validation
 

@@ -60,7 +60,7 @@ def read_cohort(data: dict[str, Any], stage: str) -> tuple[list[Case], Split]:
         return cases, Split.leave_one_center_out(cohort).only(cases)
     here = Path(data["split"])  # relative to the working directory or to the repository
     here = here if here.exists() else REPOSITORY / here
-    return cases, Split.read(here, cohort).only(cases)
+    return cases, Split.read(here, cohort, list(map(str, data["exclude"]))).only(cases)
 
 
 def find_cohort(root: str | None, exclude: Sequence[str]) -> list[Case]:

@@ -1,12 +1,14 @@
 """Which cases a training deals into folds: data.split, data.exclude and the head stage's few masks."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from entry import compose_job
 from fabricate import write_case
 
+from hnseg.data.split_files import hash_folds
 from hnseg.errors import HnsegError
 from hnseg.training.cohort import find_coarse, find_cohort, read_cohort
 
@@ -69,11 +71,29 @@ def test_the_remedy_an_error_gives_is_taken(scans: Path) -> None:
     assert cases == ["CHUM-0", "CHUM-1", "CHUS-0"]
 
 
-def test_a_case_that_is_excluded_and_in_the_split_is_named(scans: Path) -> None:
+@pytest.mark.parametrize("extra", [{}, {"hash": hash_folds((tuple(NAMES[:3]), tuple(NAMES[3:])))}])
+def test_a_case_that_the_split_lists_can_be_excluded(scans: Path, extra: dict[str, str]) -> None:
+    """As the refusal of a damaged scan advises; the file, hashed or not, stays as it is."""
     path = scans / "split.json"
-    path.write_text(json.dumps({"folds": [NAMES[:3], NAMES[3:]]}))
-    with pytest.raises(HnsegError, match=r"not there: MDA-1; check data\.root and data\.exclude"):
+    path.write_text(json.dumps({"folds": [NAMES[:3], NAMES[3:]], **extra}))
+    cases, folds = read(scans, "fine", f"data.split={path}", "data.exclude=[MDA-1]")
+    assert cases == NAMES[:5]
+    assert folds == (tuple(NAMES[:3]), ("CHUS-1", "MDA-0"))
+    shutil.rmtree(scans / "CHUM-0")
+    with pytest.raises(
+        HnsegError, match=r"not there: CHUM-0; check data\.root, or take them out of the file"
+    ):
         read(scans, "fine", f"data.split={path}", "data.exclude=[MDA-1]")
+
+
+def test_a_fold_that_excluding_empties_is_refused(scans: Path) -> None:
+    (scans / "split.json").write_text(json.dumps({"folds": [NAMES[:5], NAMES[5:]]}))
+    data = compose_job(
+        "train", f"data.root={scans}", f"data.split={scans}/split.json", "data.exclude=[MDA-1]"
+    ).data
+    cases, split = read_cohort(data, "fine")
+    with pytest.raises(HnsegError, match=r"fold=1: no case to validate on, for those .* are excluded"):
+        split.assign(cases, 1)
 
 
 def test_a_cohort_is_listed_without_its_excluded_cases(tmp_path):
