@@ -69,10 +69,14 @@ def body_median(ct: sitk.Image, pet: sitk.Image) -> float:
 
 def z_range(image: sitk.Image) -> tuple[float, float]:
     """Lowest and highest patient coordinate z (towards the head) of the image's field of view, mm."""
-    size = np.array(image.GetSize())
-    corners = np.array(np.meshgrid(*((-0.5, s - 0.5) for s in size.tolist()))).reshape(3, -1).T
-    z = (corners @ _affine(image).T + image.GetOrigin())[:, 2]
+    z = _corners(image)[:, 2]
     return float(z.min()), float(z.max())
+
+
+def _corners(image: sitk.Image) -> np.ndarray:
+    """The outer corners of the field of view, (8, 3), mm."""
+    corners = np.array(np.meshgrid(*((-0.5, s - 0.5) for s in image.GetSize()))).reshape(3, -1).T
+    return np.asarray(corners @ _affine(image).T + image.GetOrigin())
 
 
 def _lattice(ct: sitk.Image, pet: sitk.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -176,16 +180,29 @@ def _check_unit(what: str, image: sitk.Image) -> list[Finding]:
 
 def _check_label(ct: sitk.Image, label: sitk.Image) -> list[Finding]:
     if not same_grid(ct, label):
-        grids = f"label {_grid(label)}, CT {_grid(ct)}"
-        return [_error(f"label is not on the CT's grid ({grids}): resample it, nearest neighbour")]
+        return [
+            _error(
+                f"label is not on the CT's grid ({_difference(ct, label)}): resample it, nearest neighbour"
+            )
+        ]
     if not sitk.GetArrayViewFromImage(label).any():
         return [_warning("label is empty: check that the patient has neither GTVp nor GTVn")]
     return []
 
 
-def _grid(image: sitk.Image) -> str:
-    size = "x".join(map(str, image.GetSize()))
-    return f"{size} at ({', '.join(f'{c:.1f}' for c in image.GetOrigin())}) mm"
+def _difference(ct: sitk.Image, label: sitk.Image) -> str:
+    """The label's size where it is another, else how far each part of its geometry moves its corners."""
+    if label.GetSize() != ct.GetSize():
+        sizes = ["x".join(map(str, image.GetSize())) for image in (label, ct)]
+        return f"its size is {sizes[0]} voxels, the CT's {sizes[1]}"
+    moved = {}
+    for part in ("Origin", "Spacing", "Direction"):
+        other = sitk.Image(ct)  # a copy of the header: voxels are copied when they are written
+        getattr(other, f"Set{part}")(getattr(label, f"Get{part}")())
+        moved[part.lower()] = float(np.linalg.norm(_corners(other) - _corners(ct), axis=1).max())
+    # What is less than a tenth of the largest is rounding, or no matter.
+    told = [f"{mm:.3g} mm by its {part}" for part, mm in moved.items() if mm >= max(moved.values()) / 10]
+    return f"its corners are off, {' and '.join(told)}"
 
 
 def _error(text: str) -> Finding:

@@ -143,11 +143,31 @@ def test_the_factor_in_the_list_makes_becquerel_usable(tmp_path):
         assert found.usable == sound
 
 
-def test_labels_must_lie_on_the_cts_grid_and_hold_something():
-    ct, pet = ct_image(), pet_image()
-    assert "not on the CT's grid" in texts(check_case(ct, pet, moved(label_image(), 1)), "error")
-    assert "not on the CT's grid" in texts(check_case(ct, pet, label_image()[:, :, 1:]), "error")
-    assert "label is empty" in texts(check_case(ct, pet, label_image() * 0), "warning")
+def turned(image: sitk.Image) -> sitk.Image:
+    """By 90° about z."""
+    other = sitk.Image(image)
+    other.SetDirection((0, -1, 0, 1, 0, 0, 0, 0, 1))
+    return other
+
+
+@pytest.mark.parametrize(
+    ("label", "telling"),
+    [
+        (label_image()[:, :, 1:], "its size is 40x40x29 voxels, the CT's 40x40x30"),
+        (moved(label_image(), 0.004), "its corners are off, 0.004 mm by its origin)"),
+        # The furthest corner is at 79, 79, 88.5 mm.
+        (enlarged(label_image(), 2), "its corners are off, 143 mm by its spacing)"),
+        (turned(moved(label_image(), 100)), "off, 100 mm by its origin and 158 mm by its direction)"),
+    ],
+)
+def test_a_label_must_lie_on_the_cts_grid_and_hears_what_differs(label, telling):
+    text = texts(check_case(ct_image(), pet_image(), label), "error")
+    assert "not on the CT's grid" in text
+    assert telling in text
+
+
+def test_an_empty_label_is_doubtful():
+    assert "label is empty" in texts(check_case(ct_image(), pet_image(), label_image() * 0), "warning")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
