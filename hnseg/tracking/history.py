@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
+
+from hnseg.errors import HnsegError
+from hnseg.tables import read_table
 
 Row = dict[str, str]
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The rows of metrics.csv without their empty cells, oldest first."""
+    """The rows of metrics.csv without their empty cells, oldest first.
+
+    Raises:
+        HnsegError: It is damaged.
+    """
     path = folder / "metrics.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    remedy = "put it back, or move it away: the run goes on without its rows"
+    _, rows = read_table(path, remedy, ("step",))
+    odd = next((row["step"] for row in rows if not row["step"].isdecimal()), None)
+    if odd is not None:
+        raise HnsegError(f"{path}: step {odd!r} is no number; {remedy}")
+    return [{key: value for key, value in row.items() if value} for row in rows]
 
 
 def before(rows: list[Row], step: int) -> list[Row]:

@@ -48,6 +48,16 @@ def test_what_cannot_be_written_leaves_the_rows_of_before(tmp_path, log, monkeyp
     assert (tmp_path / "metrics.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize("damage", [(b",", b";"), (b"1,", b"one,"), (b"train", b"tr\xff")])
+def test_a_damaged_file_is_named_and_stays(tmp_path, log, damage):
+    log(tmp_path, {0: {"train/loss": 0.5}, 1: {"train/loss": 0.25}})
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(damaged := path.read_bytes().replace(*damage))
+    with pytest.raises(HnsegError, match=r"metrics\.csv.*; put it back, or move it away"):
+        log(tmp_path, {2: {"train/loss": 0.1}}, resume=2)
+    assert path.read_bytes() == damaged
+
+
 def test_csv_alone_leaves_wandb_out():
     """Neither imported nor written, in a process of its own."""
     code = (
