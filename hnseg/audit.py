@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -66,7 +67,8 @@ class CaseAudit:
     def as_json(self) -> dict[str, Any]:
         """The audit as plain types, for `json.dumps`."""
         plain = asdict(self) | {"usable": self.usable}
-        plain["case"] = {name: value and str(value) for name, value in plain["case"].items()}
+        files = {name: value and str(value) for name, value in plain["case"].items() if name != "pet_factor"}
+        plain["case"] |= files
         return plain
 
 
@@ -148,8 +150,11 @@ def _orphans(root: Path) -> Iterator[Path]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [path for path in files if path.name.lower().endswith(EXTENSIONS)]
+    """None of a folder that may not be looked into."""
+    with suppress(OSError):
+        files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+        return [path for path in files if path.name.lower().endswith(EXTENSIONS)]
+    return []
 
 
 def _stem(path: Path) -> str:

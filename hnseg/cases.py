@@ -60,7 +60,10 @@ def read_cases(source: Path, *, strict: bool = True) -> list[Case]:
     """
     source = Path(source)
     if source.is_dir():
-        cases = list(_folder_cases(source))
+        try:
+            cases = list(_folder_cases(source))
+        except OSError as error:
+            raise HnsegError(f"{source}: cannot be looked into ({error.strerror}); allow it") from error
         if not cases:
             raise HnsegError(f"{source}: no case in this folder; expected {LAYOUT}")
     elif not source.exists():
@@ -229,7 +232,7 @@ def _require_sound(cases: list[Case]) -> None:
     for case in cases:
         case.check()
         for part, path in (("CT", case.ct), ("PET", case.pet), ("label", case.label)):
-            if path is not None and not path.is_file():
+            if path is not None and not _is_file(path):
                 raise HnsegError(
                     f"{path}: the {part} of case {case.case_id} is missing; add it or remove the case"
                 )

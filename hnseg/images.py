@@ -76,7 +76,7 @@ def read_label(path: Path) -> sitk.Image:
     whole = values.dtype.kind in "iu" and LABELS[0] <= values.min() and values.max() <= LABELS[-1]
     if not whole and (foreign := ~np.isin(values, LABELS)).any():
         found = np.unique(values[foreign])
-        shown = ", ".join(f"{value:g}" for value in found[:5]) + (", …" if len(found) > 5 else "")
+        shown = ", ".join(f"{value:.9g}" for value in found[:5]) + (", …" if len(found) > 5 else "")
         raise HnsegError(
             f"{path}: label values {shown}; only 0, 1 (GTVp) and 2 (GTVn) are allowed: remap them"
         )

@@ -116,11 +116,11 @@ def _number(path: Path, facts: dict[str, Any], key: str) -> float:
     low, high = PLAUSIBLE[key]
     try:
         value = float(facts[key])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not low <= value <= high:
         raise HnsegError(
-            f"{path}: {key}={facts[key]!r} is no number from {low:g} to {high:g}; check its unit"
+            f"{path}: {key}={repr(facts[key])[:30]} is no number from {low:g} to {high:g}; check its unit"
         )
     return value
 

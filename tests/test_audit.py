@@ -141,6 +141,7 @@ def test_the_factor_in_the_list_makes_becquerel_usable(tmp_path):
         )
         (found,) = audit(read_cases(tmp_path / "list.csv", strict=False), workers=1)
         assert found.usable == sound
+        assert found.as_json()["case"]["pet_factor"] == found.case.pet_factor
 
 
 def turned(image: sitk.Image) -> sitk.Image:

@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -73,6 +74,13 @@ def test_a_folder_that_cannot_be_entered_is_its_own_cases_fault(tmp_path, monkey
     with pytest.raises(HnsegError, match=r"/B: cannot be entered \(Permission denied\)"):
         closed.check()
     with pytest.raises(HnsegError, match="cannot be entered"):
+        read_cases(tmp_path)
+
+
+def test_a_root_that_cannot_be_looked_into_is_told(tmp_path, monkeypatch):
+    closed = PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+    monkeypatch.setattr(Path, "iterdir", Mock(side_effect=closed))
+    with pytest.raises(HnsegError, match=r"cannot be looked into \(Permission denied\); allow it"):
         read_cases(tmp_path)
 
 

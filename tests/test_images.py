@@ -308,7 +308,13 @@ def test_labels_come_as_uint8(tmp_path, ext, dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "value", "shown"), [(np.uint8, 3, "3"), (np.int16, -1, "-1"), (np.float32, 0.5, "0.5")]
+    ("dtype", "value", "shown"),
+    [
+        (np.uint8, 3, "3"),
+        (np.int16, -1, "-1"),
+        (np.float32, 0.5, "0.5"),
+        (np.float64, 0.9999999, "0.9999999"),
+    ],
 )
 def test_other_label_values_are_named(tmp_path, dtype, value, shown):
     values = np.zeros((4, 5, 6), dtype)

@@ -15,6 +15,7 @@ from rich.progress import track
 from hnseg.data.phantom.case import FIELDS, make_case, write_case
 from hnseg.data.phantom.scanner import NAMES, Size
 from hnseg.errors import HnsegError
+from hnseg.files import replacing
 from hnseg.pool import make_pool
 
 RECORD = "phantom.json"
@@ -109,7 +110,7 @@ def _claim(out: Path, recipe: dict[str, object], cases: int) -> None:
 
 
 def _write_clinical(path: Path, rows: list[dict[str, str]]) -> None:
-    with path.open("w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(sorted(rows, key=lambda row: row["PatientID"]))
