@@ -38,7 +38,7 @@ def loggers(
     """
     from hnseg.tracking.csv_file import CsvFile
 
-    settings = LoggerSettings(**config["logger"])
+    settings = LoggerSettings.from_dict(config["logger"])
     former = read_rows(folder)
     rows = before(former, step)
     discard_pictures(folder, step)

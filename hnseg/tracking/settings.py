@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from hnseg.errors import HnsegError
 
@@ -25,7 +27,7 @@ class LoggerSettings:
         pictures_every: Epochs between paintings.
 
     Raises:
-        HnsegError: Unknown kind or mode, or no whole number of epochs.
+        HnsegError: Unknown kind or mode, pictures neither on nor off, or no whole number of epochs.
     """
 
     kind: str
@@ -39,8 +41,23 @@ class LoggerSettings:
             raise HnsegError(f"logger.kind={self.kind} is unknown; choose {', '.join(KINDS[:-1])} or csv")
         if self.mode not in MODES:
             raise HnsegError(f"logger.mode={self.mode} is unknown; choose offline or online")
+        # Any text, "no" too, would count as leave to send them.
+        if self.pictures is not None and not isinstance(self.pictures, bool):
+            raise HnsegError(f"logger.pictures={self.pictures}: choose true, false or null")
         if type(self.pictures_every) is not int or self.pictures_every < 1:
             raise HnsegError(f"logger.pictures_every={self.pictures_every}; give a number of epochs above 0")
+
+    @classmethod
+    def from_dict(cls, entries: Mapping[str, Any]) -> LoggerSettings:
+        """Reads the configuration's `logger`.
+
+        Raises:
+            HnsegError: As above, or an unknown key.
+        """
+        known = [field.name for field in fields(cls)]
+        if unknown := next((key for key in entries if key not in known), None):
+            raise HnsegError(f"logger.{unknown} is unknown; choose among {', '.join(known)}")
+        return cls(**entries)
 
     @property
     def paints(self) -> bool:

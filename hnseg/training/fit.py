@@ -111,7 +111,7 @@ def _callbacks(
         alike.append(EndAtOnce())
     if not team.leads:
         return alike
-    watching = callbacks(folder.path, LoggerSettings(**config["logger"]), cohort.spec)
+    watching = callbacks(folder.path, LoggerSettings.from_dict(config["logger"]), cohort.spec)
     return [*alike, RunProgress(title), *watching, ProgressFile(folder.progress, folder.best)]
 
 

@@ -68,7 +68,7 @@ def train_as_one(config: Config, folder: RunFolder, title: str, fold: Fold, team
     stage = make_stage(config)
     spec = make_input(config, stage)
     require_resources(config, folder, describe(config, stage, spec)["network"], device, precision, team)
-    require_loggers(LoggerSettings(**config["logger"]))
+    require_loggers(LoggerSettings.from_dict(config["logger"]))
     begin = partial(folder.begin, config, split=fold.split, overwrite=overwrite)
     if resume is None:
         team.share(begin)  # so that it is seen while its volumes are prepared

@@ -99,11 +99,13 @@ def test_tensorboard_that_is_not_there_is_told(monkeypatch):
         ({"kind": "tensorbord"}, "logger.kind=tensorbord"),
         ({"kind": "wandb", "mode": "on"}, "logger.mode=on"),
         ({"kind": "csv", "pictures_every": 0}, "logger.pictures_every=0"),
+        ({"kind": "wandb", "mode": "online", "pictures": "no"}, "logger.pictures=no: choose true, false"),
+        ({"kind": "csv", "foo": 1}, "logger.foo is unknown; choose among kind, mode"),
     ],
 )
 def test_unknown_settings_are_told(settings: dict[str, Any], part: str):
     with pytest.raises(HnsegError, match=part):
-        LoggerSettings(**settings)
+        LoggerSettings.from_dict(settings)
 
 
 @pytest.mark.parametrize(
