@@ -30,7 +30,7 @@ from hnseg.data.roi import ml_outside, needs_head, place_roi, read_mask
 from hnseg.data.sampling import MODALITIES, STUDY, Sampling
 from hnseg.errors import HnsegError
 from hnseg.files import require_room
-from hnseg.images import read_label
+from hnseg.images import read_label, to_array
 from hnseg.pool import make_pool
 from hnseg.stage import Stage
 from hnseg.suv import read_scan
@@ -175,6 +175,11 @@ def prepare_case(
     if label is None:
         raise HnsegError(
             f"{case.case_id}: no label image {case.case_id}.nii.gz to train the {stage.name} stage on"
+        )
+    if (most := int(to_array(label).max())) > len(stage.classes):
+        raise HnsegError(
+            f"{case.case_id}: its labels reach {most}, and stage.classes=[{','.join(stage.classes)}] names "
+            f"{len(stage.classes)}; name a class for each label"
         )
     inner, fallback = place_roi(case, stage, ct, pet, lesions if mask is None else mask, masks)
     margin = stage.voxels(margin_mm)

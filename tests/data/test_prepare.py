@@ -278,6 +278,11 @@ def test_head_masks_do_not_concern_the_fine_stage(root, tmp_path, in_this_proces
     assert times(prepare(read_cases(root), FINE, tmp_path, heads=heads)) == before
 
 
+def test_labels_without_a_class_are_told(root, tmp_path, in_this_process):
+    with pytest.raises(HnsegError, match=r"A-1: its labels reach 2, and stage\.classes=\[GTVp\] names 1"):
+        prepare(read_cases(root), replace(FINE, classes=("GTVp",)), tmp_path)
+
+
 @pytest.mark.parametrize("stage", [HEAD, COARSE])
 def test_a_missing_head_mask_is_named_with_the_remedy(root, tmp_path, in_this_process, stage):
     heads = write_heads(root, "A-1")
