@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torchio as tio
-from hydra.utils import instantiate
 
+from hnseg.construct import construct
 from hnseg.data.augment import RandomHeadCut
 from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
@@ -76,7 +76,8 @@ def cut_head(config: Config, stage: Stage) -> RandomHeadCut | None:
 def scan_augment(config: Config, stage: Stage) -> tio.Transform | None:
     """What training does to scans before they become channels; None if nothing is."""
     cut = cut_head(config, stage)
-    transforms = [*([cut] if cut else []), *map(instantiate, config["scan_augment"].values())]
+    named = config["scan_augment"].items()
+    transforms = [*([cut] if cut else []), *(construct(one, f"scan_augment.{name}") for name, one in named)]
     return tio.Compose(transforms) if len(transforms) > 1 else next(iter(transforms), None)
 
 

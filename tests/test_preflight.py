@@ -12,6 +12,7 @@ from entry import compose_job
 from members import TINY
 from omegaconf import OmegaConf
 
+from hnseg.construct import construct
 from hnseg.data.normalise import SCHEMES
 from hnseg.errors import HnsegError
 from hnseg.models.nets import build
@@ -190,6 +191,30 @@ def test_a_recipe_that_would_be_misunderstood_is_refused(key: str, value: object
     with pytest.raises(HnsegError) as caught:
         check_recipe(recipe(**{key: value}))
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("optimizer.step", {"momentum": -3}),
+        ("optimizer.step", {"momentun": 0.9}),
+        ("optimizer.schedule", {"powr": 0.9}),
+        ("loss", {"loss": {"_target_": "hnseg.models.losses.DiceCELoss", "smooth": 1}}),
+        ("augment", {"_target_": "hnseg.data.augment.Mixx"}),
+    ],
+)
+def test_what_cannot_be_built_is_told_with_its_key(key: str, changes: dict[str, Any]) -> None:
+    parameters = [torch.zeros(1, requires_grad=True)]
+    config = compose_job("train")
+    given = {"optimizer.step": parameters, "optimizer.schedule": torch.optim.SGD(parameters)}.get(key)
+    node = OmegaConf.to_container(OmegaConf.select(config, key), resolve=True)
+    with pytest.raises(HnsegError, match=rf"^{key} cannot be built: .*check its entries$"):
+        construct(node | changes, key)(given)  # type: ignore[operator]
+
+
+def test_settings_that_a_network_does_not_have_are_told() -> None:
+    with pytest.raises(HnsegError, match=r"model\.settings cannot be built: .*'foo'"):
+        build("plainconv", 2, 3, **TINY["plainconv"], foo=1)
 
 
 @pytest.mark.parametrize(

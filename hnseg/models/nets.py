@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from hnseg.construct import building
 from hnseg.errors import HnsegError
 from hnseg.models.gate import ChannelGate
 from hnseg.models.instance_norm import replace_norms
@@ -160,12 +161,13 @@ def build(
         settings: Of the architecture.
 
     Raises:
-        HnsegError: Unknown name.
+        HnsegError: Unknown name, or settings that it does not have or cannot be built with.
     """
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise HnsegError(f"model.architecture={architecture} is unknown; choose one of {known}")
-    network = ARCHITECTURES[architecture](in_channels, out_channels, **settings)  # type: ignore[operator]
+    with building("model.settings"):
+        network = ARCHITECTURES[architecture](in_channels, out_channels, **settings)  # type: ignore[operator]
     replace_norms(network)
     if gate:
         network.gate = ChannelGate(in_channels)

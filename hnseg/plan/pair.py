@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from hnseg.construct import construct
 from hnseg.data.intensity import InputSpec
 from hnseg.hydra_app import compose_job
 from hnseg.job import Config, describe, make_input, make_stage
@@ -54,10 +54,10 @@ def _module(config: Config, stage: Stage, spec: InputSpec) -> SegmentationModule
         network = build(**card["network"])
     return SegmentationModule(
         network,
-        instantiate(config["loss"]),
+        construct(config["loss"], "loss"),
         lambda network, image: network(image),
-        instantiate(config["optimizer"]["step"]),
-        instantiate(config["optimizer"]["schedule"]),
+        construct(config["optimizer"]["step"], "optimizer.step"),
+        construct(config["optimizer"]["schedule"], "optimizer.schedule"),
         classes=stage.classes,
         spacing=stage.spacing,
         card=card,

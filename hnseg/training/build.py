@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 
+from hnseg.construct import construct
 from hnseg.data.datamodule import StageDataModule
 from hnseg.data.dataset import Share
 from hnseg.data.intensity import InputSpec
@@ -62,7 +62,7 @@ def build_cohort(
     Raises:
         HnsegError: `data.workers` is no count.
     """
-    augment = instantiate(config["augment"])
+    augment = construct(config["augment"], "augment")
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     training, data = config["training"], config["data"]
     iterations = training["iterations"]
@@ -118,9 +118,9 @@ def build_module(
         checkpoint_blocks(network)
     return SegmentationModule(
         network,
-        instantiate(config["loss"]),
+        construct(config["loss"], "loss"),
         Predictor.of(card, precision=precision),
-        instantiate(config["optimizer"]["step"]),
+        construct(config["optimizer"]["step"], "optimizer.step"),
         make_scheduler(config, lengths),
         classes=stage.classes,
         spacing=stage.spacing,

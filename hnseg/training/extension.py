@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from hnseg.construct import construct
 from hnseg.run_folder import Length
 
 Config = dict[str, Any]
@@ -60,7 +60,7 @@ def make_scheduler(config: Config, lengths: Sequence[Length]) -> Callable[[Optim
     schedule, epochs = config["optimizer"]["schedule"], config["training"]["epochs"]
     earlier = [length for length in lengths if length["epochs"] < epochs]
     if not earlier:
-        return instantiate(schedule)
+        return construct(schedule, "optimizer.schedule")
     factors = _factors(schedule, earlier[0]["epochs"])
     for length, until in zip(earlier, [*(one["epochs"] for one in earlier[1:]), epochs], strict=True):
         factors = _extended(factors, length["trained"], _factors(schedule, until))
@@ -84,7 +84,7 @@ def _factors(schedule: Config, epochs: int) -> list[float]:
     """What a schedule of so many epochs multiplies the rate with in each of them."""
     told = schedule | {key: epochs for key in _LENGTHS if key in schedule}
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    scheduler, factors = instantiate(told)(optimizer), []
+    scheduler, factors = construct(told, "optimizer.schedule")(optimizer), []
     for _ in range(epochs):
         factors.append(float(optimizer.param_groups[0]["lr"]))
         optimizer.step()

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
+from hnseg.construct import construct
 from hnseg.errors import HnsegError
 from hnseg.files import require_room, size
 from hnseg.hardware import Precision, autocast, free_memory
@@ -74,8 +74,8 @@ class Step:
             if parameter.ndim == 5:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
         self.average = [p.detach().clone() for p in self.network.parameters()] if job.averaged else []
-        self.loss = instantiate(job.loss)
-        self.optimizer = instantiate(job.optimizer["step"])(self.network.parameters())
+        self.loss = construct(job.loss, "loss")
+        self.optimizer = construct(job.optimizer["step"], "optimizer.step")(self.network.parameters())
 
     def __call__(self) -> None:
         """Forward, loss, backward, clip, update."""
