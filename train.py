@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> Score:
     """Composes, checks, fits, and returns the validation Dice of the best checkpoint."""
     config: Config = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     check_job(config)
-    LoggerSettings(**config["logger"])  # refuses what it does not know
+    LoggerSettings.from_dict(config["logger"])  # refuses what it does not know
     if config["init_from"] is not None:
         from hnseg.training.pretrained import identify
 

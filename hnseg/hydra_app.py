@@ -45,6 +45,7 @@ def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
     try:
         groups = _groups(root, config_name)
         sys.argv[1:] = arrange(sys.argv[1:], root / "sweeps")
+        _require_options(sys.argv[1:], root, groups)
         _register_sweeps(root / "sweeps")
         _register_help(root)
         hydra.main(version_base="1.3", config_path=str(root / "conf"), config_name=config_name)(main)()
@@ -70,6 +71,7 @@ def compose_job(overrides: Sequence[str], config_name: str = "train") -> DictCon
     if not (root / "conf" / f"{config_name}.yaml").exists():
         raise HnsegError(f"{root / 'conf'}: not there; install hnseg from its repository (pip install -e .)")
     _register_sweeps(root / "sweeps")
+    _require_options(overrides, root)
     try:
         with hydra.initialize_config_dir(str(root / "conf"), version_base="1.3"):
             return hydra.compose(config_name, list(overrides))
@@ -85,6 +87,16 @@ def _groups(root: Path, config_name: str) -> list[str]:
     defaults = OmegaConf.load(root / "conf" / f"{config_name}.yaml").defaults
     keys = [str(key) for entry in defaults if isinstance(entry, DictConfig) for key in entry]
     return [key.removeprefix("optional ") for key in keys if "hydra/" not in key]
+
+
+def _require_options(overrides: Sequence[str], root: Path, groups: Sequence[str]) -> None:
+    """Refuses null for a group, of which Hydra says neither the name nor the line."""
+    for override in overrides:
+        group, _, option = override.partition("=")
+        if option.lower() == "null" and group in groups:
+            folder = root / ("sweeps" if group == "sweeps" else f"conf/{group}")
+            known = sorted(path.stem for path in folder.rglob("*.yaml"))
+            raise HnsegError(f"{override}: choose one of {', '.join(known)}, or leave it out")
 
 
 def _register_help(root: Path) -> None:

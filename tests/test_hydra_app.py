@@ -166,6 +166,7 @@ def test_the_command_line_has_the_last_word_over_the_sweep_file(shell: Shell) ->
         (["sweeps=foldz"], ["sweeps=foldz", "backwards, folds"]),
         (["sweeps=backwards"], ["hydra.sweeper.params.fold=4-0"]),
         (["stage=fine,finest", "-m"], ["stage=finest", "coarse, fine"]),
+        (["stage=null"], ["stage=null: choose one of coarse, fine"]),
         (["stagee=fine"], ["stagee", "did you mean stage?"]),
         (["fold=0-1", "--cfg", "job"], ["fold=0,1", "add -m"]),
         (["stage=fine", "--cfg"], ["--cfg", "expected one argument"]),
