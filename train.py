@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from hnseg.hydra_app import run
+from hnseg.job_keys import read_job
 from hnseg.multirun import take_folder
 from hnseg.preflight import check_job, check_share
 from hnseg.run_folder import RunFolder, Score
@@ -24,12 +24,11 @@ from hnseg.training.cohort import find_fold
 from hnseg.training.team import count_processes, find_team
 
 # Everything heavy is imported where it is used, so that a mistake is answered in a second.
-Config = dict[str, Any]
 
 
 def main(cfg: DictConfig) -> Score:
     """Composes, checks, fits, and returns the validation Dice of the best checkpoint."""
-    config: Config = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config = read_job(cfg)
     check_job(config)
     LoggerSettings.from_dict(config["logger"])  # refuses what it does not know
     if config["init_from"] is not None:

@@ -71,12 +71,13 @@ def compose_job(overrides: Sequence[str], config_name: str = "train") -> DictCon
     if not (root / "conf" / f"{config_name}.yaml").exists():
         raise HnsegError(f"{root / 'conf'}: not there; install hnseg from its repository (pip install -e .)")
     _register_sweeps(root / "sweeps")
-    _require_options(overrides, root)
+    groups = _groups(root, config_name)
+    _require_options(overrides, root, groups)
     try:
         with hydra.initialize_config_dir(str(root / "conf"), version_base="1.3"):
             return hydra.compose(config_name, list(overrides))
     except Exception as error:
-        line = explain(error, _groups(root, config_name))
+        line = explain(error, groups)
         if line is None:
             raise
         raise HnsegError(line) from error

@@ -9,27 +9,27 @@ from typing import Any
 import numpy as np
 
 from hnseg.errors import HnsegError
+from hnseg.kinds import POSITIVE
 from hnseg.models.sides import divisor
-from hnseg.recipe import check_recipe, check_window
+from hnseg.recipe import check_decision, check_window
 
 
 def check_job(config: Mapping[str, Any]) -> None:
     """Refuses a training that would be misunderstood, or fail once everything heavy is there.
 
     Args:
-        config: The composed configuration as plain lists and numbers; a patch that is not set is `???`.
+        config: Of `hnseg.job_keys.read_job`; a patch that is not set is `???`.
 
     Raises:
-        HnsegError: The first key that does not fit.
+        HnsegError: The first key that does not fit the others.
     """
     stage, model, training = config["stage"], config["model"], config["training"]
     check_stages(model)
     check_patch(None if training["patch"] == "???" else training["patch"], model, stage["name"])
     check_length(training, config["trainer"]["accumulate"])
-    check_processes(config["trainer"]["processes"])
     check_class_weights(config["loss"]["loss"]["class_weights"], stage["classes"])
-    check_switches(config)
-    check_recipe(config["recipe"])
+    check_averages(training["ema"], config["recipe"]["checkpoint"])
+    check_decision(config["recipe"])
     check_augment(config["augment"], coordinates=config["recipe"]["coordinates"])
     check_window(config["recipe"], stage["name"], config["cte"])
 
@@ -72,18 +72,6 @@ def check_patch(patch: Sequence[int] | None, model: Mapping[str, Any], stage: st
         )
 
 
-def check_switches(config: Mapping[str, Any]) -> None:
-    """Refuses what is neither on nor off: any text would count as on.
-
-    Raises:
-        HnsegError: A switch that is neither true nor false.
-    """
-    for key in ("model.gating", "recipe.coordinates", "trainer.checkpointing", "trainer.compile"):
-        group, _, name = key.partition(".")
-        if not isinstance(config[group][name], bool):
-            raise HnsegError(f"{key}={config[group][name]}: choose true or false")
-
-
 def check_augment(augment: Mapping[str, Any], *, coordinates: bool) -> None:
     """Refuses a mix that cannot run where it is to run.
 
@@ -124,7 +112,7 @@ def check_class_weights(weights: Sequence[float] | None, classes: Sequence[str])
         return
     labels = ["background", *classes]
     fits = isinstance(weights, Sequence) and len(weights) == len(labels)
-    if not fits or not all(isinstance(w, int | float) and w > 0 for w in weights):
+    if not fits or not all(map(POSITIVE.fits, weights)):
         raise HnsegError(
             f"loss.loss.class_weights={weights}: give a positive number for each of {', '.join(labels)}, in "
             "this order"
@@ -139,16 +127,10 @@ def check_length(training: Mapping[str, Any], accumulate: int) -> None:
         accumulate: Parts a batch is worked on in.
 
     Raises:
-        HnsegError: Epochs, batch size, iterations or validation interval that are no counting numbers,
-            fewer epochs than the interval, or a batch that does not fall into equal parts.
+        HnsegError: Fewer epochs than the interval, or a batch that does not fall into equal parts.
     """
-    for key in ("epochs", "batch_size", "iterations", "validate_every"):
-        value = training[key]
-        unset = key == "iterations" and value is None  # one pass over the training cases
-        if not unset and not (isinstance(value, int) and value >= 1):
-            raise HnsegError(f"training.{key}={value}: give a number of at least 1")
     batch = training["batch_size"]
-    if type(accumulate) is not int or accumulate < 1 or batch % accumulate:
+    if batch % accumulate:
         raise HnsegError(
             f"trainer.accumulate={accumulate} with training.batch_size={batch}: give a number that divides it"
         )
@@ -159,14 +141,21 @@ def check_length(training: Mapping[str, Any], accumulate: int) -> None:
         )
 
 
-def check_processes(processes: int | str) -> None:
-    """Refuses a number of processes that is none.
+def check_averages(ema: float | None, checkpoint: str) -> None:
+    """Refuses to compare averaged weights that nobody averages.
+
+    Args:
+        ema: Of `training`, the decay of averaged weights.
+        checkpoint: Of the recipe.
 
     Raises:
-        HnsegError: Neither `auto` nor a counting number.
+        HnsegError: There are none.
     """
-    if processes != "auto" and (type(processes) is not int or processes < 1):
-        raise HnsegError(f"trainer.processes={processes}: give a number, or auto for one on each GPU")
+    if checkpoint == "compare" and ema is None:
+        raise HnsegError(
+            "recipe.checkpoint=compare with training.ema=null: no averaged weights to compare; set "
+            "training.ema=0.999, or recipe.checkpoint=best"
+        )
 
 
 def check_share(config: Mapping[str, Any], processes: int, validated: int) -> None:

@@ -8,39 +8,15 @@ from typing import Any
 from hnseg.errors import HnsegError
 from hnseg.inference.decision import Decision
 
-_SCHEMES = ("zscore", "ct", "range", "sigmoid", "cohort", "rescale", "none")  # of hnseg.data.normalise
-# What a recipe's keys may be; its decision is checked by the code that carries it out.
-_CHOICES = {
-    "pet": ("minmax", "suv", "raw"),
-    "source": ("study", "head_crop"),
-    "outside": ("air", "minus_one"),
-    "head_crop": ("body", "corner"),
-    "checkpoint": ("best", "compare"),
-    "roi.train": ("truth", "coarse"),
-    "roi.validate": ("truth", "coarse"),
-    "normalise.ct": _SCHEMES,
-    "normalise.pet": _SCHEMES,
-}
 _LESIONS = ("GTVp", "GTVn")
 
 
-def check_recipe(recipe: Mapping[str, Any]) -> None:
-    """Refuses a recipe that would be misunderstood.
+def check_decision(recipe: Mapping[str, Any]) -> None:
+    """Refuses rules of a recipe, from probabilities to a mask, that would be misunderstood.
 
     Raises:
-        HnsegError: A choice that does not exist.
+        HnsegError: A rule that does not exist, or is not what it may be.
     """
-    for key, known in _CHOICES.items():
-        value: Any = recipe
-        for part in key.split("."):
-            value = value[part]
-        if value not in known:
-            raise HnsegError(f"recipe.{key}={value}: choose one of {', '.join(known)}")
-    if unknown := set(recipe["minmax_again"]) - {"head", "coarse", "fine"}:
-        raise HnsegError(f"recipe.minmax_again={','.join(sorted(unknown))}: name stages (head, coarse, fine)")
-    for modality, powers in recipe["enhance"].items():
-        if set(powers) - {"square", "cube_root"}:
-            raise HnsegError(f"recipe.enhance.{modality}={list(powers)}: choose of square, cube_root")
     try:
         Decision.from_dict(decision_rules(recipe), _LESIONS)
     except HnsegError as error:

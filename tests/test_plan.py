@@ -151,7 +151,7 @@ def composed():
         (SEGRESNET, "optimizer.step.weight_decay=1.0e-4", "Optimizer"),
         (SEGRESNET, "optimizer.schedule.warmup_steps=5", "Learning Rate"),
         (SEGRESNET, "augment.transforms.0.p=0.3", "Data Augmentation"),
-        (SEGRESNET, "recipe.checkpoint=compare", "Checkpoint"),
+        (SEGRESNET, "recipe.checkpoint=compare training.ema=0.9", "Checkpoint"),
         (SEGRESNET, "recipe.decision.min_component_ml=0", "Small Components"),
     ],
 )
@@ -159,8 +159,9 @@ def test_one_change_of_the_configuration_is_an_unexplained_difference(
     monkeypatch, composed, pair, override, row
 ):
     changed = deepcopy(composed[pair])
-    key, _, value = override.partition("=")
-    OmegaConf.update(changed, key, yaml.safe_load(value), merge=False)
+    for one in override.split():
+        key, _, value = one.partition("=")
+        OmegaConf.update(changed, key, yaml.safe_load(value), merge=False)
     monkeypatch.setattr("hnseg.plan.pair.compose_job", lambda overrides: changed)
     assert row in {one.name for rows in plan(*pair).values() for one in rows if not one.explained}
 

@@ -101,6 +101,7 @@ def test_a_mistake_is_one_line_before_anything_heavy(
             r"training\.validate_every=4.*training\.epochs=3",
         ),
         (["loss.loss.class_weights=[1,2]"], r"class_weights=\[1, 2\].*background, GTVp, GTVn"),
+        (["overwrite=no"], r"overwrite=no: choose true or false"),
         (["model.gating=soft"], r"model\.gating=soft: choose true or false"),
         (["data.folds=9"], r"data\.folds=9 with 8 cases"),
         (["data.exclude=[A-99]"], r"data\.exclude=A-99"),

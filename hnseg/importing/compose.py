@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from omegaconf import OmegaConf
-
 from hnseg.errors import HnsegError
 from hnseg.hydra_app import compose_job
 from hnseg.job import Config
+from hnseg.job_keys import read_job
 
 
 def compose(model: str, overrides: Sequence[str]) -> Config:
@@ -22,7 +21,7 @@ def compose(model: str, overrides: Sequence[str]) -> Config:
         HnsegError: Overrides that do not fit, or that ask for another kind of network.
     """
     chosen = [] if any(override.startswith("model=") for override in overrides) else [f"model={model}"]
-    config: Config = OmegaConf.to_container(compose_job([*chosen, *overrides]), resolve=True)  # type: ignore[assignment]
+    config = read_job(compose_job([*chosen, *overrides]))
     if config["model"]["architecture"] != model:
         raise HnsegError(f"model={config['model']['name']}: the folder holds model={model}; leave it out")
     return config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hnseg.errors import HnsegError
+from hnseg.kinds import is_amount
 
 Rule = Literal["half", "argmax"]
 Fusion = Literal["flat", "authors"]
@@ -107,12 +107,8 @@ def _check_numbers(key: str, value: Any) -> None:
         return
     named = isinstance(value, Mapping)
     misplaced = key == "node_suv_peak" if named else key in _BY_NAME_ONLY
-    if misplaced or not all(_is_amount(number) for number in (value.values() if named else [value])):
+    if misplaced or not all(map(is_amount, value.values() if named else [value])):
         raise HnsegError(f"decision.{key}={value}: give {_NUMBERS[key]}")
-
-
-def _is_amount(number: Any) -> bool:
-    return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < math.inf
 
 
 def decide(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hnseg.errors import HnsegError
+from hnseg.kinds import is_count
 
 _CHOICES = {
     "until": (("head", "coarse", "fine"), "is no stage; choose head, coarse or fine"),
@@ -29,10 +30,10 @@ def check_options(config: Mapping[str, Any]) -> None:
         if config[key] not in known:
             raise HnsegError(f"{key}={config[key]} {remark}")
     threads = config["trainer"]["threads"]
-    if threads is not None and not _is_count(threads):
+    if threads is not None and not is_count(threads):
         raise HnsegError(f"trainer.threads={threads}: give a number of 1 or more, or null for all cores")
     at_once = config["engine"].get("at_once")
-    if at_once is not None and not _is_count(at_once):
+    if at_once is not None and not is_count(at_once):
         raise HnsegError(f"engine.at_once={at_once}: give a number of cases of 1 or more, or null")
     unused = [f"decision.{key}" for key in _OF_FINE_MASKS if config["decision"][key] is not None]
     if unused and config["until"] != "fine":
@@ -40,7 +41,3 @@ def check_options(config: Mapping[str, Any]) -> None:
             f"until={config['until']} with {' '.join(unused)}: only the fine stage's masks are decided by "
             "it; leave it out, or set until=fine"
         )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from omegaconf import OmegaConf
 
 from hnseg.construct import construct
 from hnseg.data.intensity import InputSpec
 from hnseg.hydra_app import compose_job
 from hnseg.job import Config, describe, make_input, make_stage
+from hnseg.job_keys import read_job
 from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import build
 from hnseg.preflight import check_job
@@ -41,7 +41,7 @@ class Pair:
         Raises:
             HnsegError: What train.py would refuse too.
         """
-        config: Config = OmegaConf.to_container(compose_job(overrides), resolve=True)  # type: ignore[assignment]
+        config = read_job(compose_job(overrides))
         check_job(config)
         stage = make_stage(config)
         spec = make_input(config, stage)

@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import Progress
 
@@ -20,6 +19,7 @@ from hnseg.errors import HnsegError
 from hnseg.hardware import Precision, gpu_peak_mib, peak_mib, pick_precision, reset_gpu_peak
 from hnseg.hydra_app import compose_job
 from hnseg.job import describe, make_input, make_stage
+from hnseg.job_keys import read_job
 from hnseg.preflight import check_job
 from hnseg.quiet import quiet
 from hnseg.tracking.step_clock import StepClock
@@ -121,7 +121,7 @@ def profile(overrides: Sequence[str], steps: int) -> Profile:
         HnsegError: Settings, a step or a cohort that train.py would refuse too, and more than one process.
     """
     quiet()
-    config = _plain(overrides)
+    config = read_job(compose_job(overrides))
     if (processes := config["trainer"]["processes"]) != 1:
         raise HnsegError(
             f"trainer.processes={processes}: a profile measures one process; set trainer.processes=1 and "
@@ -135,11 +135,7 @@ def profile(overrides: Sequence[str], steps: int) -> Profile:
     with TemporaryDirectory() as folder:
         make_cohort(Path(folder) / "phantoms", 4, 0, workers=2)
         places = [f"data.root={folder}/phantoms", f"data.cache={folder}/cache", "data.folds=2"]
-        return _measure(_plain([*overrides, *places]), device, precision, steps, made_up=True)
-
-
-def _plain(overrides: Sequence[str]) -> Config:
-    return OmegaConf.to_container(compose_job(overrides), resolve=True)  # type: ignore[return-value]
+        return _measure(read_job(compose_job([*overrides, *places])), device, precision, steps, made_up=True)
 
 
 def _require_memory(config: Config, device: torch.device, precision: Precision) -> None:
