@@ -131,7 +131,7 @@ _WHERE_THERE: dict[str, Kind] = {
     "model.settings.bias": SWITCH,
     "model.settings.norm_eps": POSITIVE,
     "model.settings.slope": _NUMBER,
-    "optimizer.step.lr": POSITIVE,
+    "optimizer.step.lr": AMOUNT,
     "optimizer.schedule.total_iters": COUNT,
     "optimizer.schedule.t_total": COUNT,
     "optimizer.schedule.warmup_steps": AMOUNT,
