@@ -86,13 +86,20 @@ def sole_writer(folder: Path) -> Iterator[None]:
         locked = _lock(descriptor, folder)
         try:
             if locked:
-                _remove_leftovers(folder)
+                remove_leftovers(folder)
             yield
         finally:
             if locked:
-                _remove_leftovers(folder)
+                remove_leftovers(folder)
     finally:
         os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what has a name of `temporary_beside`; only who is alone there may, others write such files."""
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            _remove(path)
 
 
 @contextmanager
@@ -221,9 +228,3 @@ def require_room(folder: Path, needed: int, what: str, remedy: str) -> None:
 def size(count: int) -> str:
     """A number of bytes for people."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for path in folder.iterdir():
-        if _TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)

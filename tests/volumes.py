@@ -27,7 +27,7 @@ def write_volume(
     np.save(entry / "pet.npy", (rng.gamma(1, 1, label.shape) + 4.0 * label).astype(np.float32))
     np.save(entry / "label.npy", label.astype(np.uint8))
     grid = {"size": list(label.shape[::-1]), "spacing": [1, 1, 1], "origin": [0, 0, 0]}
-    meta = {"key": "", "margin": list(margin[::-1]), "grid": grid, "ml_outside_roi": {}}
+    meta = {"margin": list(margin[::-1]), "grid": grid, "ml_outside_roi": {}}
     (entry / "meta.json").write_text(json.dumps(meta))
     return StageVolume(name, entry)
 

@@ -1,12 +1,10 @@
-"""Entries of the cache: one case on one stage's grid, whole or absent, with a hash of what made it."""
+"""Entries of the cache: one case on one stage's grid, whole or absent, under a hash of what made it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hnseg.cases import Case, mask_file
+from hnseg.files import alone_in, remove_leftovers, temporary_beside
 from hnseg.suv import sidecar
 
 ARRAYS = ("ct", "pet", "label")
@@ -35,7 +34,7 @@ class StageVolume:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """What made the entry: key, grid (with margin), margin in voxels (x, y, z), ml outside the ROI."""
+        """Of the entry: files' sizes, grid (with margin), margin in voxels (x, y, z), ml outside the ROI."""
         return json.loads((self.folder / "meta.json").read_text())
 
     @property
@@ -63,51 +62,67 @@ class StageVolume:
         return np.load(self._file(name), mmap_mode="r")
 
 
+def entry_folder(folder: Path, case: Case, masks: Path | None) -> Path:
+    """Where a case's entry lies: with another file the case has another one, and trainings keep theirs."""
+    return folder / case.case_id / sources(case, masks)
+
+
 def write_entry(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: Path) -> None:
+    """Writes an entry, whole or not at all; one that is there stays, since a training may be reading it.
+
+    What killed processes left half-written beside it is removed.
+    """
+    temporary = temporary_beside(target, "")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
-        (temporary / "meta.json").write_text(json.dumps(meta))
-        _put_in_place(temporary, target, meta["key"])
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with alone_in(target.parent) as alone:
+        if alone:
+            remove_leftovers(target.parent)
+        if is_whole(target):
+            return
+        try:
+            temporary.mkdir()
+            for name, array in arrays.items():
+                np.save(temporary / f"{name}.npy", array)
+            sizes = {file.name: file.stat().st_size for file in temporary.iterdir()}
+            (temporary / "meta.json").write_text(json.dumps(meta | {"sizes": sizes}))
+            _put_in_place(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _put_in_place(temporary: Path, target: Path, key: str) -> None:
-    """Folds may prepare one case at the same time: an entry is whole or absent, and the first one stays."""
-    if key_of(target) == key:
-        return
-    outdated = temporary.with_name(f"{temporary.name}.old")
-    with suppress(FileNotFoundError):
-        target.replace(outdated)
+def _put_in_place(temporary: Path, target: Path) -> None:
     try:
         temporary.replace(target)
     except OSError:
-        if key_of(target) != key:
+        if is_whole(target):  # where the file system has no locks, another process may have been faster
+            return
+        if not target.is_dir():
             raise
-    shutil.rmtree(outdated, ignore_errors=True)
+        shutil.rmtree(target)  # it is damaged
+        temporary.replace(target)
 
 
-def key_of(entry: Path) -> str | None:
-    """Hash of what an entry was made from; None if there is no entry."""
+def is_whole(entry: Path) -> bool:
+    """Whether an entry is there, with all its files as long as they were written."""
     try:
-        return json.loads((entry / "meta.json").read_text())["key"]
-    except FileNotFoundError:
-        return None
+        sizes = json.loads((entry / "meta.json").read_text())["sizes"]
+        return all((entry / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def sources(case: Case, masks: Path | None) -> str:
     """Hash of what an entry is made from: the files' names, sizes and times of change, the PET's factor."""
-    paths = [case.ct, case.pet, case.label, None if masks is None else mask_file(masks, case.case_id)]
-    paths.append(sidecar(case.pet))
-    states: list[Any] = [] if case.pet_factor is None else [case.pet_factor]
-    for path in paths:
-        if path is not None and path.exists():
-            stat = path.stat()
-            states.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
-    return digest(states)
+    mask = None if masks is None else mask_file(masks, case.case_id)
+    paths = [case.ct, case.pet, case.label, mask, sidecar(case.pet)]
+    return digest([case.pet_factor, *map(_state, paths)])
+
+
+def _state(path: Path | None) -> list[Any] | None:
+    if path is None or not path.exists():
+        return None
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
 def digest(content: Any) -> str:

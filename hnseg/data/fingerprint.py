@@ -75,7 +75,7 @@ class Fingerprint:
         Raises:
             HnsegError: No case has a foreground voxel.
         """
-        made_of = [spec.unnormalised.to_dict(), sorted(f"{v.folder}:{v.meta['key']}" for v in volumes)]
+        made_of = [spec.unnormalised.to_dict(), sorted(str(v.folder) for v in volumes)]
         path = cache / "fingerprints" / f"{_digest(made_of)}.json"
         if path.exists():
             return cls.from_dict(json.loads(path.read_text()))

@@ -4,7 +4,7 @@ The cache holds geometry only: CT in HU (int16), PET in SUV (float32, where the 
 labels (uint8) on the stage's grid, with a margin around the ROI (the authors' twice sampled volumes hold
 scaled float32 instead).
 Windows of the study and enhancement can change without preparing again.
-What a case was made from is hashed into its entry; a changed file or stage makes a new one.
+What a case was made from is hashed into the path of its entry; a changed file or stage makes another one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from rich.progress import track
 
 from hnseg.cases import Case
 from hnseg.checks import check_case
-from hnseg.data.cache import StageVolume, digest, key_of, sources, write_entry
+from hnseg.data.cache import StageVolume, digest, entry_folder, is_whole, write_entry
 from hnseg.data.roi import ml_outside, needs_head, place_roi, read_mask
 from hnseg.data.sampling import MODALITIES, STUDY, Sampling
 from hnseg.errors import HnsegError
@@ -35,8 +35,8 @@ from hnseg.pool import make_pool
 from hnseg.stage import Stage
 from hnseg.suv import read_scan
 
-# Raise when the arrays of an entry would come out differently for the same inputs.
-FORMAT = 4
+# Raise when an entry would come out differently for the same inputs.
+FORMAT = 5
 
 _console = Console(stderr=True)
 
@@ -74,39 +74,51 @@ def prepare(
         HnsegError: Cases that cannot be used, each by name and reason; the others are kept.
     """
     masks = heads if needs_head(stage) else coarse
-    made_by = {"stage": asdict(stage), "sampling": sampling.to_dict(), "margin": margin_mm, "format": FORMAT}
-    if tuple(modalities) != MODALITIES:
-        made_by["modalities"] = list(modalities)
-    if masks is not None:  # runs that are placed by different masks must not take each other's entries away
-        made_by["masks"] = str(masks.resolve())
-    folder = cache / f"{stage.name}-{digest(made_by)}"
+    folder = cache / _folder_name(stage, sampling, modalities, masks, margin_mm)
+    volumes = [StageVolume(case.case_id, entry_folder(folder, case, masks)) for case in cases]
+    missing = [n for n, volume in enumerate(volumes) if not is_whole(volume.folder)]
+    if not missing:
+        return volumes
+    require_room(
+        folder,
+        len(missing) * _entry_bytes(stage, sampling, modalities, margin_mm),
+        f"{len(missing)} cases prepared for the {stage.name} stage",
+        "make room, or choose another data.cache=FOLDER",
+    )
     how: dict[str, Any] = {"stage": stage, "sampling": sampling, "modalities": modalities}
     work = partial(_prepare_or_reason, folder=folder, masks=masks, margin_mm=margin_mm, **how)
-    todo = [case for case in cases if key_of(folder / case.case_id) != sources(case, masks)]
-    failures: list[str] = []
-    if todo:
-        require_room(
-            folder,
-            len(todo) * _entry_bytes(stage, sampling, modalities, margin_mm),
-            f"{len(todo)} cases prepared for the {stage.name} stage",
-            "make room, or choose another data.cache=FOLDER",
-        )
-        workers = min(workers or os.cpu_count() or 1, len(todo))
-        with make_pool(workers) as pool:
-            reasons = track(
-                pool.map(work, todo), f"Preparing {stage.name} volumes", len(todo), console=_console
-            )
-            failures = [reason for reason in reasons if reason]
-    if failures:
+    made = _in_parallel(work, [cases[n] for n in missing], f"Preparing {stage.name} volumes", workers)
+    if failures := [one for one in made if isinstance(one, str)]:
         raise HnsegError(
             f"{len(failures)} of {len(cases)} cases cannot be used for the {stage.name} stage: "
             + "; ".join(failures)
             + " (mend them, or leave them out with data.exclude=[CASE,...])"
         )
-    volumes = [StageVolume(case.case_id, folder / case.case_id) for case in cases]
-    if todo:
-        _report_lost(volumes, stage)
+    # Files may have changed meanwhile: the entries are those that were made.
+    there = {volume.case_id: volume for volume in (*volumes, *made) if isinstance(volume, StageVolume)}
+    volumes = [there[case.case_id] for case in cases]
+    _report_lost(volumes, stage)
     return volumes
+
+
+def _folder_name(
+    stage: Stage, sampling: Sampling, modalities: Sequence[str], masks: Path | None, margin_mm: float
+) -> str:
+    """Of what holds the entries of a stage and its settings."""
+    made_by = {"stage": asdict(stage), "sampling": sampling.to_dict(), "margin": margin_mm, "format": FORMAT}
+    if tuple(modalities) != MODALITIES:
+        made_by["modalities"] = list(modalities)
+    if masks is not None:  # a case whose mask is missing has no entry, though it may have one without masks
+        made_by["masks"] = str(masks.resolve())
+    return f"{stage.name}-{digest(made_by)}"
+
+
+def _in_parallel(
+    work: Callable[[Case], StageVolume | str], cases: Sequence[Case], title: str, workers: int | None
+) -> list[StageVolume | str]:
+    """What the work makes of each case, in processes, under a bar."""
+    with make_pool(min(workers or os.cpu_count() or 1, len(cases))) as pool:
+        return list(track(pool.map(work, cases), title, len(cases), console=_console))
 
 
 def _entry_bytes(stage: Stage, sampling: Sampling, modalities: Sequence[str], margin_mm: float) -> int:
@@ -132,12 +144,11 @@ def _report_lost(volumes: Sequence[StageVolume], stage: Stage) -> None:
         )
 
 
-def _prepare_or_reason(case: Case, **settings: Any) -> str | None:
+def _prepare_or_reason(case: Case, **settings: Any) -> StageVolume | str:
     try:
-        prepare_case(case, **settings)
+        return prepare_case(case, **settings)
     except HnsegError as error:
         return str(error) if case.case_id in str(error) else f"{case.case_id}: {error}"
-    return None
 
 
 def prepare_case(
@@ -155,7 +166,7 @@ def prepare_case(
     Args:
         case: The case.
         stage: The stage.
-        folder: Where the entry goes, as FOLDER/CASE.
+        folder: Where the entry goes, as FOLDER/CASE/KEY.
         sampling: What the volumes are cut from.
         modalities: Those that the entry holds.
         masks: Folder of the masks that place the ROI: heads for the stages that need them, else coarse
@@ -165,6 +176,7 @@ def prepare_case(
     Raises:
         HnsegError: The case cannot be used, and why.
     """
+    target = entry_folder(folder, case, masks)  # before they are read: they may change meanwhile
     ct, pet = read_scan(case)
     lesions = None if case.label is None else read_label(case.label)
     faults = [f.text for f in check_case(ct, pet, lesions) if f.level == "error"]
@@ -190,11 +202,10 @@ def prepare_case(
         arrays["ct"] = arrays["ct"].astype(np.int16)  # whole HU
     arrays["label"] = sampling.label(label, ct, grid)
     meta = {
-        "key": sources(case, masks),
         "grid": grid.to_dict(),
         "margin": list(margin),
         "ml_outside_roi": ml_outside(label, inner),
         "fallback": fallback,
     }
-    write_entry(arrays, meta, folder / case.case_id)
-    return StageVolume(case.case_id, folder / case.case_id)
+    write_entry(arrays, meta, target)
+    return StageVolume(case.case_id, target)

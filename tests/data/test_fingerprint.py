@@ -1,12 +1,14 @@
 """Constants of the training fold: worked by hand, cached, and hashed."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from volumes import write_volume
 
+from hnseg.data.cache import StageVolume
 from hnseg.data.fingerprint import Fingerprint, needs_fingerprint
 from hnseg.data.intensity import InputSpec
 from hnseg.data.normalise import Normalise
@@ -74,11 +76,9 @@ def test_it_is_measured_once_for_the_same_cases_and_scaling(volumes, tmp_path):
 
 def test_a_case_that_changed_is_measured_anew(volumes, tmp_path):
     first = Fingerprint.measure(volumes, SPEC, tmp_path)
-    np.save(volumes[0].folder / "pet.npy", np.full((4, 4, 4), 3, np.float32))
-    meta = volumes[0].folder / "meta.json"
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"key": "changed"}))
-    volumes[0].__dict__.pop("meta", None)
-    assert Fingerprint.measure(volumes, SPEC, tmp_path) != first
+    changed = StageVolume("A-1", shutil.copytree(volumes[0].folder, tmp_path / "another entry"))
+    np.save(changed.folder / "pet.npy", np.full((4, 4, 4), 3, np.float32))
+    assert Fingerprint.measure([changed, *volumes[1:]], SPEC, tmp_path) != first
 
 
 def test_a_fold_without_a_lesion_is_refused(tmp_path):

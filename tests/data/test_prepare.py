@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,13 +132,28 @@ def test_nothing_is_made_again_when_nothing_changed(root, tmp_path, in_this_proc
 
 def test_a_changed_file_makes_its_case_again_and_no_other(root, tmp_path, in_this_process):
     cases = read_cases(root)
-    before = times(prepare(cases, FINE, tmp_path / "cache", workers=1))
+    first = prepare(cases, FINE, tmp_path / "cache", workers=1)
+    before, folders = times(first), {volume.folder for volume in first}
     for path in (cases[0].ct, cases[0].pet, cases[0].label):
         touch(path)
-        after = times(prepare(cases, FINE, tmp_path / "cache", workers=1))
-        changed = {path.parent.name for path in after if after[path] != before[path]}
-        assert changed == {"A-1"}
-        before = after
+        changed, same = prepare(cases, FINE, tmp_path / "cache", workers=1)
+        assert changed.folder not in folders
+        assert same == first[1]
+        folders.add(changed.folder)
+    assert times(first) == before  # a training that runs on them still reads them
+
+
+def test_cohorts_that_share_case_ids_have_entries_of_their_own(root, tmp_path, in_this_process):
+    """Two raters' labels of the same scans, as two CSVs name them."""
+    cases = read_cases(root)
+    other = tmp_path / "second rater.nii.gz"
+    sitk.WriteImage(sitk.Cast(label_image() > 0, sitk.sitkUInt8) * 2, str(other))
+    raters = [cases, [replace(case, label=other) for case in cases]]
+    made = [prepare(rater, FINE, tmp_path / "cache", workers=1) for rater in raters]
+    before = [times(volumes) for volumes in made]
+    assert [set(np.unique(volumes[0].load("label"))) for volumes in made] == [{0, 1, 2}, {0, 2}]
+    again = [prepare(rater, FINE, tmp_path / "cache", workers=1) for rater in raters]
+    assert [times(volumes) for volumes in again] == before
 
 
 @pytest.mark.parametrize("change", [{"spacing": (3.0, 3.5, 4.0)}, {"antialias": True}, {"placement": "scan"}])
@@ -170,43 +184,8 @@ def test_processes_prepare_in_parallel_and_name_all_bad_cases_at_once(tmp_path):
     assert "data.exclude" in message
     assert "\n" not in message
     # The others are kept.
-    made = [path.parent.name for path in (tmp_path / "cache").rglob("meta.json")]
+    made = [path.parents[1].name for path in (tmp_path / "cache").rglob("meta.json")]
     assert sorted(made) == ["A-1", "A-2", "A-3"]
-
-
-@pytest.mark.parametrize("moment", ["save", "rename"])
-def test_a_case_that_is_cut_off_leaves_no_half_entry(cohort, tmp_path, monkeypatch, moment):
-    calls = []
-
-    def cut_off(*args: Any, **_: Any) -> None:
-        calls.append(args)
-        if moment == "rename" or len(calls) == 2:
-            raise KeyboardInterrupt
-
-    if moment == "save":
-        monkeypatch.setattr(module.np, "save", cut_off)
-    else:
-        monkeypatch.setattr(Path, "replace", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        prepare_case(cohort[0], FINE, tmp_path / "cache")
-    assert calls
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_folds_that_prepare_at_the_same_time_do_not_disturb_each_other(root, tmp_path):
-    case = read_cases(root)[0]
-    entry = prepare_case(case, FINE, tmp_path)
-    pet, inode = entry.load("pet"), (entry.folder / "pet.npy").stat().st_ino
-    touch(case.ct)
-    with ThreadPoolExecutor(8) as pool:
-        assert len(list(pool.map(lambda _: prepare_case(case, FINE, tmp_path), range(24)))) == 24
-    assert (entry.folder / "pet.npy").stat().st_ino != inode
-    np.testing.assert_array_equal(StageVolume("A-1", entry.folder).load("pet"), pet)
-    # Only the entry is left; and one that is up to date stays where others have it open.
-    assert [path.name for path in tmp_path.iterdir() if path != root] == ["A-1"]
-    inode = (entry.folder / "pet.npy").stat().st_ino
-    prepare_case(case, FINE, tmp_path)
-    assert (entry.folder / "pet.npy").stat().st_ino == inode
 
 
 TILTED = Rotation.from_euler("zx", (20, -15), degrees=True).as_matrix()
@@ -266,9 +245,8 @@ def test_the_coarse_stage_is_placed_by_the_head_but_learns_lesions(root, tmp_pat
     grid = COARSE.grid(ct_image(), sitk.ReadImage(str(heads / "A-1.nii.gz")))
     assert entry.meta["grid"] == grid.to_dict()
     assert set(np.unique(entry.load("label"))) == {0, 1, 2}
-    before = times([entry])
     touch(heads / "A-1.nii.gz")
-    assert times(prepare(read_cases(root), COARSE, tmp_path, heads=heads)[:1]) != before
+    assert prepare(read_cases(root), COARSE, tmp_path, heads=heads)[0].folder != entry.folder
 
 
 def test_head_masks_do_not_concern_the_fine_stage(root, tmp_path, in_this_process):
