@@ -219,7 +219,8 @@ def require_room(folder: Path, needed: int, what: str, remedy: str) -> None:
     Raises:
         HnsegError: Less is free.
     """
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    # `Path.exists` fails where a folder above may not be entered.
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.access(path, os.F_OK))
     free = shutil.disk_usage(there).free
     if needed > free:
         raise HnsegError(f"{folder}: {what} take {size(needed)}, and {size(free)} are free there; {remedy}")

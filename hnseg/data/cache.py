@@ -14,10 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hnseg.cases import Case, mask_file
+from hnseg.errors import HnsegError
 from hnseg.files import alone_in, remove_leftovers, temporary_beside
 from hnseg.suv import sidecar
 
 ARRAYS = ("ct", "pet", "label")
+
+
+class CacheError(HnsegError):
+    """No fault of a case: no other one could be written either."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +76,36 @@ def write_entry(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: P
     """Writes an entry, whole or not at all; one that is there stays, since a training may be reading it.
 
     What killed processes left half-written beside it is removed.
+
+    Raises:
+        CacheError: The cache cannot be written.
     """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with alone_in(target.parent) as alone:
+            if alone:
+                remove_leftovers(target.parent)
+            if not is_whole(target):
+                _write(arrays, meta, target)
+    except OSError as error:
+        reason = error.strerror or error  # NumPy tells of a full disk in words alone
+        raise CacheError(
+            f"{target}: cannot be written ({reason}); check the folder and its space, or choose another "
+            "data.cache=FOLDER"
+        ) from error
+
+
+def _write(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: Path) -> None:
     temporary = temporary_beside(target, "")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with alone_in(target.parent) as alone:
-        if alone:
-            remove_leftovers(target.parent)
-        if is_whole(target):
-            return
-        try:
-            temporary.mkdir()
-            for name, array in arrays.items():
-                np.save(temporary / f"{name}.npy", array)
-            sizes = {file.name: file.stat().st_size for file in temporary.iterdir()}
-            (temporary / "meta.json").write_text(json.dumps(meta | {"sizes": sizes}))
-            _put_in_place(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        sizes = {file.name: file.stat().st_size for file in temporary.iterdir()}
+        (temporary / "meta.json").write_text(json.dumps(meta | {"sizes": sizes}))
+        _put_in_place(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:

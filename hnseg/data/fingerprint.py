@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ class Fingerprint:
         """
         made_of = [spec.unnormalised.to_dict(), sorted(str(v.folder) for v in volumes)]
         path = cache / "fingerprints" / f"{_digest(made_of)}.json"
-        if path.exists():
+        with suppress(OSError, ValueError, LookupError, TypeError):  # missing or damaged: measured anew
             return cls.from_dict(json.loads(path.read_text()))
         transform = spec.unnormalised.transform()
         console = Console(stderr=True)
@@ -86,7 +87,7 @@ class Fingerprint:
             for volume in track(volumes, "Measuring the training fold", console=console)
         ]
         fingerprint = cls(tuple(_combine(channel) for channel in zip(*cases, strict=True)))
-        with replacing(path) as temporary:
+        with suppress(HnsegError), replacing(path) as temporary:  # the cache may be another user's
             temporary.write_text(json.dumps(fingerprint.to_dict(), indent=1) + "\n")
         return fingerprint
 

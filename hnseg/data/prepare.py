@@ -13,6 +13,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from rich.progress import track
 
 from hnseg.cases import Case
 from hnseg.checks import check_case
-from hnseg.data.cache import StageVolume, digest, entry_folder, is_whole, write_entry
+from hnseg.data.cache import CacheError, StageVolume, digest, entry_folder, is_whole, write_entry
 from hnseg.data.roi import ml_outside, needs_head, place_roi, read_mask
 from hnseg.data.sampling import MODALITIES, STUDY, Sampling
 from hnseg.errors import HnsegError
@@ -71,7 +72,8 @@ def prepare(
         One volume a case, in the order given.
 
     Raises:
-        HnsegError: Cases that cannot be used, each by name and reason; the others are kept.
+        HnsegError: Cases that cannot be used, each by name and reason, while the others are kept; the cache
+            cannot be written; or a worker was killed, most likely for want of memory.
     """
     masks = heads if needs_head(stage) else coarse
     folder = cache / _folder_name(stage, sampling, modalities, masks, margin_mm)
@@ -117,8 +119,14 @@ def _in_parallel(
     work: Callable[[Case], StageVolume | str], cases: Sequence[Case], title: str, workers: int | None
 ) -> list[StageVolume | str]:
     """What the work makes of each case, in processes, under a bar."""
-    with make_pool(min(workers or os.cpu_count() or 1, len(cases))) as pool:
-        return list(track(pool.map(work, cases), title, len(cases), console=_console))
+    workers = min(workers or os.cpu_count() or 1, len(cases))
+    try:
+        with make_pool(workers) as pool:
+            return list(track(pool.map(work, cases), title, len(cases), console=_console))
+    except BrokenProcessPool as error:
+        raise HnsegError(
+            f"data.prepare_workers={workers}: a worker was killed, likely for memory; use fewer"
+        ) from error
 
 
 def _entry_bytes(stage: Stage, sampling: Sampling, modalities: Sequence[str], margin_mm: float) -> int:
@@ -147,6 +155,8 @@ def _report_lost(volumes: Sequence[StageVolume], stage: Stage) -> None:
 def _prepare_or_reason(case: Case, **settings: Any) -> StageVolume | str:
     try:
         return prepare_case(case, **settings)
+    except CacheError:
+        raise
     except HnsegError as error:
         return str(error) if case.case_id in str(error) else f"{case.case_id}: {error}"
 
@@ -175,6 +185,7 @@ def prepare_case(
 
     Raises:
         HnsegError: The case cannot be used, and why.
+        CacheError: The cache cannot be written.
     """
     target = entry_folder(folder, case, masks)  # before they are read: they may change meanwhile
     ct, pet = read_scan(case)

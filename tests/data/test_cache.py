@@ -1,6 +1,8 @@
 """Entries of the cache: whole or not there, for every process and user, and never changed under a reader."""
 
 import os
+import re
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import pytest
 from hnseg.cases import Case
 from hnseg.data import cache as module
 from hnseg.data.cache import StageVolume, is_whole
-from hnseg.data.prepare import prepare_case
+from hnseg.data.prepare import prepare, prepare_case
+from hnseg.errors import HnsegError
 from hnseg.files import temporary_beside
 from hnseg.stage import Stage
 
@@ -93,3 +96,33 @@ def test_the_umask_says_who_may_read_an_entry(cohort, tmp_path):
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in (entry.folder, entry.folder.parent)} == {0o775}
+
+
+def full(*_: Any) -> None:
+    raise OSError("74088 requested and 49024 written")  # as NumPy says it
+
+
+@pytest.mark.parametrize("place", ["file", "file/cache", "full"])
+def test_a_cache_that_cannot_be_written_is_told_once(cohort, tmp_path, in_this_process, monkeypatch, place):
+    (tmp_path / "file").touch()
+    if place == "full":
+        monkeypatch.setattr("hnseg.data.cache.np.save", full)
+    with pytest.raises(HnsegError) as caught:
+        prepare(cohort, FINE, tmp_path / place, workers=1)
+    message = str(caught.value)
+    assert message.startswith(str(tmp_path / place))
+    assert re.search(
+        r"cannot be written \((Not a directory|.*49024 written)\); .* data\.cache=FOLDER", message
+    )
+    assert "data.exclude" not in message
+    assert [path for path in (tmp_path / place).rglob("*") if path.is_file()] == []
+
+
+def die(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_line(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr("hnseg.data.prepare._prepare_or_reason", die)
+    with pytest.raises(HnsegError, match=r"data\.prepare_workers=1: a worker was killed, likely for memory"):
+        prepare(cohort, FINE, tmp_path / "cache", workers=1)

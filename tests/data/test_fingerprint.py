@@ -66,6 +66,17 @@ def test_it_is_measured_once_for_the_same_cases_and_scaling(volumes, tmp_path):
     first = Fingerprint.measure(volumes, SPEC, tmp_path)
     np.save(volumes[0].folder / "pet.npy", np.zeros((4, 4, 4), np.float32))  # nobody looks again
     assert Fingerprint.measure(volumes[::-1], SPEC, tmp_path) == first
+    (tmp_path / "unwritable").touch()
+    assert (
+        Fingerprint.measure(volumes, SPEC, tmp_path / "unwritable") != first
+    )  # it is measured there each time
+    (kept,) = (tmp_path / "fingerprints").iterdir()
+    for damaged in ("", "[]", '{"channels": [1]}'):
+        kept.write_text(damaged)
+        assert Fingerprint.measure(volumes, SPEC, tmp_path) != first
+        assert Fingerprint.measure(volumes, SPEC, tmp_path) == Fingerprint.from_dict(
+            json.loads(kept.read_text())
+        )
     # Another fold or another scaling is another fingerprint.
     assert Fingerprint.measure(volumes[1:], SPEC, tmp_path).hash != first.hash
     assert Fingerprint.measure(volumes, replace(SPEC, pet_upper=50.0), tmp_path).hash != first.hash

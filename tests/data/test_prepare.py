@@ -6,7 +6,6 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from fabricate import ct_image, label_image, pet_image, volume, write_case
 from scipy.spatial.transform import Rotation
 
 from hnseg.cases import Case, read_cases
-from hnseg.data import prepare as module
 from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import roi_subject
 from hnseg.data.prepare import prepare, prepare_case
@@ -27,24 +25,6 @@ from hnseg.stage import Stage
 FINE = Stage("fine", (14, 12, 10), (3.0, 3.5, 5.0), "lesions")
 HEAD = Stage("head", (10, 10, 8), (10.0, 10.0, 12.0), "top_of_scan", ("head",))
 COARSE = Stage("coarse", (18, 18, 18), (4.0, 4.0, 4.0), "below_head")
-
-
-class InThisProcess:
-    """Stands in for a pool of processes, whose start costs seconds."""
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    map = staticmethod(map)
-
-
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "make_pool", InThisProcess)
 
 
 @pytest.fixture
