@@ -2,25 +2,23 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
-from hnseg.cases import EXTENSIONS, HEADS, LOST, Case, case_files
+from hnseg.cases import Case
 from hnseg.checks import Finding, check_case, overlap, z_range
 from hnseg.errors import HnsegError
-from hnseg.images import extension, read_image, read_label, to_array
+from hnseg.images import read_image, read_label, to_array
 from hnseg.pool import make_pool
 from hnseg.suv import read_pet
 
-__all__ = ["CaseAudit", "Finding", "Geometry", "audit", "audit_case", "check_case", "find_orphans", "usable"]
+__all__ = ["CaseAudit", "Finding", "Geometry", "audit", "audit_case", "check_case", "usable"]
 
 CLASSES = {1: "GTVp", 2: "GTVn"}
 
@@ -128,37 +126,6 @@ def usable(audits: Sequence[CaseAudit]) -> tuple[list[Case], dict[str, list[str]
         if not one.usable
     }
     return accepted, refused
-
-
-def find_orphans(root: Path) -> list[str]:
-    """Folders, image files and head masks in a HECKTOR folder that belong to no case, relative to it."""
-    return sorted(str(path.relative_to(root)) for path in _orphans(root))
-
-
-def _orphans(root: Path) -> Iterator[Path]:
-    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    folders = [path for path in folders if path.name != LOST]
-    cases = {folder.name: set(case_files(folder).values()) for folder in folders if folder.name != HEADS}
-    yield from _image_files(root)
-    for folder in folders:
-        if folder.name == HEADS:
-            yield from (path for path in _image_files(folder) if _stem(path) not in cases)
-        elif not cases[folder.name]:
-            yield folder
-        else:
-            yield from (path for path in _image_files(folder) if path not in cases[folder.name])
-
-
-def _image_files(folder: Path) -> list[Path]:
-    """None of a folder that may not be looked into."""
-    with suppress(OSError):
-        files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-        return [path for path in files if path.name.lower().endswith(EXTENSIONS)]
-    return []
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(extension(path))
 
 
 def _with_bar(audits: Iterable[CaseAudit], total: int) -> list[CaseAudit]:

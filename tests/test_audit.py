@@ -8,10 +8,11 @@ import pytest
 import SimpleITK as sitk
 from fabricate import ct_image, label_image, pet_image, volume, write_case
 
-from hnseg.audit import audit, audit_case, check_case, find_orphans, usable
+from hnseg.audit import audit, audit_case, check_case, usable
 from hnseg.audit_table import print_audit
 from hnseg.cases import Case, read_cases
 from hnseg.checks import overlap, z_range
+from hnseg.orphans import find_orphans
 
 
 def scaled(image: sitk.Image, factor: float, shift: float = 0) -> sitk.Image:

@@ -33,9 +33,9 @@ def phantom(
 def audit(root: Root, json_file: Json = None, workers: Workers = None) -> None:
     """List a cohort's faults. Exit status 1 if a case is unusable."""
     from hnseg.audit import audit as audit_cases
-    from hnseg.audit import find_orphans
     from hnseg.audit_table import print_audit
     from hnseg.cases import read_cases
+    from hnseg.orphans import find_orphans
 
     audits = audit_cases(read_cases(root, strict=False), workers)
     orphans = find_orphans(root) if root.is_dir() else []

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hnseg.audit import find_orphans
 from hnseg.cases import Case, mask_file, read_cases
 from hnseg.data.splits import CENTRES, Split
 from hnseg.errors import HnsegError, few
 from hnseg.head_masks import require_head_masks, with_head_mask
 from hnseg.hydra_app import REPOSITORY
+from hnseg.orphans import find_orphans
 from hnseg.tables import read_table
 
 _COMMAND = "python infer.py until=coarse unseen=true"  # what makes coarse predictions to train on

@@ -255,7 +255,7 @@ def test_a_missing_head_mask_is_named_with_the_remedy(root, tmp_path, in_this_pr
 
 def test_a_scan_without_a_head_is_placed_as_at_inference(root, tmp_path, in_this_process):
     heads = write_heads(root, "A-1", "A-2")
-    sitk.WriteImage(sitk.Image(40, 40, 30, sitk.sitkUInt8), str(heads / "A-2.nii.gz"))
+    sitk.WriteImage(volume(np.zeros((30, 40, 40), np.uint8), (2, 2, 3)), str(heads / "A-2.nii.gz"))
     drawn, empty = prepare(read_cases(root), COARSE, tmp_path, heads=heads)
     assert drawn.meta["fallback"] is None
     assert "hung from the top of the scan" in empty.meta["fallback"]
@@ -305,7 +305,7 @@ def test_coarse_predictions_place_the_fine_roi_and_truth_stays_the_label(root, t
     ],
 )
 def test_a_table_that_does_not_tell_the_searched_roi_is_told(root, tmp_path, table, message):
-    sitk.WriteImage(sitk.Image(40, 40, 30, sitk.sitkUInt8), str(tmp_path / "A-1.nii.gz"))
+    sitk.WriteImage(volume(np.zeros((30, 40, 40), np.uint8), (2, 2, 3)), str(tmp_path / "A-1.nii.gz"))
     (tmp_path / "cases.csv").write_text(table)
     with pytest.raises(HnsegError, match=message):
         prepare_case(read_cases(root)[0], FINE, tmp_path / "cache", masks=tmp_path)
