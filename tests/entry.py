@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -88,3 +89,16 @@ def tiny(model: str, cohort: Path, runs: Path) -> list[str]:
     places = [f"data.root={cohort}", f"data.cache={cohort.parent / 'cache'}", f"runs={runs}"]
     machine = ["trainer.device=cpu", "trainer.precision=float32", "data.folds=2", "data.prepare_workers=1"]
     return [f"model={model}", *TINY_STAGE, *TINY_MODEL[model], *BRIEF, *places, *machine]
+
+
+def job(cohort: Path, runs: Path, *overrides: str) -> float:
+    """Trains the fine stage's resenc in this process; its score."""
+    cfg = compose_job("train", "stage=fine", *tiny("resenc", cohort, runs), "logger=csv", *overrides)
+    return load("train").main(cfg)
+
+
+def weights(run_dir: Path) -> dict[str, Any]:
+    """The last ones of a run."""
+    import torch  # most who ask for entry points do without it
+
+    return torch.load(run_dir / "last.ckpt", weights_only=True)["state_dict"]
