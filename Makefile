@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo reproduce open-data test test-slow setup check clean-demo clean-reproduce
 
-demo: .venv/ready ## the whole pipeline on a synthetic cohort, 10 to 14 minutes on 2 cores
+demo: .venv/ready ## the whole pipeline on a synthetic cohort, 7 to 14 minutes on 2 cores
 	$(BIN)/hnseg phantom $(DEMO)/data/train --cases 80 --seed 0
 	$(BIN)/hnseg phantom $(DEMO)/data/test --cases 12 --seed 1
 	$(TRAIN) stage=head model=plainconv fold=all

@@ -53,7 +53,9 @@ def main() -> None:
     """Prints a row of seconds."""
     parser = argparse.ArgumentParser(description="Times what a case costs beside its networks.")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark_inference"))
-    work = parser.parse_args().work
+    work: Path = parser.parse_args().work
+    if not (work / "bundle").exists():
+        parser.error(f"{work}: no bundle there; run benchmarks/inference.py first")
     ((ct,), (pet,)) = ([*(work / "cases").glob(f"*/*__{kind}.nii.gz")] for kind in ("CT", "PT"))
     cascade = Cascade(Bundle.load(work / "bundle"), CPU, "float32", networks=Instant(CPU))
     rows = [seconds(cascade, Case("case", ct, pet)) for _ in range(1 + CASES)]
