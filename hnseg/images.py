@@ -83,6 +83,18 @@ def read_label(path: Path) -> sitk.Image:
     return sitk.Cast(image, sitk.sitkUInt8)
 
 
+def read_mask(path: Path, ct: sitk.Image) -> sitk.Image:
+    """Read a label map that must lie on the grid of `ct`.
+
+    Raises:
+        HnsegError: as `read_label`, or another grid.
+    """
+    mask = read_label(path)
+    if not same_grid(mask, ct):
+        raise HnsegError(f"{path}: is not on the CT's grid; resample it, nearest neighbour, or remove it")
+    return mask
+
+
 def write_image(image: sitk.Image, path: Path) -> None:
     """Write `image` compressed to `path`, whole or not at all, creating its folder where needed.
 

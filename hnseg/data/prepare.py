@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -31,7 +32,7 @@ from hnseg.data.roi import ml_outside, needs_head, place_roi, read_mask
 from hnseg.data.sampling import MODALITIES, STUDY, Sampling
 from hnseg.errors import HnsegError
 from hnseg.files import require_room
-from hnseg.images import read_label, to_array
+from hnseg.images import read_label
 from hnseg.pool import make_pool
 from hnseg.stage import Stage
 from hnseg.suv import read_scan
@@ -199,7 +200,7 @@ def prepare_case(
         raise HnsegError(
             f"{case.case_id}: no label image {case.case_id}.nii.gz to train the {stage.name} stage on"
         )
-    if (most := int(to_array(label).max())) > len(stage.classes):
+    if (most := int(sitk.GetArrayViewFromImage(label).max())) > len(stage.classes):
         raise HnsegError(
             f"{case.case_id}: its labels reach {most}, and stage.classes=[{','.join(stage.classes)}] names "
             f"{len(stage.classes)}; name a class for each label"

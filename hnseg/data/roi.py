@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from hnseg import images
 from hnseg.cases import Case, mask_file
 from hnseg.errors import HnsegError
 from hnseg.geometry import Grid
-from hnseg.images import read_label, same_grid, to_array
+from hnseg.images import to_array
 from hnseg.masks import foreground_box, positions
 from hnseg.placement import place
 from hnseg.stage import Stage
@@ -34,9 +35,7 @@ def read_mask(case: Case, stage: Stage, ct: sitk.Image, masks: Path | None) -> s
         return None
     path = None if masks is None else mask_file(masks, case.case_id)
     if path is not None and path.exists():
-        mask = read_label(path)
-        if not same_grid(ct, mask):
-            raise HnsegError(f"{path}: is not on the CT's grid; resample it, nearest neighbour")
+        mask = images.read_mask(path, ct)
         return mask > 0 if needs_head(stage) else mask
     if needs_head(stage):
         raise HnsegError(

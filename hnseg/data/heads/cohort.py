@@ -20,7 +20,7 @@ from hnseg.data.heads.propose import propose_head
 from hnseg.data.heads.sheet import Panel, draw_sheet
 from hnseg.errors import HnsegError
 from hnseg.files import replacing
-from hnseg.images import read_image, read_label, same_grid, write_image
+from hnseg.images import read_image, read_mask, write_image
 from hnseg.masks import mask_bounds
 from hnseg.pool import make_pool
 from hnseg.tables import read_table
@@ -132,7 +132,7 @@ def _propose_case(case: Case, *, out: Path, overwrite: bool, doubts: Mapping[str
         case.check()
         ct = read_image(case.ct)
         if kept:
-            mask, remark = _read_mask(path, ct), "; ".join(filter(None, (doubts.get(case.case_id), KEPT)))
+            mask, remark = read_mask(path, ct), "; ".join(filter(None, (doubts.get(case.case_id), KEPT)))
         else:
             proposal = propose_head(ct)
             mask, remark = proposal.mask, "; ".join(proposal.flags)
@@ -143,13 +143,6 @@ def _propose_case(case: Case, *, out: Path, overwrite: bool, doubts: Mapping[str
     sides = zip(*mask_bounds(mask), strict=True) if head else ()
     box = tuple(round(float(mm), 1) for pair in sides for mm in pair)
     return Outcome(case.case_id, head, box, remark, Panel.of(case.case_id, ct, mask, remark), kept)
-
-
-def _read_mask(path: Path, ct: sitk.Image) -> sitk.Image:
-    mask = read_label(path)
-    if not same_grid(mask, ct):
-        raise HnsegError(f"{path}: is not on the CT's grid; resample it, nearest neighbour, or remove it")
-    return mask
 
 
 def _read_table(path: Path) -> dict[str, dict[str, str]]:
