@@ -10,8 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from hnseg.evaluation.view import View
-from hnseg.metrics import CLASSES
+from hnseg.metrics import CLASSES, CaseCounts
 
 CT_WINDOW = (-160.0, 240.0)  # HU, soft tissue
 PET_COLOURS = "hot"
@@ -20,6 +19,32 @@ NAMES = {"gtvp": "GTVp", "gtvn": "GTVn"}
 # Truth, and a lighter tint for the prediction: where both run together the truth shows between the dashes.
 COLOURS = {"gtvp": ("#0a9dff", "#8ff0ff"), "gtvn": ("#1fbf24", "#c8ff5a")}
 Kind = Literal["ct", "pet", "fused"]
+Index = tuple[int, int, int]  # a voxel's, (x, y, z)
+
+
+@dataclass(frozen=True)
+class View:
+    """Arrays (z, y, x) on one grid: x runs to the patient's left, y to the back, z to the head.
+
+    Attributes:
+        ct: In HU.
+        pet: In SUV, 0 outside its field of view.
+        truth: Labels; None where they are not known.
+        prediction: Labels.
+        spacing: (x, y, z) in mm.
+        focus: Index (x, y, z) of the voxel the slices run through.
+        focus_mm: The same in patient space (x, y, z), LPS mm.
+        counts: Scores of the whole scan; None without truth.
+    """
+
+    ct: NDArray[np.float32]
+    pet: NDArray[np.float32]
+    truth: NDArray[np.uint8] | None
+    prediction: NDArray[np.uint8]
+    spacing: tuple[float, float, float]
+    focus: Index
+    focus_mm: tuple[float, float, float]
+    counts: CaseCounts | None
 
 
 @dataclass(frozen=True)

@@ -10,37 +10,12 @@ from numpy.typing import NDArray
 from hnseg.cases import Case, read_cases
 from hnseg.errors import HnsegError, few
 from hnseg.evaluation.score import find_truth
+from hnseg.evaluation.slices import Index, View
 from hnseg.images import read_image, read_label, same_grid, to_array
 from hnseg.metrics import CLASSES, CaseCounts, count_case, label_lesions
 from hnseg.suv import read_pet
 
-Index = tuple[int, int, int]  # a voxel's, (x, y, z)
 VIEW_MM = 240.0  # wide enough for a neck with both sides and for the skull base down to the clavicles
-
-
-@dataclass(frozen=True)
-class View:
-    """Arrays (z, y, x) on one grid: x runs to the patient's left, y to the back, z to the head.
-
-    Attributes:
-        ct: In HU.
-        pet: In SUV, 0 outside its field of view.
-        truth: Labels; None where they are not known.
-        prediction: Labels.
-        spacing: (x, y, z) in mm.
-        focus: Index (x, y, z) of the voxel the slices run through.
-        focus_mm: The same in patient space (x, y, z), LPS mm.
-        counts: Scores of the whole scan; None without truth.
-    """
-
-    ct: NDArray[np.float32]
-    pet: NDArray[np.float32]
-    truth: NDArray[np.uint8] | None
-    prediction: NDArray[np.uint8]
-    spacing: tuple[float, float, float]
-    focus: Index
-    focus_mm: tuple[float, float, float]
-    counts: CaseCounts | None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
-from hnseg.evaluation.view import Index, Scan
+from hnseg.evaluation.slices import Index
+from hnseg.evaluation.view import Scan
 from hnseg.metrics import CLASSES, label_lesions, overlapping_lesions
 
 MARGIN_MM = 25.0  # of anatomy around the lesions

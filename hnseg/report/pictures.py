@@ -19,7 +19,8 @@ from hnseg.evaluation.slices import (
     planes,
     suv_scale,
 )
-from hnseg.evaluation.view import Index, Scan, View
+from hnseg.evaluation.slices import Index, View
+from hnseg.evaluation.view import Scan
 from hnseg.geometry import Grid, bounds
 from hnseg.metrics import CLASSES
 from hnseg.report.findings import Finding

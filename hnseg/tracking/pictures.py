@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hnseg.evaluation.slices import CT_WINDOW, LEAST_SUV, Kind, draw_slice, planes, suv_scale
-from hnseg.evaluation.view import View
+from hnseg.evaluation.slices import View
 from hnseg.files import replacing
 from hnseg.tracking.picture_files import picture_key, picture_path
 
