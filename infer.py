@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from hnseg.cases import Case, mask_file, read_cases
+from hnseg.app import run
 from hnseg.errors import HnsegError
-from hnseg.hydra_app import run
+from hnseg.imaging.case import Case, mask_file, read_cases
 from hnseg.inference.options import check_options
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> None:
         )
 
     from hnseg.inference.case_list import segment_cases
-    from hnseg.quiet import quiet
+    from hnseg.processes import quiet
 
     quiet()
     with make_engine(cfg) as engine:
@@ -56,7 +56,7 @@ def main(cfg: DictConfig) -> None:
 
 def make_engine(cfg: DictConfig) -> AbstractContextManager[Engine]:
     """What runs the networks, loaded."""
-    from hnseg.hardware import pick_devices
+    from hnseg.devices import pick_devices
     from hnseg.inference.local_engine import LocalEngine
     from hnseg.inference.ray_engine import ray_engine
     from hnseg.inference.setup import Setup

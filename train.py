@@ -14,13 +14,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from hnseg.hydra_app import run
+from hnseg.app import run, take_folder
 from hnseg.job_keys import read_job
-from hnseg.multirun import take_folder
 from hnseg.preflight import check_job, check_share
-from hnseg.run_folder import RunFolder, Score
-from hnseg.tracking.settings import LoggerSettings
 from hnseg.training.cohort import find_fold
+from hnseg.training.logger_settings import LoggerSettings
+from hnseg.training.run_folder import RunFolder, Score
 from hnseg.training.team import count_processes, find_team
 
 # Everything heavy is imported where it is used, so that a mistake is answered in a second.

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from hnseg.geometry import Grid, coarse_grid, top_of_scan_grid
+from hnseg.imaging.grid import Grid, coarse_grid, top_of_scan_grid
 
 DATASETS = {"head": "001", "coarse": "002", "fine": "003"}
 HEAD = ((256, 256, 128), (2.0, 2.0, 3.0))

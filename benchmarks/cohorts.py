@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from hnseg.evaluation.report import CaseScore
+from hnseg.evaluation.score import CaseScore
 from hnseg.metrics import CaseCounts, Detections, Overlap
 
 Array = NDArray[np.float64]
@@ -40,7 +40,7 @@ class Arm:
         ]
 
     def scores(self) -> Array:
-        """(4,) scores in the order of `hnseg.evaluation.intervals.SCORES`, both empty counting 1."""
+        """(4,) scores in the order of `hnseg.evaluation.statistics.SCORES`, both empty counting 1."""
         gtvp, gtvn = _dice(self.gtvp), _dice(self.gtvn)
         tp, fp, fn = self.lesions.sum(axis=0)
         intersection, prediction, truth = self.gtvn.sum(axis=0)

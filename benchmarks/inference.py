@@ -32,7 +32,7 @@ import numpy as np
 from random_members import STAGES, make_members, trained_folder
 
 from hnseg.data.phantom import make_cohort
-from hnseg.images import read_label, to_array
+from hnseg.imaging.images import read_label, to_array
 
 HERE = Path(__file__).resolve().parent
 STEPS = ("read", "resample", "head", "coarse", "fine", "back", "write")

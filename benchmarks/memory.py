@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from hnseg.hardware import Precision, free_memory, pick_device, pick_precision
-from hnseg.hydra_app import compose_job
+from hnseg.app import compose_job
+from hnseg.devices import Precision, free_memory, pick_device, pick_precision
 from hnseg.job import describe, make_input, make_stage
 from hnseg.training.needs import Step, StepJob, estimate
 

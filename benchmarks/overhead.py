@@ -19,13 +19,13 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from hnseg.cases import Case
-from hnseg.checks import check_case
+from hnseg.imaging.case import Case
+from hnseg.imaging.checks import check_case
+from hnseg.imaging.suv import read_scan
+from hnseg.inference.backends import Networks
 from hnseg.inference.cascade import Cascade
-from hnseg.inference.networks import Networks
 from hnseg.models.bundle import Bundle
-from hnseg.models.member import Member
-from hnseg.suv import read_scan
+from hnseg.models.checkpoint import Member
 
 CPU, CASES = torch.device("cpu"), 5
 RADIUS = 0.4  # of the ball, in half sides of the window

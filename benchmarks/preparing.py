@@ -28,11 +28,11 @@ import SimpleITK as sitk
 from authors_flow import COARSE, FINE, HEAD, centroid, enhanced, sample, scaled, window
 from omegaconf import OmegaConf
 
-from hnseg.cases import Case, read_cases
+from hnseg.app import compose_job
 from hnseg.data.phantom import make_cohort
 from hnseg.data.prepare import prepare
-from hnseg.geometry import Grid, coarse_grid, top_of_scan_grid
-from hnseg.hydra_app import compose_job
+from hnseg.imaging.case import Case, read_cases
+from hnseg.imaging.grid import Grid, coarse_grid, top_of_scan_grid
 from hnseg.job import jitter_mm, make_input, make_stage
 
 STAGES = {"head": "plainconv", "coarse": "plainconv", "fine": "resenc"}

@@ -21,7 +21,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from hnseg.data import resample
-from hnseg.geometry import Grid, bounds
+from hnseg.imaging.grid import Grid, bounds
 
 SIZE, SPACING = (512, 512, 300), (0.98, 0.98, 3.0)
 # Size and spacing (x, y, z), and how many mm the grid's top lies below the scan's.

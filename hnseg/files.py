@@ -1,14 +1,20 @@
-"""Result files that are whole or not there."""
+"""Files that are whole or absent, CSV tables as they are read again, and the console for tables."""
 
+from __future__ import annotations
+
+import csv
 import errno
 import fcntl
 import os
 import re
 import shutil
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from rich.console import Console
 
 from hnseg.errors import HnsegError
 
@@ -229,3 +235,40 @@ def require_room(folder: Path, needed: int, what: str, remedy: str) -> None:
 def size(count: int) -> str:
     """A number of bytes for people."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def read_table(
+    path: Path, remedy: str, needed: Sequence[str] = ()
+) -> tuple[Sequence[str], list[dict[str, str]]]:
+    """Columns and rows of a CSV file; none where there is no such file.
+
+    Args:
+        path: The file.
+        remedy: What to do about one that cannot be read.
+        needed: Columns that it must have.
+
+    Raises:
+        HnsegError: It cannot be read, lacks a column, or has a row of another width than its header.
+    """
+    if not path.exists():
+        return (), []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write the mark
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or (), []
+            if missing := [name for name in needed if name not in columns]:
+                found = ",".join(columns)
+                raise HnsegError(f"{path}: has no columns {' and '.join(missing)}, only {found!r}; {remedy}")
+            for row in reader:
+                if None in row or None in row.values():
+                    where = f"{path} line {reader.line_num}"
+                    raise HnsegError(f"{where}: not as many cells as the {len(columns)} columns; {remedy}")
+                rows.append(row)
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise HnsegError(f"{path}: cannot be read ({error}); {remedy}") from error
+    return columns, rows
+
+
+def table_console() -> Console:
+    """The terminal at its own width; in a file or pipe, wide enough to cut nothing off."""
+    return Console(width=None if sys.stdout.isatty() else 160)

@@ -9,12 +9,11 @@ import torchio as tio
 
 from hnseg.construct import construct
 from hnseg.data.augment import RandomHeadCut
-from hnseg.data.intensity import InputSpec
-from hnseg.data.normalise import Normalise
+from hnseg.data.intensity import InputSpec, Normalise
 from hnseg.data.sampling import Sampling
+from hnseg.imaging.stage import Stage
 from hnseg.preflight import padding
 from hnseg.recipe import check_window, decision_rules
-from hnseg.stage import Stage
 
 Config = dict[str, Any]
 

@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
+from hnseg.app import explain
 from hnseg.errors import HnsegError
-from hnseg.hydra_errors import explain
 from hnseg.kinds import (
     AMOUNT,
     BELOW_ONE,

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import SimpleITK as sitk
 import torch
 
-from hnseg.inference.cascade import Cascade
-from hnseg.inference.segmentation import Segmentation
+from hnseg.inference.cascade import Cascade, Segmentation
 from hnseg.inference.setup import Setup
 
 

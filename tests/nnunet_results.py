@@ -12,7 +12,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from hnseg.geometry import Grid
+from hnseg.imaging.grid import Grid
 from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Bundle
 

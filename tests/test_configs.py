@@ -11,9 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from hnseg.errors import HnsegError
+from hnseg.imaging.stage import Stage
 from hnseg.models.nets import build
 from hnseg.preflight import check_patch
-from hnseg.stage import Stage
 
 PAIRS = [
     ("head", "plainconv"),

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from hnseg.app import ExpandFolds, expand, expand_arguments
 from hnseg.errors import HnsegError
-from hnseg.folds import ExpandFolds, expand, expand_arguments
 
 
 @pytest.mark.parametrize(

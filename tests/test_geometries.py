@@ -12,8 +12,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from hnseg.data.resample import AIR_HU, label_to_grid, to_grid, to_image
-from hnseg.geometry import Grid
-from hnseg.masks import centroid
+from hnseg.imaging.grid import Grid
+from hnseg.imaging.masks import centroid
 
 LESION_HU, TISSUE_HU = 1000.0, 0.0
 # The lattices of the coarse and fine stages, of the head stage, and of a small machine's.

@@ -8,8 +8,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from hnseg.app import explain
 from hnseg.errors import HnsegError
-from hnseg.hydra_errors import explain
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from entry import compose_job, load, refused, run, write_cohort
 from fabricate import ct_image, write_case
 from members import DECISION, card, make_bundle
 
-from hnseg.cases import read_cases
 from hnseg.errors import HnsegError
+from hnseg.imaging.case import read_cases
 from hnseg.training.cohort import find_coarse
 
 WHOLE = {"placement": "scan", "size": [16] * 3, "spacing": [6.0] * 3}

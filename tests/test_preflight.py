@@ -12,10 +12,10 @@ from entry import compose_job
 from members import TINY
 from omegaconf import OmegaConf
 
+from hnseg.app import compose_job as compose_hnseg
 from hnseg.construct import construct
-from hnseg.data.normalise import SCHEMES
+from hnseg.data.intensity import SCHEMES
 from hnseg.errors import HnsegError
-from hnseg.hydra_app import compose_job as compose_hnseg
 from hnseg.job_keys import read_job
 from hnseg.models.nets import build
 from hnseg.preflight import (

@@ -101,7 +101,7 @@ def test_a_cohort_that_grew_does_not_deal_a_run_anew(tmp_path: Path) -> None:
 
 def between_epochs(patch: pytest.MonkeyPatch) -> None:
     """Ctrl-C as the second epoch begins."""
-    from hnseg.progress import RunProgress
+    from hnseg.training.callbacks import RunProgress
 
     start = RunProgress.on_train_epoch_start
 
@@ -115,7 +115,7 @@ def between_epochs(patch: pytest.MonkeyPatch) -> None:
 
 def behind_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
     """Ctrl-C at the moment when the second epoch's last.ckpt lies on disk."""
-    from hnseg.training.checkpoint_files import WholeCheckpoints
+    from hnseg.training.checkpoints import WholeCheckpoints
 
     save = WholeCheckpoints.save_checkpoint
 

@@ -35,24 +35,22 @@ def ablation(
     mode: Annotated[Literal["offline", "online"], typer.Option(help="Of W&B.")] = "offline",
 ) -> None:
     """Score every arm on every case, by members that never saw it, and compare the arms."""
-    from hnseg.ablation.arms import kinds_of, read_arms
-    from hnseg.ablation.sources import find_sources
-    from hnseg.cases import read_cases
+    from hnseg.evaluation.ablation import find_sources, kinds_of, read_arms
+    from hnseg.imaging.case import read_cases
 
     chosen = read_arms(arms.split(","), overrides or [], baseline=baseline, oracle=oracle_roi)
     cases = read_cases(data)
     sources = find_sources(runs, cases, kinds_of(chosen, oracle=oracle_roi))
 
-    from hnseg.ablation.predict import predict
-    from hnseg.ablation.table import TABLE, write_ablation
-    from hnseg.evaluation.ablation_table import print_tables
+    from hnseg.evaluation.ablation import TABLE, predict, write_ablation
+    from hnseg.evaluation.tables import print_tables
     from hnseg.files import require_writable
-    from hnseg.quiet import quiet
+    from hnseg.processes import quiet
 
     quiet()
     require_writable(out / TABLE)  # before the long work
     if logger == "wandb" and mode == "online":
-        from hnseg.tracking.wandb_runs import require_login
+        from hnseg.training.wandb_runs import require_login
 
         require_login("--mode online")
     predict(chosen, sources, cases, out, oracle=oracle_roi, checkpoint=checkpoint)
@@ -61,7 +59,7 @@ def ablation(
     if report:
         _report(out)
     if logger == "wandb":
-        from hnseg.tracking import log_ablation
+        from hnseg.training.wandb_runs import log_ablation
 
         log_ablation(out, rows, mode=mode, project=sources.project)
     print(f"{out}: {', '.join(chosen)} on {len(cases)} cases; ablation.csv, .md, .tex, .json")
@@ -72,6 +70,6 @@ def _report(out: Path) -> None:
     if not (find_spec("jinja2") and find_spec("ipyniivue")):
         print(f"no report: pip install -e '.[report]', then hnseg report {out}")
         return
-    from hnseg.report.page import write_report
+    from hnseg.evaluation.report.page import write_report
 
     write_report(out, out / "report.html")

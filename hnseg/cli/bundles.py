@@ -1,11 +1,11 @@
-"""Commands that make bundles: export, import-nnunet, import-monai."""
+"""Commands that make, tune and serve bundles."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from hnseg.cli.app import app
+from hnseg.cli.app import Root, app
 
 Overrides = Annotated[
     list[str] | None,
@@ -36,7 +36,7 @@ def export(
     from hnseg.models.bundle import export_bundle
 
     if convert:
-        from hnseg.inference.backend import convert_bundle, require_openvino
+        from hnseg.inference.backends import convert_bundle, require_openvino
 
         require_openvino("--convert", "export without it")
     members = export_bundle(runs, out, checkpoint=checkpoint)
@@ -81,3 +81,50 @@ def import_monai(
 
     members = import_auto3dseg(folder, overrides or [], out)
     print(f"{out}: {', '.join(members)}")
+
+
+@app.command(name="tune-postprocess")
+def tune_postprocess(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to write the rules into.")],
+    predictions: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PREDICTIONS",
+            help="What infer.py made of ROOT with unseen=true decision.min_component_ml=0 "
+            "decision.node_suv_peak=0.",
+        ),
+    ],
+    root: Root,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be chosen.")] = False,
+) -> None:
+    """Choose volume floors and the nodes' least SUVpeak on out-of-fold predictions.
+
+    A bundle made or extended from this one has its members' own rules again: tune it anew.
+    """
+    from hnseg.evaluation.tuning import model_card_note, print_tuning, tune
+    from hnseg.models.bundle import Bundle, write_rules
+
+    members = Bundle.load(bundle)
+    tuning = tune(members, predictions, root)
+    print_tuning(tuning)
+    if not dry_run:
+        write_rules(members, members.decision | tuning.chosen.rules, model_card_note(tuning))
+        print(f"{bundle}: rules written")
+
+
+@app.command()
+def challenge(
+    model: Annotated[Path, typer.Option(metavar="BUNDLE", help="The trained members; only read.")],
+    source: Annotated[Path, typer.Option("--input", metavar="DIR", help="Holds images/ct and images/pet.")],
+    out: Annotated[Path, typer.Option("--output", metavar="DIR", help="The mask goes below it.")],
+    interface: Annotated[Literal["2025", "2026"], typer.Option(help="The edition of HECKTOR.")] = "2025",
+) -> None:
+    """Segment the one study of a grand-challenge container."""
+    from hnseg.inference.grand_challenge import INTERFACES, segment_study
+    from hnseg.processes import quiet
+
+    quiet()
+    target, result = segment_study(source, out, model, INTERFACES[interface])
+    for fallback in result.fallbacks:
+        print(fallback)
+    print(f"{target}: {sum(result.seconds.values()):.0f} s")

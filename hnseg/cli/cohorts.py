@@ -32,10 +32,9 @@ def phantom(
 @app.command()
 def audit(root: Root, json_file: Json = None, workers: Workers = None) -> None:
     """List a cohort's faults. Exit status 1 if a case is unusable."""
-    from hnseg.audit import audit as audit_cases
-    from hnseg.audit_table import print_audit
-    from hnseg.cases import read_cases
-    from hnseg.orphans import find_orphans
+    from hnseg.imaging.audit import audit as audit_cases
+    from hnseg.imaging.audit import print_audit
+    from hnseg.imaging.case import find_orphans, read_cases
 
     audits = audit_cases(read_cases(root, strict=False), workers)
     orphans = find_orphans(root) if root.is_dir() else []
@@ -56,8 +55,8 @@ def propose(
     workers: Workers = None,
 ) -> None:
     """Write head masks from the CT's anatomy, to correct. Exit status 1 if a CT cannot be read."""
-    from hnseg.cases import HEADS, read_cases
     from hnseg.data.heads import draw_cases, propose_heads, summary
+    from hnseg.imaging.case import HEADS, read_cases
 
     cases = read_cases(root, strict=False)
     if out is None and not root.is_dir():

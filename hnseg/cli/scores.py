@@ -1,4 +1,4 @@
-"""Commands on masks: evaluate, threshold."""
+"""Commands on masks: evaluate, threshold, report."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from hnseg.cli.app import Json, Root, app, write_json
 
 if TYPE_CHECKING:
-    from hnseg.cases import Case
+    from hnseg.imaging.case import Case
 
 
 @app.command()
@@ -35,10 +35,10 @@ def evaluate(
     ] = 0.3,
 ) -> None:
     """Score predicted masks with the official metrics."""
+    from hnseg.evaluation.figures import cases_to_draw
     from hnseg.evaluation.score import evaluate as score
     from hnseg.evaluation.score import print_report
     from hnseg.evaluation.score import write_json as write_report
-    from hnseg.evaluation.view import cases_to_draw
 
     cases = cases_to_draw(truth, images) if overlays else []  # before the long work
     choices: Any = {"empty": empty, "matching": matching, "connectivity": int(connectivity)}
@@ -55,7 +55,7 @@ def _draw(cases: "list[Case]", predictions: Path, out: Path) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from hnseg.evaluation.overlay import overlay
+    from hnseg.evaluation.figures import overlay
     from hnseg.evaluation.score import find_masks
 
     predicted = find_masks(predictions)
@@ -66,10 +66,37 @@ def _draw(cases: "list[Case]", predictions: Path, out: Path) -> None:
 @app.command()
 def threshold(root: Root, json_file: Json = None) -> None:
     """Score the best SUV threshold that the truth can pick."""
-    from hnseg.cases import read_cases
     from hnseg.evaluation.threshold import oracle_threshold
+    from hnseg.imaging.case import read_cases
 
     result = oracle_threshold(read_cases(root))
     print(result)
     if json_file:
         write_json(asdict(result), json_file)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="What infer.py wrote.")],
+    truth: Annotated[
+        Path | None, typer.Option(metavar="ROOT", help="The cohort; default: the one the ablation names.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="ROOT", help="The CT and PET to draw on; default: the cohort's.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: OUT/report.html.")] = None,
+    arm: Annotated[
+        str | None, typer.Option(help="The arm whose cases are drawn; default: the first.")
+    ] = None,
+    viewer_mb: Annotated[
+        float, typer.Option(min=0, help="Room for the viewer's volumes; further cases have pictures alone.")
+    ] = 100,
+) -> None:
+    """Write one HTML file with scores, plots and every case's pictures, to open without a network."""
+    from hnseg.evaluation.report.page import write_report
+
+    html = html or out / "report.html"
+    gallery = write_report(out, html, truth=truth, images=images, arm=arm, viewer_mb=viewer_mb)
+    print(f"{html}: {len(gallery.cases)} cases, {html.stat().st_size / 1e6:.1f} MB")
+    if gallery.without_viewer:
+        print(f"{gallery.without_viewer} of them without the viewer, see --viewer-mb")

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hnseg.cases import Case, mask_file
 from hnseg.errors import HnsegError
 from hnseg.files import alone_in, remove_leftovers, temporary_beside
-from hnseg.suv import sidecar
+from hnseg.imaging.case import Case, mask_file
+from hnseg.imaging.suv import sidecar
 
 ARRAYS = ("ct", "pet", "label")
 

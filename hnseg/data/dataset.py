@@ -1,21 +1,80 @@
-"""Cached volumes → TorchIO subjects: training patches, and whole ROIs for validation."""
+"""Cached volumes → TorchIO subjects: training patches, and whole ROIs for validation; both augmented."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torchio as tio
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from hnseg.data.augment import Mix, RandomPatchAffine
-from hnseg.data.augmented import augmented, postponed, sample_of, seeded
 from hnseg.data.cache import StageVolume
-from hnseg.data.intensity import InputSpec
-from hnseg.data.patch import Shape, foreground_voxel, place
+from hnseg.data.intensity import InputSpec, network_input
+from hnseg.data.patch import Patch, Shape, foreground_voxel, place
+
+Sample = dict[str, Any]
+
+
+def sample_of(subject: tio.Subject, case_id: str) -> Sample:
+    """What a network is trained on: `image` (C, z, y, x) float, `label` (z, y, x) long, `case_id`."""
+    return {"image": network_input(subject), "label": subject["label"].data[0].long(), "case_id": case_id}
+
+
+def augmented(augment: tio.Transform, subject: tio.Subject, seed: int, case_id: str) -> Sample:
+    """A sample after the mix, drawn from `seed`."""
+    with seeded(seed):
+        return sample_of(augment(subject), case_id)
+
+
+def postponed(subject: tio.Subject, seed: int, case_id: str) -> Sample:
+    """What `augmented` needs, as tensors and numbers that can be sent to a device.
+
+    Args:
+        subject: With `image` and `label`, and perhaps the `patch` that the mix will cut: then only what it
+            may show is taken.
+        seed: Of the mix.
+        case_id: The case.
+    """
+    image, label, patch = subject["image"].data, subject["label"].data, subject.get("patch")
+    if patch is not None:
+        image, label = (patch.surroundings(data)[0].contiguous() for data in (image, label))
+        patch = (patch.size, patch.around, tuple(min(start, 0) for start in patch.start))
+    return {
+        "image": image,
+        "label": label,
+        "classes": int(label.max()),  # so that nobody has to ask the device
+        "patch": patch,
+        "seed": seed,
+        "case_id": case_id,
+    }
+
+
+def augment_batch(augment: tio.Transform, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Does on their device what was postponed, and puts the samples together to a batch."""
+    return default_collate([_resumed(augment, **sample) for sample in samples])
+
+
+def _resumed(
+    augment: tio.Transform, image: Any, label: Any, classes: int, patch: Any, **sample: Any
+) -> Sample:
+    labels = tio.LabelMap(tensor=label, classes=classes)
+    subject = tio.Subject(image=tio.ScalarImage(tensor=image), label=labels)
+    if patch is not None:
+        subject["patch"] = Patch(*patch)
+    return augmented(augment, subject, **sample)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds the processor's generator, which transforms draw from, and leaves it as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield
 
 
 class Share(NamedTuple):

@@ -22,8 +22,7 @@ from rich.progress import track
 
 from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import roi_subject
-from hnseg.data.intensity import InputSpec
-from hnseg.data.normalise import Normalise
+from hnseg.data.intensity import InputSpec, Normalise
 from hnseg.errors import HnsegError
 from hnseg.files import replacing
 

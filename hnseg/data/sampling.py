@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from hnseg.data.resample import AIR_HU, NO_SUV, label_to_grid, to_grid
-from hnseg.geometry import Grid, top_of_scan_grid
+from hnseg.imaging.grid import Grid, top_of_scan_grid
 
 MODALITIES = ("ct", "pet")
 # The authors' window on the PET that min-max has brought to [0, 1]: level 2.5, width 5.

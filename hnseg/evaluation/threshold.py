@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from hnseg.cases import Case
 from hnseg.data.resample import to_image
 from hnseg.errors import HnsegError
-from hnseg.geometry import Grid
-from hnseg.images import read_label, to_array
-from hnseg.masks import centroid
+from hnseg.imaging.case import Case
+from hnseg.imaging.grid import Grid
+from hnseg.imaging.images import read_label, to_array
+from hnseg.imaging.masks import centroid
+from hnseg.imaging.suv import read_pet
 from hnseg.metrics import GTVN, GTVP, EmptyPolicy, Overlap
-from hnseg.suv import read_pet
 
 SUVS = tuple(float(suv) for suv in np.geomspace(1.0, 20.0, 45))
 

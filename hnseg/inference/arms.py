@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
-from hnseg.cases import Case
+from hnseg.imaging.case import Case
 from hnseg.inference.cascade import Cascade
 from hnseg.inference.case_list import display, keeping
+from hnseg.inference.ensemble import Memory
 from hnseg.inference.lanes import Told, run_lanes
-from hnseg.inference.memory import Memory
 from hnseg.inference.outcome import Outcome
 from hnseg.inference.provenance import Provenance
 from hnseg.inference.work import Made, Work

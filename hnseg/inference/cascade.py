@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +12,122 @@ import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 
-from hnseg.cases import mask_file
+from hnseg.data.resample import index_box
+from hnseg.devices import Precision
 from hnseg.errors import HnsegError
-from hnseg.geometry import Grid
-from hnseg.hardware import Precision
-from hnseg.images import from_array, read_label
-from hnseg.inference.clock import Clock
-from hnseg.inference.components import remove_faint, remove_small
-from hnseg.inference.cover import cubes, outside_ml
+from hnseg.imaging.case import mask_file
+from hnseg.imaging.grid import Grid, Point, bounds
+from hnseg.imaging.images import from_array, read_label
+from hnseg.imaging.placement import cuts, place, without_pet
+from hnseg.imaging.stage import Stage
+from hnseg.inference.backends import Networks
 from hnseg.inference.decision import Decision, decide
-from hnseg.inference.ensemble import StageEnsemble
-from hnseg.inference.lesions import look_first, measure
-from hnseg.inference.limits import limits
-from hnseg.inference.memory import Memory
-from hnseg.inference.networks import Networks
-from hnseg.inference.segmentation import Segmentation
-from hnseg.inference.uncertainty import MAPS, Spread
-from hnseg.inference.way_back import blend, paste
+from hnseg.inference.ensemble import MAPS, Clock, Memory, Spread, StageEnsemble
+from hnseg.inference.lesions import Lesion, look_first, measure
+from hnseg.inference.postprocess import remove_faint, remove_small
+from hnseg.inference.roi_cover import cubes, outside_ml
+from hnseg.inference.stitching import Box, blend, paste
 from hnseg.models.bundle import Bundle
-from hnseg.placement import place
+
+# Less than a hundredth of the ROI without PET is not worth a word.
+_LEAST_SHARE = 0.01
+
+
+def limits(
+    stage: Stage, grids: Sequence[Grid], ct: sitk.Image, pet: sitk.Image, head: sitk.Image | None
+) -> Iterator[str]:
+    """Says where the scan ends in the head, and how much of the ROI is without PET.
+
+    Args:
+        stage: The stage.
+        grids: Its cubes, one or several.
+        ct: CT, HU.
+        pet: PET, SUV, on a grid of its own.
+        head: The head mask that has placed the ROI, where one has.
+
+    Raises:
+        HnsegError: A head mask places the ROI outside the CT, or the whole ROI is without PET. Not so around
+            lesions: the stage that found them has seen PET elsewhere.
+    """
+    if head is not None:
+        cut = cuts(head, ct)
+        if cut.top:
+            yield "CT cut off at the top of the head: the head's height, which places the ROI, is unsure"
+        if cut.bottom:
+            yield "CT cut off within the head: it shows no neck"
+    if stage.name == "head":  # which sees CT alone
+        return
+    if stage.placement == "below_head" and all(index_box(ct, grid.corners) is None for grid in grids):
+        low, high = bounds(ct)
+        raise HnsegError(
+            f"the head mask places the {stage.name} ROI around {_point(grids[0].center)} mm, outside the CT "
+            f"(from {_point(low)} to {_point(high)} mm): check that the mask is of this scan"
+        )
+    share = without_pet(grids, ct, pet)
+    if share == 1 and stage.placement != "lesions":
+        low, high = bounds(pet)
+        raise HnsegError(
+            f"PET does not reach the {stage.name} ROI (around {_point(grids[0].center)} mm; the PET lies "
+            f"from {_point(low)} to {_point(high)} mm): check that both belong to one examination"
+        )
+    if share >= _LEAST_SHARE:
+        yield f"PET does not reach {share:.0%} of the {stage.name} ROI: seen on CT alone there"
+
+
+def _point(point: Point) -> str:
+    return "({:.0f}, {:.0f}, {:.0f})".format(*point)
+
+
+@dataclass
+class Segmentation:
+    """What the cascade makes of a case.
+
+    Args:
+        mask: uint8 labels on the CT's grid.
+        unseen: No network that was used had been trained on the case.
+        decision: The rules by which the mask was decided.
+        outside_ml: Coarse lesion that no cube of the fine stage held, ml; None where lesions place no cube.
+        fallbacks: What was done where a stage found nothing, and what of the ROI the scan does not show.
+        seconds: Time each step took: `resample` (ROIs placed and cut out), `wait` for networks that another
+            case has, each stage's networks, `back` (to the CT's grid, decided and measured).
+        grids: Where each stage looked.
+        lesions: What the mask holds; none where it holds heads.
+        look_first: Why a reader should look at the case before others, in words; else empty.
+        maps: Those that were asked for, float32 (z, y, x) in `box`: `probability_CLASS`, `entropy` and
+            `mutual_information`.
+        box: The part (z, y, x) of the CT that the last stage's ROI reaches; None where they do not meet.
+    """
+
+    mask: sitk.Image
+    unseen: bool
+    decision: Decision
+    outside_ml: float | None = None
+    fallbacks: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    grids: dict[str, list[Grid]] = field(default_factory=dict)
+    lesions: list[Lesion] = field(default_factory=list)
+    look_first: str = ""
+    maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    box: Box | None = None
+
+    @property
+    def roi(self) -> str:
+        """The grid of the last stage as JSON; empty where it looked at several cubes."""
+        last = list(self.grids.values())[-1] if self.grids else []
+        return json.dumps(last[0].to_dict()) if len(last) == 1 else ""
+
+    @property
+    def rules(self) -> str:
+        """The rules as JSON."""
+        return json.dumps(asdict(self.decision))
+
+    def volumes(self) -> Iterator[tuple[str, sitk.Image]]:
+        """The maps by name, one at a time on the CT's grid, float32 and zero outside the ROI."""
+        for name, values in self.maps.items():
+            whole = np.zeros(self.mask.GetSize()[::-1], np.float32)
+            whole[self.box] = values
+            yield name, from_array(whole, self.mask)
+
 
 ORDER = ("head", "coarse", "fine")
 

@@ -25,9 +25,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from hnseg.cases import Case
 from hnseg.errors import HnsegError
 from hnseg.files import sole_writer
+from hnseg.imaging.case import Case
 from hnseg.inference.lanes import Told
 from hnseg.inference.outcome import Outcome
 from hnseg.inference.outputs import FORMATS

@@ -1,8 +1,10 @@
-"""The members of one stage: weights streamed, one running map."""
+"""The members of one stage: weights streamed, logits fused into one running map, uncertainty on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -12,21 +14,207 @@ import torchio as tio
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hnseg.data.coordinates import network_input
-from hnseg.data.intensity import InputSpec
+from hnseg.data.intensity import InputSpec, network_input
 from hnseg.data.sampling import Sampling
+from hnseg.devices import Precision
 from hnseg.errors import HnsegError
-from hnseg.geometry import Grid
-from hnseg.hardware import Precision
-from hnseg.inference.clock import Clock
+from hnseg.imaging.grid import Grid
+from hnseg.imaging.stage import Stage
+from hnseg.inference import decision
+from hnseg.inference.backends import Networks
 from hnseg.inference.decision import Decision
-from hnseg.inference.fusion import Fusion
-from hnseg.inference.memory import Memory
-from hnseg.inference.networks import Networks
 from hnseg.inference.predictor import Predictor
-from hnseg.inference.uncertainty import Spread
-from hnseg.models.member import Member
-from hnseg.stage import Stage
+from hnseg.models.checkpoint import Member
+
+
+class Clock:
+    """Counts the time that passes towards the step that was named last.
+
+    Steps nest and come lazily, a cube when the way back asks for it: what has begun ends what ran before.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._step, self._since = "", perf_counter()
+
+    def begin(self, step: str) -> None:
+        """From now on it is this step's time."""
+        now = perf_counter()
+        if self._step:
+            self.seconds[self._step] = self.seconds.get(self._step, 0.0) + now - self._since
+        self._step, self._since = step, now
+
+    def stop(self) -> dict[str, float]:
+        """Seconds of each step, in the order in which they first ran."""
+        self.begin("")
+        return self.seconds
+
+
+Key = tuple[str, Grid, bool]  # member, where it looked, mirrored or not
+
+
+class Memory:
+    """Members' logits on one case; the arms of an ensemble share head, coarse and most fine members.
+
+    Cascades that share it must differ in nothing but their members: not in how these are shown a volume.
+    """
+
+    def __init__(self) -> None:
+        self._scan: tuple[sitk.Image, sitk.Image] | None = None
+        self._logits: dict[Key, Tensor] = {}
+
+    def turn_to(self, ct: sitk.Image, pet: sitk.Image) -> None:
+        """Forgets everything unless it is of these very images."""
+        if self._scan is None or self._scan[0] is not ct or self._scan[1] is not pet:
+            self._logits.clear()
+            self._scan = ct, pet
+
+    def forget(self) -> None:
+        """Lets go of images and logits."""
+        self._logits.clear()
+        self._scan = None
+
+    def recall(self, key: Key) -> Tensor | None:
+        """The logits (K, z, y, x) of a member on a grid, if it was asked before."""
+        return self._logits.get(key)
+
+    def keep(self, key: Key, logits: Tensor) -> None:
+        """Remembers them; nobody may change them from now on."""
+        self._logits[key] = logits
+
+
+# What `Spread.uncertainty` returns, in its order.
+MAPS = ("entropy", "mutual_information")
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Shannon entropy over the classes, divided by log K: 0 is certain, 1 is no idea.
+
+    Args:
+        probabilities: (K, z, y, x), at least two classes.
+
+    Returns:
+        (z, y, x).
+    """
+    return torch.special.entr(probabilities).sum(0) / math.log(len(probabilities))
+
+
+class Spread:
+    """How members differ, from one member's logits after the other's.
+
+    Memory does not grow with the number of members. Members count by the weights they are fused with.
+
+    Args:
+        information: Gather what `uncertainty` needs too: every member's softmax and entropy.
+    """
+
+    def __init__(self, *, information: bool = False) -> None:
+        self.information = information
+        self._votes, self._softmax, self._entropy = RunningMean(), RunningMean(), RunningMean()
+
+    def add(self, logits: Tensor, weight: float = 1.0) -> None:
+        """Adds a member.
+
+        Args:
+            logits: (K, z, y, x) float32, background first.
+            weight: The member's.
+        """
+        # What argmax would tell, many times faster: it reads across memory.
+        top = logits.amax(0)
+        votes = (logits[1:] == top) & (logits[0] < top)
+        self._votes.add(votes.float(), weight)
+        if self.information:
+            softmax = logits.softmax(0)
+            self._softmax.add(softmax, weight)
+            self._entropy.add(entropy(softmax), weight)
+
+    def agreement(self) -> NDArray[np.float32]:
+        """Share of the members to which a class is the likeliest, (K - 1, z, y, x) without background.
+
+        Where a class and the background are equally likely, it is the background.
+        """
+        return self._votes.value.cpu().numpy()
+
+    def uncertainty(self, fused: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The ensemble's entropy, and the part of it that comes from members that differ.
+
+        The latter is the mutual information of label and member, also known as BALD or the generalised
+        Jensen-Shannon divergence: the entropy of the members' mean minus the mean of their entropies
+        (Houlsby et al. 2011, arXiv:1112.5745). The members' mean is that of their softmax, however they
+        are fused. Both are divided by log K.
+
+        Args:
+            fused: (K, z, y, x), what the ensemble says.
+
+        Returns:
+            (2, z, y, x), in the order of `MAPS`.
+        """
+        total = entropy(torch.from_numpy(fused))
+        between = entropy(self._softmax.value) - self._entropy.value
+        return torch.stack([total, between.clamp_min(0).cpu()]).numpy()
+
+
+# The authors average nnU-Net's networks before the softmax.
+NNUNET = ("plainconv", "resenc")
+
+
+class RunningMean:
+    """A weighted mean of what is added one after the other."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.weight = 0.0
+
+    def add(self, values: Tensor, weight: float = 1.0) -> None:
+        self.total = values * weight if self.total is None else self.total.add_(values, alpha=weight)
+        self.weight += weight
+
+    @property
+    def value(self) -> Tensor:
+        """Of all values added so far, at least one."""
+        assert self.total is not None
+        return self.total / self.weight
+
+
+class Fusion:
+    """Class probabilities of an ensemble, from one member's logits after the other's.
+
+    Memory does not grow with the number of members.
+
+    Args:
+        kind: `flat` is the mean of all members' softmax (paper section 2.4). `authors` is the release's: the
+            softmax of the mean logits of nnU-Net's networks, averaged with the mean softmax of the others;
+            where all members are of one kind, theirs alone.
+        weights: Of a model's members under `flat`, by the model's name; 1 where not named.
+    """
+
+    def __init__(self, kind: decision.Fusion = "flat", weights: Mapping[str, float] | None = None) -> None:
+        self.kind = kind
+        self.weights = weights if weights and kind == "flat" else {}
+        self._logits, self._softmax = RunningMean(), RunningMean()
+
+    def weight(self, model: str) -> float:
+        """The weight of a model's members."""
+        return float(self.weights.get(model, 1.0))
+
+    def add(self, logits: Tensor, model: str, architecture: str) -> None:
+        """Adds a member.
+
+        Args:
+            logits: (K, z, y, x) float32, background first.
+            model: The name its weight goes by.
+            architecture: Of its network.
+        """
+        if self.kind == "authors" and architecture in NNUNET:
+            self._logits.add(logits)
+        else:
+            self._softmax.add(logits.softmax(0), self.weight(model))
+
+    def probabilities(self) -> Tensor:
+        """(K, z, y, x) of all members added so far, at least one."""
+        maps = [self._logits.value.softmax(0)] if self._logits.weight else []
+        maps += [self._softmax.value] if self._softmax.weight else []
+        return maps[0] if len(maps) == 1 else (maps[0] + maps[1]) / 2
 
 
 class StageEnsemble:

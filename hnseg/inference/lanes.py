@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Generic, Protocol, TypeVar
 
-from hnseg.cases import Case
+from hnseg.imaging.case import Case
 
 Lane = TypeVar("Lane")  # what segments on one device: a cascade, or the arms of an ensemble
 Result = TypeVar("Result")

@@ -12,11 +12,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from hnseg.errors import HnsegError
-from hnseg.files import replacing
-from hnseg.geometry import Grid, Point
-from hnseg.inference.components import Uptake, components, uptake
-from hnseg.masks import positions
-from hnseg.tables import read_table
+from hnseg.files import read_table, replacing
+from hnseg.imaging.grid import Grid, Point
+from hnseg.imaging.masks import positions
+from hnseg.inference.postprocess import Uptake, components, uptake
 
 COLUMNS = ["case_id", "lesion", "class", "volume_ml", "suv_max", "suv_mean", "suv_peak"]
 COLUMNS += ["x_mm", "y_mm", "z_mm", "probability", "agreement", "face_mm"]

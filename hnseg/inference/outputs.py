@@ -6,8 +6,8 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from hnseg.cases import EXTENSIONS
-from hnseg.inference import uncertainty
+from hnseg.imaging.case import EXTENSIONS
+from hnseg.inference import ensemble
 from hnseg.inference.work import MAPS
 from hnseg.models.bundle import digest
 
@@ -74,5 +74,5 @@ class Outputs:
 
     def _maps(self, case_id: str) -> list[Path]:
         folder = self._out / MAPS / case_id
-        names = ("probability_*", *uncertainty.MAPS)
+        names = ("probability_*", *ensemble.MAPS)
         return sorted(path for name in names for end in FORMATS for path in folder.glob(f"{name}{end}"))

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import hnseg
-from hnseg.cases import Case, mask_file
 from hnseg.errors import HnsegError
+from hnseg.imaging.case import Case, mask_file
+from hnseg.imaging.suv import sidecar
 from hnseg.inference.cascade import Cascade
 from hnseg.models.bundle import LISTING, digest
-from hnseg.suv import sidecar
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,125 @@
-"""A case list over a Ray cluster, or over several processes of this machine. The only module that knows Ray.
-
-Actors are given paths and leave files in OUT, which, like the scans and the bundle, every node must reach; no
-image goes through Ray.
-"""
+"""A case list over a Ray cluster, or over processes of this machine. The only module that knows Ray."""
 
 from __future__ import annotations
 
 import logging
 import os
 import secrets
+import socket
 import sys
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+from hnseg.devices import pick_device
 from hnseg.errors import HnsegError
 from hnseg.inference.lanes import Told
 from hnseg.inference.outcome import Outcome
 from hnseg.inference.provenance import Provenance
-from hnseg.inference.ray_actor import CASES_EACH, Actor
-from hnseg.inference.ray_share import Share, share
 from hnseg.inference.setup import Setup
 from hnseg.inference.work import Made, Work
+from hnseg.models.bundle import LISTING
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each actor gets.
+
+    Args:
+        workers: Number of actors.
+        device: Where their networks run.
+        gpus: GPUs that Ray keeps for an actor.
+        cpus: CPUs that Ray keeps for an actor.
+        threads: Of its networks on the CPU.
+    """
+
+    workers: int
+    device: str
+    gpus: int
+    cpus: int
+    threads: int
+
+
+def share(nodes: Sequence[Mapping[str, float]], device: str = "auto", workers: int | None = None) -> Share:
+    """A GPU for each actor where there are GPUs, else the CPUs in equal parts.
+
+    Args:
+        nodes: The resources of each node as Ray has them, CPU and GPU among them.
+        device: auto, cpu or cuda.
+        workers: Number of actors; None is one a GPU, or on CPUs one a node.
+
+    Raises:
+        HnsegError: No number of actors, more than there is room for, or cuda without a GPU.
+    """
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise HnsegError(f"engine.workers={workers}: give a number of 1 or more, or null")
+    gpus = [int(node.get("GPU", 0)) for node in nodes]
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    if device == "cuda" and not any(gpus):
+        raise HnsegError("trainer.device=cuda, but no node of the Ray cluster has a GPU; choose auto or cpu")
+    if device != "cpu" and any(gpus):
+        _require_room(workers, sum(gpus), "GPUs")
+        threads = min(cpu // gpu for cpu, gpu in zip(cpus, gpus, strict=True) if gpu)
+        return Share(workers or sum(gpus), "cuda", gpus=1, cpus=0, threads=max(threads, 1))
+    _require_room(workers, sum(cpus), "CPUs")
+    workers = workers or sum(count > 0 for count in cpus)
+    # The most threads with which all of them find room.
+    each = next(n for n in range(max(cpus), 0, -1) if sum(count // n for count in cpus) >= workers)
+    return Share(workers, "cpu" if device == "auto" else device, gpus=0, cpus=each, threads=each)
+
+
+def _require_room(workers: int | None, room: int, what: str) -> None:
+    if (workers or 1) > room:
+        raise HnsegError(f"engine.workers={workers}: the Ray cluster has {room} {what}; set it to no more")
+
+
+CASES_EACH = 2  # on an actor: one with the networks while the other is read or written
+
+
+class Actor:
+    """One loaded ensemble in a process of its own; Ray calls it from `CASES_EACH` threads.
+
+    Args:
+        setup: What to load.
+        device: Where its networks run: cpu or cuda.
+        folder: The caller's working directory, which paths may be relative to.
+    """
+
+    def __init__(self, setup: Setup, device: str, folder: Path) -> None:
+        self._setup, self._device, self._folder = setup, device, folder
+        self._one_at_a_time: AbstractContextManager[Any] = Lock()
+
+    def load(self) -> Provenance:
+        """Loads the ensemble, and says what its masks are made with.
+
+        Raises:
+            HnsegError: The node does not reach the bundle, or what `Setup.load` refuses.
+        """
+        with suppress(OSError):  # a node may reach absolute paths alone
+            os.chdir(self._folder)
+        if not (self._setup.bundle / LISTING).exists():
+            raise HnsegError(
+                f"bundle={self._setup.bundle}: not there on {socket.gethostname()}; each node of the cluster "
+                "must reach bundle, scans and out: put them on storage that all nodes mount"
+            )
+        (self._cascade,) = self._setup.load([pick_device(self._device)])
+        if self._cascade.networks.device.type == "cuda":  # as `LocalEngine` has it
+            self._one_at_a_time = nullcontext()
+        return Provenance.of(self._cascade)
+
+    def segment(self, work: Work) -> Made:
+        """Takes a case from its files to its mask."""
+        work.read()
+        with self._one_at_a_time:
+            work.segment(self._cascade)
+        return work.save()
+
 
 TRIES = 3
 START_S = 600.0  # how long to wait for actors while there is none

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Literal
 
 from hnseg.errors import HnsegError
-from hnseg.files import place, replacing
+from hnseg.files import place, read_table, replacing
 from hnseg.inference.lesions import Lesion, read_lesions, write_lesions
 from hnseg.inference.outcome import COLUMNS, Outcome
 from hnseg.inference.outputs import FORMATS, Outputs
 from hnseg.inference.provenance import content_digest
 from hnseg.inference.work import Made
-from hnseg.tables import read_table
 
 TABLE, LESIONS = "cases.csv", "lesions.csv"
 # What a line says of a case that is not done: how often work on it began; that its files may be anything.

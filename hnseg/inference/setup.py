@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
+from hnseg.devices import pick_precision
 from hnseg.errors import HnsegError
-from hnseg.hardware import pick_precision
-from hnseg.inference.backend import make_networks, pick_backend
+from hnseg.inference.backends import Networks, make_networks, pick_backend
 from hnseg.inference.cascade import Cascade
-from hnseg.inference.networks import Networks
 from hnseg.models.bundle import Bundle
 
 

@@ -11,16 +11,15 @@ from time import perf_counter
 
 import SimpleITK as sitk
 
-from hnseg.cases import Case
-from hnseg.checks import check_case
+from hnseg.devices import gpu_peak_mib, lacks_memory, peak_mib, reset_gpu_peak
 from hnseg.errors import HnsegError
-from hnseg.hardware import gpu_peak_mib, lacks_memory, peak_mib, reset_gpu_peak
-from hnseg.images import stage_image
-from hnseg.inference.cascade import Cascade
+from hnseg.imaging.case import Case
+from hnseg.imaging.checks import check_case
+from hnseg.imaging.images import stage_image
+from hnseg.imaging.suv import read_scan
+from hnseg.inference.cascade import Cascade, Segmentation
 from hnseg.inference.lesions import Lesion
 from hnseg.inference.outcome import Outcome
-from hnseg.inference.segmentation import Segmentation
-from hnseg.suv import read_scan
 
 _MORE_ROOM = (
     "run the same command again with more of it free, with windows=trained and without probabilities and "

@@ -5,7 +5,18 @@ The metrics are loaded on first use: scoring files takes no torch, whose import 
 
 from typing import TYPE_CHECKING, Any
 
-from hnseg.metrics.counts import (
+from hnseg.metrics.lesions import (
+    CONNECTIVITIES,
+    MATCHINGS,
+    Connectivity,
+    Detections,
+    Matching,
+    Overlaps,
+    label_lesions,
+    match,
+    overlapping_lesions,
+)
+from hnseg.metrics.official import (
     CLASSES,
     EMPTY_POLICIES,
     GTVN,
@@ -19,22 +30,10 @@ from hnseg.metrics.counts import (
     count_case,
     f1_agg,
 )
-from hnseg.metrics.matching import (
-    CONNECTIVITIES,
-    MATCHINGS,
-    Connectivity,
-    Detections,
-    Matching,
-    Overlaps,
-    label_lesions,
-    match,
-    overlapping_lesions,
-)
 from hnseg.metrics.surface import SurfaceDistance, surface_distance
 
 if TYPE_CHECKING:
-    from hnseg.metrics.means import CaseMeans
-    from hnseg.metrics.official import OfficialScores
+    from hnseg.metrics.torch_metrics import CaseMeans, OfficialScores
 
 __all__ = [
     "CLASSES",
@@ -67,11 +66,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "OfficialScores":
-        from hnseg.metrics.official import OfficialScores
+        from hnseg.metrics.torch_metrics import OfficialScores
 
         return OfficialScores
     if name == "CaseMeans":
-        from hnseg.metrics.means import CaseMeans
+        from hnseg.metrics.torch_metrics import CaseMeans
 
         return CaseMeans
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,12 +1,4 @@
-"""Trained members → one folder that infer.py loads.
-
-    bundle.yaml                       format, members, weights' hashes, decision rules
-    README.md                         the model card
-    MEMBER/member.yaml                stage, input chain, network: everything needed to run it
-    MEMBER/weights.safetensors
-
-Nothing in it is pickled, so that loading a bundle runs nobody's code.
-"""
+"""Trained members → one folder that infer.py loads, with its model card and decision rules."""
 
 from __future__ import annotations
 
@@ -25,10 +17,78 @@ from safetensors.torch import save_model
 from torch import nn
 
 from hnseg.errors import HnsegError
-from hnseg.files import replacing_folder, restore
-from hnseg.models.checkpoint import Checkpoint, read_checkpoint
-from hnseg.models.member import Member, Trained
-from hnseg.models.model_card import model_card
+from hnseg.files import replacing, replacing_folder, restore
+from hnseg.models.checkpoint import Checkpoint, Member, Trained, read_checkpoint
+
+_COLUMNS = ("member", "stage", "input", "recipe", "trained on", "split", "val/dice", "val_coarse/dice")
+_POWERS = {"square": "²", "cube_root": "^(1/3)"}
+
+_HEAD = """\
+# Model card
+
+Finds head-and-neck tumours (GTVp) and metastatic lymph nodes (GTVn) in PET/CT; made with hnseg.
+Research software: it is not a medical device and has not been validated for patients.
+
+**Input.** CT in HU and PET in SUV (body weight) of one patient, any grids, in one patient space.
+**Output.** Labels on the CT's grid: {labels}.
+**Rules.** {rules}
+
+Validation Dice is measured inside the stage's ROI, on cases of the held-out fold: `val` in ROIs that the
+truth has placed, which flatters the pipeline, `val_coarse` in ROIs placed by coarse predictions. Scores of
+`fold_all` are of cases that were trained on.
+"""
+
+
+def model_card(
+    cards: Sequence[Mapping[str, Any]], last: Mapping[str, Any], decision: Mapping[str, Any], note: str = ""
+) -> str:
+    """The model card of a bundle, Markdown.
+
+    Args:
+        cards: Its members' descriptions.
+        last: One of the last stage, which makes the mask.
+        decision: The bundle's rules.
+        note: What a reader should know of the rules, in a sentence.
+    """
+    classes = enumerate(last["stage"]["classes"], start=1)
+    labels = ", ".join(["0 background", *(f"{number} {name}" for number, name in classes)])
+    rules = ", ".join(f"{key}: {value}" for key, value in decision.items())
+    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_row(card) for card in cards)]
+    table = "\n".join(_line(row) for row in rows)
+    if note:
+        rules += f". {note}"
+    return f"{_HEAD.format(labels=labels, rules=rules)}\n{table}\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    """A line of the table; a bar in a name would begin another cell."""
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _row(card: Mapping[str, Any]) -> tuple[str, ...]:
+    scores, spec = card.get("scores", {}), card["input"]
+    seen = card["trained_on"]
+    return (
+        card["name"],
+        card["stage"]["name"],
+        f"[{', '.join(_channels(spec))}]",
+        card.get("recipe", ""),
+        "unknown cases" if seen is None else f"{len(seen)} cases",
+        str(card.get("split") or "unknown"),
+        *(f"{scores[key]:.4f}" if key in scores else "" for key in ("val/dice", "val_coarse/dice")),
+    )
+
+
+def _channels(spec: Mapping[str, Any]) -> list[str]:
+    """What each channel shows; cards without the powers' names have the paper's, and no coordinates."""
+    powers = {"ct": spec.get("ct_powers", _POWERS), "pet": spec.get("pet_powers", ())}
+    shown = [
+        modality.upper() + suffix
+        for modality in spec["modalities"]
+        for suffix in ["", *(_POWERS[name] for name in powers[modality] if spec["cte"])]
+    ]
+    return [*shown, *(("x", "y", "z") if spec.get("coordinates") else ())]
+
 
 FORMAT = 1
 LISTING, MODEL_CARD, WEIGHTS, CARD_FILE = "bundle.yaml", "README.md", "weights.safetensors", "member.yaml"
@@ -259,3 +319,24 @@ def digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_rules(bundle: Bundle, decision: Mapping[str, Any], note: str) -> None:
+    """Writes rules into a bundle, and tells of them in its model card.
+
+    They hold for these members: a bundle made or extended from it has its members' own rules again.
+
+    Args:
+        bundle: The bundle, with all its members.
+        decision: All of its new rules.
+        note: What a reader should know of them, in a sentence.
+
+    Raises:
+        HnsegError: The bundle cannot be written.
+    """
+    listing = yaml.safe_load((bundle.path / LISTING).read_text()) | {"decision": dict(decision)}
+    cards = [member.card for member in bundle.members]
+    with replacing(bundle.path / LISTING) as temporary:
+        temporary.write_text(yaml.safe_dump(listing, sort_keys=False))
+    with replacing(bundle.path / MODEL_CARD) as temporary:
+        temporary.write_text(model_card(cards, last_stage(cards), decision, note), encoding="utf-8")

@@ -1,16 +1,166 @@
-"""What a training leaves → a member: the card, and those of the weights that are wanted."""
+"""What a training leaves: a member with card and weights; foreign checkpoints read without running them."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy._core.multiarray import _reconstruct, scalar
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from hnseg.errors import HnsegError
-from hnseg.models.member import CARD, Trained
+from hnseg.imaging.stage import Stage
 from hnseg.models.nets import build
+from hnseg.models.sides import divisor
+
+# The key under which a checkpoint says everything needed to run its network.
+CARD = "hnseg"
+# Card and network of a member.
+Trained = tuple[dict[str, Any], nn.Module]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One trained network and what it needs to know about its input.
+
+    Args:
+        card: The member's description: name, stage, input, network, patch, decision.
+        weights: Its safetensors file.
+        sha256: Of the weights, as its bundle lists it.
+    """
+
+    card: dict[str, Any]
+    weights: Path
+    sha256: str = ""
+
+    @property
+    def stage(self) -> Stage:
+        """The stage it was trained for."""
+        return Stage.from_dict(self.card["stage"])
+
+    def has_seen(self, case_id: str) -> bool:
+        """Whether it was trained on a case; an imported member whose split is not known counts as if."""
+        trained_on = self.card["trained_on"]
+        return trained_on is None or case_id in trained_on
+
+    def whole(self) -> Member:
+        """The same member, shown its stage's whole ROI at once instead of window by window.
+
+        The ROI's sides are rounded up to what the network can be shown.
+        """
+        network = self.card["network"]
+        steps = divisor({"architecture": network["architecture"], "settings": network})
+        # The network's axes in terms of ours: its steps go the way back.
+        order = self.card.get("axes", {}).get("order", [0, 1, 2])
+        ours = [steps[order.index(axis)] for axis in range(3)]
+        padded = self.card["input"].get("pad_to") or (0, 0, 0)
+        sides = [max(n, pad) for n, pad in zip(self.stage.size[::-1], padded, strict=True)]
+        patch = [math.ceil(n / step) * step for n, step in zip(sides, ours, strict=True)]
+        # Padded by the input chain rather than as a window, so that coordinates go on where padding begins.
+        spec = self.card["input"] | ({"pad_to": patch} if self.card["input"].get("coordinates") else {})
+        return replace(self, card={**self.card, "input": spec, "patch": patch})
+
+    def network(self) -> nn.Module:
+        """The network in evaluation mode, without its weights."""
+        return build(**self.card["network"]).eval()
+
+    def load_into(self, network: nn.Module) -> None:
+        """Puts the member's weights into a network of its kind.
+
+        Raises:
+            HnsegError: The weights are damaged or belong to another network.
+        """
+        try:
+            _fill(network, load_file(self.weights))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise HnsegError(
+                f"{self.weights}: cannot be loaded ({reason}); export the bundle again"
+            ) from error
+
+    def loaded(self) -> Trained:
+        """Its card, and its network with its weights.
+
+        Raises:
+            HnsegError: As for `load_into`.
+        """
+        network = self.network()
+        self.load_into(network)
+        return self.card, network
+
+
+def _fill(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """What safetensors' load_model does, for networks in any memory format too.
+
+    Raises:
+        RuntimeError: A tensor is missing, too many or of another shape.
+    """
+    missing, unexpected = network.load_state_dict(weights, strict=False)
+    # nnU-Net's decoder holds its encoder: a tensor with two names is stored under one.
+    state = network.state_dict()
+    stored = {state[name].data_ptr() for name in weights.keys() & state.keys()}
+    if absent := [name for name in missing if state[name].data_ptr() not in stored]:
+        raise RuntimeError(f"no {absent[0]} in it")
+    if unexpected:
+        raise RuntimeError(f"{unexpected[0]} is not the network's")
+
+
+# Beyond tensors and plain data, both frameworks write numbers and small arrays of NumPy into their logs.
+# Each dtype is pickled by its own class since NumPy 2; the function's module has moved between the two.
+_DTYPES = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")]
+_ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    np.dtype,
+    np.ndarray,
+    *_DTYPES,
+    *(
+        (function, f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for function, name in ((scalar, "scalar"), (_reconstruct, "_reconstruct"))
+    ),
+]
+
+
+def read_foreign_checkpoint(path: Path) -> dict[str, Any]:
+    """What torch.save wrote: tensors, plain data and numbers of NumPy; nothing else is built.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its dictionary, tensors on the CPU.
+
+    Raises:
+        HnsegError: The file is missing, damaged or something else, or asks for a class or function beyond
+            those.
+    """
+    try:
+        with torch.serialization.safe_globals(_ALLOWED):
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise HnsegError(f"{path}: cannot be read ({error.strerror}); check the path and allow it") from error
+    except Exception as error:  # a damaged pickle stumbles over anything
+        if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise HnsegError(
+                f"{path}: holds {wanted[1]}, which could run code and is not read; save its weights alone "
+                "as tensors"
+            ) from error
+        # What torch says of it is its own affair, or advice to load the file with its code.
+        raise HnsegError(
+            f"{path}: is no file of torch.save, or a damaged one; copy it again (from Git LFS: git lfs pull)"
+        ) from error
+    if not isinstance(stored, dict):
+        raise HnsegError(f"{path}: holds {type(stored).__name__}, no checkpoint's dictionary; choose another")
+    return stored
+
 
 # The best by validation Dice, be it the network's own weights or their average; or what the training ended
 # with, which the validation cases had no say in: the network's own weights, or their moving average.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,9 +14,38 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from hnseg.metrics import CaseMeans, OfficialScores
+from hnseg.models.checkpoint import CARD
 from hnseg.models.losses import DeepSupervision
-from hnseg.models.member import CARD
-from hnseg.models.translated import Translated
+
+
+class Translated:
+    """A network that runs translated, or as it is where it cannot be, which a warning then tells.
+
+    Args:
+        network: Image → logits, of one depth or several.
+        name: What the warning calls it.
+    """
+
+    def __init__(self, network: Callable[[Tensor], Any], name: str) -> None:
+        self._network, self._name = network, name
+        # Images of one shape follow one another; a translation that fits any shape would be slower.
+        self._run: Callable[[Tensor], Any] = torch.compile(network, dynamic=False)
+
+    def __call__(self, image: Tensor) -> Any:
+        """Logits."""
+        try:
+            return self._run(image)
+        except torch.OutOfMemoryError:  # as it is, it would take more
+            raise
+        except Exception as error:
+            if self._run is self._network:
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            message = "%s: torch.compile failed (%s); it runs as it is"
+            logging.getLogger(__name__).warning(message, self._name, reason)
+            self._run = self._network
+            return self._network(image)
+
 
 Batch = dict[str, Any]
 # What the scores of the validation loaders are called: ROIs placed by the truth, and by coarse predictions.

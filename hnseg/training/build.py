@@ -11,22 +11,19 @@ from typing import Any
 import torch
 
 from hnseg.construct import construct
-from hnseg.data.datamodule import StageDataModule
+from hnseg.data.datamodule import StageDataModule, choose_loading
 from hnseg.data.dataset import Share
 from hnseg.data.intensity import InputSpec
-from hnseg.data.loading import choose_loading
+from hnseg.devices import Precision, pick_device, pick_precision
 from hnseg.errors import HnsegError
-from hnseg.hardware import Precision, pick_device, pick_precision
-from hnseg.head_masks import head_folder
+from hnseg.imaging.stage import Stage
 from hnseg.inference.predictor import Predictor
 from hnseg.job import jitter_mm, scan_augment
-from hnseg.models.checkpointing import checkpoint_blocks
 from hnseg.models.module import SegmentationModule
-from hnseg.models.nets import build
-from hnseg.run_folder import Length
-from hnseg.stage import Stage
-from hnseg.training.cohort import Fold
+from hnseg.models.nets import build, checkpoint_blocks
+from hnseg.training.cohort import Fold, head_folder
 from hnseg.training.extension import make_scheduler
+from hnseg.training.run_folder import Length
 from hnseg.training.team import ALONE, Team
 
 Config = dict[str, Any]

@@ -1,4 +1,4 @@
-"""Which cases a job trains on, how they are dealt into folds, and what places their fine ROIs."""
+"""Which cases a job trains on, how they are dealt into folds, and what places their ROIs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,60 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hnseg.cases import Case, mask_file, read_cases
+from hnseg.app import REPOSITORY
 from hnseg.data.splits import CENTRES, Split
 from hnseg.errors import HnsegError, few
-from hnseg.head_masks import require_head_masks, with_head_mask
-from hnseg.hydra_app import REPOSITORY
-from hnseg.orphans import find_orphans
-from hnseg.tables import read_table
+from hnseg.files import read_table
+from hnseg.imaging.case import Case, find_orphans, mask_file, read_cases
+
+
+def head_folder(data: Mapping[str, Any], stage: str) -> Path:
+    """Where a stage finds head masks CASE.nii.gz, of the configuration's `data`.
+
+    The head stage learns from those that were drawn or corrected alone: were predictions among them, it would
+    learn from itself, and each more would deal its folds anew.
+    """
+    return Path(data["heads"] if stage == "head" else data["predicted_heads"] or data["heads"])
+
+
+def with_head_mask(cases: Sequence[Case], heads: Path) -> list[Case]:
+    """The cases that the head stage can learn from: few scans are labelled (forty in the paper).
+
+    Args:
+        cases: All cases of the cohort.
+        heads: Folder of head masks CASE.nii.gz.
+
+    Raises:
+        HnsegError: Not one case has a mask.
+    """
+    labelled = [case for case in cases if mask_file(heads, case.case_id).exists()]
+    if not labelled:
+        raise HnsegError(
+            f"data.heads={heads}: no head mask CASE.nii.gz for any of {len(cases)} cases; "
+            "hnseg heads propose makes some"
+        )
+    return labelled
+
+
+def require_head_masks(cases: Sequence[Case], data: Mapping[str, Any]) -> None:
+    """Refuses a cohort whose coarse ROIs cannot all be placed, before any volume is prepared.
+
+    Args:
+        cases: To train and to validate on.
+        data: The configuration's.
+
+    Raises:
+        HnsegError: Cases without a mask.
+    """
+    heads = head_folder(data, "coarse")
+    if missing := [case.case_id for case in cases if not mask_file(heads, case.case_id).exists()]:
+        key = "data.predicted_heads" if data["predicted_heads"] else "data.heads"
+        raise HnsegError(
+            f"{key}={heads}: no head mask of {few(missing)}; train the head stage (fold=all, "
+            "on masks of hnseg heads propose), have it label every case (python infer.py bundle=HEADS "
+            "until=head out=DIR), and set data.predicted_heads=DIR"
+        )
+
 
 _COMMAND = "python infer.py until=coarse unseen=true"  # what makes coarse predictions to train on
 

@@ -11,7 +11,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from hnseg.construct import construct
-from hnseg.run_folder import Length
+from hnseg.training.run_folder import Length
 
 Config = dict[str, Any]
 _RAMP, _LEAST = 0.1, 3  # of the added epochs, and in epochs

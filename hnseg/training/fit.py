@@ -14,16 +14,13 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hnseg.data.datamodule import StageDataModule
-from hnseg.hardware import LIGHTNING, Precision
+from hnseg.devices import LIGHTNING, Precision
 from hnseg.models.module import SegmentationModule
-from hnseg.progress import ProgressFile, RunProgress
-from hnseg.run_folder import RunFolder
-from hnseg.tracking import loggers
-from hnseg.tracking.callbacks import callbacks
-from hnseg.tracking.settings import LoggerSettings
-from hnseg.training.checkpoint_files import WholeCheckpoints
-from hnseg.training.checkpoints import checkpoints, step_of, validation_scores
-from hnseg.training.guard import NumberGuard
+from hnseg.training.callbacks import NumberGuard, ProgressFile, RunProgress
+from hnseg.training.checkpoints import WholeCheckpoints, checkpoints, step_of, validation_scores
+from hnseg.training.logger_settings import LoggerSettings
+from hnseg.training.loggers import callbacks, loggers
+from hnseg.training.run_folder import RunFolder
 from hnseg.training.strategy import EndAtOnce, team_options, team_plugins
 from hnseg.training.team import ALONE, Team
 

@@ -10,14 +10,12 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from hnseg.construct import construct
+from hnseg.devices import Precision, autocast, free_memory
 from hnseg.errors import HnsegError
 from hnseg.files import require_room, size
-from hnseg.hardware import Precision, autocast, free_memory
-from hnseg.models.checkpointing import checkpoint_blocks
-from hnseg.models.instance_norm import replace_norms
-from hnseg.models.nets import build
-from hnseg.run_folder import RunFolder
+from hnseg.models.nets import build, checkpoint_blocks, replace_norms
 from hnseg.training.live_memory import LiveMemory
+from hnseg.training.run_folder import RunFolder
 
 Config = dict[str, Any]
 

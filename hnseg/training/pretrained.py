@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hnseg.errors import HnsegError, few
 from hnseg.models.bundle import digest
-from hnseg.models.unpickle import read_checkpoint
+from hnseg.models.checkpoint import read_foreign_checkpoint
 
 # Where frameworks keep the weights in a checkpoint: Lightning, MONAI and hnseg; nnU-Net; others.
 _PLACES = ("state_dict", "network_weights", "model_state_dict", "model", "network", "teacher", "student")
@@ -76,7 +76,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         HnsegError: The file is damaged, holds more than tensors and plain data, or no tensors.
     """
     try:
-        read = load_file if path.suffix == ".safetensors" else read_checkpoint
+        read = load_file if path.suffix == ".safetensors" else read_foreign_checkpoint
         stored: Mapping[str, Any] = read(path)
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]

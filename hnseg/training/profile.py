@@ -13,17 +13,17 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from hnseg.data.loading import Loading
+from hnseg.app import compose_job
+from hnseg.data.datamodule import Loading
 from hnseg.data.phantom import make_cohort
+from hnseg.devices import Precision, gpu_peak_mib, peak_mib, pick_precision, reset_gpu_peak
 from hnseg.errors import HnsegError
-from hnseg.hardware import Precision, gpu_peak_mib, peak_mib, pick_precision, reset_gpu_peak
-from hnseg.hydra_app import compose_job
 from hnseg.job import describe, make_input, make_stage
 from hnseg.job_keys import read_job
 from hnseg.preflight import check_job
-from hnseg.quiet import quiet
-from hnseg.tracking.step_clock import StepClock
+from hnseg.processes import quiet
 from hnseg.training.build import build_cohort, build_module, pick_machine
+from hnseg.training.callbacks import StepClock
 from hnseg.training.cohort import find_fold
 from hnseg.training.fit import trainer_options
 from hnseg.training.needs import StepJob, estimate, require_memory

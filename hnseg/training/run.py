@@ -10,19 +10,18 @@ from typing import Any
 import lightning as L
 import torch
 
-from hnseg.hardware import Precision
+from hnseg.devices import Precision
 from hnseg.job import describe, make_input, make_stage
-from hnseg.quiet import quiet
-from hnseg.run_folder import RunFolder
-from hnseg.tracking.loggers import require_loggers
-from hnseg.tracking.settings import LoggerSettings
+from hnseg.processes import quiet
 from hnseg.training.build import build_cohort, build_module, pick_machine
-from hnseg.training.checkpoint_files import resumable
-from hnseg.training.checkpoints import require_same_data, summarise
+from hnseg.training.checkpoints import require_same_data, resumable, summarise
 from hnseg.training.cohort import Fold
 from hnseg.training.fit import fit, tell_stopped
+from hnseg.training.logger_settings import LoggerSettings
+from hnseg.training.loggers import require_loggers
 from hnseg.training.needs import StepJob, estimate, require_disk, require_memory
 from hnseg.training.pretrained import initialise, read_weights
+from hnseg.training.run_folder import RunFolder
 from hnseg.training.spread import spread
 from hnseg.training.strategy import freeze_idle
 from hnseg.training.team import Team

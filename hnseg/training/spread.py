@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hnseg.errors import HnsegError
-from hnseg.pool import follow
+from hnseg.processes import follow
 from hnseg.training.team import Team
 
 _MOMENT = 2.0  # seconds

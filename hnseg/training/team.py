@@ -76,7 +76,7 @@ class Team:
         import torch
         import torch.distributed as dist
 
-        from hnseg.hardware import pick_device
+        from hnseg.devices import pick_device
 
         if dist.is_initialized():
             return
@@ -201,7 +201,7 @@ def count_processes(trainer: Mapping[str, Any], team: Team) -> int:
         return team.size
     import torch
 
-    from hnseg.hardware import pick_device
+    from hnseg.devices import pick_device
 
     if pick_device(trainer["device"]).type == "cpu":
         return 2 if wanted == "auto" else wanted

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fabricate import write_case
 
-from hnseg.cases import Case, read_cases
+from hnseg.imaging.case import Case, read_cases
 
 
 @pytest.fixture(scope="session")

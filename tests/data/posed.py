@@ -5,10 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import SimpleITK as sitk
 
-from hnseg.data.phantom.anatomy import build, chin_height, table
-from hnseg.data.phantom.imaging import head_mask, scan_ct
-from hnseg.data.phantom.patient import Patient
-from hnseg.data.phantom.scanner import CENTRES, NAMES, UPRIGHT
+from hnseg.data.phantom.anatomy import Patient, build, chin_height, table
+from hnseg.data.phantom.scanner import CENTRES, NAMES, UPRIGHT, head_mask, scan_ct
 from hnseg.data.phantom.solids import ScanGrid
 
 

@@ -13,10 +13,8 @@ from volumes import lesions, write_volume
 
 from hnseg.data.augment import RandomFlip, RandomNoise
 from hnseg.data.augment.spatial import resample
-from hnseg.data.augmented import augment_batch
-from hnseg.data.dataset import EpochSampler, PatchDataset
-from hnseg.data.intensity import InputSpec
-from hnseg.data.normalise import Normalise
+from hnseg.data.dataset import EpochSampler, PatchDataset, augment_batch
+from hnseg.data.intensity import InputSpec, Normalise
 from hnseg.data.patch import Patch
 
 SPEC = InputSpec(normalise=(Normalise("zscore"),) * 2)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hnseg.cases import Case
 from hnseg.data import cache as module
 from hnseg.data.cache import StageVolume, is_whole
 from hnseg.data.prepare import prepare, prepare_case
 from hnseg.errors import HnsegError
 from hnseg.files import temporary_beside
-from hnseg.stage import Stage
+from hnseg.imaging.case import Case
+from hnseg.imaging.stage import Stage
 
 FINE = Stage("fine", (14, 12, 10), (3.0, 3.5, 5.0), "lesions")
 

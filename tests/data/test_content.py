@@ -9,7 +9,7 @@ import pytest
 from volumes import lesions, write_volume
 
 from hnseg.data.cache import StageVolume
-from hnseg.data.content import digest_volumes
+from hnseg.data.prepare import digest_volumes
 from hnseg.errors import HnsegError
 
 
@@ -35,7 +35,7 @@ def test_an_entry_need_not_be_writable_nor_what_is_kept_in_it_sound(volumes, mon
         raise HnsegError(f"{path}: cannot be written (Permission denied)")
 
     with monkeypatch.context() as another_user:
-        another_user.setattr("hnseg.data.content.replacing", refuse)
+        another_user.setattr("hnseg.data.prepare.replacing", refuse)
         found = digest_volumes(volumes)
     for volume in volumes:
         (volume.folder / "content.txt").touch()  # as a power cut leaves it

@@ -15,15 +15,13 @@ from omegaconf import OmegaConf
 from spoiled import must_fail
 from volumes import lesions, write_volume
 
-from hnseg.data import coordinates as module
-from hnseg.data.coordinates import network_input
+from hnseg.data import intensity as module
 from hnseg.data.dataset import PatchDataset, VolumeDataset
 from hnseg.data.fingerprint import Fingerprint
-from hnseg.data.intensity import InputSpec
-from hnseg.data.normalise import Normalise
-from hnseg.geometry import Grid
+from hnseg.data.intensity import InputSpec, Normalise, network_input
+from hnseg.imaging.grid import Grid
+from hnseg.inference.backends import Networks
 from hnseg.inference.ensemble import StageEnsemble
-from hnseg.inference.networks import Networks
 from hnseg.job import describe, make_input, make_stage
 
 SHAPE = (12, 16, 20)

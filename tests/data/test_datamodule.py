@@ -8,7 +8,7 @@ from hnseg.data.datamodule import StageDataModule
 from hnseg.data.intensity import InputSpec
 from hnseg.data.prepare import prepare as prepare_all
 from hnseg.data.prepare import prepare_case
-from hnseg.stage import Stage
+from hnseg.imaging.stage import Stage
 
 STAGE = Stage("fine", (16, 16, 16), (4.0, 4.0, 4.0), "lesions")
 

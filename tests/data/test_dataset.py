@@ -13,8 +13,7 @@ from volumes import lesions, numbered, write_volume
 from hnseg.data.augment import RandomHeadCut, RandomPatchAffine, RandomScaleShift
 from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import EpochSampler, PatchDataset, Share, VolumeDataset, roi_subject
-from hnseg.data.intensity import InputSpec
-from hnseg.data.normalise import Normalise
+from hnseg.data.intensity import InputSpec, Normalise
 
 SPEC = InputSpec(normalise=(Normalise("zscore"),) * 2)
 # PET as it is, but for a factor that `place` takes off again.

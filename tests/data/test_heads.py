@@ -13,9 +13,9 @@ import hnseg.data.heads
 from hnseg.data.heads.propose import CUT, ENDS, NO_SKULL, propose_head
 from hnseg.data.phantom import make_case
 from hnseg.data.phantom.scanner import NAMES, OBLIQUE
-from hnseg.geometry import coarse_grid
-from hnseg.images import read_image, same_grid
-from hnseg.masks import mask_bounds
+from hnseg.imaging.grid import coarse_grid
+from hnseg.imaging.images import read_image, same_grid
+from hnseg.imaging.masks import mask_bounds
 
 
 @pytest.fixture(scope="module")

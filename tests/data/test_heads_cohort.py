@@ -9,15 +9,15 @@ import SimpleITK as sitk
 from fabricate import ct_image, write_case
 from posed import posed
 
-from hnseg.cases import read_cases
 from hnseg.cli import main
 from hnseg.data.heads import draw_cases, propose_head
 from hnseg.data.heads.cohort import FIELDS
 from hnseg.data.prepare import prepare_case
-from hnseg.head_masks import with_head_mask
-from hnseg.images import read_label
-from hnseg.masks import mask_bounds
-from hnseg.stage import Stage
+from hnseg.imaging.case import read_cases
+from hnseg.imaging.images import read_label
+from hnseg.imaging.masks import mask_bounds
+from hnseg.imaging.stage import Stage
+from hnseg.training.cohort import with_head_mask
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,15 @@ import yaml
 from fabricate import ct_image, pet_image
 from members import card
 
-from hnseg.data.channels import Enhance, ScalePET, WindowCT
 from hnseg.data.dataset import VolumeDataset
-from hnseg.data.intensity import InputSpec
-from hnseg.data.normalise import Normalise
+from hnseg.data.intensity import Enhance, InputSpec, Normalise, ScalePET, WindowCT
 from hnseg.data.prepare import prepare_case
 from hnseg.data.resample import AIR_HU
 from hnseg.data.sampling import Sampling
-from hnseg.geometry import Grid
+from hnseg.imaging.grid import Grid
+from hnseg.imaging.stage import Stage
 from hnseg.inference.ensemble import StageEnsemble, _network_input, _uncrop
 from hnseg.models.bundle import Member
-from hnseg.stage import Stage
 
 RAW = InputSpec()
 ZSCORED = InputSpec(normalise=(Normalise("zscore"),) * 2)

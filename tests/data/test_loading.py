@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hnseg.data.loading import AHEAD, Loading, choose_loading
+from hnseg.data.datamodule import AHEAD, Loading, choose_loading
 from hnseg.errors import HnsegError
 
 GIB = 2**30

@@ -6,14 +6,14 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from hnseg.cases import read_cases
 from hnseg.data.phantom import make_case, make_cohort
+from hnseg.data.phantom.anatomy import Patient, rotation
 from hnseg.data.phantom.lesions import GTVN, GTVP, draw_lesions
-from hnseg.data.phantom.patient import Patient, rotation
 from hnseg.data.phantom.scanner import CENTRES, NAMES
 from hnseg.data.phantom.solids import ScanGrid, Solid, coverage, rod, sample
 from hnseg.errors import HnsegError
-from hnseg.images import same_grid
+from hnseg.imaging.case import read_cases
+from hnseg.imaging.images import same_grid
 
 # Storage orders: upright, flipped, permuted and left-handed, oblique.
 DIRECTIONS = {centre.name: centre.direction for centre in CENTRES}

@@ -13,14 +13,14 @@ import SimpleITK as sitk
 from fabricate import ct_image, label_image, pet_image, volume, write_case
 from scipy.spatial.transform import Rotation
 
-from hnseg.cases import Case, read_cases
 from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import roi_subject
 from hnseg.data.prepare import prepare, prepare_case
 from hnseg.data.resample import AIR_HU
 from hnseg.errors import HnsegError
-from hnseg.geometry import Grid
-from hnseg.stage import Stage
+from hnseg.imaging.case import Case, read_cases
+from hnseg.imaging.grid import Grid
+from hnseg.imaging.stage import Stage
 
 FINE = Stage("fine", (14, 12, 10), (3.0, 3.5, 5.0), "lesions")
 HEAD = Stage("head", (10, 10, 8), (10.0, 10.0, 12.0), "top_of_scan", ("head",))

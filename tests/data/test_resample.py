@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from hnseg.data import resample
 from hnseg.data.resample import AIR_HU, index_box, label_to_grid, to_grid, to_image
-from hnseg.geometry import Grid
+from hnseg.imaging.grid import Grid
 
 IDENTITY = np.eye(3).ravel().tolist()
 FLIPS = st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3)

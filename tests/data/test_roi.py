@@ -7,12 +7,12 @@ import pytest
 import SimpleITK as sitk
 from fabricate import volume, write_case
 
-from hnseg.cases import Case, read_cases
 from hnseg.data.prepare import prepare_case
 from hnseg.errors import HnsegError
-from hnseg.placement import place
-from hnseg.stage import Stage
-from hnseg.suv import read_scan
+from hnseg.imaging.case import Case, read_cases
+from hnseg.imaging.placement import place
+from hnseg.imaging.stage import Stage
+from hnseg.imaging.suv import read_scan
 
 HEAD = Stage("head", (10, 10, 8), (10.0, 10.0, 12.0), "top_of_scan", ("head",))
 COARSE = Stage("coarse", (18, 18, 18), (4.0, 4.0, 4.0), "below_head")

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from fabricate import ct_image, label_image, pet_image
 
 from hnseg.data.sampling import Sampling
-from hnseg.geometry import Grid
+from hnseg.imaging.grid import Grid
 
 GRID = Grid.centred((40, 44, 50), (20, 18, 16), (3.0, 3.0, 3.0))
 HEAD_SIZE, HEAD_SPACING = (24, 24, 20), (3.5, 3.5, 4.5)  # 84 x 84 x 90 mm: the whole fabricated scan

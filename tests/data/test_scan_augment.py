@@ -16,10 +16,9 @@ from spoiled import must_fail
 from volumes import lesions, write_volume
 
 from hnseg.data.augment import RandomDropout, RandomLowResolution, RandomMisalignment
-from hnseg.data.augment import misalignment as subject_of_draws
+from hnseg.data.augment import spatial as subject_of_draws
 from hnseg.data.dataset import PatchDataset
-from hnseg.data.intensity import InputSpec
-from hnseg.data.normalise import Normalise
+from hnseg.data.intensity import InputSpec, Normalise
 from hnseg.job import make_stage, scan_augment
 
 SPACING = (1.0, 2.0, 3.0)  # x, y, z

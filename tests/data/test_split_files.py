@@ -7,10 +7,9 @@ import pytest
 from monai.auto3dseg.utils import datafold_read
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from hnseg.cases import Case, center_of
-from hnseg.data.split_files import read_split_file
-from hnseg.data.splits import Split
+from hnseg.data.splits import Split, read_split_file
 from hnseg.errors import HnsegError
+from hnseg.imaging.case import Case, center_of
 
 
 def cohort(*names: str) -> list[Case]:

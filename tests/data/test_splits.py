@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hnseg.cases import Case, center_of
 from hnseg.data.splits import Split
 from hnseg.errors import HnsegError
+from hnseg.imaging.case import Case, center_of
 
 
 def case(case_id: str) -> Case:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hnseg.evaluation.report import CaseScore
+from hnseg.evaluation.score import CaseScore
 from hnseg.metrics import CONNECTIVITIES, MATCHINGS, CaseCounts, Detections, Overlap
 
 

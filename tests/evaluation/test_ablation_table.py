@@ -11,10 +11,9 @@ from rich.console import Console
 from scored import cohort, patient
 
 from hnseg.errors import HnsegError
-from hnseg.evaluation.ablation_rows import ablation_rows
-from hnseg.evaluation.ablation_table import latex, markdown, print_tables, write_tables
-from hnseg.evaluation.comparison import compare, holm
-from hnseg.evaluation.report import Options, Report, print_report
+from hnseg.evaluation.score import Options, Report, print_report
+from hnseg.evaluation.statistics import compare, holm
+from hnseg.evaluation.tables import ablation_rows, latex, markdown, print_tables, write_tables
 
 
 def report(seed: int, **options) -> Report:

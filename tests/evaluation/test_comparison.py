@@ -8,8 +8,7 @@ from scipy import stats
 from scored import cohort, patient
 
 from hnseg.errors import HnsegError
-from hnseg.evaluation.comparison import borda_ranks, compare, holm, permutation_p
-from hnseg.evaluation.intervals import SCORES, score_terms
+from hnseg.evaluation.statistics import SCORES, borda_ranks, compare, holm, permutation_p, score_terms
 from hnseg.metrics import aggregate
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from scored import cohort, patient
 
-from hnseg.evaluation.intervals import SCORES, score_intervals
+from hnseg.evaluation.statistics import SCORES, score_intervals
 from hnseg.metrics import aggregate
 
 

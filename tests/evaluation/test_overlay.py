@@ -6,9 +6,9 @@ import SimpleITK as sitk
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from hnseg.cases import Case
-from hnseg.evaluation.overlay import overlay
-from hnseg.evaluation.slices import COLOURS
+from hnseg.evaluation.figures import overlay
+from hnseg.imaging.case import Case
+from hnseg.imaging.slices import COLOURS
 
 SHAPE = (24, 24, 24)
 

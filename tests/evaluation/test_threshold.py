@@ -5,10 +5,10 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from hnseg.cases import read_cases
 from hnseg.data.phantom import make_cohort
 from hnseg.errors import HnsegError
 from hnseg.evaluation.threshold import oracle_threshold, split_components
+from hnseg.imaging.case import read_cases
 from hnseg.metrics import GTVN, GTVP
 
 

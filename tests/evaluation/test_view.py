@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from hnseg.cases import Case
 from hnseg.errors import HnsegError
-from hnseg.evaluation.view import VIEW_MM, load_view
+from hnseg.evaluation.figures import VIEW_MM, load_view
+from hnseg.imaging.case import Case
 
 # A block at the patient's left, back and top of a scan whose x, y, z run left, back and up (LPS).
 BLOCK = (slice(12, 15), slice(26, 32), slice(22, 28))

@@ -23,11 +23,11 @@ from typer.testing import CliRunner
 from hnseg.cli import app
 from hnseg.data.intensity import InputSpec
 from hnseg.errors import HnsegError
-from hnseg.geometry import Grid
+from hnseg.imaging.grid import Grid
 from hnseg.importing.auto3dseg import import_auto3dseg
 from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Bundle
-from hnseg.models.member import Member
+from hnseg.models.checkpoint import Member
 
 CPU = torch.device("cpu")
 

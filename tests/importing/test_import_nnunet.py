@@ -20,7 +20,7 @@ from hnseg.cli import main
 from hnseg.errors import HnsegError
 from hnseg.importing.nnunet import import_nnunet
 from hnseg.models.bundle import Bundle, export_bundle
-from hnseg.models.unpickle import read_checkpoint
+from hnseg.models.checkpoint import read_foreign_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -198,7 +198,7 @@ def test_numbers_that_an_older_numpy_pickled_are_read(tmp_path: Path) -> None:
         for name in source.namelist():
             target.writestr(name, source.read(name).replace(b"numpy._core", b"numpy.core"))
     assert b"numpy.core" in old.read_bytes()
-    stored = read_checkpoint(old)
+    stored = read_foreign_checkpoint(old)
     assert stored["loss"] == 1.5
     assert stored["losses"].tolist() == [0, 1, 2]
 

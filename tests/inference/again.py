@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hnseg.cases import read_cases
+from hnseg.imaging.case import read_cases
 from hnseg.inference.cascade import Cascade
 from hnseg.inference.case_list import segment_cases
 from hnseg.inference.local_engine import LocalEngine

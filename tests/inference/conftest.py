@@ -7,8 +7,7 @@ import SimpleITK as sitk
 from fabricate import write_case
 from members import HOT, WHOLE, card, make_bundle
 
-from hnseg.inference.cascade import Cascade
-from hnseg.inference.segmentation import Segmentation
+from hnseg.inference.cascade import Cascade, Segmentation
 from hnseg.models.bundle import Bundle
 
 

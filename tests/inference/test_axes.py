@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from hnseg.inference.axes import Axes
+from hnseg.inference.predictor import Axes
 
 RAS = Axes(order=(2, 1, 0), flip=(0, 1))
 TURNED = Axes(order=(1, 2, 0), flip=(2,))  # not its own inverse

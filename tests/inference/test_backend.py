@@ -19,13 +19,11 @@ from typer.testing import CliRunner
 
 from hnseg.cli import app
 from hnseg.errors import HnsegError
-from hnseg.inference import backend, conversion
-from hnseg.inference.backend import make_networks, pick_backend
-from hnseg.inference.networks import Networks
-from hnseg.inference.openvino_networks import CompiledNetwork, OpenVinoNetworks
+from hnseg.inference import backends
+from hnseg.inference.backends import CompiledNetwork, Networks, OpenVinoNetworks, make_networks, pick_backend
 from hnseg.inference.predictor import Predictor
 from hnseg.models.bundle import Bundle
-from hnseg.models.member import Member
+from hnseg.models.checkpoint import Member
 
 pytestmark = [
     pytest.mark.openvino,
@@ -74,12 +72,12 @@ def test_what_a_killed_conversion_left_is_removed(
 
     cache = member.weights.parents[1] / "cache"
     with monkeypatch.context() as patch:
-        patch.setattr(conversion.load_openvino(), "save_model", stop)
+        patch.setattr(backends.load_openvino(), "save_model", stop)
         with pytest.raises(KeyboardInterrupt):
-            conversion.converted(member)
+            backends.converted(member)
     written[0].mkdir(parents=True)
     (cache / "mine").mkdir()
-    network = conversion.converted(member)
+    network = backends.converted(member)
     assert folders(cache) == {network.parent.name, "mine"}
 
 
@@ -162,7 +160,7 @@ def test_a_converted_network_is_used_again_without_building_the_pytorch_one(
 def test_what_is_made_of_something_else_is_converted_anew(
     tmp_path: Path, member: Member, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    before = conversion.converted(member)
+    before = backends.converted(member)
     new = replace(member, card=member.card | {"patch": [24, 24, 24]} if change == "patch" else member.card)
     if change == "network":
         new = replace(member, card=member.card | {"network": member.card["network"] | {"slope": 0.5}})
@@ -172,8 +170,8 @@ def test_what_is_made_of_something_else_is_converted_anew(
         new = make_bundle(tmp_path / "new", *cards).members[-1]
         shutil.copytree(before.parents[1], new.weights.parents[1] / "cache")
     if change == "openvino":
-        monkeypatch.setattr(conversion.load_openvino(), "__version__", "2999.1")
-    after = conversion.converted(new)
+        monkeypatch.setattr(backends.load_openvino(), "__version__", "2999.1")
+    after = backends.converted(new)
     assert after.parent.name != before.parent.name
     volume = image(new, *new.card["patch"])
     theirs = confident(Networks(CPU), new, volume)
@@ -182,8 +180,8 @@ def test_what_is_made_of_something_else_is_converted_anew(
 
 @pytest.mark.parametrize("damage", ["altered", "gone", "unlisted"])
 def test_a_damaged_cache_is_made_anew(member: Member, damage: str) -> None:
-    graph = conversion.converted(member)
-    weights, hashes = graph.with_suffix(".bin"), graph.with_name(conversion.HASHES)
+    graph = backends.converted(member)
+    weights, hashes = graph.with_suffix(".bin"), graph.with_name(backends.HASHES)
     whole = weights.read_bytes()
     if damage == "unlisted":
         hashes.write_text(json.dumps([1]))
@@ -191,7 +189,7 @@ def test_a_damaged_cache_is_made_anew(member: Member, damage: str) -> None:
         weights.unlink()
     else:
         weights.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-    assert conversion.converted(member) == graph
+    assert backends.converted(member) == graph
     assert weights.read_bytes() == whole
     assert folders(graph.parents[1]) == {graph.parent.name}
 
@@ -203,11 +201,11 @@ def test_a_bundle_that_cannot_be_written_leaves_its_cache_to_the_user_or_to_the_
     bundle = member.weights.parents[1]
     (bundle / "cache").write_text("")
     listed = folders(bundle)
-    assert conversion.converted(member).is_relative_to(tmp_path / "home" / "hnseg")
+    assert backends.converted(member).is_relative_to(tmp_path / "home" / "hnseg")
     monkeypatch.setenv("XDG_CACHE_HOME", str(bundle / "cache"))
-    temporary = conversion.converted(member)
+    temporary = backends.converted(member)
     assert not temporary.is_relative_to(bundle)
-    assert temporary == conversion.converted(member)
+    assert temporary == backends.converted(member)
     assert folders(bundle) == listed
 
 
@@ -221,7 +219,7 @@ def test_a_user_without_a_home_leaves_its_cache_to_the_process(
     (bundle / "cache").write_text("")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "expanduser", homeless)
-    assert not conversion.converted(member).is_relative_to(bundle)
+    assert not backends.converted(member).is_relative_to(bundle)
 
 
 def test_a_failed_conversion_leaves_nothing_and_runs_in_pytorch(
@@ -230,7 +228,7 @@ def test_a_failed_conversion_leaves_nothing_and_runs_in_pytorch(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no such operation\nand forty lines more")
 
-    monkeypatch.setattr(conversion.load_openvino(), "convert_model", fail)
+    monkeypatch.setattr(backends.load_openvino(), "convert_model", fail)
     volume = image(member, 16, 16, 16)
     networks = OpenVinoNetworks("float32")
     with caplog.at_level(logging.WARNING):
@@ -249,7 +247,7 @@ def test_damaged_weights_are_an_error_and_no_reason_to_fall_back(member: Member)
 
 def test_telemetry_stays_off() -> None:
     """Nothing leaves the machine: OpenVINO's reporter is never loaded."""
-    conversion.load_openvino()
+    backends.load_openvino()
     from openvino.tools.ovc import telemetry_stub, telemetry_utils
 
     assert telemetry_utils.tm is telemetry_stub
@@ -269,7 +267,7 @@ def test_auto_is_openvino_on_a_cpu(device: str, wanted: str, expected: str) -> N
 def test_where_it_is_not_installed_auto_is_pytorch_and_asking_for_it_tells_the_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
     assert pick_backend(CPU) == "torch"
     with pytest.raises(
         HnsegError, match=r"not installed; pip install 'hnseg\[openvino\]', or set backend=torch"
@@ -292,8 +290,8 @@ def test_export_converts_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done = CliRunner().invoke(app, ["export", str(tmp_path / "runs"), "--out", str(bundle), "--convert"])
     assert done.exit_code == 0, done.output
     (cached,) = folders(bundle / "cache")
-    assert conversion.converted(Bundle.load(bundle).members[0]).parent.name == cached
-    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    assert backends.converted(Bundle.load(bundle).members[0]).parent.name == cached
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
     done = CliRunner().invoke(app, ["export", "runs", "--out", str(tmp_path / "new"), "--convert"])
     assert isinstance(done.exception, HnsegError)
     assert "hnseg[openvino]', or export without it" in str(done.exception)

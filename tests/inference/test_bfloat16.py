@@ -8,14 +8,13 @@ import torch.nn.functional as F
 from members import card
 from torch import Tensor
 
-from hnseg.hardware import Precision
-from hnseg.inference.backend import Backend, make_networks
-from hnseg.inference.networks import Networks
+from hnseg.devices import Precision
+from hnseg.inference.backends import Backend, Networks, make_networks
 from hnseg.inference.predictor import Predictor
 from hnseg.models import nets
 from hnseg.models.bundle import Bundle, write_bundle
+from hnseg.models.checkpoint import Member
 from hnseg.models.losses import DiceCELoss
-from hnseg.models.member import Member
 
 CPU = torch.device("cpu")
 SIDE = 24

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from hnseg.data.intensity import InputSpec
 from hnseg.data.sampling import STUDY
-from hnseg.geometry import Grid
-from hnseg.inference.backend import make_networks
+from hnseg.imaging.grid import Grid
+from hnseg.imaging.stage import Stage
+from hnseg.inference.backends import make_networks
 from hnseg.inference.cascade import Cascade
 from hnseg.models import nets
 from hnseg.models.bundle import Bundle, write_bundle
 from hnseg.models.losses import DiceCELoss
-from hnseg.stage import Stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.openvino]
 

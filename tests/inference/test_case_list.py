@@ -14,15 +14,14 @@ import torch
 from fabricate import ct_image, pet_image, volume, write_case
 from results import table
 
-from hnseg.cases import Case, read_cases
 from hnseg.errors import HnsegError
+from hnseg.imaging.case import Case, read_cases
 from hnseg.inference import work
-from hnseg.inference.cascade import Cascade
+from hnseg.inference.cascade import Cascade, Segmentation
 from hnseg.inference.case_list import segment_cases
 from hnseg.inference.local_engine import LocalEngine
 from hnseg.inference.outcome import Outcome
 from hnseg.inference.record import Record
-from hnseg.inference.segmentation import Segmentation
 from hnseg.models.bundle import Bundle
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from hnseg.inference import clock
-from hnseg.inference.clock import Clock
+from hnseg.inference import ensemble
+from hnseg.inference.ensemble import Clock
 
 
 def test_time_goes_to_the_step_that_was_named_last(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0])
-    monkeypatch.setattr(clock, "perf_counter", lambda: next(moments))
+    monkeypatch.setattr(ensemble, "perf_counter", lambda: next(moments))
     watch = Clock()  # at 0: no step yet
     for step in ("resample", "fine", "resample", "back"):
         watch.begin(step)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from members import rotation
 from scipy import ndimage
 
-from hnseg.inference.components import remove_faint, remove_small, suv_peak
+from hnseg.inference.postprocess import remove_faint, remove_small, suv_peak
 
 CORNERS_TOO = np.ones((3, 3, 3))
 

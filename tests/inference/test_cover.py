@@ -7,9 +7,9 @@ from fabricate import volume
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hnseg.geometry import Grid
-from hnseg.inference.cover import cubes, outside_ml
-from hnseg.masks import centroid
+from hnseg.imaging.grid import Grid
+from hnseg.imaging.masks import centroid
+from hnseg.inference.roi_cover import cubes, outside_ml
 
 SPACING, EDGE = 4.0, 60.0  # a coarse lattice from the origin; cubes of 20 voxels at 3 mm
 

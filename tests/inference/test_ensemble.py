@@ -11,11 +11,11 @@ from fabricate import ct_image, pet_image
 from members import card, make_bundle
 
 from hnseg.errors import HnsegError
-from hnseg.geometry import Grid
+from hnseg.imaging.grid import Grid
 from hnseg.inference.decision import Decision
 from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Bundle
-from hnseg.models.member import Member
+from hnseg.models.checkpoint import Member
 
 CPU = torch.device("cpu")
 GRID = Grid.centred((39, 40, 43), (24, 24, 24), (3.0, 3.0, 3.0))

@@ -10,11 +10,10 @@ from fabricate import volume
 from members import card, make_bundle, never
 
 from hnseg.errors import HnsegError
-from hnseg.geometry import Grid
-from hnseg.inference.cascade import Cascade
-from hnseg.inference.limits import limits
+from hnseg.imaging.grid import Grid
+from hnseg.imaging.stage import Stage
+from hnseg.inference.cascade import Cascade, limits
 from hnseg.models.bundle import Bundle
-from hnseg.stage import Stage
 
 CPU = torch.device("cpu")
 # What is denser than 100 HU is head (its skull, filled here), what has more SUV than 4 a tumour.

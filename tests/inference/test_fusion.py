@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hnseg.inference.fusion import Fusion
+from hnseg.inference.ensemble import Fusion
 
 
 def logits(*probabilities: float) -> Tensor:

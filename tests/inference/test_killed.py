@@ -14,7 +14,7 @@ from forked import Forked
 from members import DECISION, WHOLE, card, make_bundle
 from results import contents, table
 
-from hnseg.cases import Case
+from hnseg.imaging.case import Case
 from hnseg.inference import work
 from hnseg.inference.cascade import Cascade
 from hnseg.models.bundle import Bundle

@@ -11,9 +11,9 @@ from fabricate import volume
 from members import rotation
 
 from hnseg.errors import HnsegError
-from hnseg.geometry import Grid
-from hnseg.inference.components import Uptake
+from hnseg.imaging.grid import Grid
 from hnseg.inference.lesions import Lesion, look_first, measure, write_lesions
+from hnseg.inference.postprocess import Uptake
 
 CLASSES = ("GTVp", "GTVn")
 SHAPE = (20, 24, 28)

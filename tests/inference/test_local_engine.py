@@ -16,17 +16,16 @@ from deadly import failing
 from fabricate import write_case
 from results import contents, table
 
-from hnseg.cases import read_cases
 from hnseg.data.sampling import Sampling
 from hnseg.errors import HnsegError
-from hnseg.inference.cascade import Cascade
+from hnseg.imaging.case import read_cases
+from hnseg.inference.cascade import Cascade, Segmentation
 from hnseg.inference.case_list import segment_cases
 from hnseg.inference.local_engine import LocalEngine
 from hnseg.inference.outcome import Outcome
 from hnseg.inference.predictor import Predictor
 from hnseg.inference.provenance import Provenance
 from hnseg.inference.record import Record
-from hnseg.inference.segmentation import Segmentation
 from hnseg.inference.setup import Setup
 from hnseg.inference.work import Made
 from hnseg.models.bundle import Bundle

@@ -13,8 +13,8 @@ from entry import compose_job, load
 from fabricate import ct_image, pet_image
 from members import HOT, WHOLE, card, make_bundle
 
-from hnseg.audit import audit
-from hnseg.cases import read_cases
+from hnseg.imaging.audit import audit
+from hnseg.imaging.case import read_cases
 
 SOUND = ["A first", "患者-Ünï-🙂", "[red]B[bold]", "$(touch oops)", "-rf", "Z-last"]
 HOSTILE = ["../x", "../../x", "/etc/x", "..", ".hidden", "C:\\x", "", "x" * 300, "患" * 99, "two\nlines"]

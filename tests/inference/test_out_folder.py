@@ -12,8 +12,7 @@ from again import NAMES, cascade, statuses
 from results import table
 
 from hnseg.errors import HnsegError
-from hnseg.inference.cascade import Cascade
-from hnseg.inference.segmentation import Segmentation
+from hnseg.inference.cascade import Cascade, Segmentation
 from hnseg.models.bundle import Bundle
 
 

@@ -19,12 +19,11 @@ from members import DECISION, card, make_bundle
 from processes import all_end, descendants, listening
 from results import contents, table
 
-from hnseg.cases import read_cases
 from hnseg.errors import HnsegError
+from hnseg.imaging.case import read_cases
 from hnseg.inference.case_list import segment_cases
 from hnseg.inference.lanes import Told
-from hnseg.inference.ray_actor import Actor
-from hnseg.inference.ray_engine import RayEngine, ray_engine
+from hnseg.inference.ray_engine import Actor, RayEngine, ray_engine
 from hnseg.inference.setup import Setup
 from hnseg.inference.work import Made, Work
 

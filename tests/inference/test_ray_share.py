@@ -3,7 +3,7 @@
 import pytest
 
 from hnseg.errors import HnsegError
-from hnseg.inference.ray_share import Share, share
+from hnseg.inference.ray_engine import Share, share
 
 DESKTOP = [{"CPU": 16.0, "memory": 3e10}]
 MIXED = [{"CPU": 8.0}, {"CPU": 6.0}, {"CPU": 4.0}]

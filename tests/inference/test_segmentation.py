@@ -12,8 +12,7 @@ from fabricate import ct_image, pet_image, write_case
 from members import DECISION, card, make_bundle
 from scipy import stats
 
-from hnseg.inference.cascade import Cascade
-from hnseg.inference.segmentation import Segmentation
+from hnseg.inference.cascade import Cascade, Segmentation
 
 # What has an SUV above 4 is a tumour; the same, less surely; a node. And one that sees the same everywhere.
 TUMOUR = {"weights": [[0.0, 0.0], [0.0, 40.0], [0.0, 0.0]], "biases": [0.0, -8.0, -30.0]}

@@ -12,12 +12,11 @@ from members import card, make_bundle
 from spoiled import must_fail
 from torch import Tensor
 
+from hnseg.devices import Precision
 from hnseg.errors import HnsegError
-from hnseg.hardware import Precision
-from hnseg.inference.backend import make_networks
-from hnseg.inference.networks import Networks
+from hnseg.inference.backends import Networks, make_networks
 from hnseg.inference.predictor import Predictor
-from hnseg.models.member import Member
+from hnseg.models.checkpoint import Member
 
 CPU = torch.device("cpu")
 

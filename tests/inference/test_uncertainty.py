@@ -13,11 +13,10 @@ from members import card, make_bundle
 from scipy import special, stats
 from torch import Tensor
 
-from hnseg.geometry import Grid
+from hnseg.imaging.grid import Grid
 from hnseg.inference.decision import Decision
-from hnseg.inference.ensemble import StageEnsemble
-from hnseg.inference.uncertainty import MAPS, Spread, entropy
-from hnseg.models.member import Member
+from hnseg.inference.ensemble import MAPS, Spread, StageEnsemble, entropy
+from hnseg.models.checkpoint import Member
 
 
 def logits(*probabilities: float) -> Tensor:

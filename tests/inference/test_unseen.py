@@ -12,7 +12,7 @@ from entry import write_cohort
 from fabricate import write_case
 from members import card, make_bundle
 
-from hnseg.cases import read_cases
+from hnseg.imaging.case import read_cases
 from hnseg.inference.cascade import Cascade
 from hnseg.inference.case_list import segment_cases
 from hnseg.inference.local_engine import LocalEngine

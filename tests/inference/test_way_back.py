@@ -6,8 +6,8 @@ import SimpleITK as sitk
 from fabricate import volume
 from members import rotation
 
-from hnseg.geometry import Grid
-from hnseg.inference.way_back import blend, paste
+from hnseg.imaging.grid import Grid
+from hnseg.inference.stitching import blend, paste
 
 # Two cubes of 30 mm that overlap by 10 mm along x, and a third apart from them.
 CUBES = [Grid.centred(center, (10, 10, 10), (3.0, 3.0, 3.0)) for center in ((20, 20, 20), (40, 20, 20))]

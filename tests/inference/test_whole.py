@@ -11,7 +11,7 @@ from members import card, make_bundle
 from torch.nn import functional as F
 
 from hnseg.data.sampling import STUDY
-from hnseg.geometry import Grid
+from hnseg.imaging.grid import Grid
 from hnseg.inference.ensemble import StageEnsemble
 
 CPU = torch.device("cpu")

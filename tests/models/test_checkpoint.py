@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 from hnseg.cli import app
 from hnseg.errors import HnsegError
 from hnseg.models.bundle import Bundle, export_bundle
-from hnseg.models.checkpoint import Checkpoint
-from hnseg.models.member import Member
+from hnseg.models.checkpoint import Checkpoint, Member
 
 
 def test_the_last_checkpoint_can_be_taken_instead(tmp_path: Path) -> None:

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from hnseg.models.checkpointing import checkpoint_blocks
 from hnseg.models.losses import DeepSupervision, DiceCELoss
-from hnseg.models.nets import build
+from hnseg.models.nets import build, checkpoint_blocks
 
 NETWORKS = {
     "plainconv": {"features": [4, 8, 8], "strides": [1, 2, 2]},

@@ -5,10 +5,9 @@ import torch
 from members import TINY, card, make_bundle
 from torch import Tensor
 
-from hnseg.inference.networks import Networks
+from hnseg.inference.backends import Networks
 from hnseg.inference.predictor import Predictor
-from hnseg.models.gate import ChannelGate
-from hnseg.models.nets import build
+from hnseg.models.nets import ChannelGate, build
 
 
 def image(channels: int, *sides: int) -> Tensor:

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from members import TINY
 from torch import nn
 
-from hnseg.models.instance_norm import InstanceNorm, replace_norms
-from hnseg.models.nets import build
+from hnseg.models.nets import InstanceNorm, build, replace_norms
 
 LAST = torch.channels_last_3d
 
@@ -65,7 +64,7 @@ def test_volumes_too_large_to_be_added_up_are_left_to_pytorch(monkeypatch: pytes
     image = activations(2, torch.bfloat16)
     voxels = image[0, 0].numel()
     monkeypatch.setattr(F, "batch_norm", None)
-    monkeypatch.setattr("hnseg.models.instance_norm._MOST", voxels / torch.get_num_threads() - 0.1)
+    monkeypatch.setattr("hnseg.models.nets._MOST", voxels / torch.get_num_threads() - 0.1)
     assert torch.equal(norm(InstanceNorm)(image), norm(nn.InstanceNorm3d)(image))
 
 

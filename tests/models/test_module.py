@@ -23,11 +23,11 @@ from hnseg.data.dataset import EpochSampler, PatchDataset, VolumeDataset
 from hnseg.data.intensity import InputSpec
 from hnseg.inference.predictor import Predictor
 from hnseg.metrics import aggregate, count_case
+from hnseg.models.checkpoint import CARD
 from hnseg.models.losses import DeepSupervision, DiceCELoss
-from hnseg.models.member import CARD
 from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import build
-from hnseg.quiet import quiet
+from hnseg.processes import quiet
 from hnseg.training.checkpoints import checkpoints, validation_scores
 
 EPOCHS, STEPS, LR = 4, 2, 0.01

@@ -19,7 +19,7 @@ from monai.transforms import (
     RandShiftIntensityd,
 )
 
-from hnseg.data.augment.blur import convolve, integrated_gaussian
+from hnseg.data.augment.intensity import convolve, integrated_gaussian
 from hnseg.data.augment.spatial import resample, rotation
 from hnseg.data.patch import Patch
 

@@ -15,12 +15,8 @@ from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResol
 from draws import coordinates, drawn, same_frequencies, same_law, seed, subject, transform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-import hnseg.data.augment.gamma
-from hnseg.data.augment.blur import convolve, sampled_gaussian
-from hnseg.data.augment.contrast import spread
-from hnseg.data.augment.draw import uniform
-from hnseg.data.augment.gamma import bend
-from hnseg.data.augment.low_resolution import coarsen
+import hnseg.data.augment.intensity
+from hnseg.data.augment.intensity import bend, coarsen, convolve, sampled_gaussian, spread, uniform
 
 PATCH = (4, 5, 6)
 AFFINE, NOISE, BLUR, BRIGHTNESS, CONTRAST, LOW_RESOLUTION, INVERTED, GAMMA, MIRROR = range(9)
@@ -167,7 +163,7 @@ def test_channels_share_what_nnunet_shares(place):
 def test_gamma_is_below_one_as_often_as_above(monkeypatch):
     image, inner = ramp(), theirs(GAMMA).transform
     reference = drawn(lambda: exponent(image, theirs_on(image, inner)), 2000)
-    monkeypatch.setattr(hnseg.data.augment.gamma, "about_one", uniform)  # drawn evenly: a spoiled twin
+    monkeypatch.setattr(hnseg.data.augment.intensity, "about_one", uniform)  # drawn evenly: a spoiled twin
     spoiled = transform("nnunet", GAMMA, p=1)
     assert not same_law(drawn(lambda: exponent(image, ours_on(image, spoiled)), 2000), reference)
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from spoiled import must_fail
 from torch import Tensor, nn
 
-from hnseg.hardware import autocast
+from hnseg.devices import autocast
 from hnseg.job import describe, make_input, make_stage
 from hnseg.models.nets import build
 

@@ -26,16 +26,16 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from hnseg.cases import Case, read_cases
 from hnseg.cli import main
 from hnseg.data.phantom import make_cohort
 from hnseg.data.sampling import STUDY
-from hnseg.geometry import Grid
-from hnseg.images import read_image
+from hnseg.imaging.case import Case, read_cases
+from hnseg.imaging.grid import Grid
+from hnseg.imaging.images import read_image
+from hnseg.imaging.stage import Stage
 from hnseg.inference.decision import Decision
 from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Bundle
-from hnseg.stage import Stage
 
 pytestmark = pytest.mark.slow
 NAME = "Dataset501_Fine"

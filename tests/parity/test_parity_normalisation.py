@@ -22,8 +22,7 @@ from omegaconf import OmegaConf
 from spoiled import must_fail
 from torch import Tensor
 
-from hnseg.data.intensity import InputSpec
-from hnseg.data.normalise import Normalise
+from hnseg.data.intensity import InputSpec, Normalise
 from hnseg.job import make_input, make_stage
 
 CONSTANTS = {"lower": -0.6, "upper": 0.55, "mean": 0.05, "std": 0.27}

@@ -16,9 +16,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from spoiled import must_fail
 from torch import Tensor, nn
 
-from hnseg.inference import windows
-from hnseg.inference.predictor import Predictor
-from hnseg.inference.windows import gaussian, starts
+from hnseg.inference import predictor
+from hnseg.inference.predictor import Predictor, gaussian, starts
 
 WINDOWS = [(8, 12, 16), (7, 9, 10), (48, 24, 32)]
 PATCH = (8, 12, 10)
@@ -115,7 +114,7 @@ def test_weights_are_monai_s_voxel_for_voxel(
     with must_fail():
         torch.testing.assert_close(gaussian(window, "monai"), expected, rtol=1e-5, atol=0)
     monkeypatch.undo()
-    monkeypatch.setattr(windows, "FLOOR", 0.0)
+    monkeypatch.setattr(predictor, "FLOOR", 0.0)
     gaussian.cache_clear()
     with must_fail():
         torch.testing.assert_close(gaussian(window, "monai"), expected, rtol=1e-5, atol=0)
@@ -157,12 +156,12 @@ Spoil = Callable[[pytest.MonkeyPatch], None]
 
 
 def spoil_weights(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(windows, "SIGMA", 1 / 7)
+    patch.setattr(predictor, "SIGMA", 1 / 7)
     gaussian.cache_clear()
 
 
 def spoil_fill(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(windows, "FILL", 0.1)
+    patch.setattr(predictor, "FILL", 0.1)
 
 
 @pytest.mark.usefixtures("float32")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hnseg.models.module import SegmentationModule
-from hnseg.quiet import quiet
+from hnseg.processes import quiet
 
 Batches = Sequence[dict[str, Tensor]]
 Trainers = Callable[[str], nnUNetTrainer]

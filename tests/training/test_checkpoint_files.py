@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hnseg.errors import HnsegError
-from hnseg.training.checkpoint_files import WholeCheckpoints, resumable
+from hnseg.training.checkpoints import WholeCheckpoints, resumable
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from entry import compose_job
 from fabricate import write_case
 
-from hnseg.data.split_files import hash_folds
+from hnseg.data.splits import hash_folds
 from hnseg.errors import HnsegError
 from hnseg.training.cohort import find_coarse, find_cohort, read_cohort
 

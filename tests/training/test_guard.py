@@ -17,8 +17,8 @@ from hnseg.errors import HnsegError
 from hnseg.models.losses import DeepSupervision, DiceCELoss
 from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import build
-from hnseg.quiet import quiet
-from hnseg.training.guard import NumberGuard
+from hnseg.processes import quiet
+from hnseg.training.callbacks import NumberGuard
 
 NETWORK = {"architecture": "plainconv", "in_channels": 2, "out_channels": 3, **TINY["plainconv"]}
 

@@ -11,15 +11,15 @@ import torch
 from entry import compose_job, load, tiny, write_cohort
 from omegaconf import OmegaConf
 
-from hnseg.cases import read_cases
 from hnseg.data.prepare import prepare
 from hnseg.data.sampling import Sampling
+from hnseg.devices import free_memory
 from hnseg.errors import HnsegError
-from hnseg.hardware import free_memory
+from hnseg.imaging.case import read_cases
 from hnseg.job import describe, make_input, make_stage
-from hnseg.run_folder import RunFolder
 from hnseg.training import needs as module
 from hnseg.training.needs import Step, StepJob, estimate, require_disk, require_memory
+from hnseg.training.run_folder import RunFolder
 
 CPU = torch.device("cpu")
 Usage = namedtuple("Usage", "total used free")

@@ -8,10 +8,10 @@ import torch
 from entry import tiny, write_cohort
 from typer.testing import CliRunner
 
+from hnseg.app import compose_job
 from hnseg.cli import app
-from hnseg.data.loading import Loading
+from hnseg.data.datamodule import Loading
 from hnseg.errors import HnsegError
-from hnseg.hydra_app import compose_job
 from hnseg.training.profile import Profile, advice, profile
 
 

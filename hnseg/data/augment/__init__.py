@@ -5,18 +5,24 @@ The mixes themselves are composed in conf/augment/. All act on normalised subjec
 channels: `RandomHeadCut`, and those of conf/scan_augment/.
 """
 
-from hnseg.data.augment.blur import RandomBlur, RandomChannelBlur
-from hnseg.data.augment.contrast import RandomContrast
-from hnseg.data.augment.dropout import RandomDropout
-from hnseg.data.augment.flip import RandomFlip
-from hnseg.data.augment.gamma import RandomGamma
-from hnseg.data.augment.head_cut import RandomHeadCut
-from hnseg.data.augment.low_resolution import RandomLowResolution
-from hnseg.data.augment.misalignment import RandomMisalignment
-from hnseg.data.augment.mix import Mix
-from hnseg.data.augment.noise import RandomNoise
-from hnseg.data.augment.scale_shift import RandomScaleShift
-from hnseg.data.augment.spatial import RandomBorderAffine, RandomPatchAffine
+from hnseg.data.augment.compose import Mix
+from hnseg.data.augment.intensity import (
+    RandomBlur,
+    RandomChannelBlur,
+    RandomContrast,
+    RandomDropout,
+    RandomGamma,
+    RandomLowResolution,
+    RandomNoise,
+    RandomScaleShift,
+)
+from hnseg.data.augment.spatial import (
+    RandomBorderAffine,
+    RandomFlip,
+    RandomHeadCut,
+    RandomMisalignment,
+    RandomPatchAffine,
+)
 
 __all__ = [
     "Mix",

@@ -1,4 +1,4 @@
-"""Turning and scaling, of patches within their surroundings (nnU-Net) or by themselves (Auto3DSeg)."""
+"""Augmentation of geometry: rotation and scaling, mirroring, misaligned PET, scans cut at the head."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchio.transforms.augmentation import RandomTransform
 
-from hnseg.data.augment.draw import coin, uniform
-from hnseg.data.coordinates import Coordinates
+from hnseg.data.augment.intensity import coin, uniform
+from hnseg.data.intensity import Coordinates
 from hnseg.data.patch import Patch, Shape
 
 
@@ -165,3 +165,91 @@ def _grid(
 def _each(subject: tio.Subject, make: Callable[[tio.Image], Tensor]) -> tio.Subject:
     images = subject.get_images_dict(intensity_only=False)
     return tio.Subject({name: type(image)(tensor=make(image)) for name, image in images.items()})
+
+
+class RandomFlip(RandomTransform, tio.SpatialTransform):
+    """Mirrors every image of a subject, as TorchIO's of the same name, which does so in NumPy.
+
+    Args:
+        axes: Axes (z, y, x) that may be mirrored, each half of the time.
+    """
+
+    def __init__(self, *, axes: Sequence[int] = (0, 1, 2), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.axes = tuple(axes)
+
+    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        drawn = (torch.rand(3) < 0.5).tolist()
+        mirrored = [axis + 1 for axis in self.axes if drawn[axis]]
+        for image in self.get_images(subject) if mirrored else ():
+            image.set_data(image.data.flip(mirrored))
+        return subject
+
+
+class RandomMisalignment(RandomTransform, tio.IntensityTransform):
+    """Shifts and turns one modality rigidly about the middle of the ROI; the other and the label stay.
+
+    The label stays with the CT, on which it was drawn. Beyond the ROI the border's values go on. Meant for
+    the scan in HU and SUV, before enhancement makes several channels of a modality. A stage that does not see
+    the modality stays as it is.
+
+    Args:
+        spacing: Voxel size in mm, (x, y, z).
+        mm: The shift along each axis is drawn from [-mm, mm].
+        degrees: The angle about each axis is drawn from [-degrees, degrees].
+        modality: What is moved.
+    """
+
+    def __init__(
+        self,
+        *,
+        spacing: tuple[float, float, float],
+        mm: float = 4.0,
+        degrees: float = 5.0,
+        modality: str = "pet",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.spacing, self.mm, self.degrees, self.modality = spacing, mm, degrees, modality
+
+    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        if self.modality not in subject:
+            return subject
+        image, shape = subject[self.modality], subject.spatial_shape
+        angles = np.deg2rad([uniform(-self.degrees, self.degrees) for _ in range(3)])
+        voxel = np.asarray(self.spacing)[::-1]  # mm, (z, y, x)
+        # Rigid in mm, and therefore sheared in voxels that are no cubes.
+        matrix = np.diag(1 / voxel) @ rotation(angles) @ np.diag(voxel)
+        shift = np.array([uniform(-self.mm, self.mm) for _ in range(3)]) / voxel
+        image.set_data(resample(image, matrix, Patch(shape, shape, (0, 0, 0)), "border", shift))
+        return subject
+
+
+class RandomHeadCut(RandomTransform, tio.SpatialTransform):
+    """Cuts the top of a scan off, so that the head stage learns scans with and without a head.
+
+    The cut goes through the head as often as through the body beneath it, whose lower half always
+    stays. What is left is hung from the top of the grid, as the stage hangs every scan, and below it is
+    air: the minimum of each channel, and label 0. Meant for the scan in HU and SUV, before
+    anything is normalised. Subjects without a head (label 1) stay as they are.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        slices = subject["label"].data[0].flatten(1).any(1).nonzero()[:, 0]  # z; the last one is on top
+        if not len(slices):
+            return subject
+        bottom, top = int(slices[0]), int(slices[-1]) + 1
+        low, high = (bottom, top) if coin(0.5) else (bottom // 2, bottom)
+        kept = int(torch.randint(max(low, 1), max(high, 1) + 1, ()))
+        for image in self.get_images(subject):
+            data = image.data
+            lost = data.shape[1] - kept
+            air = data.amin(dim=(1, 2, 3), keepdim=True) if not isinstance(image, tio.LabelMap) else 0
+            moved = torch.empty_like(data)
+            moved[:, lost:] = data[:, :kept]
+            moved[:, :lost] = air
+            image.set_data(moved)
+        return subject

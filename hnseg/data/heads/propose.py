@@ -8,12 +8,20 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from hnseg.data.heads.outline import LATTICE_MM, Mask, body_outline, connected, sample_top
-from hnseg.data.heads.skull import Skull, find_chin, find_skull
+from hnseg.data.heads.skull import (
+    LATTICE_MM,
+    Mask,
+    Skull,
+    body_outline,
+    connected,
+    find_chin,
+    find_skull,
+    sample_top,
+)
 from hnseg.data.resample import to_image
-from hnseg.geometry import Grid
-from hnseg.images import from_array
-from hnseg.masks import mask_bounds
+from hnseg.imaging.grid import Grid
+from hnseg.imaging.images import from_array
+from hnseg.imaging.masks import mask_bounds
 
 # From the brain outwards: bone, scalp, ear and the neck of a tilted head; neck muscle; nose and chin; vertex.
 _SIDE_MM, _BACK_MM, _FRONT_MM, _ABOVE_MM = 51.0, 60.0, 100.0, 36.0

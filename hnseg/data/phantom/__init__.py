@@ -5,7 +5,6 @@ the healthy body (anatomy), the tumours and nodes (lesions), the images (imaging
 (solids).
 """
 
-from hnseg.data.phantom.case import PhantomCase, make_case, write_case
-from hnseg.data.phantom.cohort import make_cohort
+from hnseg.data.phantom.cohort import PhantomCase, make_case, make_cohort, write_case
 
 __all__ = ["PhantomCase", "make_case", "make_cohort", "write_case"]

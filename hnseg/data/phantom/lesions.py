@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hnseg.data.phantom.anatomy import MUSCLE, Part, Triple
-from hnseg.data.phantom.patient import Patient, rotation
+from hnseg.data.phantom.anatomy import MUSCLE, Part, Patient, Triple, rotation
 from hnseg.data.phantom.solids import Blob, Vector, vector
 
 GTVP, GTVN = 1, 2

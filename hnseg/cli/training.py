@@ -1,0 +1,157 @@
+"""Commands around training: plan, profile, runs, compare, sweep."""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hnseg.cli.app import Json, app, write_json
+
+
+@app.command()
+def plan(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="As for train.py; stage= and model= choose the tables."),
+    ] = None,
+) -> None:
+    """Set the configuration beside the paper's tables. Exit status 1 at an unexplained difference."""
+    from hnseg.cli.planning.report import print_plan
+
+    if print_plan(overrides or []):
+        raise typer.Exit(1)
+
+
+@app.command()
+def profile(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="As for train.py; without data.root on made-up patients."),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Batches to measure, after five more.")] = 50,
+    json_file: Json = None,
+) -> None:
+    """Train for some steps and tell where time and memory go, and what would help.
+
+    Leaves nothing behind but the cache of data.root (data.cache), which the training takes up.
+    """
+    from rich.table import Table
+
+    from hnseg.files import table_console
+    from hnseg.training.profile import advice
+    from hnseg.training.profile import profile as measure
+
+    found = measure(overrides or [], steps)
+    if json_file is not None:
+        write_json(found.figures(), json_file)
+    console, training = table_console(), found.config["training"]
+    patients = "made-up patients" if found.made_up else found.config["data"]["root"]
+    patch = " x ".join(map(str, training["patch"]))
+    table = Table(
+        title=f"{found.config['arm']}: {found.steps} batches of {found.samples // found.steps} x {patch}"
+    )
+    for name in ("part of a step", "seconds", "share"):
+        table.add_column(name, justify="left" if name.startswith("part") else "right")
+    for part, seconds in found.seconds.items():
+        table.add_row(part, f"{seconds / found.steps:.3f}", f"{seconds / found.total:.0%}")
+    console.print(table)
+    figures = [f"{found.samples / found.total:.2f} samples/s", f"peak memory {found.peak_mib / 1024:.1f} GiB"]
+    if found.gpu_peak_mib is not None:
+        figures.append(f"on the GPU {found.gpu_peak_mib / 1024:.1f} GiB")
+    if found.hours is not None:
+        figures.append(f"{training['epochs']} epochs take {found.hours:.3g} hours and their validations")
+    console.print(f"On {patients}: {', '.join(figures)}", highlight=False)
+    console.print(f"{found.device.type} in {found.precision}; {found.loading}", highlight=False)
+    for line in advice(found):
+        console.print(f"What would help: {line}", highlight=False)
+
+
+Side = Annotated[Path, typer.Argument(help="A run's folder, or an arm's with several folds.")]
+
+
+@app.command()
+def runs(
+    root: Annotated[Path, typer.Argument(metavar="[ROOT]", help="Where train.py writes.")] = Path("runs"),
+    json_file: Json = None,
+) -> None:
+    """List runs: how far they are, their best score and the time left."""
+    from hnseg.training.runs import find_runs
+
+    found = find_runs(root, strict=False)
+    rows = [
+        [
+            str(run.path.relative_to(root)),
+            run.stage,
+            run.model,
+            run.fold,
+            "" if run.damage else f"{run.epoch}/{run.epochs}",
+            "" if run.best is None else f"{run.best:.4f}",
+            run.state,
+            "" if not run.seconds_left else str(timedelta(seconds=round(run.seconds_left))),
+        ]
+        for run in found
+    ]
+    _print(["run", "stage", "model", "fold", "epoch", "best", "state", "left"], rows)
+    for run in found:
+        if run.damage:
+            print(run.damage, file=sys.stderr)
+    if json_file:
+        write_json({"runs": [run.to_dict() for run in found]}, json_file)
+
+
+@app.command()
+def compare(a: Side, b: Side, json_file: Json = None) -> None:
+    """Show what differs between two runs in configuration and score."""
+    from hnseg.training.runs import compare_runs
+
+    settings, scores, folds = compare_runs(a, b)
+    rows = [[key, _shown(ours), _shown(theirs), ""] for key, (ours, theirs) in settings.items()]
+    rows += [[key, f"{x:.4f}", f"{y:.4f}", f"{y - x:+.4f}"] for key, (x, y) in scores.items()]
+    _print(["", str(a), str(b), "difference"], rows)
+    if not settings:
+        print("no setting differs")
+    if {"fold", "split.json"} & settings.keys():
+        print("warning: other folds, so that the scores are of other cases as well", file=sys.stderr)
+    print(
+        f"scores: means over {folds} folds" if folds > 1 else "" if folds else "no scores: not both finished"
+    )
+    if json_file:
+        write_json({"settings": settings, "scores": scores, "folds": folds}, json_file)
+
+
+@app.command()
+def sweep(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A file of sweeps/, without .yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for train.py, for every job.")
+    ] = None,
+) -> None:
+    """Print a sweep as a W&B sweep file, for `wandb sweep` and `wandb agent`."""
+    import yaml
+
+    from hnseg.training.sweeps import wandb_sweep
+
+    given = overrides or []
+    print(yaml.safe_dump(wandb_sweep(name, given), sort_keys=False, width=100), end="")
+    if "logger.mode=online" not in given:
+        print("W&B sees nothing of these runs; add logger.mode=online where they may leave", file=sys.stderr)
+
+
+def _print(columns: list[str], rows: list[list[str]]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from hnseg.files import table_console
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(escape(column), overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    table_console().print(table)
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else str(value)

@@ -1,0 +1,202 @@
+"""The figures of a report: still pictures of a case, and plots as SVG."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from hnseg.data.resample import NO_SUV, label_to_grid, to_grid
+from hnseg.evaluation.figures import Scan
+from hnseg.evaluation.report.cases import Calibration, Finding
+from hnseg.evaluation.score import MM3_PER_ML, CaseScore
+from hnseg.imaging.grid import Grid, bounds
+from hnseg.imaging.slices import (
+    COLOURS,
+    NAMES,
+    Index,
+    Kind,
+    Plane,
+    View,
+    draw_slice,
+    legend_lines,
+    planes,
+    suv_scale,
+)
+from hnseg.metrics import CLASSES
+
+WIDTH = 10.0  # inches
+DPI = 80
+MIP_MM = 3.0  # PET does not resolve less
+MIP_SUV = 10.0  # black in the projection
+KINDS: tuple[tuple[Kind, str], ...] = (("ct", "CT"), ("pet", "PET"), ("fused", "CT and PET"))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image for an HTML page: its bytes as a data URI, what it shows, and the caption."""
+
+    uri: str
+    alt: str
+    caption: str
+
+
+def lesion_picture(view: View, start: Index, finding: Finding) -> Picture:
+    """CT, PET and both, axial through a finding.
+
+    Args:
+        view: Around all lesions.
+        start: The voxel (x, y, z) of the whole scan at which it begins.
+        finding: The lesion.
+    """
+    x, y, z = np.subtract(finding.voxel, start).tolist()
+    axial = next(planes(replace(view, focus=(x, y, z), focus_mm=finding.place)))
+    title = f"{NAMES[finding.name]}, {_volumes(finding)}"
+    alt = f"{axial.title} through {title}: CT, PET and both, with contours"
+    return Picture(_draw_slices(view, axial), alt, f"{title}. {axial.title}")
+
+
+def maximum_projection(scan: Scan) -> Picture:
+    """The PET seen from the front: the highest SUV along each line from front to back, and the masks."""
+    low, high = bounds(scan.ct)
+    size = np.maximum(np.round((high - low) / MIP_MM).astype(int), 1)
+    grid = Grid.centred((low + high) / 2, size.tolist(), [MIP_MM] * 3)
+    suv = to_grid(scan.pet, grid, fill=NO_SUV).max(axis=1)
+    width, height = size[0] * MIP_MM, size[2] * MIP_MM
+    figure = Figure(figsize=(4.0, min(4.0 * height / width, 9.0)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(suv, cmap="gray_r", vmin=0, vmax=MIP_SUV, origin="lower", extent=(0, width, 0, height))
+    sides = [scan.truth, scan.prediction]
+    for mask, kind in ((mask, kind) for kind, mask in enumerate(sides) if mask is not None):
+        labels = label_to_grid(mask, grid)
+        for name, label in CLASSES.items():
+            seen = (labels == label).any(axis=1)
+            if seen.any() and not seen.all():
+                x, z = ((np.arange(n) + 0.5) * MIP_MM for n in seen.shape[::-1])
+                # The dark tint for both: light ones do not show on white.
+                style = ("solid", "dashed")[kind]
+                axes.contour(x, z, seen, [0.5], colors=COLOURS[name][0], linestyles=style, linewidths=1.2)
+    axes.set_axis_off()
+    caption = f"PET maximum-intensity projection from the front; black is SUV {MIP_SUV:g} and more"
+    return Picture(jpeg(figure), f"{caption}, with the contours of the masks", caption)
+
+
+def jpeg(figure: Figure) -> str:
+    """A drawn figure as a JPEG data URI."""
+    FigureCanvasAgg(figure)
+    file = io.BytesIO()
+    quality = {"quality": 80, "optimize": True}
+    figure.savefig(file, format="jpeg", dpi=DPI, facecolor=figure.get_facecolor(), pil_kwargs=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _draw_slices(view: View, plane: Plane) -> str:
+    rows, columns = view.ct[plane.index].shape
+    ratio = rows * plane.edge[1] / (columns * plane.edge[0])
+    figure = Figure(figsize=(WIDTH, WIDTH / 3 * ratio + 0.8), facecolor="black", layout="constrained")
+    suv = suv_scale(view.pet)
+    for axes, (kind, title) in zip(figure.subplots(1, 3), KINDS, strict=True):
+        draw_slice(axes, view, plane, kind, suv)
+        scale = "" if kind == "ct" else f", SUV 0 to {suv.vmax:.1f}"
+        axes.set_title(f"{title}{scale}", color="white", fontsize=9)
+    lines = legend_lines(view.truth is not None)
+    figure.legend(
+        handles=lines, loc="outside lower center", ncols=4, frameon=False, labelcolor="white", fontsize=8
+    )
+    return jpeg(figure)
+
+
+def _volumes(finding: Finding) -> str:
+    if finding.truth_ml is None:
+        return f"predicted {finding.predicted_ml:.2f} ml"
+    if not finding.predicted_ml:
+        return f"missed: true {finding.truth_ml:.2f} ml"
+    if not finding.truth_ml:
+        return f"false: predicted {finding.predicted_ml:.2f} ml"
+    return f"true {finding.truth_ml:.2f} ml, predicted {finding.predicted_ml:.2f} ml"
+
+
+SIZE = (4.6, 3.6)  # inches
+LIMITS = 1.96  # standard deviations: 95 % of differences, if they are normal
+
+
+def agreement(name: str, cases: Sequence[CaseScore]) -> Picture | None:
+    """Bland and Altman's plot of predicted against true volume; None without a case that has either."""
+    overlaps = [getattr(case.counts, name) for case in cases]
+    pairs = np.array([(o.prediction, o.truth) for o in overlaps if not o.empty]) / MM3_PER_ML
+    if not len(pairs):
+        return None
+    differences, means = pairs[:, 0] - pairs[:, 1], pairs.mean(axis=1)
+    bias, spread = limits_of_agreement(differences)
+
+    def draw(axes: Axes) -> None:
+        axes.plot(means, differences, "o", markersize=4, alpha=0.7)
+        axes.axhline(bias, color="black")
+        for sign in (-1, 1):
+            axes.axhline(bias + sign * spread, color="black", linestyle="dashed")
+        axes.set(xlabel="mean of both volumes (ml)", ylabel="predicted - true (ml)")
+
+    words = (
+        f"{NAMES[name]} volume, predicted minus true, of {len(pairs)} cases: mean {bias:.2f} ml, "
+        f"95 % limits of agreement {bias - spread:.2f} to {bias + spread:.2f} ml"
+    )
+    return _svg(draw, f"{NAMES[name]} volume agreement", words)
+
+
+def limits_of_agreement(differences: NDArray[np.float64]) -> tuple[float, float]:
+    """Bland and Altman's bias, and how far the 95 % limits lie from it (Lancet 1986; 327: 307-310)."""
+    spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
+    return float(np.mean(differences)), LIMITS * spread
+
+
+def reliability(name: str, calibration: Calibration) -> Picture:
+    """How often voxels of a probability are of the class, beside the diagonal of a calibrated one."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color="grey", linestyle="dashed", label="calibrated")
+        axes.plot(*calibration.curve, "o-", label=NAMES[name])
+        axes.set(xlabel="probability", ylabel="share of voxels that are true", xlim=(0, 1), ylim=(0, 1))
+        axes.legend()
+
+    words = (
+        f"{NAMES[name]}: expected calibration error {calibration.error:.3f} over "
+        f"{int(calibration.voxels.sum())} voxels with a probability of 1 % or more"
+    )
+    return _svg(draw, f"{NAMES[name]} calibration", words)
+
+
+def sizes(nodes: Sequence[tuple[float, float]], threshold: float) -> Picture | None:
+    """Overlap of every true node with its best prediction, by volume; None without nodes."""
+    if not nodes:
+        return None
+    volumes, ious = np.array(nodes).T
+
+    def draw(axes: Axes) -> None:
+        axes.semilogx(volumes, ious, "o", markersize=4, alpha=0.7)
+        axes.axhline(threshold, color="black", linestyle="dashed")
+        axes.set(xlabel="true volume (ml)", ylabel="IoU with the best prediction", ylim=(-0.03, 1.03))
+
+    found = int((ious > threshold).sum())
+    words = (
+        f"GTVn by size: {found} of {len(nodes)} true nodes overlap a prediction by an IoU above {threshold:g}"
+    )
+    return _svg(draw, "GTVn by size", words)
+
+
+def _svg(draw: Callable[[Axes], None], title: str, words: str) -> Picture:
+    figure = Figure(figsize=SIZE, layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    draw(axes)
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    uri = f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return Picture(uri, words, words)

@@ -1,0 +1,88 @@
+"""NiiVue, the viewer of the page, and the volumes it shows."""
+
+import base64
+import gzip
+import re
+from importlib.metadata import distribution
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import SimpleITK as sitk
+
+from hnseg.data.resample import AIR_HU, NO_SUV, label_to_grid, to_grid
+from hnseg.errors import HnsegError
+from hnseg.evaluation.figures import Scan
+from hnseg.imaging.grid import Grid, bounds
+
+REMEDY = "install the extra: pip install -e '.[report]'"
+# ipyniivue's bundle is a module that exports its widget alone. The class it makes its canvas with stands
+# after this message, under whatever name the minifier gave it.
+_CLASS = re.compile(r"Creating new Niivue instance.{0,200}?=\s*new ([\w$]+)\(", re.DOTALL)
+
+
+def niivue_module() -> str:
+    """The bundle as a module that exports `Niivue`, gzip in base64.
+
+    Compressed it is half as large, and a page that unpacks it into a blob imports it from disk, which
+    browsers refuse a file.
+
+    Raises:
+        HnsegError: ipyniivue is not installed, or its bundle is built in another way.
+    """
+    spec = find_spec("ipyniivue")
+    if spec is None or spec.origin is None:
+        raise HnsegError(f"hnseg report: ipyniivue, which holds the viewer, is not installed; {REMEDY}")
+    bundle = Path(spec.origin).parent / "static" / "widget.js"
+    try:
+        source = bundle.read_text(encoding="utf-8")
+    except OSError as error:
+        raise HnsegError(f"{bundle}: cannot be read ({error.strerror}); {REMEDY}") from error
+    name = _CLASS.search(source)
+    if name is None:
+        raise HnsegError(f"{bundle}: holds no Niivue class that hnseg knows; {REMEDY} -c constraints.txt")
+    module = f"{source}\nexport {{ {name[1]} as Niivue }};\n"
+    return base64.b64encode(gzip.compress(module.encode(), mtime=0)).decode()
+
+
+def niivue_licence() -> str:
+    """The licence that goes with the bundle, which every copy must carry."""
+    return distribution("ipyniivue").read_text("licenses/LICENSE") or "BSD-2-Clause"
+
+
+FINEST_MM = 1.5
+MOST_VOXELS = 600_000  # a cube of 126 mm at 1.5 mm; larger boxes are sampled more coarsely
+# Steps in which values are kept: finer than noise, and few enough values to compress well.
+HU_RANGE, HU_STEP = (-1024, 2000), 4
+SUV_STEP = 1 / 16
+
+
+def viewer_grid(shown: sitk.Image) -> Grid:
+    """The isotropic grid over all of a part of the CT, however that is turned."""
+    low, high = bounds(shown)
+    extent = high - low
+    edge = max(FINEST_MM, float(np.cbrt(extent.prod() / MOST_VOXELS)))
+    size = np.maximum(np.ceil(extent / edge), 2).astype(int)
+    return Grid.centred((low + high) / 2, size.tolist(), [edge] * 3)
+
+
+def viewer_volumes(scan: Scan, grid: Grid) -> dict[str, str]:
+    """NIfTI files in base64, by name: `ct` (HU), `pet` (SUV), `prediction` and, where known, `truth`."""
+    hu = np.clip(to_grid(scan.ct, grid, fill=AIR_HU, antialias=True), *HU_RANGE)
+    suv = to_grid(scan.pet, grid, fill=NO_SUV)
+    arrays = {
+        "ct": (np.rint(hu / HU_STEP) * HU_STEP).astype(np.int16),
+        "pet": (np.rint(suv / SUV_STEP) * SUV_STEP).astype(np.float32),
+        "prediction": label_to_grid(scan.prediction, grid),
+    }
+    if scan.truth is not None:
+        arrays["truth"] = label_to_grid(scan.truth, grid)
+    return {name: _nifti(grid.image(array)) for name, array in arrays.items()}
+
+
+def _nifti(image: sitk.Image) -> str:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "volume.nii.gz"
+        sitk.WriteImage(image, str(path), useCompression=True)
+        return base64.b64encode(path.read_bytes()).decode()

@@ -1,0 +1,275 @@
+"""How sure scores are, and whether arms differ: bootstrap intervals and paired tests over patients."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from hnseg.errors import HnsegError
+from hnseg.metrics import CaseCounts, EmptyPolicy, Scores, aggregate, case_score_2026
+
+if TYPE_CHECKING:
+    from hnseg.evaluation.score import CaseScore
+
+Score = Literal["gtvp_dsc", "gtvn_dsc_agg", "gtvn_f1_agg", "segmentation_score_2026"]
+"""The official scores, named as in `hnseg.metrics.Scores`."""
+SCORES: tuple[Score, ...] = get_args(Score)
+TITLES: Mapping[Score, str] = {
+    "gtvp_dsc": "GTVp DSC",
+    "gtvn_dsc_agg": "GTVn DSCagg",
+    "gtvn_f1_agg": "GTVn F1agg",
+    "segmentation_score_2026": "2026 score",
+}
+
+RESAMPLES = 10_000
+FEW = 50  # patients below which an interval is too narrow to be trusted
+FEWEST = 5  # patients below which there is none: four can be resampled in 35 ways only
+_NO_VARIANCE = 1e-12  # of a score, squared: what rounding leaves where patients do not differ
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A score, or a difference of two, with its confidence interval.
+
+    Attributes:
+        value: None for a mean over no patient.
+        low: Lower end, None where there is no interval.
+        high: Upper end, likewise.
+        note: Why there is none, or why it is optimistic (too narrow); '' otherwise.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+def score_intervals(
+    cases: Sequence["CaseScore"],
+    *,
+    empty: EmptyPolicy = "one",
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[Score, Interval]:
+    """Return the official scores of a cohort, each with its interval.
+
+    Args:
+        cases: One entry a patient.
+        empty: What a patient without a class on either side scores.
+        confidence: Of the intervals.
+        resamples: How often the patients are drawn anew.
+        seed: Of these draws.
+    """
+    scores = aggregate((case.counts for case in cases), empty=empty)
+    terms = score_terms(cases, empty)
+    weights = resample(len(cases), resamples, seed)
+    return {
+        score: interval(scores[score], terms[score][:, None], weights, confidence=confidence, lowest=0)
+        for score in SCORES
+    }
+
+
+def score_terms(cases: Sequence["CaseScore"], empty: EmptyPolicy) -> dict[Score, Array]:
+    """Return (patients, 2) for each score: what a patient adds to its numerator and its denominator."""
+    rows = np.array([_terms(case.counts, empty) for case in cases]).reshape(-1, len(SCORES), 2)
+    return {score: rows[:, index] for index, score in enumerate(SCORES)}
+
+
+def _terms(counts: CaseCounts, empty: EmptyPolicy) -> tuple[tuple[float, float], ...]:
+    def of_mean(score: float | None) -> tuple[float, float]:
+        return (0.0, 0.0) if score is None else (score, 1.0)
+
+    gtvn, (tp, fp, fn) = counts.gtvn, counts.lesions
+    return (
+        of_mean(counts.gtvp.dice_or(empty)),
+        (2 * gtvn.intersection, gtvn.prediction + gtvn.truth),
+        (2 * tp, 2 * tp + fp + fn),
+        of_mean(case_score_2026(counts, empty)),
+    )
+
+
+def resample(patients: int, resamples: int, seed: int) -> Array:
+    """Return (resamples, patients): how often each patient is drawn, with replacement, `patients` in all."""
+    drawn = np.random.default_rng(seed).integers(max(patients, 1), size=(resamples, patients))
+    drawn += np.arange(resamples)[:, None] * patients  # each resample counts on a row of its own
+    counts = np.bincount(drawn.ravel(), minlength=resamples * patients)
+    return counts.reshape(resamples, patients).astype(np.float64)
+
+
+def interval(
+    value: float | None, terms: Array, weights: Array, *, confidence: float = 0.95, lowest: float
+) -> Interval:
+    """Return the studentised interval of a score (one arm) or of the difference of two arms.
+
+    Args:
+        value: The score or difference itself.
+        terms: (patients, arms, 2) numerators and denominators; with two arms, the first minus the second.
+        weights: (resamples, patients), see `resample`.
+        confidence: Of the interval.
+        lowest: The least the score can be, 0, or the difference, -1; the most is 1.
+    """
+    if value is None:
+        return Interval(value, note="no patient to score")
+    # A patient without nodes in either mask says nothing about the scores of nodes.
+    concerned = int(np.count_nonzero(terms.any(axis=(1, 2))))
+    if concerned < FEWEST:
+        return Interval(value, note=f"no interval: fewer than {FEWEST} patients ({concerned})")
+    values, variances = _contrast(terms, weights)
+    usable, tail = variances > _NO_VARIANCE, (1 - confidence) / 2
+    if np.mean(usable) < 1 - tail:  # the others deviate without bound
+        return Interval(value, note="no interval: too few patients differ")
+    deviations = (values[usable] - value) / np.sqrt(variances[usable])
+    (_,), (variance,) = _contrast(terms, np.ones((1, len(terms))))
+    upper, lower = np.quantile(deviations, [1 - tail, tail])
+    low, high = np.clip(value - np.sqrt(variance) * np.array([upper, lower]), lowest, 1).tolist()
+    note = f"optimistic: fewer than {FEW} patients ({concerned})" if concerned < FEW else ""
+    return Interval(value, low, high, note)
+
+
+def _contrast(terms: Array, weights: Array) -> tuple[Array, Array]:
+    """Return (resamples,) values and their variances for weighted patients.
+
+    A ratio n/d of sums has the influence (n_i - n/d · d_i) / d of each patient, which is the gradient
+    (1/d, -n/d²) times the patient's terms; its variance is their sum of squares.
+    """
+    patients, arms, _ = terms.shape
+    columns = terms.reshape(patients, -1)
+    sums = (weights @ columns).reshape(-1, arms, 2)
+    scores, signs = ratio(sums), np.array([1.0, -1.0])[:arms]
+    inverse = np.divide(1, sums[..., 1], out=np.zeros_like(scores), where=sums[..., 1] > 0)
+    gradient = (signs * inverse)[..., None] * np.stack([np.ones_like(scores), -scores], axis=-1)
+    gradient = gradient.reshape(-1, 2 * arms)
+    products = np.einsum("pi,pj->pij", columns, columns).reshape(patients, -1)
+    moments = (weights @ products).reshape(-1, 2 * arms, 2 * arms)
+    return scores @ signs, np.einsum("ri,rij,rj->r", gradient, moments, gradient)
+
+
+def ratio(sums: Array) -> Array:
+    """Return (…) scores from (…, 2) sums: 1 where there was nothing to find and nothing was found."""
+    numerator, denominator = sums[..., 0], sums[..., 1]
+    return np.divide(numerator, denominator, out=np.ones_like(numerator), where=denominator > 0)
+
+
+_ROUNDING = 1e-10  # two permutations' differences closer than this are one
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference of an arm to the baseline, with its interval, and the p-value that there is none."""
+
+    difference: Interval
+    p: float
+
+
+def compare(
+    arm: Sequence["CaseScore"],
+    baseline: Sequence["CaseScore"],
+    *,
+    empty: EmptyPolicy = "one",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[Score, Comparison]:
+    """Compare an arm with the baseline on the same patients, by each official score.
+
+    Patients are resampled with both arms for the interval, arms exchanged within patients for the p-value.
+
+    Args:
+        arm: One entry a patient.
+        baseline: The same patients.
+        empty: What a patient without a class on either side scores.
+        resamples: How often patients are drawn anew, and arms exchanged.
+        seed: Of both.
+
+    Raises:
+        HnsegError: The arms were scored on different patients.
+    """
+    arm, baseline = _pair(arm, baseline)
+    ours, theirs = (score_terms(cases, empty) for cases in (arm, baseline))
+    scores, reference = (aggregate((c.counts for c in cases), empty=empty) for cases in (arm, baseline))
+    weights = resample(len(arm), resamples, seed)
+    comparisons = {}
+    for score in SCORES:
+        terms = np.stack([ours[score], theirs[score]], axis=1)
+        value, other = scores[score], reference[score]
+        difference = None if value is None or other is None else value - other
+        comparisons[score] = Comparison(
+            interval(difference, terms, weights, lowest=-1), permutation_p(terms, resamples, seed)
+        )
+    return comparisons
+
+
+def _pair(
+    arm: Sequence["CaseScore"], baseline: Sequence["CaseScore"]
+) -> tuple[Sequence["CaseScore"], Sequence["CaseScore"]]:
+    ours, theirs = ({case.case_id: case for case in cases} for cases in (arm, baseline))
+    if unpaired := sorted(ours.keys() ^ theirs.keys()):
+        raise HnsegError(
+            f"the arms were not scored on the same patients ({', '.join(unpaired)} in one alone); "
+            "predict every case with every arm"
+        )
+    return list(ours.values()), [theirs[case_id] for case_id in ours]
+
+
+def permutation_p(terms: Array, permutations: int = RESAMPLES, seed: int = 0) -> float:
+    """Return the two-sided p-value that the two arms are exchangeable within each patient.
+
+    The scores are recomputed after exchanging the arms' terms in every subset of patients, or in
+    `permutations` random ones where there are more subsets; then the observed one counts as one of them
+    (Phipson & Smyth 2010), so that p is never 0.
+
+    Args:
+        terms: (patients, 2 arms, 2) numerators and denominators.
+        permutations: Most subsets to look at.
+        seed: Of the random ones.
+    """
+    gain = terms[:, 1] - terms[:, 0]
+    gain = gain[gain.any(axis=1)]  # elsewhere an exchange changes nothing
+    exact = 2 ** len(gain) <= permutations
+    exchange = _every_subset(len(gain)) if exact else _random_subsets(len(gain), permutations, seed)
+    first, second = terms.sum(axis=0)
+    moved = exchange @ gain
+    differences = np.abs(ratio(first + moved) - ratio(second - moved))
+    observed = abs(ratio(first) - ratio(second))
+    extreme = np.count_nonzero(differences >= observed - _ROUNDING)
+    return float(extreme / len(exchange) if exact else (extreme + 1) / (len(exchange) + 1))
+
+
+def _every_subset(members: int) -> Array:
+    return (np.arange(2**members)[:, None] >> np.arange(members) & 1).astype(np.float64)
+
+
+def _random_subsets(members: int, subsets: int, seed: int) -> Array:
+    return np.random.default_rng(seed).integers(2, size=(subsets, members)).astype(np.float64)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for being several (Holm 1979): the chance that any of them is wrong stays below p."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return adjusted.tolist()
+
+
+def borda_ranks(arms: Mapping[str, Scores]) -> dict[str, float]:
+    """Rank arms as the challenge does; 1 is best, ties share their mean rank.
+
+    The final rank is by the sum of the rank by GTVp DSC and the rank for GTVn, which in turn is by the sum of
+    the ranks by GTVn DSCagg and GTVn F1agg (evaluation.md, "Ranking").
+
+    Args:
+        arms: Official scores by name; a mean over no patient counts as 1, as the aggregated scores do.
+    """
+
+    def by(score: Score) -> NDArray[np.float64]:
+        values = (scores[score] for scores in arms.values())
+        return rankdata([-1.0 if value is None else -value for value in values])
+
+    nodes = rankdata(by("gtvn_dsc_agg") + by("gtvn_f1_agg"))
+    return dict(zip(arms, rankdata(by("gtvp_dsc") + nodes).tolist(), strict=True))

@@ -1,0 +1,186 @@
+"""PET in SUV: as stored, by a factor from the case list, or by a sidecar; and the SUVpeak sphere."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import datetime, time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from hnseg.errors import HnsegError
+from hnseg.imaging.case import EXTENSIONS, Case
+from hnseg.imaging.images import read_image
+
+F18_HALF_LIFE_S = 6586.2  # 1.8295 h (Laboratoire National Henri Becquerel), the value scanners write
+DAY_S = 24 * 3600.0
+# Bq/ml a unit stands for; None: SUV already. Keys without case and slash, so that DICOM's codes fit too.
+UNITS = {"bqml": 1.0, "kbqml": 1e3, "mbqml": 1e6, "suv": None, "gml": None}
+REQUIRED = ("units", "weight_kg", "dose_bq", "injection_time", "scan_time")
+# A gram, a megabecquerel or a minute given for the unit asked for falls outside these.
+PLAUSIBLE = {"weight_kg": (1.0, 500.0), "dose_bq": (1e5, 5e9), "half_life_s": (60.0, 1e6)}
+
+
+def read_scan(case: Case) -> tuple[sitk.Image, sitk.Image]:
+    """CT (HU, int16 where it is stored so) and PET (SUV, float32) of a case.
+
+    Raises:
+        HnsegError: as `hnseg.images.read_image` and `read_pet`, or the case list's line is unusable.
+    """
+    case.check()
+    return read_image(case.ct, integers=True), read_pet(case)
+
+
+def read_pet(case: Case) -> sitk.Image:
+    """A case's PET in SUV (float32), on its own grid.
+
+    The case list's `pet_factor` multiplies the stored values; without one, the sidecar's factor does;
+    without either the values are taken for SUV, which `hnseg.checks.check_case` doubts where it must.
+
+    Raises:
+        HnsegError: as `hnseg.images.read_image`, or a sidecar that gives no factor.
+    """
+    image = read_image(case.pet)
+    factor = sidecar_factor(sidecar(case.pet)) if case.pet_factor is None else case.pet_factor
+    return image if factor is None else image * factor
+
+
+def sidecar(pet: Path) -> Path:
+    """The JSON file beside a PET image that may say how to make SUV of it: CASE__PT.json."""
+    suffix = next((known for known in EXTENSIONS if pet.name.lower().endswith(known)), pet.suffix)
+    return pet.with_name(f"{pet.name[: len(pet.name) - len(suffix)]}.json")
+
+
+def sidecar_factor(path: Path) -> float | None:
+    """What the PET's values are multiplied by to become SUV, from a sidecar's facts.
+
+    The sidecar is a JSON object: `units` (Bq/ml, kBq/ml, MBq/ml or SUV), `weight_kg`, `dose_bq` (injected,
+    at the injection), `injection_time` and `scan_time` (the time to which the image is decay-corrected, most
+    often the scan's start; both HH:MM:SS or both 2026-01-31T08:30:00), and `half_life_s` (default: F-18).
+
+    Returns:
+        The factor; None where there is no sidecar, it says SUV, or has none of these keys (another
+        program's file).
+
+    Raises:
+        HnsegError: not JSON, missing or implausible values, or units that are no activity concentration.
+    """
+    facts = _read(path)
+    if not facts.keys() & {*REQUIRED, "half_life_s"}:
+        return None
+    units = str(facts.get("units", ""))
+    code = units.lower().replace("/", "")
+    if code in UNITS and UNITS[code] is None:
+        return None
+    if missing := [key for key in REQUIRED if key not in facts]:
+        raise HnsegError(f"{path}: lacks {', '.join(missing)}; SUV needs {', '.join(REQUIRED)}")
+    if code not in UNITS:
+        raise HnsegError(
+            f"{path}: units {units!r} make no SUV; give Bq/ml, kBq/ml, MBq/ml or SUV, "
+            "or a pet_factor in the case list"
+        )
+    concentration = UNITS[code]
+    assert concentration is not None
+    return concentration * suv_factor(
+        weight_kg=_number(path, facts, "weight_kg"),
+        dose_bq=_number(path, facts, "dose_bq"),
+        elapsed_s=_elapsed(path, facts),
+        half_life_s=_number(path, {"half_life_s": F18_HALF_LIFE_S} | facts, "half_life_s"),
+    )
+
+
+def suv_factor(
+    *, weight_kg: float, dose_bq: float, elapsed_s: float, half_life_s: float = F18_HALF_LIFE_S
+) -> float:
+    """SUV normalised by body weight, for 1 Bq/ml.
+
+    SUV = C [Bq/ml] · weight [g] / (dose [Bq] · 2^(−elapsed / half-life)): tissue at 1 g/ml, the injected
+    dose decayed to the time for which the concentration holds. Source: QIBA FDG-PET/CT profile, "SUV
+    calculation" (vendor-neutral pseudocode, DICOM Decay Correction START); Kinahan and Fletcher 2010, doi
+    10.1053/j.sult.2010.10.001.
+    """
+    return weight_kg * 1000 / (dose_bq * 2 ** (-elapsed_s / half_life_s))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HnsegError(f"{path}: cannot be read as JSON ({error}); correct or remove it") from error
+    return facts if isinstance(facts, dict) else {}
+
+
+def _number(path: Path, facts: dict[str, Any], key: str) -> float:
+    low, high = PLAUSIBLE[key]
+    try:
+        value = float(facts[key])
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not low <= value <= high:
+        raise HnsegError(
+            f"{path}: {key}={repr(facts[key])[:30]} is no number from {low:g} to {high:g}; check its unit"
+        )
+    return value
+
+
+def _elapsed(path: Path, facts: dict[str, Any]) -> float:
+    """Seconds from injection to the scan; clock times may pass midnight once."""
+    start, end = str(facts["injection_time"]), str(facts["scan_time"])
+    try:
+        seconds = (_moment(end) - _moment(start)).total_seconds()
+    except (ValueError, TypeError) as error:  # TypeError: one of the two with a time zone
+        raise HnsegError(
+            f"{path}: injection_time={start!r}, scan_time={end!r}; write both as HH:MM:SS or both as "
+            "2026-01-31T08:30:00"
+        ) from error
+    if "T" not in start and seconds < 0:
+        seconds += DAY_S
+    if not 0 <= seconds <= DAY_S / 2:
+        raise HnsegError(
+            f"{path}: scan_time={end!r} is {seconds / 3600:.1f} h after injection_time={start!r}; correct it"
+        )
+    return seconds
+
+
+def _moment(text: str) -> datetime:
+    if "T" in text:
+        return datetime.fromisoformat(text)
+    if ":" not in text:  # 20260131083000 would be read as a time of day
+        raise ValueError(text)
+    return datetime.combine(datetime.min, time.fromisoformat(text))
+
+
+# A sphere of 1 ml.
+PEAK_RADIUS_MM = 6.2
+
+
+def sphere_means(
+    suv: NDArray[np.floating], spacing: Sequence[float], seen: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """Mean of the voxels whose centres lie within 6.2 mm of each voxel's centre.
+
+    Args:
+        suv: SUV, (z, y, x).
+        spacing: Voxel size in mm, (x, y, z).
+        seen: Which voxels count, (z, y, x); all by default, none beyond the array. A sphere without any
+            has mean 0.
+    """
+    there = np.ones(suv.shape) if seen is None else seen.astype(np.float64)
+    ball = _ball(spacing)
+    total = ndimage.convolve(suv * there, ball, mode="constant")
+    return total / np.maximum(ndimage.convolve(there, ball, mode="constant"), 1)
+
+
+def _ball(spacing: Sequence[float]) -> NDArray[np.float64]:
+    """1 for the voxels (z, y, x) whose centres lie within the radius of the middle one."""
+    x, y, z = (np.arange(-(n := int(np.ceil(PEAK_RADIUS_MM / mm))), n + 1) * mm for mm in spacing)
+    squared = z[:, None, None] ** 2 + y[None, :, None] ** 2 + x**2
+    return (squared <= PEAK_RADIUS_MM**2).astype(np.float64)

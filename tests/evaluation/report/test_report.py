@@ -1,0 +1,262 @@
+"""What a report says: the scores of the masks, the cases in their order, nothing from outside."""
+
+import base64
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from fabricate import ct_image, label_image
+
+from hnseg.cli import main
+from hnseg.errors import HnsegError
+from hnseg.evaluation.figures import Scan
+from hnseg.evaluation.report import page
+from hnseg.evaluation.report.cases import Calibration, best_overlaps, find_lesions, lesion_box
+from hnseg.evaluation.report.pictures import lesion_picture, limits_of_agreement
+from hnseg.evaluation.report.viewer import viewer_grid
+from hnseg.evaluation.score import evaluate
+from hnseg.files import read_table
+
+
+class Page(HTMLParser):
+    """Rows of each table, the elements in order, and the data of scripts by class or id."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.tables, self.data, self._open = [], {}, [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.elements.append((tag, attributes))
+        self._open = tag, attributes
+        if tag == "table":
+            self.rows = self.tables.setdefault(attributes["id"], [])
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag in ("th", "td"):
+            self.rows[-1].append("")
+
+    def handle_data(self, text):
+        tag, attributes = self._open or ("", {})
+        if tag == "script":
+            self.data.append((attributes.get("class") or attributes.get("id"), text))
+        elif tag in ("th", "td", "a", "button") and getattr(self, "rows", None) and self.rows[-1]:
+            self.rows[-1][-1] += text.strip()
+
+    def handle_endtag(self, tag):
+        if tag == "table":
+            self.rows = None
+        self._open = None
+
+
+def write(out, tmp_path, **options):
+    html = tmp_path / "page.html"
+    page.write_report(out, html, **options)
+    return html.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def ablation_text(report):
+    return report.read_text(encoding="utf-8")
+
+
+def test_the_scores_are_those_of_the_masks(ablation_text, ablation, cohort):
+    tables = Page(ablation_text).tables
+    for row in tables["scores"][1:]:
+        official = evaluate(cohort, ablation / row[0]).official
+        expected = (official[key] for key in ("gtvp_dsc", "gtvn_dsc_agg", "gtvn_f1_agg"))
+        assert row[2:5] == [f"{score:.4f}" for score in expected]
+    assert [row[0] for row in tables["scores"][1:]] == ["full", "resenc"]
+    # One of two nodes of 0.096 ml missed, one of 0.384 ml made up: 2 · 5 × 0.096 / (6 + 5 + 4) × 0.096.
+    assert tables["scores"][1][3] == f"{10 / 15:.4f}"
+    assert tables["ablation"][1:] == [["full", "0.5"], ["resenc", ""]]
+
+
+def test_what_to_look_at_comes_first_and_then_the_worst(ablation_text):
+    shown = [row for row in Page(ablation_text).tables["cases"] if row[1] == "full"]
+    assert [row[0] for row in shown] == ["B-2", "A-1", "<script>alert(1)<script>"]
+    assert shown[0][-2] == "0.50"  # the lesion on which fewest members agree
+
+
+def test_a_csv_serves_as_the_cohort(predictions, cohort, tmp_path):
+    lines = [f"{name},{cohort}/{name}/{name}" for name in ("A-1", "B-2")]
+    lines = [f"{line}__CT.nii.gz,{line[4:]}__PT.nii.gz,{line[4:]}.nii.gz" for line in lines]
+    (tmp_path / "cases.csv").write_text("\n".join(["case_id,ct,pet,label", *lines]))
+    text = write(predictions, tmp_path, truth=tmp_path / "cases.csv")
+    assert [row[0] for row in Page(text).tables["cases"][1:]] == ["B-2", "A-1"]
+
+
+def test_names_and_remarks_are_escaped(ablation_text):
+    parsed = Page(ablation_text)
+    assert len([tag for tag, _ in parsed.elements if tag == "script"]) == 2 + 2 + 3  # code, data, volumes
+    assert "alert(1)" not in "".join(text for _, text in parsed.data)
+    assert "members disagree &lt;script&gt;alert(1)&lt;/script&gt;" in ablation_text
+
+
+def test_nothing_is_loaded_from_outside(ablation_text):
+    assert not re.findall(r"https?:|//[a-z]+\.", ablation_text)
+    for _, attributes in Page(ablation_text).elements:
+        for key in ("src", "href"):
+            assert attributes.get(key, "#").startswith(("#", "data:"))
+
+
+def test_the_viewer_carries_its_licence(ablation_text):
+    assert "Redistribution and use in source and binary forms" in ablation_text
+
+
+def test_pictures_and_tables_can_be_read_aloud(ablation_text):
+    elements = Page(ablation_text).elements
+    assert all(attributes.get("alt") for tag, attributes in elements if tag == "img")
+    assert all(attributes.get("scope") in ("col", "row") for tag, attributes in elements if tag == "th")
+    count = {name: sum(tag == name for tag, _ in elements) for name in ("table", "caption", "main", "h1")}
+    assert count == {"table": 4, "caption": 4, "main": 1, "h1": 1}
+    headings = [int(tag[1]) for tag, _ in elements if re.fullmatch(r"h[1-6]", tag)]
+    assert all(after - before <= 1 for before, after in pairwise(headings))
+
+
+def test_the_viewers_volumes_are_the_scans(ablation_text, tmp_path):
+    """At points of the original scan the embedded volumes have its HU and labels, where both are flat."""
+    volumes = json.loads(next(data for kind, data in Page(ablation_text).data if kind == "volumes"))  # B-2
+    images = {}
+    for name, content in volumes.items():
+        path = tmp_path / f"{name}.nii.gz"
+        path.write_bytes(base64.b64decode(content))
+        images[name] = sitk.ReadImage(str(path))
+    truth = label_image()
+    ours = sitk.Resample(images["truth"], truth, sitk.Transform(), sitk.sitkNearestNeighbor)
+    agreeing = (sitk.GetArrayFromImage(ours) == sitk.GetArrayFromImage(truth)).mean()
+    assert agreeing > 0.995
+    inside = images["truth"].TransformPhysicalPointToIndex((24.0, 24.0, 36.0))
+    assert images["truth"][inside] == images["prediction"][inside] == 1
+    bone = images["ct"].TransformPhysicalPointToIndex((40.0, 40.0, 45.0))
+    assert images["ct"][bone] == pytest.approx(800, abs=60)
+    hot = images["pet"].TransformPhysicalPointToIndex((29.0, 29.0, 46.0))
+    assert images["pet"][hot] == pytest.approx(12, abs=2)
+
+
+def test_every_lesion_of_either_mask_is_found(masks):
+    scan = Scan(ct_image(), ct_image(), label_image(), masks["B-2"])
+    found = [(f.name, f.truth_ml, f.predicted_ml) for f in find_lesions(scan)]
+    assert found == [
+        ("gtvp", pytest.approx(0.768), pytest.approx(0.768)),
+        ("gtvn", 0.0, pytest.approx(0.384)),
+        ("gtvn", pytest.approx(0.096), pytest.approx(0.096)),
+        ("gtvn", pytest.approx(0.096), pytest.approx(0.096)),
+    ]
+    missed = Scan(ct_image(), ct_image(), label_image(), masks["A-1"])
+    assert sorted(best_overlaps(missed)) == [(pytest.approx(0.096), 0.0), (pytest.approx(0.096), 1.0)]
+
+
+def tilted(image):
+    """The same volume in a scanner whose gantry is tilted by 25 degrees."""
+    cos, sin = np.cos(np.radians(25)), np.sin(np.radians(25))
+    image.SetDirection((1, 0, 0, 0, cos, -sin, 0, sin, cos))
+    return image
+
+
+def test_a_tilted_scan_is_shown_where_it_lies():
+    """By hand: origin, plus the direction times index and spacing."""
+    ct, truth = tilted(ct_image()), tilted(label_image())
+    direction = np.reshape(ct.GetDirection(), (3, 3))
+    scan = Scan(ct, ct, truth, truth)
+    tumour = find_lesions(scan)[0]
+    place = direction @ np.multiply(tumour.voxel, ct.GetSpacing())
+    assert tumour.place == pytest.approx(place.tolist())
+    start, size = lesion_box(scan, scan.focus())
+    picture = lesion_picture(scan.crop(start, size, scan.focus()), start, tumour)
+    assert f"Axial, z = {place[2]:.0f} mm" in picture.caption
+    grid = viewer_grid(sitk.RegionOfInterest(ct, size, start))
+    low = np.subtract(grid.origin, np.divide(grid.spacing, 2))
+    for corner in product(*((first, first + length - 1) for first, length in zip(start, size, strict=True))):
+        point = direction @ np.multiply(corner, ct.GetSpacing())
+        assert (low <= point).all()
+        assert (point <= low + np.multiply(grid.size, grid.spacing)).all()
+
+
+def test_calibration_by_hand():
+    """Two bins: 0.15 of which none is true, 0.8 of which half are; 0.001 is background."""
+    calibration = Calibration()
+    probability = np.array([0.15, 0.15, 0.8, 0.8, 0.001], np.float32).reshape(1, 1, 5)
+    calibration.add(probability, np.array([0, 0, 1, 0, 1], bool).reshape(1, 1, 5))
+    np.testing.assert_allclose(calibration.curve, [[0.15, 0.8], [0, 0.5]], atol=1e-6)
+    assert calibration.error == pytest.approx((2 * 0.15 + 2 * 0.3) / 4)
+
+
+def test_limits_of_agreement_by_hand():
+    bias, spread = limits_of_agreement(np.array([1.0, 2.0, 3.0]))
+    assert (bias, spread) == (2.0, pytest.approx(1.96))
+
+
+def test_the_command_writes_beside_the_masks_and_says_where_there_is_no_room(
+    predictions, cohort, monkeypatch, capsys
+):
+    arguments = ["hnseg", "report", str(predictions), "--truth", str(cohort), "--viewer-mb", "0"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert not caught.value.code
+    printed, text = capsys.readouterr().out, (predictions / "report.html").read_text(encoding="utf-8")
+    assert "3 of them without the viewer" in printed
+    assert "3 of 3 cases have still pictures alone" in text
+    assert not [kind for kind, _ in Page(text).data if kind == "volumes"]
+
+
+@pytest.mark.parametrize(
+    ("table", "text", "message"),
+    [
+        (
+            "full/cases.csv",
+            "case_id;look_first\nA-1;\n",
+            r"has no columns case_id, only 'case_id;look_first'",
+        ),
+        ("full/cases.csv", "case_id,look_first\nA-1\n", r"line 2: not as many cells as the 2 columns"),
+        ("full/lesions.csv", 'case_id,agreement\nA-1,"0,9"\n', r"A-1 has agreement '0,9', no number"),
+        ("full/lesions.csv", "case_id,agreement\nA-1,900\n", r"A-1 has agreement '900', no number"),
+        ("ablation.csv", "arm,p\nfull,0.5,1\n", r"line 2: not as many cells .* hnseg ablation"),
+        ("ablation.csv", "arm,p\nfull\n", r"line 2: not as many cells"),
+        ("ablation.csv", "arm;p\nfull;0,5\n", r"has no columns arm, only 'arm;p'"),
+    ],
+)
+def test_a_table_that_something_else_saved_is_told(ablation, tmp_path, table, text, message):
+    out = shutil.copytree(ablation, tmp_path / "ablation")
+    (out / table).write_text(text, encoding="utf-8")
+    with pytest.raises(HnsegError, match=message) as caught:
+        write(out, tmp_path)
+    assert str(caught.value).startswith(str(out / table))
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_what_would_be_refused_at_the_end_is_refused_at_once(ablation, tmp_path, monkeypatch):
+    monkeypatch.setattr("hnseg.evaluation.report.cases.evaluate", None)
+    with pytest.raises(HnsegError, match=r"--arm half: .*full, resenc"):
+        write(ablation, tmp_path, arm="half")
+    (tmp_path / "page.html").mkdir()
+    (tmp_path / "file").touch()
+    for html in (tmp_path / "page.html", tmp_path / "file" / "page.html"):
+        with pytest.raises(HnsegError, match=r"page\.html: cannot be written"):
+            page.write_report(ablation, html)
+    assert {path.name for path in tmp_path.iterdir()} == {"page.html", "file"}
+
+
+def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_column(tmp_path):
+    (tmp_path / "cases.csv").write_text("case_id\nA-1\n", encoding="utf-8-sig")
+    assert read_table(tmp_path / "cases.csv", "write it anew", ("case_id",))[1] == [{"case_id": "A-1"}]
+
+
+def test_mistakes_are_told_with_a_remedy(predictions, ablation, tmp_path, monkeypatch):
+    with pytest.raises(HnsegError, match=r"out: has no ablation.json .*--truth ROOT"):
+        write(predictions, tmp_path)
+    (tmp_path / "ablation.json").write_text("{}")
+    with pytest.raises(HnsegError, match=r"ablation.json: cannot be read"):
+        write(tmp_path, tmp_path)
+    monkeypatch.setattr("hnseg.evaluation.report.viewer.find_spec", lambda name: None)
+    with pytest.raises(HnsegError, match=r"ipyniivue.*\[report\]"):
+        write(ablation, tmp_path)
+    assert not (tmp_path / "page.html").exists()

@@ -1,0 +1,371 @@
+"""`hnseg ablation`: out of fold at every stage, the masks of infer.py, the scores of the masks."""
+
+import csv
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from entry import compose_job, load
+from members import Pointwise
+from monai.metrics import compute_dice
+from results import contents, table
+from safetensors.torch import load_file
+from scores_by_hand import find_nodes
+from sweep import CASES, FOLDS, TRAININGS, read, write_config, write_patients, write_sweep
+from wandb_files import offline_runs
+
+from hnseg.cli import main
+from hnseg.inference.backends import Networks
+from hnseg.inference.cascade import Cascade
+from hnseg.models import nets
+from hnseg.models.checkpoint import Member
+
+ARMS = ["full", "no_cte", "srn_cte", "resenc_cte", "resenc"]
+CPU = ["trainer.device=cpu", "trainer.precision=float32", "backend=torch"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def thresholds() -> Iterator[None]:
+    """Makes the architecture `pointwise` known."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(nets.ARCHITECTURES, "pointwise", _pointwise)
+        yield
+
+
+def _pointwise(in_channels: int, out_channels: int, **settings: list) -> Pointwise:
+    return Pointwise(**settings)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    return write_patients(tmp_path_factory.mktemp("ablation") / "cohort")
+
+
+@pytest.fixture(scope="module")
+def runs(thresholds, tmp_path_factory) -> Path:
+    return write_sweep(tmp_path_factory.mktemp("sweep") / "runs")
+
+
+def ablation(runs: Path, cohort: Path, out: Path, *options: str) -> int:
+    """Exit status of `hnseg ablation` without log and report, unless the options ask for them."""
+    usual = ["--no-report", "--logger", "none"]
+    places = [str(runs), "--data", str(cohort), "--out", str(out)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["hnseg", "ablation", *places, *CPU, *usual, *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def asked(runs, cohort, tmp_path_factory) -> tuple[Path, list[tuple[str, Member]]]:
+    """The ablation's folder, and every case with each network that was asked about it."""
+    out, asked, case = tmp_path_factory.mktemp("out") / "ablation", [], ""
+    segment, network = Cascade.__call__, Networks.__call__
+
+    def segment_noted(self, ct, pet, case_id=""):
+        nonlocal case
+        case = case_id
+        return segment(self, ct, pet, case_id)
+
+    def network_noted(self, member):
+        asked.append((case, member))
+        return network(self, member)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cascade, "__call__", segment_noted)
+        patch.setattr(Networks, "__call__", network_noted)
+        options = ["--report", "--logger", "wandb", "--arms", ",".join(ARMS)]
+        assert ablation(runs, cohort, out, *options) == 0
+    return out, asked
+
+
+@pytest.fixture(scope="module")
+def out(asked) -> Path:
+    return asked[0]
+
+
+def test_no_case_meets_a_network_that_was_trained_on_it(asked, out):
+    """Nor does any network look twice: a case meets one of each kind, its own fold's, for all arms."""
+    expected = {
+        (case_id, f"{arm}_fold_{fold}")
+        for fold, held_out in enumerate(FOLDS)
+        for case_id in held_out
+        for arm, *_ in TRAININGS
+    }
+    assert Counter((case_id, member.card["name"]) for case_id, member in asked[1]) == Counter(expected)
+    assert not [case_id for case_id, member in asked[1] if case_id in member.card["trained_on"]]
+    for arm in ARMS:
+        assert {row["unseen"] for row in table(out / arm).values()} == {"yes"}
+
+
+@pytest.mark.parametrize("arm", ["full", "resenc"])
+def test_an_arms_folder_is_what_infer_py_leaves(out, cohort, tmp_path, arm):
+    """Bit by bit, though there every stage runs for the one arm."""
+    given = [f"cases={cohort}", f"bundle={out / 'bundle'}", f"out={tmp_path / arm}", "unseen=true"]
+    maps = f"probabilities={str(arm == 'full').lower()}"
+    load("infer").main(compose_job("infer", *given, f"ensemble={arm}", maps, *CPU))
+    assert contents(tmp_path / arm) == contents(out / arm)
+    assert any(sitk.GetArrayFromImage(read(out / arm, case_id)).any() for case_id in CASES)
+
+
+def masks(out: Path, cohort: Path, arm: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Prediction and truth of every case."""
+    return [
+        (sitk.GetArrayFromImage(read(out / arm, name)), sitk.GetArrayFromImage(read(cohort / name, name)))
+        for name in CASES
+    ]
+
+
+def test_the_table_holds_the_scores_of_the_saved_masks(out, cohort):
+    """GTVp DSC by MONAI, GTVn's aggregated scores by their definition."""
+    content = json.loads((out / "ablation.json").read_text())
+    assert (content["arms"], content["data"], content["roi"]) == (ARMS, str(cohort.resolve()), "predicted")
+    rows = {(row["arm"], row["center"]): row for row in content["rows"]}
+    assert set(rows) == {(arm, center) for arm in ARMS for center in (None, "A", "B")}
+    for arm in ARMS:
+        pairs = masks(out, cohort, arm)
+        ours, theirs = (torch.from_numpy(np.stack(side) == 1)[:, None] for side in zip(*pairs, strict=True))
+        dice = compute_dice(ours, theirs, ignore_empty=False).mean().item()
+        nodes = np.sum([find_nodes(*pair) for pair in pairs], axis=0)
+        overlap = sum(np.sum((p == 2) & (t == 2)) for p, t in pairs)
+        volumes = sum(np.sum(p == 2) + np.sum(t == 2) for p, t in pairs)
+        row = rows[arm, None]
+        assert row["gtvp_dsc"] == pytest.approx(dice, abs=1e-6)
+        assert row["gtvn_dsc_agg"] == pytest.approx(2 * overlap / volumes)
+        assert row["gtvn_f1_agg"] == pytest.approx(2 * nodes[0] / (nodes[1] + nodes[2]))
+        if arm != "full":
+            difference = row["gtvn_dsc_agg"] - rows["full", None]["gtvn_dsc_agg"]
+            assert row["gtvn_dsc_agg_difference"] == pytest.approx(difference)
+    for score in ("gtvn_dsc_agg", "gtvn_f1_agg"):  # there is something to compare
+        assert len({rows[arm, None][score] for arm in ARMS}) > 1
+
+
+def test_files_of_the_table_and_the_log_agree_with_it(out):
+    rows = json.loads((out / "ablation.json").read_text())["rows"]
+    with (out / "ablation.csv").open(newline="") as file:
+        assert [row["gtvn_dsc_agg"] for row in csv.DictReader(file)] == [
+            str(row["gtvn_dsc_agg"]) for row in rows
+        ]
+    for name in ("ablation.md", "ablation.tex"):
+        text = (out / name).read_text().replace("\\", "")
+        for row in rows:
+            assert f"{row['arm']} " in text
+            assert f"{row['gtvn_dsc_agg']:.4f}" in text
+    logged = {found.run.display_name: found.summary for found in offline_runs(out)}
+    assert set(logged) == {"ablation", *ARMS}
+    assert [logged[row["arm"]]["gtvn_dsc_agg"] for row in rows[: len(ARMS)]] == [
+        row["gtvn_dsc_agg"] for row in rows[: len(ARMS)]
+    ]
+    page = (out / "report.html").read_text()
+    assert all(f"{row['gtvn_dsc_agg']:.4f}" in page for row in rows[: len(ARMS)])
+
+
+def test_only_the_baseline_has_maps(out):
+    assert {path.name for path in (out / "full" / "maps").iterdir()} == set(CASES)
+    assert not (out / "resenc" / "maps").exists()
+
+
+def test_the_same_command_segments_nothing_again(out, runs, cohort, tmp_path, monkeypatch):
+    """But for the mask that has gone, be it from a bundle that has to be made anew."""
+    again = tmp_path / "again"
+    shutil.copytree(out, again)
+    (again / "resenc" / "B-1.nii.gz").unlink()
+    (again / "bundle" / "made_of.json").write_text("[[")
+    work, asked = Cascade.__call__, []
+
+    def noted(self, ct, pet, case_id=""):
+        asked.append(case_id)
+        return work(self, ct, pet, case_id)
+
+    monkeypatch.setattr(Cascade, "__call__", noted)
+    assert ablation(runs, cohort, again, "--arms", ",".join(ARMS)) == 0
+    assert asked == ["B-1"]
+    assert contents(again / "resenc") == contents(out / "resenc")
+
+
+def test_other_checkpoints_than_the_best_may_be_asked_for(runs, cohort, tmp_path):
+    """Which these cases had no say in; a bundle of the best is made anew."""
+    sweep, out = tmp_path / "runs", tmp_path / "out"
+    shutil.copytree(runs, sweep)
+    options = ["--arms", "full,resenc"]
+    assert ablation(sweep, cohort, out, *options) == 0
+    for best in sweep.rglob("best.ckpt"):
+        stored = torch.load(best, weights_only=True)
+        stored["state_dict"] = {name: torch.zeros_like(w) for name, w in stored["state_dict"].items()}
+        torch.save(stored, best.with_name("last.ckpt"))
+    assert any(w.any() for w in load_file(next(out.rglob("*fold_0/weights.safetensors"))).values())
+    ablation(sweep, cohort, out, *options, "--checkpoint", "last")
+    assert not any(w.any() for p in out.rglob("weights.safetensors") for w in load_file(p).values())
+
+
+def test_an_oracle_places_the_fine_roi_on_the_true_lesions(runs, cohort, tmp_path):
+    """It needs no head or coarse run, and its arms are called by what they are."""
+    fine = write_sweep(tmp_path / "fine", [one for one in TRAININGS if one[1] == "fine"])
+    out = tmp_path / "out"
+    options = ["--arms", "full,resenc", "--baseline", "resenc", "--oracle-roi"]
+    assert ablation(fine, cohort, out, *options) == 0
+    content = json.loads((out / "ablation.json").read_text())
+    assert (content["arms"], content["roi"]) == (["resenc_oracle_roi", "full_oracle_roi"], "oracle")
+    assert "full\\_oracle\\_roi" in (out / "ablation.tex").read_text()
+    for case_id, row in table(out / "full_oracle_roi").items():
+        roi = json.loads(row["roi"])
+        middle = np.add(roi["origin"], (np.array(roi["size"]) - 1) / 2 * roi["spacing"])
+        truth = sitk.Cast(read(cohort / case_id, case_id) != 0, sitk.sitkUInt8)
+        shape = sitk.LabelShapeStatisticsImageFilter()
+        shape.Execute(truth)
+        # A cube's middle is a corner of the label's voxels.
+        assert np.abs(np.subtract(middle, shape.GetCentroid(1))).max() < 3
+        assert row["unseen"] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--arms", "full,best"], "ensemble=best: no such choice"),
+        (["--arms", "all"], "--arms all: takes whatever members there are"),
+        (["--baseline", "segresnet"], "--baseline segresnet: not among the arms"),
+        (["unseen=false"], "unseen=false: hnseg ablation sets unseen itself"),
+        (["windows=all"], "windows=all is unknown"),
+        (["--arms", "full", "decision.fusion=median"], "decision.fusion=median is unknown"),
+    ],
+)
+def test_impossible_options_are_told(runs, cohort, tmp_path, capsys, option, message):
+    assert ablation(runs, cohort, tmp_path / "out", *option) == 2
+    assert message in refusal(capsys)
+
+
+def refusal(capsys) -> str:
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hnseg: error:")]
+    return line
+
+
+def test_what_would_be_refused_at_the_end_is_refused_at_once(runs, cohort, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hnseg.evaluation.ablation.make_bundle", None)
+    (tmp_path / "file").touch()
+    assert ablation(runs, cohort, tmp_path / "file") == 2
+    assert "file/ablation.json: cannot be written (Not a directory)" in refusal(capsys)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ablation(runs, cohort, tmp_path / "out", "--logger", "wandb", "--mode", "online") == 2
+    assert "--mode online needs WANDB_API_KEY in the environment" in refusal(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def lack(runs: Path) -> None:
+    shutil.rmtree(runs / "fine_segresnet" / "fine_segresnet_fold_1")
+
+
+def lack_all(runs: Path) -> None:
+    shutil.rmtree(runs / "coarse_plainconv")
+
+
+def stop(runs: Path) -> None:
+    (runs / "head_plainconv" / "head_plainconv_fold_0" / "score.json").unlink()
+
+
+def deal_otherwise(runs: Path) -> None:
+    other = [[FOLDS[0][0], FOLDS[1][0]], [FOLDS[0][1], FOLDS[1][1]]]
+    for fold in (0, 1):
+        path = runs / "coarse_plainconv" / f"coarse_plainconv_fold_{fold}" / "split.json"
+        path.write_text(json.dumps({"folds": other}))
+
+
+def train_twice(runs: Path) -> None:
+    shutil.copytree(runs / "fine_resenc", runs / "fine_resenc_light")
+
+
+def train_on_held_out(runs: Path) -> None:
+    for fold in (0, 1):
+        folder = runs / "fine_resenc" / f"fine_resenc_fold_{fold}"
+        stored = torch.load(folder / "best.ckpt", weights_only=True)
+        stored["hnseg"]["trained_on"] = CASES
+        torch.save(stored, folder / "best.ckpt")
+
+
+def hold_out_fewer(runs: Path) -> None:
+    for path in runs.rglob("split.json"):
+        path.write_text(json.dumps({"folds": [FOLDS[0], FOLDS[1][:1]]}))
+
+
+def hold_out_more(runs: Path) -> None:
+    for path in runs.rglob("split.json"):
+        path.write_text(json.dumps({"folds": [FOLDS[0], [*FOLDS[1], "C-9"]]}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lack, "no run of fine segresnet without enhancement for fold 1 of 2"),
+        (lack_all, "no run of coarse in folds; python train.py sweeps=ablation"),
+        (stop, "head_plainconv_fold_0; run the same training command again"),
+        (deal_otherwise, "deals A-2 to fold 0, "),
+        (train_twice, "several trainings of fine resenc without enhancement"),
+        (train_on_held_out, "every fine_resenc network was trained on A-0"),
+        (hold_out_fewer, "--data has B-3, which no fold of"),
+        (hold_out_more, "--data lacks C-9"),
+    ],
+)
+def test_runs_that_make_no_fair_comparison_are_told_before_anything_is_computed(
+    runs, cohort, tmp_path, capsys, spoil, message
+):
+    shutil.copytree(runs, tmp_path / "runs")
+    spoil(tmp_path / "runs")
+    assert ablation(tmp_path / "runs", cohort, tmp_path / "out") == 2
+    assert message in refusal(capsys)
+    assert not list(tmp_path.glob("out/*/cases.csv"))
+
+
+def test_runs_on_all_cases_stand_beside_those_in_folds(runs, cohort, tmp_path, capsys):
+    """The README's final head and coarse networks may lie in the same folder: they are no fold's."""
+    shutil.copytree(runs, tmp_path / "runs")
+    whole = tmp_path / "runs" / "head_plainconv" / "fold_all"
+    shutil.copytree(tmp_path / "runs" / "head_plainconv" / "head_plainconv_fold_0", whole)
+    config = json.loads((whole / "config.json").read_text())
+    write_config(whole, **config | {"fold": "all"})
+    assert ablation(tmp_path / "runs", cohort, tmp_path / "out", "--arms", "resenc") == 0
+    assert "head_plainconv_fold_1" in (tmp_path / "out" / "bundle" / "bundle.yaml").read_text()
+
+
+def test_a_csv_serves_as_the_cohort(runs, cohort, tmp_path):
+    files = [(f"{cohort}/{name}/{name}", name) for name in CASES]
+    lines = [f"{name},{path}__CT.nii.gz,{path}__PT.nii.gz,{path}.nii.gz,ward" for path, name in files]
+    (tmp_path / "cases.csv").write_text("\n".join(["case_id,ct,pet,label,center", *lines]))
+    assert ablation(runs, tmp_path / "cases.csv", tmp_path / "out", "--arms", "resenc") == 0
+    rows = json.loads((tmp_path / "out" / "ablation.json").read_text())["rows"]
+    assert [(row["center"], row["cases"]) for row in rows] == [(None, 4), ("ward", 4)]
+
+
+def test_head_networks_may_have_learnt_from_fewer_cases(runs, cohort, tmp_path):
+    """B-1 and B-3 had no head mask, so that neither head network knows them."""
+    shutil.copytree(runs, tmp_path / "runs")
+    for fold, known in enumerate(("A-2", "A-0")):
+        run = tmp_path / "runs" / "head_plainconv" / f"head_plainconv_fold_{fold}"
+        (run / "split.json").write_text(json.dumps({"folds": [["A-0"], ["A-2"]]}))
+        stored = torch.load(run / "best.ckpt", weights_only=True)
+        stored["hnseg"]["trained_on"] = [known]
+        torch.save(stored, run / "best.ckpt")
+    assert ablation(tmp_path / "runs", cohort, tmp_path / "out", "--arms", "resenc") == 0
+    assert {row["unseen"] for row in table(tmp_path / "out" / "resenc").values()} == {"yes"}
+
+
+def test_cases_that_cannot_be_segmented_end_it_before_the_table(runs, cohort, tmp_path, capsys):
+    spoiled = tmp_path / "cohort"
+    shutil.copytree(cohort, spoiled)
+    (spoiled / "A-2" / "A-2__PT.nii.gz").write_bytes(b"no image")
+    out = tmp_path / "out"
+    assert ablation(runs, spoiled, out, "--arms", "resenc") == 2
+    assert f"not segmented: A-2 (reasons in {out / 'resenc' / 'cases.csv'})" in refusal(capsys)
+    assert {path.name for path in (out / "resenc").glob("*.nii.gz")} == {f"{n}.nii.gz" for n in CASES} - {
+        "A-2.nii.gz"
+    }
+    assert not (out / "ablation.json").exists()

@@ -1,0 +1,196 @@
+"""Case lists: what counts as a case, and what is refused by name."""
+
+import errno
+import os
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from hnseg.errors import HnsegError
+from hnseg.imaging.case import Case, check_case_id, read_cases
+
+
+def touch(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def full_case(root: Path, name: str, ext: str = ".nii.gz") -> None:
+    touch(root / name, f"{name}__CT{ext}", f"{name}__PT{ext}", f"{name}{ext}")
+
+
+def cases_csv(folder: Path, text: str) -> Path:
+    touch(folder, "ct.nii.gz", "pt.mha", "label.nii.gz")
+    path = folder / "cases.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_hecktor_folder_sorted_with_centres(tmp_path):
+    for name in ("MDA-010", "CHUM-002", "patient7"):
+        full_case(tmp_path, name)
+    touch(tmp_path, "clinical.csv")
+    touch(tmp_path / "heads", "MDA-010.nii.gz")
+    touch(tmp_path / "notes", "readme.txt")
+    touch(tmp_path / ".cache", ".cache__CT.nii.gz")
+    cases = read_cases(tmp_path)
+    assert [(case.case_id, case.center) for case in cases] == [
+        ("CHUM-002", "CHUM"),
+        ("MDA-010", "MDA"),
+        ("patient7", ""),
+    ]
+    folder = tmp_path / "MDA-010"
+    assert cases[1] == Case(
+        "MDA-010",
+        folder / "MDA-010__CT.nii.gz",
+        folder / "MDA-010__PT.nii.gz",
+        folder / "MDA-010.nii.gz",
+        "MDA",
+    )
+
+
+@pytest.mark.parametrize("ext", [".nii.gz", ".nii", ".mha"])
+def test_a_folder_may_hold_any_format_and_no_label(tmp_path, ext):
+    touch(tmp_path / "A", f"A__CT{ext}", f"A__PT{ext}")
+    (case,) = read_cases(tmp_path)
+    assert (case.ct.name, case.pet.name, case.label) == (f"A__CT{ext}", f"A__PT{ext}", None)
+
+
+def test_a_folder_that_cannot_be_entered_is_its_own_cases_fault(tmp_path, monkeypatch):
+    for name in ("A", "B"):
+        full_case(tmp_path, name)
+    look = os.stat
+
+    def stat(path, **options):
+        if str(path).startswith(str(tmp_path / "B") + "/"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    sound, closed = read_cases(tmp_path, strict=False)
+    sound.check()
+    with pytest.raises(HnsegError, match=r"/B: cannot be entered \(Permission denied\)"):
+        closed.check()
+    with pytest.raises(HnsegError, match="cannot be entered"):
+        read_cases(tmp_path)
+
+
+def test_a_root_that_cannot_be_looked_into_is_told(tmp_path, monkeypatch):
+    closed = PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+    monkeypatch.setattr(Path, "iterdir", Mock(side_effect=closed))
+    with pytest.raises(HnsegError, match=r"cannot be looked into \(Permission denied\); allow it"):
+        read_cases(tmp_path)
+
+
+def test_a_folder_whose_files_would_have_too_long_a_name_holds_no_case(tmp_path):
+    full_case(tmp_path, "A")
+    (tmp_path / ("long" * 62)).mkdir()
+    assert [case.case_id for case in read_cases(tmp_path)] == ["A"]
+
+
+def test_a_missing_modality_is_refused_or_left_to_the_case(tmp_path):
+    full_case(tmp_path, "A")
+    touch(tmp_path / "B", "B__CT.nii.gz")
+    with pytest.raises(HnsegError, match=r"B__PT\.nii\.gz: the PET of case B is missing"):
+        read_cases(tmp_path)
+    a, b = read_cases(tmp_path, strict=False)
+    assert a.pet.exists()
+    assert b.pet == tmp_path / "B" / "B__PT.nii.gz"
+
+
+def test_sources_without_cases_are_refused(tmp_path):
+    with pytest.raises(HnsegError, match="no such folder or CSV"):
+        read_cases(tmp_path / "nowhere")
+    with pytest.raises(HnsegError, match="no case in this folder; expected ROOT/CASE/CASE__CT"):
+        read_cases(tmp_path)
+    touch(tmp_path, "list.xlsx")
+    with pytest.raises(HnsegError, match=r"neither a folder nor a \.csv"):
+        read_cases(tmp_path / "list.xlsx")
+
+
+@pytest.mark.parametrize("pet_column", ["pet", "pt"])
+def test_a_csv_with_paths_relative_to_itself(tmp_path, pet_column):
+    path = cases_csv(
+        tmp_path,
+        f"\ufeffcase_id , ct, {pet_column} ,label, center\n"
+        " B-1 , ct.nii.gz , pt.mha , label.nii.gz , Basel \n"
+        "\n"
+        f"A-1, {tmp_path / 'ct.nii.gz'}, pt.mha\n",
+    )
+    assert read_cases(path) == [
+        Case("A-1", tmp_path / "ct.nii.gz", tmp_path / "pt.mha", None, "A"),
+        Case("B-1", tmp_path / "ct.nii.gz", tmp_path / "pt.mha", tmp_path / "label.nii.gz", "Basel"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "cells", ["A,ct.nii.gz,none.mha,", "A,ct.nii.gz,,", "A,ct.nii.gz,pt.mha,none.nii.gz"]
+)
+def test_a_csv_that_names_missing_files(tmp_path, cells):
+    path = cases_csv(tmp_path, f"case_id,ct,pet,label\n{cells}\nB,ct.nii.gz,pt.mha,\n")
+    with pytest.raises(HnsegError, match="of case A is missing"):
+        read_cases(path)
+    assert [case.case_id for case in read_cases(path, strict=False)] == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("text", "telling"),
+    [
+        ("", "lacks case_id, ct, pet; write case_id,ct,pet"),
+        ("case_id,ct\nA,ct.nii.gz\n", "lacks pet"),
+        ("case_id,ct,pet\n", "no case in this CSV"),
+        ("case_id,ct,pet\nA,ct.nii.gz,pt.mha\nA,ct.nii.gz,pt.mha\n", "line 3: case id 'A' appears twice"),
+        ("case_id,ct,pet\nA,a,b.nii.gz,pt.mha\n", "line 2: 4 cells under 3 columns"),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_malformed_csvs_are_refused(tmp_path, text, telling, strict):
+    path = cases_csv(tmp_path, text)
+    with pytest.raises(HnsegError) as caught:
+        read_cases(path, strict=strict)
+    assert telling in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_csv_in_another_encoding_is_refused(tmp_path):
+    path = tmp_path / "cases.csv"
+    path.write_bytes("case_id,ct,pet\nMünchen,a,b\n".encode("latin-1"))
+    with pytest.raises(HnsegError, match="comma-separated UTF-8"):
+        read_cases(path)
+
+
+@pytest.mark.parametrize(
+    "case_id", ["../x", "a/b", "a\\b", "/etc/x", "", ".", "..", ".hidden", "a\0b", '"a\nb"', "x" * 101]
+)
+def test_case_ids_that_are_not_plain_file_names_are_refused_or_left_to_the_case(tmp_path, case_id):
+    path = cases_csv(tmp_path, f"case_id,ct,pet\n{case_id},ct.nii.gz,pt.mha\nA,ct.nii.gz,pt.mha\n")
+    with pytest.raises(HnsegError, match="is not a plain file name") as caught:
+        read_cases(path)
+    assert "\n" not in str(caught.value)
+    (bad,) = (case for case in read_cases(path, strict=False) if case.fault)
+    check_case_id(bad.case_id, "its harmless name")
+    with pytest.raises(HnsegError, match="is not a plain file name"):
+        bad.check()
+
+
+def test_a_list_of_hostile_ids_keeps_them_apart(tmp_path):
+    path = cases_csv(tmp_path, "case_id,ct,pet\n" + ",ct.nii.gz,pt.mha\n" * 2 + "a/b,,\n" * 2)
+    assert len({case.case_id for case in read_cases(path, strict=False)}) == 4
+
+
+def test_names_longer_than_a_file_systems_are_refused_in_any_script(tmp_path):
+    path = cases_csv(tmp_path, f"case_id,ct,pet\n{'患' * 90},ct.nii.gz,pt.mha\n患者-1,ct.nii.gz,pt.mha\n")
+    assert [case.fault != "" for case in read_cases(path, strict=False)] == [True, False]
+
+
+def test_pet_factors_are_positive_numbers(tmp_path):
+    good = cases_csv(tmp_path, "case_id,ct,pet,pet_factor\nA,ct.nii.gz,pt.mha,2.9e-4\nB,ct.nii.gz,pt.mha,\n")
+    assert [case.pet_factor for case in read_cases(good)] == [2.9e-4, None]
+    for cell in ("0", "-1", "nan", "inf", "0.3 g/ml"):
+        bad = cases_csv(tmp_path, f"case_id,ct,pet,pet_factor\nA,ct.nii.gz,pt.mha,{cell}\n")
+        with pytest.raises(HnsegError, match=rf"line 2: pet_factor '{cell}' is no positive number"):
+            read_cases(bad)
+        (case,) = read_cases(bad, strict=False)
+        assert "pet_factor" in case.fault

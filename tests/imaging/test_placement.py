@@ -1,0 +1,182 @@
+"""Where a stage looks when the stage before found little or nothing."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from fabricate import volume
+
+from hnseg.errors import HnsegError
+from hnseg.imaging.placement import place
+from hnseg.imaging.stage import Stage
+
+COARSE = Stage("coarse", (16, 16, 16), (6.0, 6.0, 6.0), "below_head")
+FINE = Stage("fine", (16, 16, 16), (3.0, 3.0, 3.0), "lesions")
+ROI = ((12, 12, 12), (6.0, 6.0, 6.0), (10.0, 20.0, 30.0))  # size, spacing, origin of what came before
+
+
+@pytest.fixture
+def ct() -> sitk.Image:
+    """A 200 x 200 x 300 mm scan from the origin; a body of 100 x 80 mm, off centre, over its full height."""
+    hu = np.full((60, 50, 50), -1000, np.float32)
+    hu[:, 10:30, 5:30] = 40
+    return volume(hu, (4, 4, 5), (2, 2, 2.5))
+
+
+def hot(
+    *points: tuple[float, float, float], suv: float = 10.0, shape: tuple[int, ...] = (60, 40, 40)
+) -> sitk.Image:
+    """PET from the origin at 5 mm with a ball of 12 mm radius around each point (x, y, z) in mm."""
+    z, y, x = np.meshgrid(*(5.0 * np.arange(n) for n in shape), indexing="ij")
+    values = np.full(shape, 0.5, np.float32)
+    for px, py, pz in points:
+        values[(x - px) ** 2 + (y - py) ** 2 + (z - pz) ** 2 < 144] = suv
+    return volume(values, (5, 5, 5))
+
+
+def roi(array: np.ndarray | None = None) -> sitk.Image:
+    """A label image on the grid of the stage before, empty by default."""
+    size, spacing, origin = ROI
+    return volume(np.zeros(size[::-1], np.uint8) if array is None else array, spacing, origin)
+
+
+def test_a_head_places_the_coarse_roi_and_nothing_is_flagged(ct: sitk.Image) -> None:
+    head = np.ones((12, 12, 12), np.uint8)  # of 0.216 ml: 373 ml
+    grid, fallback = place(COARSE, ct, hot(), roi(head))
+    assert fallback is None
+    # Box: x 7..79, y 17..89, z 27..99 mm; the ROI's top face stands at 27 + 0.7 * 72 and reaches 96 mm down.
+    np.testing.assert_allclose(grid.center, (43, 53, 27 + 0.7 * 72 - 48))
+
+
+@pytest.mark.parametrize("voxels", [None, 0, 1, 900])
+def test_no_head_or_a_stray_hangs_the_roi_from_the_top(ct: sitk.Image, voxels: int | None) -> None:
+    """900 voxels of 0.216 ml are 194 ml, less than any head."""
+    mask = np.zeros(12**3, np.uint8)
+    mask[: voxels or 0] = 1
+    found = None if voxels is None else roi(mask.reshape(12, 12, 12))
+    grid, fallback = place(COARSE, ct, hot(), found)
+    assert fallback is not None
+    assert "no head" in fallback
+    assert grid.corners[:, 2].max() == pytest.approx(300)  # the scan's top
+    # The body's box, found on a lattice of 8 mm: x 20..120, y 40..120 mm.
+    np.testing.assert_allclose(grid.center[:2], (70, 80), atol=8)
+
+
+@pytest.mark.parametrize(("voxels", "taken"), [(900, True), (1, True), (0, False)])
+def test_a_drawn_head_is_a_head_however_small(ct: sitk.Image, voxels: int, taken: bool) -> None:
+    mask = np.zeros(12**3, np.uint8)
+    mask[:voxels] = 1
+    grid, fallback = place(COARSE, ct, hot(), roi(mask.reshape(12, 12, 12)), drawn=True)
+    assert (fallback is None) == taken
+    if taken:  # the first voxel's lower face is at z 27 mm, whatever of the head is drawn
+        layers = int(np.ceil(voxels / 144))
+        assert grid.corners[:, 2].max() == pytest.approx(27 + 0.7 * 6 * layers)
+
+
+@pytest.mark.parametrize(("stage", "before"), [(COARSE, "head"), (FINE, "coarse")])
+def test_without_a_fallback_the_stage_that_found_nothing_is_named(
+    ct: sitk.Image, stage: Stage, before: str
+) -> None:
+    with pytest.raises(HnsegError, match=f"the {before} stage found nothing.*fallback=fail"):
+        place(stage, ct, hot(), roi(), fallback="fail")
+    found = roi(np.ones((12, 12, 12), np.uint8))
+    assert place(stage, ct, hot(), found, fallback="fail") == place(stage, ct, hot(), found)
+
+
+def test_lesions_place_the_fine_roi_on_the_corner_next_to_their_mean_voxel(ct: sitk.Image) -> None:
+    found = np.zeros((12, 12, 12), np.uint8)
+    found[2, 3, 4] = 1
+    found[4, 3, 6] = 2
+    grid, fallback = place(FINE, ct, hot(), roi(found))
+    assert fallback is None
+    # The mean voxel is (5, 3, 3) of 6 mm; its corners are as far from it, and the last one is taken.
+    np.testing.assert_allclose(grid.center, (10 + 5.5 * 6, 20 + 3.5 * 6, 30 + 3.5 * 6))
+
+
+def test_nothing_coarse_looks_at_the_brightest_pet_inside_the_coarse_roi(ct: sitk.Image) -> None:
+    """The brain, hotter but outside the coarse ROI, is not taken."""
+    pet = hot((46, 50, 60)) + hot((150, 150, 270), suv=50)
+    grid, fallback = place(FINE, ct, pet, roi())
+    assert fallback is not None
+    assert "brightest PET" in fallback
+    np.testing.assert_allclose(grid.center, (46, 50, 60), atol=6)
+
+
+def test_without_a_coarse_stage_the_whole_scan_is_searched(ct: sitk.Image) -> None:
+    grid, fallback = place(FINE, ct, hot((150, 150, 270)), None)
+    assert fallback is not None
+    np.testing.assert_allclose(grid.center, (150, 150, 270), atol=6)
+
+
+LOWER, UPPER = (30, 35, 45), (58, 70, 75)  # in the ROI of z 27..99 mm, the upper five times brighter
+
+
+@pytest.mark.parametrize(
+    ("bottom", "top", "scan_top", "expected"),
+    [
+        (60, 140, 300, UPPER),  # the head's middle, and so the eyes, at 100 mm
+        (0, 120, 300, LOWER),  # at 60 mm: the upper spot is the brain's
+        (0, 120, 120, UPPER),  # the scan cuts the head's top off: its middle says nothing
+        (60, 80, 300, UPPER),  # a stray of 92 ml is no head
+    ],
+)
+def test_the_upper_half_of_the_head_is_not_searched(
+    ct: sitk.Image, bottom: int, top: int, scan_top: int, expected: tuple[float, ...]
+) -> None:
+    slices = scan_top // 5
+    mask = np.zeros((slices, 50, 50), np.uint8)
+    edge = 40 if top - bottom > 20 else 27
+    mask[bottom // 5 : top // 5, 10:edge, 10:edge] = 1
+    head = volume(mask, (4, 4, 5), (2, 2, 2.5))
+    pet = hot(LOWER) + hot(UPPER, suv=50)
+    grid, fallback = place(FINE, ct[:, :, :slices], pet, roi(), head=head)
+    assert fallback is not None
+    assert "outside the brain" in fallback
+    np.testing.assert_allclose(grid.center, expected, atol=3)
+
+
+def test_one_noisy_voxel_is_no_lesion(ct: sitk.Image) -> None:
+    pet = hot((46, 50, 60))
+    pet[12, 12, 14] = 20.0
+    grid, _ = place(FINE, ct, pet, roi())
+    np.testing.assert_allclose(grid.center, (46, 50, 60), atol=6)
+
+
+def test_a_scan_that_ends_in_the_roi_is_looked_at_where_it_is(ct: sitk.Image) -> None:
+    """Flat PET: the middle of the part of the ROI, z 27..99 mm, that a CT from 60 mm up shows."""
+    grid, _ = place(FINE, ct[:, :, 12:], hot(), roi())
+    np.testing.assert_allclose(grid.center, (43, 53, (60 + 99) / 2))
+
+
+@pytest.mark.parametrize("suv", [0.0, 1.0, 0.1234567])
+def test_flat_pet_leaves_the_middle_of_the_coarse_roi(ct: sitk.Image, suv: float) -> None:
+    pet = hot() * 0 + suv
+    grid, fallback = place(FINE, ct, pet, roi())
+    assert fallback is not None
+    assert "middle" in fallback
+    np.testing.assert_allclose(grid.center, (43, 53, 63))
+
+
+def test_pet_that_misses_the_coarse_roi_leaves_its_middle(ct: sitk.Image) -> None:
+    pet = hot((30, 30, 30))
+    pet.SetOrigin((500, 500, 500))
+    grid, fallback = place(FINE, ct, pet, roi())
+    assert fallback is not None
+    assert "middle" in fallback
+    np.testing.assert_allclose(grid.center, (43, 53, 63))
+
+
+@pytest.mark.parametrize("slices", [2, 3])
+def test_thin_pet_is_no_crash(ct: sitk.Image, slices: int) -> None:
+    pet = volume(
+        np.random.default_rng(0).uniform(0, 5, (slices, 40, 40)).astype(np.float32), (5, 5, 5), (0, 0, 60)
+    )
+    _, fallback = place(FINE, ct, pet, roi())
+    assert fallback is not None
+
+
+def test_a_scan_of_air_is_no_crash() -> None:
+    air = volume(np.full((8, 8, 8), -1000, np.float32), (4, 4, 4))
+    for stage in (COARSE, FINE):
+        grid, fallback = place(stage, air, hot(), None)
+        assert fallback is not None
+        assert np.isfinite(grid.center).all()

@@ -1,0 +1,106 @@
+"""A stage is a grid, a rule that places it, and its classes; its configuration says which."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import yaml
+from fabricate import ct_image, label_image, volume
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hnseg.imaging.grid import coarse_grid, scan_grid, top_of_scan_grid
+from hnseg.imaging.masks import centroid
+from hnseg.imaging.stage import Stage
+
+CONF = Path(__file__).parents[2] / "conf" / "stage"
+
+
+def stage(placement: str, **changes) -> Stage:
+    return Stage("any", (8, 10, 12), (2.0, 3.0, 4.0), placement, **changes)
+
+
+def test_the_paper_s_stages_are_what_the_configuration_holds():
+    stages = {name: Stage.from_dict(yaml.safe_load((CONF / f"{name}.yaml").read_text())) for name in
+              ("head", "coarse", "fine")}  # fmt: skip
+    assert stages["head"].shape == (128, 256, 256)
+    assert np.multiply(stages["head"].size, stages["head"].spacing).tolist() == [512, 512, 384]
+    assert np.multiply(stages["coarse"].size, stages["coarse"].spacing).tolist() == [288] * 3
+    assert np.multiply(stages["fine"].size, stages["fine"].spacing).tolist() == [144] * 3
+    assert [s.classes for s in stages.values()] == [("head",), ("GTVp", "GTVn"), ("GTVp", "GTVn")]
+    assert stages["coarse"].top == 0.7
+
+
+def test_each_placement_follows_its_rule():
+    ct, label = ct_image(), label_image()
+    size, spacing = (8, 10, 12), (2.0, 3.0, 4.0)
+    assert stage("top_of_scan").grid(ct) == top_of_scan_grid(ct, size, spacing)
+    assert stage("scan").grid(ct) == scan_grid(ct, size, spacing)
+    assert stage("below_head", top=0.5).grid(ct, label) == coarse_grid(label, size, spacing, 0.5)
+    # The centroid lies at (24.6, 22.6, 39.9) mm, corners of the label's voxels at 2k + 1 mm in x and y and
+    # at 3k + 1.5 mm in z.
+    np.testing.assert_allclose(stage("lesions").grid(ct, label).center, (25, 23, 40.5))
+
+
+@pytest.mark.parametrize("placement", ["below_head", "lesions"])
+def test_a_placement_without_its_reference_says_so(placement):
+    empty = sitk.Image(4, 4, 4, sitk.sitkUInt8)
+    for reference in (None, empty):
+        with pytest.raises(ValueError, match=r"no (head|lesion)|empty"):
+            stage(placement).grid(ct_image(), reference)
+
+
+def test_lengths_become_whole_voxels_rounded_up():
+    assert stage("scan").voxels(12.0) == (6, 4, 3)
+    assert stage("scan").voxels(12.1) == (7, 5, 4)
+    assert stage("scan").voxels(0.0) == (0, 0, 0)
+
+
+def test_a_stage_survives_its_plain_form():
+    one = stage("lesions", classes=("GTVp",), antialias=True)
+    fields = {"name": "any", "size": [8, 10, 12], "spacing": [2.0, 3.0, 4.0], "placement": "lesions",
+              "classes": ["GTVp"], "antialias": True}  # fmt: skip
+    assert Stage.from_dict(fields) == one
+    assert one.shape == (12, 10, 8)
+    assert hash(one) == hash(Stage.from_dict(fields))
+
+
+def test_the_lesions_of_both_classes_place_the_fine_roi():
+    label = np.zeros((10, 10, 10), np.uint8)
+    label[2, 2, 2], label[8, 8, 8] = 1, 2
+    grid = stage("lesions").grid(ct_image(), volume(label, (2, 2, 2)))
+    np.testing.assert_allclose(grid.center, [11, 11, 11])  # the corner behind the mean voxel at 10 mm
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), flips=st.integers(1, 200))
+def test_a_mask_that_changes_moves_the_fine_roi_by_whole_voxels_or_not_at_all(seed, flips):
+    """At the paper's scale: a mask with voxels of 2 mm, and fine voxels of 1 mm, two of which make one."""
+    rng = np.random.default_rng(seed)
+    axes = np.meshgrid(*[np.arange(40)] * 3, indexing="ij")
+    mask = (sum((a - c) ** 2 for a, c in zip(axes, rng.uniform(10, 30, 3), strict=True)) < 60).astype(
+        np.uint8
+    )
+    changed = mask.copy()
+    changed.ravel()[rng.choice(mask.size, flips, replace=False)] ^= 1
+    fine = Stage("fine", (144, 144, 144), (1.0, 1.0, 1.0), "lesions")
+    masks = [volume(m, (2, 2, 2), (-31.3, 4.7, 11.1)) for m in (mask, changed)]
+    one, other = (fine.grid(ct_image(), m) for m in masks)
+    steps = np.subtract(other.origin, one.origin) / 2
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-6)
+    for grid, m in zip((one, other), masks, strict=True):
+        assert np.abs(grid.center - centroid(m)).max() <= 1 + 1e-5
+        # Its faces are faces of the mask's voxels: it holds a voxel whole or not at all.
+        faces = (grid.corners - m.GetOrigin()) / 2 - 0.5
+        np.testing.assert_allclose(faces, np.rint(faces), atol=1e-6)
+
+
+def test_a_voxel_more_or_less_leaves_the_fine_roi_where_it_is():
+    mask = np.zeros((40, 40, 40), np.uint8)
+    mask[10:20, 10:20, 10:20] = 1
+    grown = mask.copy()
+    grown[20, 20, 20] = 2
+    fine = Stage("fine", (144, 144, 144), (1.0, 1.0, 1.0), "lesions")
+    one, other = (fine.grid(ct_image(), volume(m, (2, 2, 2))) for m in (mask, grown))
+    assert one == other

@@ -1,0 +1,126 @@
+"""Pictures of validation cases, and the speed of a training, from trainings of a step an epoch."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trackable import CONFIG, PROVENANCE
+from wandb_files import offline_runs
+
+from hnseg.data.intensity import InputSpec
+from hnseg.training.logger_settings import LoggerSettings
+from hnseg.training.loggers import callbacks, loggers
+
+
+class Still(L.LightningModule):
+    """Finds a class at the first validation, and nothing afterwards."""
+
+    spacing = (1.0, 1.0, 2.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch: dict[str, Any], index: int) -> torch.Tensor:
+        return self.weight.square()
+
+    def validation_step(self, batch: dict[str, Any], index: int, dataloader_idx: int = 0) -> torch.Tensor:
+        return batch["label"] if self.current_epoch == 0 else torch.zeros_like(batch["label"])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def cases(count: int) -> list[dict[str, Any]]:
+    """Batches of one, CT and PET of noise with a tumour in slices 5 and 6."""
+    label = torch.zeros(1, 8, 16, 16, dtype=torch.long)
+    label[:, 5:7, 4:9, 6:12] = 1
+    rng = torch.Generator().manual_seed(0)
+    images = (torch.randn(1, 2, 8, 16, 16, generator=rng) for _ in range(count))
+    return [{"image": image, "label": label, "case_id": [f"A-{n}"]} for n, image in enumerate(images)]
+
+
+def train(
+    folder: Path, epochs: int, validation: list[Any], modalities: tuple[str, ...], **settings: Any
+) -> None:
+    chosen = {"kind": "wandb", "pictures_every": 2, **settings}
+    with loggers(folder, CONFIG | {"logger": chosen}, provenance=PROVENANCE) as several:
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            logger=several,
+            callbacks=callbacks(folder, LoggerSettings(**chosen), InputSpec(modalities)),
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        trainer.fit(Still(), torch.utils.data.DataLoader(cases(2), batch_size=None), validation)
+
+
+@pytest.fixture
+def quiet_loaders() -> list[Any]:
+    """The same cases placed by the truth and by coarse predictions."""
+    return [torch.utils.data.DataLoader(cases(7), batch_size=None) for _ in range(2)]
+
+
+def test_the_same_few_cases_are_painted_every_few_epochs(tmp_path, quiet_loaders):
+    train(tmp_path, 5, quiet_loaders, ("ct", "pet"))
+    painted = sorted(path.relative_to(tmp_path / "pictures") for path in tmp_path.glob("pictures/*/*"))
+    # Seven cases, of which three are spread over them; two steps an epoch, so epochs 2 and 4 end at 3 and 7.
+    expected = [Path(f"A-{n}/step_{step:07d}.png") for n in (0, 3, 6) for step in (3, 7)]
+    assert painted == expected
+    (found,) = offline_runs(tmp_path)
+    shown = {row["_step"]: row for row in found.history if any("pictures" in key for key in row)}
+    assert sorted(shown) == [3, 7]
+    assert {"pictures/A-0", "pictures/A-3", "pictures/A-6"} <= {key.split(".")[0] for key in _flat(shown[3])}
+    media = list(found.path.parent.glob("files/media/images/**/*.png"))
+    assert {path.read_bytes() for path in media} == {
+        path.read_bytes() for path in tmp_path.glob("pictures/*/*")
+    }
+    speeds = [row["train/samples_per_s"] for row in found.history if "train/samples_per_s" in row]
+    assert len(speeds) == 5
+    assert min(speeds) > 0
+
+
+def test_contours_follow_the_prediction(tmp_path, quiet_loaders):
+    train(tmp_path, 2, quiet_loaders, ("ct", "pet"), pictures_every=1)
+    found, missed = (imread(tmp_path / "pictures" / "A-0" / f"step_{step:07d}.png") for step in (1, 3))
+    assert found.shape == missed.shape
+    assert found.shape[1] > 1.5 * found.shape[0]  # CT beside CT with PET
+    assert _blue(found) > _blue(missed) > 0  # truth and prediction, the truth alone
+
+
+def test_the_head_stage_has_no_pet_to_show(tmp_path, quiet_loaders):
+    train(tmp_path, 1, quiet_loaders, ("ct",), pictures_every=1)
+    picture = imread(tmp_path / "pictures" / "A-0" / "step_0000001.png")
+    assert picture.shape[0] == pytest.approx(picture.shape[1], rel=0.1)
+
+
+@pytest.mark.parametrize("settings", [{"kind": "csv", "pictures": False}, {"pictures": False}])
+def test_no_pictures_unless_asked_for(tmp_path, quiet_loaders, settings):
+    train(tmp_path, 1, quiet_loaders, ("ct", "pet"), **{"pictures_every": 1, **settings})
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_tensorboard_shows_them_too(tmp_path, quiet_loaders):
+    train(tmp_path, 2, quiet_loaders, ("ct", "pet"), kind="tensorboard")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Images("pictures/A-3")] == [3]
+
+
+def _blue(picture: np.ndarray) -> int:
+    """Pixels in the tumour's colours."""
+    red, blue = picture[..., 0], picture[..., 2]
+    return int((blue - red > 0.3).sum())
+
+
+def _flat(row: dict[str, Any]) -> set[str]:
+    return {key.removesuffix(f"/{name}") for key in row for name in ("_type", "path", "sha256", "images")}

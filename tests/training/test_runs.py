@@ -1,0 +1,272 @@
+"""hnseg runs and hnseg compare, on run folders as train.py leaves them."""
+
+import fcntl
+import gc
+import json
+import os
+import time
+import traceback
+import weakref
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import pytest
+from entry import refused, run
+
+from hnseg.data.splits import Split
+from hnseg.errors import HnsegError
+from hnseg.files import is_held, sole_writer
+from hnseg.training.run_folder import RunFolder
+from hnseg.training.runs import Run, compare_runs, find_runs
+
+EPOCH = 30.0  # seconds
+
+
+def config(fold: int | str = 0, arm: str = "fine_resenc", **settings: Any) -> dict[str, Any]:
+    stage, model = arm.split("_")[:2]
+    fixed = {"arm": arm, "fold": fold, "stage": {"name": stage}, "model": {"name": model}}
+    return fixed | {"training": {"epochs": 10, "patch": [16, 16, 16]}, "seed": 0} | settings
+
+
+def begin(path: Path, epoch: int = 0, best: float | None = None, **settings: Any) -> RunFolder:
+    """A run that stopped after an epoch."""
+    folder = RunFolder(path)
+    with folder.claimed(config(**settings)):
+        folder.begin(config(**settings))
+        if epoch:
+            folder.progress.write_text(
+                json.dumps({"epoch": epoch, "epochs": 10, "seconds": EPOCH, "best": best})
+            )
+    return folder
+
+
+def finish(path: Path, scores: dict[str, float], **settings: Any) -> None:
+    begin(path, 10, 0.1, **settings).finish(scores)
+
+
+def only(root: Path) -> Run:
+    (found,) = find_runs(root)
+    return found
+
+
+def test_a_run_tells_what_it_is_and_how_far(tmp_path: Path) -> None:
+    begin(tmp_path / "hecktor" / "fine_resenc_cte" / "fold_3", 4, 0.5, fold=3, arm="fine_resenc_cte")
+    found = only(tmp_path)
+    assert (found.stage, found.model, found.fold, found.arm) == ("fine", "resenc", "3", "fine_resenc_cte")
+    assert (found.epoch, found.epochs, found.best) == (4, 10, 0.5)
+    assert (found.state, found.seconds_left) == ("stopped", 6 * EPOCH)
+
+
+def test_a_run_in_training_counts_down(tmp_path: Path) -> None:
+    folder = begin(tmp_path / "run", 4, 0.5)
+    with folder.claimed(config()):
+        written = time.time() - 70  # the fifth and sixth epoch are behind it, by the clock
+        os.utime(folder.progress, (written, written))
+        assert only(tmp_path).state == "running"
+        assert only(tmp_path).seconds_left == pytest.approx(6 * EPOCH - 70, abs=20)
+    assert only(tmp_path).state == "stopped"
+
+
+def test_an_error_leaves_a_failed_run_until_it_is_taken_up_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(config())
+    with pytest.raises(RuntimeError), folder.claimed(config()):
+        raise RuntimeError("out of memory")
+    assert only(tmp_path).state == "failed"
+    assert "RuntimeError: out of memory" in folder.failure.read_text()
+    with folder.claimed(config()) as state:
+        assert state == folder.begin(config()) == "fresh"
+        assert only(tmp_path).state == "running"
+    assert only(tmp_path).state == "stopped"
+
+
+class Tensor:
+    """Something large."""
+
+
+def test_a_failed_job_lets_go_of_what_it_held(tmp_path: Path) -> None:
+    """Its error lives on until the sweep has ended, and would keep the tensors of every frame it passed."""
+    held = []
+
+    def train() -> None:
+        tensor = Tensor()
+        held.append(weakref.ref(tensor))
+        try:
+            evaluate(tensor)
+        except ValueError:
+            raise RuntimeError("out of memory")  # noqa: B904 as libraries do
+
+    def evaluate(tensor: Tensor) -> None:
+        raise ValueError
+
+    with pytest.raises(RuntimeError) as kept, RunFolder(tmp_path / "run").claimed(config()):
+        train()
+    gc.collect()
+    assert held[0]() is None
+    assert "in train" in "".join(traceback.format_exception(kept.value))
+
+
+def test_a_refused_command_does_not_mark_another_run_as_failed(tmp_path: Path) -> None:
+    folder = begin(tmp_path / "run", 4)
+    folder.last.write_bytes(b"weights")
+    with pytest.raises(HnsegError, match="seed"), folder.claimed(config(seed=1)):
+        pass
+    assert only(tmp_path).state == "stopped"
+
+
+def test_an_error_before_the_run_has_begun_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), RunFolder(tmp_path / "new").claimed(config()):
+        raise RuntimeError("no such device")
+    assert not list(tmp_path.iterdir())
+    finish(tmp_path / "run", {"val/dice": 0.75})
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    for settings, overwrite in (
+        (config(seed=1), True),
+        (config(training={"epochs": 20, "patch": [16, 16, 16]}), False),
+    ):
+        (tmp_path / "run" / "last.ckpt").write_bytes(b"weights")
+        before[tmp_path / "run" / "last.ckpt"] = b"weights"
+        with (
+            pytest.raises(RuntimeError),
+            RunFolder(tmp_path / "run").claimed(settings, overwrite=overwrite),
+        ):
+            raise RuntimeError("no such device")
+        assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_two_processes_cannot_train_one_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.claimed(config()):
+        folder.begin(config())
+        before = sorted(path.name for path in folder.path.iterdir())
+        with (
+            pytest.raises(HnsegError, match="another process writes there"),
+            RunFolder(tmp_path / "run").claimed(config(), overwrite=True),
+        ):
+            pass
+        assert sorted(path.name for path in folder.path.iterdir()) == before
+
+
+def test_a_finished_run_has_its_score_and_no_time_left(tmp_path: Path) -> None:
+    finish(tmp_path / "run", {"val/dice": 0.75})
+    found = only(tmp_path)
+    assert (found.state, found.best, found.epoch, found.seconds_left) == ("finished", 0.75, 10, 0)
+
+
+def test_runs_are_listed_by_arm_and_fold_and_nothing_else_is(tmp_path: Path) -> None:
+    for fold in (10, 2, "all"):
+        begin(tmp_path / "a" / f"fold_{fold}", fold=fold)
+    begin(tmp_path / "A" / "fold_0")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"architectures": ["of another program"]}')
+    names = [str(found.path.relative_to(tmp_path)) for found in find_runs(tmp_path)]
+    assert names == ["A/fold_0", "a/fold_2", "a/fold_10", "a/fold_all"]
+
+
+def test_the_command_prints_every_run_and_writes_json(tmp_path: Path) -> None:
+    finish(tmp_path / "runs" / "n" / "head_plainconv" / "fold_0", {"val/dice": 0.9}, arm="head_plainconv")
+    begin(tmp_path / "runs" / "n" / "fine_resenc" / "fold_1", 4, 0.5, fold=1)
+    done = run("hnseg", "runs", "--json", "runs.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert rows == [
+        ["n/fine_resenc/fold_1", "fine", "resenc", "1", "4/10", "0.5000", "stopped", "0:03:00"],
+        ["n/head_plainconv/fold_0", "head", "plainconv", "0", "10/10", "0.9000", "finished"],
+    ]
+    stored = json.loads((tmp_path / "runs.json").read_text())["runs"]
+    assert [one["best"] for one in stored] == [0.5, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("config.json", ""), ("score.json", "{"), ("score.json", "[0.5]"), ("progress.json", "")],
+)
+def test_a_damaged_file_is_named_and_the_other_runs_are_listed(tmp_path: Path, name: str, text: str) -> None:
+    for fold in (0, 1):
+        finish(tmp_path / "a" / f"fold_{fold}", {"val/dice": 0.7}, fold=fold)
+    (tmp_path / "a" / "fold_0" / name).write_text(text)
+    damaged, whole = find_runs(tmp_path, strict=False)
+    assert (damaged.fold, damaged.state, whole.state) == ("0", "damaged", "finished")
+    with pytest.raises(HnsegError, match=f"fold_0/{name}: cannot be read"):
+        find_runs(tmp_path)
+
+
+def test_the_commands_tell_a_damaged_file_in_one_line(tmp_path: Path) -> None:
+    for fold in (0, 1):
+        finish(tmp_path / "a" / f"fold_{fold}", {"val/dice": 0.7}, fold=fold)
+    (tmp_path / "a" / "fold_0" / "score.json").write_text("")
+    done = run("hnseg", "runs", ".", cwd=tmp_path)
+    assert [line.split() for line in done.stdout.splitlines()[1:]] == [
+        ["a/fold_0", "0", "damaged"],
+        ["a/fold_1", "fine", "resenc", "1", "10/10", "0.7000", "finished"],
+    ]
+    assert done.returncode == 0
+    assert "a/fold_0/score.json: cannot be read (damaged); restore it, or remove it" in done.stderr
+    assert done.stderr.splitlines()[0] in refused(run("hnseg", "compare", "a", "a/fold_1", cwd=tmp_path))
+
+
+def test_compare_shows_only_what_differs(tmp_path: Path) -> None:
+    finish(tmp_path / "a", {"val/dice": 0.7, "val/gtvp_dsc": 0.5})
+    finish(tmp_path / "b", {"val/dice": 0.8, "val_coarse/dice": 0.1}, training={"epochs": 10, "patch": [8]})
+    settings, scores, folds = compare_runs(tmp_path / "a", tmp_path / "b")
+    assert settings == {"training.patch": ([16, 16, 16], [8])}
+    assert scores == {"val/dice": (0.7, 0.8)}
+    assert folds == 1
+    done = run("hnseg", "compare", "a", "b", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "training.patch" in done.stdout
+    assert "seed" not in done.stdout
+    assert "+0.1000" in done.stdout
+
+
+def test_arms_are_compared_on_the_folds_they_share(tmp_path: Path) -> None:
+    for fold, dice in ((0, 0.5), (1, 0.7), (2, 0.9)):
+        finish(tmp_path / "a" / f"fold_{fold}", {"val/dice": dice}, fold=fold)
+    for fold, dice in ((0, 0.6), (1, 1.0)):
+        finish(tmp_path / "b" / f"fold_{fold}", {"val/dice": dice}, fold=fold, seed=1)
+    begin(tmp_path / "b" / "fold_2", 3, fold=2, seed=1)
+    settings, scores, folds = compare_runs(tmp_path / "a", tmp_path / "b")
+    assert (settings, folds) == ({"seed": (0, 1)}, 2)
+    assert scores["val/dice"] == pytest.approx((0.6, 0.8))
+
+
+def test_compare_warns_where_other_cases_were_held_out(tmp_path: Path) -> None:
+    one, other = Split((("A-1",), ("A-2",))), Split((("A-2",), ("A-1",)))
+    for name, fold, split in (("a", 0, one), ("b", 0, one), ("c", 1, one), ("d", 0, other)):
+        finish(tmp_path / name, {"val/dice": 0.7}, fold=fold)
+        split.write(tmp_path / name / "split.json")
+    told = {name: run("hnseg", "compare", "a", name, cwd=tmp_path) for name in "bcd"}
+    assert [len(done.stderr.splitlines()) for done in told.values()] == [0, 1, 1]
+    assert "of other cases" in told["c"].stderr
+    assert other.hash in told["d"].stdout
+    assert all(done.returncode == 0 for done in told.values())
+
+
+def test_whoever_lists_runs_is_in_nobodys_way(tmp_path: Path) -> None:
+    """`is_held` has a shared lock for a moment, here for a long one."""
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    assert not is_held(tmp_path)  # another who asks is no writer
+    Timer(0.1, os.close, [descriptor]).start()
+    with sole_writer(tmp_path):
+        assert is_held(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runs", "nowhere"], "nowhere: no such folder"),
+        (["compare", "a/fold_0", "nowhere"], "nowhere: no such folder"),
+        (["compare", "a/fold_0", "empty"], "empty: no run lies there"),
+        (["compare", "a", "c"], "no fold in common"),
+        (["compare", "a", "."], "several arms"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    for fold in (0, 1):
+        begin(tmp_path / "a" / f"fold_{fold}", fold=fold)
+        begin(tmp_path / "c" / f"fold_{fold + 2}", fold=fold + 2)
+    begin(tmp_path / "d", fold=0)
+    (tmp_path / "empty").mkdir()
+    assert message in refused(run("hnseg", *arguments, cwd=tmp_path))

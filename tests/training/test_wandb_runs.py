@@ -1,0 +1,204 @@
+"""W&B runs: what they are called and hold, one a run folder whatever happens, on disk unless asked."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import wandb
+from trackable import CONFIG, PROVENANCE
+from wandb_files import offline_runs
+
+import hnseg
+from hnseg.errors import HnsegError
+from hnseg.training.loggers import loggers
+from hnseg.training.pictures import picture_path
+from hnseg.training.wandb_runs import require_login
+
+
+def metrics(history):
+    """Rows without what W&B adds of its own."""
+    return [
+        {key: value for key, value in row.items() if key == "_step" or not key.startswith("_")}
+        for row in history
+    ]
+
+
+def test_a_run_says_what_it_is_and_not_where(tmp_path, log, no_network, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdin", None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "gethostname", lambda: "ward-7")
+    for name in ("USER", "LOGNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody")
+    log(tmp_path / "run", {0: {"train/loss": 0.5}, 1: {"val/dice": 0.75}}, fold=3, kind="wandb")
+    assert os.environ["WANDB_MODE"] == "offline"
+    assert no_network == []
+    assert capfd.readouterr().out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # nothing beside the run's folder
+    (found,) = offline_runs(tmp_path / "run")
+    assert found.exit_code == 0
+    run = found.run
+    assert (run.display_name, run.run_group, run.job_type) == (
+        "fine_resenc_cte_fold_3",
+        "trial",
+        "fine_resenc_cte",
+    )
+    assert set(run.tags) == {"fine", "resenc", "fine_resenc_cte", "fold_3", "paper"}
+    assert found.config["data"] == {"root": "(path)", "heads": "(path)", "split": None}
+    assert found.config["training"] == {"epochs": 2}
+    assert PROVENANCE.items() <= found.config["provenance"].items()
+    assert {"git", "versions"} <= found.config["provenance"].keys()
+    places = (tmp_path, Path.home(), Path(hnseg.__file__).parent)
+    for secret in ("ward-7", "somebody", "JANE-DOE", *map(str, places)):
+        assert secret not in found.text
+
+
+def test_what_belongs_to_one_step_is_one_row(tmp_path):
+    config = CONFIG | {"logger": {"kind": "wandb"}}
+    with loggers(tmp_path, config, provenance=PROVENANCE) as (_, logger):
+        logger.log_metrics({"val/dice": 0.5}, 23)
+        logger.log_metrics({"train/loss": 0.25}, 23)
+        logger.log_metrics({"lr": 0.1}, 24)
+    (found,) = offline_runs(tmp_path)
+    assert metrics(found.history) == [
+        {"_step": 23, "val/dice": 0.5, "train/loss": 0.25},
+        {"_step": 24, "lr": 0.1},
+    ]
+
+
+def test_runs_of_one_process_do_not_merge(tmp_path, log):
+    for fold, loss in enumerate((0.5, 0.25)):
+        log(tmp_path / f"fold_{fold}", {0: {"train/loss": loss}}, fold=fold, kind="wandb")
+    (first,), (second,) = (offline_runs(tmp_path / f"fold_{fold}") for fold in range(2))
+    assert first.run.run_id != second.run.run_id
+    assert [row["train/loss"] for row in first.history] == [0.5]
+    assert [row["train/loss"] for row in second.history] == [0.25]
+
+
+def test_a_resumed_run_is_one_run_with_every_step_once(tmp_path, log):
+    whole = {step: {"train/loss": 1 / (1 + step)} for step in range(6)}
+    log(tmp_path, dict(list(whole.items())[:4]), kind="wandb")
+    (before,) = offline_runs(tmp_path)
+    for step in (1, 3):
+        path = picture_path(tmp_path, "A-1", step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        matplotlib.image.imsave(path, np.full((2, 2, 3), step / 5))
+    log(tmp_path, dict(list(whole.items())[2:]), resume=2, kind="wandb")
+    (found,) = offline_runs(tmp_path)  # what was not sent is replaced: `wandb sync` has one file to send
+    assert found.run.run_id == before.run.run_id
+    assert [row["_step"] for row in found.history] == list(range(6))
+    assert [row["train/loss"] for row in found.history] == [whole[step]["train/loss"] for step in range(6)]
+    pictures = [row["_step"] for row in found.history if "pictures/A-1" in str(row)]
+    assert pictures == [1]  # that of step 3 lies behind the checkpoint, and would be painted again
+    assert not picture_path(tmp_path, "A-1", 3).exists()
+
+
+def test_what_was_sent_before_an_interruption_is_not_logged_again(tmp_path, log):
+    log(tmp_path, {step: {"train/loss": 1.0} for step in range(4)}, kind="wandb")
+    (before,) = offline_runs(tmp_path)
+    before.path.with_name(f"{before.path.name}.synced").touch()
+    log(tmp_path, {step: {"train/loss": 1.0} for step in range(2, 6)}, resume=2, kind="wandb")
+    first, second = offline_runs(tmp_path)
+    assert first.run.run_id == second.run.run_id
+    assert second.run.resume  # on the server it goes on with the first
+    steps = [row["_step"] for found in (first, second) for row in found.history]
+    assert steps == list(range(6))
+
+
+def test_nothing_is_lost_when_a_run_is_sent_and_then_interrupted_twice(tmp_path, log):
+    log(tmp_path, {step: {"train/loss": 1.0} for step in range(4)}, kind="wandb")
+    (before,) = offline_runs(tmp_path)
+    before.path.with_name(f"{before.path.name}.synced").touch()
+    log(tmp_path, {step: {"train/loss": 1.0} for step in range(4, 6)}, resume=4, kind="wandb")
+    log(tmp_path, {step: {"train/loss": 1.0} for step in range(6, 8)}, resume=6, kind="wandb")
+    steps = [row["_step"] for found in offline_runs(tmp_path) for row in found.history]
+    assert steps == list(range(8))
+
+
+def test_what_was_sent_stays_known_when_a_run_is_cut_back_twice(tmp_path, log):
+    log(tmp_path, {step: {"train/loss": 1.0} for step in range(4)}, kind="wandb")
+    (before,) = offline_runs(tmp_path)
+    before.path.with_name(f"{before.path.name}.synced").touch()
+    log(tmp_path, {2: {"train/loss": 1.0}}, resume=2, kind="wandb")
+    log(tmp_path, {step: {"train/loss": 1.0} for step in range(2, 6)}, resume=2, kind="wandb")
+    steps = [row["_step"] for found in offline_runs(tmp_path) for row in found.history]
+    assert steps == list(range(6))
+
+
+@pytest.fixture
+def new_process():
+    """W&B as in a process that has not used it: it reads its environment once."""
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def test_an_agent_of_a_wandb_sweep_names_its_run_and_no_other(tmp_path, log, monkeypatch, new_process):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "agent5run")
+    for fold in (0, 1):  # two jobs of a multirun share a process
+        log(tmp_path / str(fold), {0: {"train/loss": 1.0}}, fold=fold, kind="wandb")
+    (first,), (second,) = (offline_runs(tmp_path / str(fold)) for fold in (0, 1))
+    assert first.run.run_id == "agent5run" != second.run.run_id
+    assert first.run.sweep_id == second.run.sweep_id == "sweep1"
+
+
+def test_a_run_that_an_agent_takes_up_stays_the_same_run(tmp_path, log, monkeypatch, new_process):
+    log(tmp_path, {0: {"train/loss": 1.0}}, kind="wandb")
+    (before,) = offline_runs(tmp_path)
+    before.path.with_name(f"{before.path.name}.synced").touch()
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "agent5run")
+    log(tmp_path, {1: {"train/loss": 0.5}}, resume=1, kind="wandb")
+    first, second = offline_runs(tmp_path)
+    assert first.run.run_id == second.run.run_id != "agent5run"
+    assert second.run.sweep_id == "sweep1"
+
+
+def test_a_run_that_an_agent_began_is_taken_up_by_hand(tmp_path, log, monkeypatch, new_process):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "agent5run")
+    log(tmp_path, {0: {"train/loss": 1.0}}, kind="wandb")
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    wandb.teardown()
+    log(tmp_path, {1: {"train/loss": 0.5}}, resume=1, kind="wandb")
+    (found,) = offline_runs(tmp_path)
+    assert found.run.run_id == "agent5run"
+    assert [row["_step"] for row in found.history] == [0, 1]
+
+
+def test_a_run_that_fails_is_closed_as_failed(tmp_path):
+    config = CONFIG | {"logger": {"kind": "wandb"}}
+    with pytest.raises(RuntimeError, match="lost"), loggers(tmp_path, config, provenance=PROVENANCE):
+        raise RuntimeError("lost")
+    assert wandb.run is None
+    (found,) = offline_runs(tmp_path)
+    assert found.exit_code == 1
+
+
+@pytest.fixture
+def logged_out(tmp_path, monkeypatch, new_process):
+    """W&B without credentials, whatever this machine has."""
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_online_without_a_key_is_one_line_and_no_prompt(tmp_path, log, logged_out, no_network, capfd):
+    with pytest.raises(HnsegError, match=r"logger\.mode=online needs WANDB_API_KEY"):
+        log(tmp_path / "run", {}, kind="wandb", mode="online")
+    assert no_network == []
+    assert capfd.readouterr().err == ""
+
+
+def test_a_key_is_found_even_after_an_offline_run(tmp_path, log, monkeypatch, logged_out, no_network):
+    log(tmp_path / "run", {0: {"train/loss": 1.0}}, kind="wandb")
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with pytest.raises(HnsegError, match=r"^--mode online needs WANDB_API_KEY .*40\+ characters"):
+        require_login("--mode online")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    require_login("--mode online")
+    assert no_network == []
