@@ -99,7 +99,7 @@ def test_supported_pairs_train(cohort: Path, tmp_path: Path, n: int, stage: str,
     assert (Path(cfg.run_dir) / "best.ckpt").exists()
 
 
-# Paper Tables 1 to 4, with what facts.md §1 adds from the release.
+# Paper Tables 1 to 4, with what the authors' released configuration adds.
 PAPER = {
     ("head", "plainconv"): {
         "stage.size": [256, 256, 128],

@@ -261,7 +261,7 @@ def borda_ranks(arms: Mapping[str, Scores]) -> dict[str, float]:
     """Rank arms as the challenge does; 1 is best, ties share their mean rank.
 
     The final rank is by the sum of the rank by GTVp DSC and the rank for GTVn, which in turn is by the sum of
-    the ranks by GTVn DSCagg and GTVn F1agg (evaluation.md, "Ranking").
+    the ranks by GTVn DSCagg and GTVn F1agg (HECKTOR 2025, task 1).
 
     Args:
         arms: Official scores by name; a mean over no patient counts as 1, as the aggregated scores do.

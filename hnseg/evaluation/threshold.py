@@ -70,8 +70,8 @@ def oracle_threshold(
 
     The truth places the ROI (144 mm, centred on the mean voxel of all labels), picks the threshold, and gives
     each 26-connected component above it a class: those whose union has the highest GTVp DSC are GTVp, the
-    rest GTVn. Scores are official (evaluation.md), on the
-    CT's grid, and lesions outside the ROI count as missed.
+    rest GTVn. Scores are the official ones (hnseg.metrics.official), on
+    the CT's grid, and lesions outside the ROI count as missed.
 
     Args:
         cases: all with a label.

@@ -45,7 +45,7 @@ def read_cases(source: Path, *, strict: bool = True) -> list[Case]:
     """List the cases of a cohort.
 
     Args:
-        source: a folder in the HECKTOR layout (facts.md §4), or a CSV with the header
+        source: a folder in the HECKTOR layout (CASE/CASE__CT.nii.gz and so on), or a CSV with the header
             `case_id, ct, pet[, label, center, pet_factor]` whose paths are relative to its own folder.
             `pt` is taken for `pet`; an empty `ct` or `pet` cell stands for the HECKTOR name beside the CSV.
         strict: refuse a list with a file that does not exist, an id that is no plain file name or a

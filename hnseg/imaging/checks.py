@@ -11,8 +11,8 @@ from hnseg.imaging.images import same_grid
 # Air is near -1000 HU and bone above 200 HU, in every head-and-neck scan.
 HU_AIR, HU_BONE = -200.0, 200.0
 # SUV is near 1 in the body's mean, by definition, and some times that in a scan of the brain alone; Bq/ml
-# are 1,400 to 5,000 times the SUV (facts.md §4), stored integers mostly 100 or 1,000 times. The median
-# does not see bladders, spilt tracer, or noise that is mostly air.
+# are 1,400 to 5,000 times the SUV (51 volumes of HECKTOR 2026), stored integers mostly 100 or 1,000 times.
+# The median does not see bladders, spilt tracer, or noise that is mostly air.
 SUV_BODY_LIMIT = 20.0
 # The median was 0.4 to 0.9 in 26 scans of trunk, limbs and neck; kBq/ml are some 2 to 10 times the SUV.
 SUV_BODY_USUAL = 2.5

@@ -105,7 +105,10 @@ def count_case(
 
 
 def aggregate(counts: Iterable[CaseCounts], *, empty: EmptyPolicy = "one") -> Scores:
-    """Score a cohort (evaluation.md, "The official scores, precisely").
+    """Score a cohort by the official metrics of HECKTOR 2025, task 1.
+
+    GTVp DSC is the mean of 2 |A ∩ B| / (|A| + |B|) over patients. GTVn DSCagg is 2 Σ |A ∩ B| / Σ (|A| + |B|)
+    and GTVn F1agg 2 TP / (2 TP + FP + FN), with sums over all patients.
 
     Args:
         counts: One entry a patient.

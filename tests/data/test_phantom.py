@@ -170,7 +170,7 @@ def test_a_box_holds_all_of_its_solid():
 
 
 def test_lesions_have_hecktors_presence_and_volumes():
-    """facts.md section 4."""
+    """Those of the 680 training cases of HECKTOR 2025."""
     patient = Patient.draw(np.random.default_rng(0), 0.0)
     drawn = [draw_lesions(patient, np.random.default_rng([9, i])) for i in range(500)]
     ml = np.array(

@@ -161,7 +161,7 @@ def test_a_work_directory_becomes_one_member_a_fold(tmp_path, image):
 
 
 def test_the_card_says_how_the_release_made_its_images(tmp_path):
-    """facts.md, sections 1 and 3: the grid and window of the authors' fine stage."""
+    """The grid and window of the fine stage in the authors' released configuration."""
     folder = write_algorithm(tmp_path / "segresnet_3", fold=3, resample_resolution=[1.0] * 3, resample=True)
     run(folder, "stage=fine", "recipe=authors", "--out", tmp_path / "bundle")
     (member,) = Bundle.load(tmp_path / "bundle").members

@@ -19,7 +19,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 @dataclass(frozen=True)
 class Cohort:
-    """What nnU-Net's planner is told of a stage's data: grids of facts.md, section 1, (z, y, x)."""
+    """What nnU-Net's planner is told of a stage's data; grids are the paper's (section 2.3), (z, y, x)."""
 
     planner: type[ExperimentPlanner]
     spacing: tuple[float, float, float]

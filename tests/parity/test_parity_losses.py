@@ -18,7 +18,7 @@ from torch import Tensor
 from hnseg.models import losses
 
 SIDES = (16, 16, 32)  # (z, y, x) of the finest depth; the lowest of five is a single voxel thick
-# facts.md, section 1: how Auto3DSeg sets MONAI's loss.
+# How Auto3DSeg's segresnet template sets MONAI's loss.
 AUTO3DSEG = {
     "_target_": "DiceCELoss",
     "include_background": True,

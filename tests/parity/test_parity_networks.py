@@ -25,7 +25,7 @@ from hnseg.models.nets import build
 PAIRS = [("head", "plainconv"), ("coarse", "plainconv"), ("fine", "resenc"), ("fine", "segresnet")]
 # (z, y, x): the least that leaves the deepest stage more than one voxel, and no cube.
 SIDES = (32, 64, 32)
-# facts.md, section 1: how Auto3DSeg sets MONAI's network.
+# How Auto3DSeg's segresnet template sets MONAI's network.
 AUTO3DSEG = {
     "_target_": "SegResNetDS",
     "init_filters": 32,

@@ -55,7 +55,7 @@ ORIGINALS: dict[str, Callable[[dict[str, float]], Callable[[Array], Array]]] = {
     "range": lambda constants: auto3dseg("range", constants),
     "sigmoid": lambda constants: auto3dseg("sigmoid", constants),
 }
-# facts.md, section 1: what each channel of a stage goes through.
+# What each channel of a stage goes through (paper Tables 1 to 4, nnU-Net's and Auto3DSeg's own).
 CHANNELS = {
     ("head", "plainconv"): ["zscore"],
     ("coarse", "plainconv"): ["zscore", "zscore"],

@@ -70,7 +70,7 @@ def nnunet_trainer(nnunet: Trainers, network: nn.Module, epochs: int) -> nnUNetT
 
 
 def auto3dseg_optimiser(network: nn.Module, epochs: int) -> tuple[torch.optim.Optimizer, Any]:
-    """facts.md, section 1: how Auto3DSeg sets AdamW and its schedule."""
+    """How Auto3DSeg's segresnet template sets AdamW and its schedule."""
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-4, weight_decay=1e-5)
     schedule = WarmupCosineSchedule(optimiser, warmup_steps=3, warmup_multiplier=0.1, t_total=epochs)
     return optimiser, schedule

@@ -12,7 +12,8 @@ from hnseg.data.phantom.solids import Blob, Vector, vector
 
 GTVP, GTVN = 1, 2
 
-# facts.md §4: 680 cases, volumes in ml at the percentiles 0 (ours), 5, 25, 50, 75, 95 and 100 (ours).
+# The 680 training cases of HECKTOR 2025: how many have which labels, and volumes in ml at the percentiles 0,
+# 5, 25, 50, 75, 95, 100, measured in the paper authors' crops. The two extremes are assumptions.
 PRESENCE: tuple[tuple[tuple[int, ...], int], ...] = (((GTVP, GTVN), 575), ((GTVP,), 77), ((GTVN,), 28))
 PERCENTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 VOLUMES = {GTVP: (0.9, 1.5, 4, 8, 17, 40, 60), GTVN: (0.5, 1, 5, 13, 24, 50, 75)}

@@ -29,7 +29,7 @@ class Centre:
     """A centre's protocol.
 
     Attributes:
-        share: of HECKTOR 2025's 680 training cases (facts.md §4).
+        share: of HECKTOR 2025's 680 training cases.
         below: how far the CT reaches below the vertex, mm.
         spacing: CT in plane and between slices, mm, at full size.
         pet_spacing: in plane and between slices, mm.
