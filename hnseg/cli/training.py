@@ -1,4 +1,4 @@
-"""Commands around training: plan, profile, runs, compare, sweep."""
+"""Commands around training: profile, runs, compare, sweep."""
 
 import sys
 from datetime import timedelta
@@ -8,20 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from hnseg.cli.app import Json, app, write_json
-
-
-@app.command()
-def plan(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="As for train.py; stage= and model= choose the tables."),
-    ] = None,
-) -> None:
-    """Set the configuration beside the paper's tables. Exit status 1 at an unexplained difference."""
-    from hnseg.cli.planning.report import print_plan
-
-    if print_plan(overrides or []):
-        raise typer.Exit(1)
 
 
 @app.command()
