@@ -1,23 +1,27 @@
-"""Files that are whole or absent, CSV tables as they are read again, and the console for tables."""
+"""Files and folders that are whole or absent, locks, digests, CSV tables, and what is printed beside them."""
 
 from __future__ import annotations
 
 import csv
 import errno
-import fcntl
+import hashlib
+import json
 import os
 import re
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from hnseg.errors import HnsegError
 
+LOCK = ".lock"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)*")
 
 
@@ -28,16 +32,26 @@ def temporary_beside(path: Path, extension: str) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary file beside `path`, which takes its place once the block has ended well.
+    """Yield a temporary path beside `path`; what is written there takes its place if the block ends well.
+
+    The bytes are on the disk before the file has its name: a power cut leaves the old file or the new.
 
     Raises:
         HnsegError: The folder cannot be written.
     """
-    temporary = temporary_beside(path, path.suffix)
-    with _written_or_removed(temporary, path):
+    suffix = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix  # it says the format
+    temporary = temporary_beside(path, suffix)
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        with suppress(OSError):  # it would hide the first error
+            temporary.unlink(missing_ok=True)
 
 
 def require_writable(path: Path) -> None:
@@ -46,12 +60,15 @@ def require_writable(path: Path) -> None:
     Raises:
         HnsegError: It cannot be written.
     """
-    there = next(parent for parent in path.absolute().parents if parent.exists())
-    temporary = temporary_beside(there / path.name, path.suffix)
-    with _written_or_removed(temporary, path):
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    temporary = temporary_beside(folder / path.name, "")
+    try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def place(temporary: Path, path: Path) -> None:
@@ -60,181 +77,137 @@ def place(temporary: Path, path: Path) -> None:
     Raises:
         HnsegError: The folder cannot be written.
     """
-    with _written_or_removed(temporary, path):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.replace(path)
-
-
-@contextmanager
-def _written_or_removed(temporary: Path, path: Path) -> Iterator[None]:
-    try:
-        yield
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise HnsegError(f"{path}: cannot be written ({reason}); check the folder and its space") from error
+        raise _unwritable(path, error) from error
     finally:
-        with suppress(OSError):  # it would hide the first error
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing into `folder`, and remove what a killed one leaves half-written.
-
-    The lock ends with the process, however it ends, and leaves no file. Where the file system has no locks
-    (some network shares) there is none, and leftovers stay: they might be another process's.
-
-    Raises:
-        HnsegError: Another process writes there.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        locked = _lock(descriptor, folder)
-        try:
-            if locked:
-                remove_leftovers(folder)
-            yield
-        finally:
-            if locked:
-                remove_leftovers(folder)
-    finally:
-        os.close(descriptor)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what has a name of `temporary_beside`; only who is alone there may, others write such files."""
-    for path in folder.iterdir():
-        if _TEMPORARY.fullmatch(path.name):
-            _remove(path)
+def _unwritable(path: Path, error: OSError) -> HnsegError:
+    reason = error.strerror or type(error).__name__
+    return HnsegError(f"{path}: cannot be written ({reason}); check the folder and its space")
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path`, which takes its place once the block has ended well.
+    """Yield an empty folder beside `path`, which takes its place if the block ends well.
 
     What a killed process left there is removed, or put back, first.
 
     Raises:
-        HnsegError: Another process is about to replace it.
+        HnsegError: Another process is replacing it.
         OSError: It cannot be written; what was there stays.
     """
-    path = path.resolve()  # of a link, what it leads to
-    new, old = _beside(path)
-    new.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(new, os.O_RDONLY)
-    try:
-        _lock(descriptor, path)
+    path = path.resolve()  # of a link, its target
+    new, old = path.with_name(f".{path.name}.new"), _moved_aside(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked_folder(path):
+        _put_back(path)
         try:
-            _put_back(path, old)
-            for leftover in (old, *new.iterdir()):
-                _remove(leftover)
+            for leftover in (new, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            new.mkdir()
             yield new
             if path.exists():
                 path.replace(old)
             new.replace(path)
         finally:
-            _put_back(path, old)
+            _put_back(path)
             for folder in (new, old):
-                _remove(folder)
-    finally:
-        os.close(descriptor)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def restore(path: Path) -> None:
     """Put back the folder that a process killed amid `replacing_folder` has moved aside."""
     path = path.resolve()
-    new, old = _beside(path)
-    if old.exists() and not (new.exists() and is_held(new)):
-        _put_back(path, old)
+    if _moved_aside(path).exists():
+        with suppress(HnsegError, OSError), _locked_folder(path):
+            _put_back(path)
 
 
-def _put_back(path: Path, old: Path) -> None:
+def _put_back(path: Path) -> None:
+    old = _moved_aside(path)
     if old.exists() and not path.exists():
         old.replace(path)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _moved_aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
-def _beside(path: Path) -> tuple[Path, Path]:
-    """Names of the folder that is to come, and of the one that was."""
-    return path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+def _locked_folder(path: Path) -> AbstractContextManager[None]:
+    return _locked(path.with_name(f".{path.name}{LOCK}"), path, wait_s=0)
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[bool]:
-    """Wait until no other process is in this block with `folder`.
+def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes from this block while it runs, and remove what killed ones left half-written.
 
-    Yields:
-        Whether that is so: where the file system has no locks, the block begins at once.
-    """
-    descriptor, alone = os.open(folder, os.O_RDONLY), False
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            alone = True
-        yield alone
-    finally:
-        os.close(descriptor)
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a `sole_writer` is at work in `folder`; not known where the file system has no locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        return not _taken(descriptor, fcntl.LOCK_SH)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> bool:
-    try:
-        while not _taken(descriptor, fcntl.LOCK_EX):
-            # `is_held` has a shared lock for a moment; next to a writer there is none to be had.
-            if not _taken(descriptor, fcntl.LOCK_SH):
-                raise HnsegError(f"{folder}: another process writes there; wait, or choose another folder")
-    except OSError:
-        return False
-    return True
-
-
-def _taken(descriptor: int, lock: int) -> bool:
-    """Whether a lock was to be had at once."""
-    try:
-        fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def require_room(folder: Path, needed: int, what: str, remedy: str) -> None:
-    """Refuse what cannot fit the disk.
+    The lock ends with the process, however it ends.
 
     Args:
-        folder: Where it is to lie; it need not be there yet.
-        needed: Bytes.
-        what: That takes them, in the plural.
-        remedy: What to do.
+        folder: Holds the lock file while the block runs.
+        wait: For the other process; else it is refused.
 
     Raises:
-        HnsegError: Less is free.
+        HnsegError: Another process holds the lock.
     """
-    # `Path.exists` fails where a folder above may not be entered.
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.access(path, os.F_OK))
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise HnsegError(f"{folder}: {what} take {size(needed)}, and {size(free)} are free there; {remedy}")
+    with _locked(folder / LOCK, folder, wait_s=-1 if wait else 1):
+        remove_leftovers(folder)
+        try:
+            yield
+        finally:
+            remove_leftovers(folder)
 
 
-def size(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+@contextmanager
+def _locked(file: Path, path: Path, wait_s: float) -> Iterator[None]:
+    try:
+        with FileLock(file, timeout=wait_s):
+            try:
+                yield
+            finally:
+                file.unlink(
+                    missing_ok=True
+                )  # who waits for it finds a file without a name, and makes another
+    except Timeout as error:
+        raise HnsegError(f"{path}: another process writes there; wait, or choose another folder") from error
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds the lock of a folder; not known where this one may not write there."""
+    file = folder / LOCK
+    if not file.exists():
+        return False
+    try:
+        with FileLock(file, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `replacing`; only for who holds the lock of the folder."""
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def digest(content: Any, length: int = 12) -> str:
+    """SHA-256 of lists, dicts, numbers and text, whatever the order of keys; the first hexadecimal digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_table(
@@ -267,6 +240,18 @@ def read_table(
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise HnsegError(f"{path}: cannot be read ({error}); {remedy}") from error
     return columns, rows
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file whole; a cell that a row lacks is empty.
+
+    Raises:
+        HnsegError: The folder cannot be written.
+    """
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def table_console() -> Console:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hnseg.errors import HnsegError
-from hnseg.files import alone_in, remove_leftovers, temporary_beside
+from hnseg.files import digest, lock, replacing_folder
 from hnseg.imaging.case import Case, mask_file
+from hnseg.imaging.masks import voxel_ml
 from hnseg.imaging.suv import sidecar
 
 ARRAYS = ("ct", "pet", "label")
@@ -50,9 +49,9 @@ class StageVolume:
 
     def missed(self, classes: int) -> list[float]:
         """Voxels of each class 1..classes that the ROI does not hold, in voxels of the stage's grid."""
-        voxel_ml = float(np.prod(self.meta["grid"]["spacing"])) / 1000
+        ml = voxel_ml(self.meta["grid"]["spacing"])
         outside = self.meta["ml_outside_roi"]
-        return [outside.get(str(label), 0.0) / voxel_ml for label in range(1, classes + 1)]
+        return [outside.get(str(label), 0.0) / ml for label in range(1, classes + 1)]
 
     @cached_property
     def arrays(self) -> tuple[str, ...]:
@@ -73,51 +72,32 @@ def entry_folder(folder: Path, case: Case, masks: Path | None) -> Path:
 
 
 def write_entry(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: Path) -> None:
-    """Writes an entry, whole or not at all; one that is there stays, since a training may be reading it.
+    """Writes an entry, whole or not at all; a whole one stays, since a training may be reading it.
 
-    What killed processes left half-written beside it is removed.
+    Args:
+        arrays: By name, (z, y, x).
+        meta: What meta.json holds beside the files' sizes.
+        target: The entry's folder.
 
     Raises:
         CacheError: The cache cannot be written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with alone_in(target.parent) as alone:
-            if alone:
-                remove_leftovers(target.parent)
-            if not is_whole(target):
-                _write(arrays, meta, target)
+        with lock(target.parent, wait=True):
+            if is_whole(target):
+                return
+            with replacing_folder(target) as new:
+                for name, array in arrays.items():
+                    np.save(new / f"{name}.npy", array)
+                sizes = {file.name: file.stat().st_size for file in new.iterdir()}
+                (new / "meta.json").write_text(json.dumps(meta | {"sizes": sizes}))
     except OSError as error:
         reason = error.strerror or error  # NumPy tells of a full disk in words alone
         raise CacheError(
             f"{target}: cannot be written ({reason}); check the folder and its space, or choose another "
             "data.cache=FOLDER"
         ) from error
-
-
-def _write(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: Path) -> None:
-    temporary = temporary_beside(target, "")
-    try:
-        temporary.mkdir()
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
-        sizes = {file.name: file.stat().st_size for file in temporary.iterdir()}
-        (temporary / "meta.json").write_text(json.dumps(meta | {"sizes": sizes}))
-        _put_in_place(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _put_in_place(temporary: Path, target: Path) -> None:
-    try:
-        temporary.replace(target)
-    except OSError:
-        if is_whole(target):  # where the file system has no locks, another process may have been faster
-            return
-        if not target.is_dir():
-            raise
-        shutil.rmtree(target)  # it is damaged
-        temporary.replace(target)
 
 
 def is_whole(entry: Path) -> bool:
@@ -141,7 +121,3 @@ def _state(path: Path | None) -> list[Any] | None:
         return None
     stat = path.stat()
     return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
-
-
-def digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

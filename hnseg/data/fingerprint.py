@@ -6,7 +6,6 @@ and hashed into every checkpoint.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -24,7 +23,7 @@ from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import roi_subject
 from hnseg.data.intensity import InputSpec, Normalise
 from hnseg.errors import HnsegError
-from hnseg.files import replacing
+from hnseg.files import digest, replacing
 
 PERCENTILES = (0.5, 99.5)
 # Foreground voxels kept of one case: more than a lesion of 50 ml has at 1 mm, and a bound for the head.
@@ -76,7 +75,7 @@ class Fingerprint:
             HnsegError: No case has a foreground voxel.
         """
         made_of = [spec.unnormalised.to_dict(), sorted(str(v.folder) for v in volumes)]
-        path = cache / "fingerprints" / f"{_digest(made_of)}.json"
+        path = cache / "fingerprints" / f"{digest(made_of)}.json"
         with suppress(OSError, ValueError, LookupError, TypeError):  # missing or damaged: measured anew
             return cls.from_dict(json.loads(path.read_text()))
         transform = spec.unnormalised.transform()
@@ -107,7 +106,7 @@ class Fingerprint:
     @property
     def hash(self) -> str:
         """Of the constants; checkpoints carry it."""
-        return _digest(self.to_dict())
+        return digest(self.to_dict())
 
     def fill(self, spec: InputSpec) -> InputSpec:
         """The input chain with the constants that its normalisation lacks."""
@@ -160,7 +159,3 @@ def _combine(cases: Iterable[_Case]) -> ChannelFingerprint:
         per_case=(float(per_case[0]), float(per_case[1])),
         overall=(overall, float(np.sqrt(max(variance, 0.0)))),
     )
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

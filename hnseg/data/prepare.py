@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -21,16 +19,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from hnseg.data.cache import CacheError, StageVolume, digest, entry_folder, is_whole, write_entry
+from hnseg.data.cache import CacheError, StageVolume, entry_folder, is_whole, write_entry
 from hnseg.data.sampling import MODALITIES, STUDY, Sampling
 from hnseg.errors import HnsegError
-from hnseg.files import read_table, replacing, require_room
+from hnseg.files import digest, digest_file, read_table, replacing
 from hnseg.imaging import images
 from hnseg.imaging.case import Case, mask_file
 from hnseg.imaging.checks import check_case
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.images import read_label, to_array
-from hnseg.imaging.masks import foreground_box, positions
+from hnseg.imaging.masks import foreground_box, positions, voxel_ml
 from hnseg.imaging.placement import place
 from hnseg.imaging.stage import Stage
 from hnseg.imaging.suv import read_scan
@@ -101,7 +99,6 @@ def place_roi(
 
 def ml_outside(label: sitk.Image, grid: Grid) -> dict[str, float]:
     """Volume of each class that the ROI does not hold, in ml, by label."""
-    voxel_ml = float(np.prod(label.GetSpacing())) / 1000
     low, high = grid.corners.min(axis=0), grid.corners.max(axis=0)
     array = to_array(label)
     box = foreground_box(array)
@@ -109,7 +106,10 @@ def ml_outside(label: sitk.Image, grid: Grid) -> dict[str, float]:
         return {}
     values, points = array[box][array[box] > 0], positions(label)
     lost = np.any((points < low) | (points > high), axis=1)
-    return {str(value): float((lost & (values == value)).sum() * voxel_ml) for value in np.unique(values)}
+    return {
+        str(value): float((lost & (values == value)).sum() * voxel_ml(label.GetSpacing()))
+        for value in np.unique(values)
+    }
 
 
 def _searched(masks: Path, case_id: str) -> sitk.Image | None:
@@ -135,8 +135,7 @@ def _searched(masks: Path, case_id: str) -> sitk.Image | None:
 
 def digest_volumes(volumes: Iterable[StageVolume]) -> str:
     """Of cases, their arrays and where these lie in the patient, whatever the order of the cases."""
-    contents = sorted((volume.case_id, _digest_volume(volume)) for volume in volumes)
-    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:12]
+    return digest(sorted((volume.case_id, _digest_volume(volume)) for volume in volumes))
 
 
 def _digest_volume(volume: StageVolume) -> str:
@@ -144,17 +143,15 @@ def _digest_volume(volume: StageVolume) -> str:
     kept = volume.folder / "content.txt"
     if kept.exists() and (known := kept.read_text()):
         return known
-    content = hashlib.sha256(json.dumps([volume.meta["grid"], volume.meta["margin"]]).encode())
-    for name in volume.arrays:
-        with (volume.folder / f"{name}.npy").open("rb") as file:
-            content.update(hashlib.file_digest(file, "sha256").digest())
+    files = [digest_file(volume.folder / f"{name}.npy") for name in volume.arrays]
+    content = digest([volume.meta["grid"], volume.meta["margin"], files], 64)
     with suppress(HnsegError), replacing(kept) as temporary:  # the cache may be another user's
-        temporary.write_text(content.hexdigest())
-    return content.hexdigest()
+        temporary.write_text(content)
+    return content
 
 
 # Raise when an entry would come out differently for the same inputs.
-FORMAT = 5
+FORMAT = 6
 
 _console = Console(stderr=True)
 
@@ -198,12 +195,6 @@ def prepare(
     missing = [n for n, volume in enumerate(volumes) if not is_whole(volume.folder)]
     if not missing:
         return volumes
-    require_room(
-        folder,
-        len(missing) * _entry_bytes(stage, sampling, modalities, margin_mm),
-        f"{len(missing)} cases prepared for the {stage.name} stage",
-        "make room, or choose another data.cache=FOLDER",
-    )
     how: dict[str, Any] = {"stage": stage, "sampling": sampling, "modalities": modalities}
     work = partial(_prepare_or_reason, folder=folder, masks=masks, margin_mm=margin_mm, **how)
     made = _in_parallel(work, [cases[n] for n in missing], f"Preparing {stage.name} volumes", workers)
@@ -244,13 +235,6 @@ def _in_parallel(
         raise HnsegError(
             f"data.prepare_workers={workers}: a worker was killed, likely for memory; use fewer"
         ) from error
-
-
-def _entry_bytes(stage: Stage, sampling: Sampling, modalities: Sequence[str], margin_mm: float) -> int:
-    """Of an entry's arrays."""
-    sides = (n + 2 * m for n, m in zip(stage.size, stage.voxels(margin_mm), strict=True))
-    bytes_of = {"ct": 2 if sampling.source == "study" else 4, "pet": 4}
-    return math.prod(sides) * (sum(bytes_of[name] for name in modalities) + 1)
 
 
 def _report_lost(volumes: Sequence[StageVolume], stage: Stage) -> None:

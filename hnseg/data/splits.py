@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter, defaultdict
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hnseg.errors import HnsegError
-from hnseg.files import replacing
+from hnseg.files import digest, replacing
 from hnseg.imaging.case import EXTENSIONS, Case
 
 Folds = tuple[tuple[str, ...], ...]
@@ -143,7 +142,7 @@ def _check_training(path: Path, folds: Folds, trained: Sequence[tuple[str, ...]]
 
 def hash_folds(folds: Folds) -> str:
     """Hash of the folds' content, 12 hexadecimal digits; checkpoints carry it."""
-    return hashlib.sha256(json.dumps(folds).encode()).hexdigest()[:12]
+    return digest(folds)
 
 
 def _ids(values: Any) -> tuple[str, ...]:

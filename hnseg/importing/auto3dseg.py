@@ -14,6 +14,7 @@ import yaml
 from hnseg.data.intensity import InputSpec, Normalise
 from hnseg.data.splits import read_split_file
 from hnseg.errors import HnsegError
+from hnseg.files import digest_file
 from hnseg.imaging.stage import Stage
 from hnseg.importing.members import (
     add_members,
@@ -29,7 +30,6 @@ from hnseg.importing.members import (
 )
 from hnseg.inference.predictor import Axes
 from hnseg.job import Config, describe, make_input, make_stage
-from hnseg.models.bundle import digest
 from hnseg.models.checkpoint import Trained, read_foreign_checkpoint
 
 # How the segmenter shows a volume: written in its code, no key of the configuration.
@@ -318,7 +318,7 @@ def _card(
         imported={
             "from": "Auto3DSeg",
             "checkpoint": CHECKPOINT.name,
-            "sha256": digest(folder / CHECKPOINT),
+            "sha256": digest_file(folder / CHECKPOINT),
             "epoch": int(stored.get("epoch", 0)),
             "best_metric": float(stored.get("best_metric", 0)),
         },

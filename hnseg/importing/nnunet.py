@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from hnseg.data.intensity import Normalise
 from hnseg.errors import HnsegError
+from hnseg.files import digest_file
 from hnseg.imaging.stage import Stage
 from hnseg.importing.members import (
     add_members,
@@ -24,7 +25,7 @@ from hnseg.importing.members import (
 )
 from hnseg.inference.predictor import Axes
 from hnseg.job import describe, make_input, make_stage
-from hnseg.models.bundle import Trained, digest
+from hnseg.models.bundle import Trained
 from hnseg.models.checkpoint import read_foreign_checkpoint
 
 _KINDS = {"PlainConvUNet": "plainconv", "ResidualEncoderUNet": "resenc"}
@@ -378,7 +379,7 @@ def _card(
         imported={
             "from": "nnU-Net",
             "checkpoint": f"{path.parent.name}/{path.name}",
-            "sha256": digest(path),
+            "sha256": digest_file(path),
             "trainer": str(stored["trainer_name"]),
             "configuration": configuration.name,
             "epoch": int(stored["current_epoch"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -25,9 +24,9 @@ from torch import Tensor, nn
 import hnseg
 from hnseg.devices import Precision, lacks_memory
 from hnseg.errors import HnsegError
-from hnseg.files import alone_in
+from hnseg.files import digest, digest_file, lock
 from hnseg.inference.predictor import Axes
-from hnseg.models.bundle import Bundle, digest
+from hnseg.models.bundle import Bundle
 from hnseg.models.checkpoint import Member
 from hnseg.models.module import Translated
 from hnseg.models.sides import divisor
@@ -106,8 +105,8 @@ def converted(member: Member) -> Path:
     for folder in _caches(member):
         with suppress(OSError):  # read-only or full: the next one
             folder.mkdir(parents=True, exist_ok=True)
-            with alone_in(folder) as alone:  # one process converts, the others wait and find it
-                for leftover in folder.glob(f"{_CONVERTING}*") if alone else ():  # of one that was killed
+            with lock(folder, wait=True):  # one process converts, the others wait and find it
+                for leftover in folder.glob(f"{_CONVERTING}*"):  # of one that was killed
                     shutil.rmtree(leftover, ignore_errors=True)
                 if not _is_whole(folder / name):
                     model = model or _convert(member.loaded()[1], member.card)
@@ -120,7 +119,7 @@ def _key(member: Member) -> str:
     """Changes with whatever the converted network is made of."""
     versions = [hnseg.__version__, load_openvino().__version__]
     parts = [member.sha256, member.card["network"], _input_shape(member.card), versions]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(parts, 16)
 
 
 def _input_shape(card: dict[str, Any]) -> list[int]:
@@ -156,7 +155,9 @@ def _of_this_process() -> tempfile.TemporaryDirectory[str]:
 def _is_whole(folder: Path) -> bool:
     try:
         hashes = json.loads((folder / HASHES).read_text())
-        return bool(hashes) and all(digest(folder / file) == expected for file, expected in hashes.items())
+        return bool(hashes) and all(
+            digest_file(folder / file) == expected for file, expected in hashes.items()
+        )
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -171,7 +172,7 @@ def _write(model: Any, folder: Path) -> None:
             load_openvino().save_model(model, new / NETWORK, compress_to_fp16=False)
         except RuntimeError as error:  # its way to say that a disk is full
             raise OSError(str(error)) from error
-        hashes = {file.name: digest(file) for file in sorted(new.iterdir())}
+        hashes = {file.name: digest_file(file) for file in sorted(new.iterdir())}
         (new / HASHES).write_text(json.dumps(hashes))
         if folder.exists():
             folder.replace(Path(temporary, "old"))

@@ -26,7 +26,7 @@ from rich.progress import (
 )
 
 from hnseg.errors import HnsegError
-from hnseg.files import sole_writer
+from hnseg.files import lock
 from hnseg.imaging.case import Case
 from hnseg.inference.lanes import Told
 from hnseg.inference.outcome import Outcome
@@ -143,7 +143,7 @@ def keeping(
         HnsegError: As `segment_cases`.
     """
     _claim(out, cases)
-    with sole_writer(out):
+    with lock(out):
         record = Record(out, extension, heads=made_with.until == "head", overwrite=overwrite)
         works = [Work(case, made_with.digest(case, extension), out, extension) for case in cases]
         if not overwrite:

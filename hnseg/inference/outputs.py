@@ -6,10 +6,10 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from hnseg.files import digest_file
 from hnseg.imaging.case import EXTENSIONS
 from hnseg.inference import ensemble
 from hnseg.inference.work import MAPS
-from hnseg.models.bundle import digest
 
 FORMATS = (".nii.gz", ".mha")  # of masks and maps
 
@@ -34,7 +34,7 @@ class Outputs:
             name = self.name(path)
             found[name] = ""
             with suppress(OSError):
-                found[name] = digest(path)
+                found[name] = digest_file(path)
         return found
 
     def name(self, path: Path) -> str:

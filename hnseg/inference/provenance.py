@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,10 +11,11 @@ from typing import Any
 
 import hnseg
 from hnseg.errors import HnsegError
+from hnseg.files import digest, digest_file
 from hnseg.imaging.case import Case, mask_file
 from hnseg.imaging.suv import sidecar
 from hnseg.inference.cascade import Cascade
-from hnseg.models.bundle import LISTING, digest
+from hnseg.models.bundle import LISTING
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Provenance:
         """Of what a cascade makes."""
         return cls(
             version=hnseg.__version__,
-            bundle=digest(cascade.bundle.path / LISTING),
+            bundle=digest_file(cascade.bundle.path / LISTING),
             identity=cascade.bundle.identity,
             members=[(member.card["name"], list(member.card["patch"])) for member in cascade.bundle.members],
             rules=asdict(cascade.decision),
@@ -101,12 +100,7 @@ class Provenance:
         """
         files = [_state(path) for path in _files(case, self)]
         made_with = asdict(self) | {"heads": None}  # their files count, not their folder
-        return f"{self.identity}-" + content_digest([made_with, files, case.pet_factor, extension])
-
-
-def content_digest(content: Any) -> str:
-    """SHA-256 of what JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return f"{self.identity}-" + digest([made_with, files, case.pet_factor, extension], 64)
 
 
 def _files(case: Case, made_with: Provenance) -> Iterator[Path]:

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Literal
 
 from hnseg.errors import HnsegError
-from hnseg.files import place, read_table, replacing
+from hnseg.files import digest, place, read_table, replacing
 from hnseg.inference.lesions import Lesion, read_lesions, write_lesions
 from hnseg.inference.outcome import COLUMNS, Outcome
 from hnseg.inference.outputs import FORMATS, Outputs
-from hnseg.inference.provenance import content_digest
 from hnseg.inference.work import Made
 
 TABLE, LESIONS = "cases.csv", "lesions.csv"
@@ -166,7 +165,7 @@ class Record:
             self._lesions[case_id] = [{"case_id": case_id, **lesion.row} for lesion in lesions]
 
     def _lesions_digest(self, case_id: str) -> dict[str, str]:
-        return {LESIONS: content_digest(self._lesions[case_id])}
+        return {LESIONS: digest(self._lesions[case_id], 64)}
 
     def _put(self, row: dict[str, str]) -> None:
         self._rows[row["case_id"]] = row

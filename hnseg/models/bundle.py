@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,7 +15,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from hnseg.errors import HnsegError
-from hnseg.files import replacing, replacing_folder, restore
+from hnseg.files import digest, digest_file, replacing, replacing_folder, restore
 from hnseg.models.checkpoint import Checkpoint, Member, Trained, read_checkpoint
 
 _COLUMNS = ("member", "stage", "input", "recipe", "trained on", "split", "val/dice", "val_coarse/dice")
@@ -143,7 +141,7 @@ class Bundle:
     def identity(self) -> str:
         """Of all its members, as they lie in the folder, whatever rules are written beside them."""
         listing = yaml.safe_load((self.path / LISTING).read_text())
-        return hashlib.sha256(json.dumps(listing["members"], sort_keys=True).encode()).hexdigest()[:16]
+        return digest(listing["members"], 16)
 
     def of_stage(self, name: str) -> list[Member]:
         """The members of one stage."""
@@ -258,7 +256,9 @@ def _write_members(trained: Iterable[Trained], out: Path) -> list[str]:
             )
         cards[card["name"]] = card
         _write_member(card, network, out / card["name"])
-    hashes = {name: {file.name: digest(file) for file in sorted((out / name).iterdir())} for name in cards}
+    hashes = {
+        name: {file.name: digest_file(file) for file in sorted((out / name).iterdir())} for name in cards
+    }
     last = last_stage(list(cards.values()))
     listing = {"format": FORMAT, "members": hashes, "decision": last["decision"]}
     text = model_card(list(cards.values()), last, last["decision"])
@@ -306,19 +306,13 @@ def _require_whole(listing: Path, members: Mapping[str, Mapping[str, str]], deci
 
 def _verify(path: Path, expected: str) -> None:
     try:
-        found = digest(path)
+        found = digest_file(path)
     except FileNotFoundError as error:
         raise HnsegError(f"{path}: missing from the bundle; copy or export it again") from error
     except OSError as error:
         raise HnsegError(f"{path}: cannot be read ({error.strerror}); allow it") from error
     if found != expected:
         raise HnsegError(f"{path}: altered since the bundle was made; export it again")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_rules(bundle: Bundle, decision: Mapping[str, Any], note: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch._subclasses import FakeTensorMode
 from hnseg.construct import construct
 from hnseg.devices import Precision, autocast, free_memory
 from hnseg.errors import HnsegError
-from hnseg.files import require_room, size
 from hnseg.models.nets import build, checkpoint_blocks, replace_norms
 from hnseg.training.live_memory import LiveMemory
 from hnseg.training.run_folder import RunFolder
@@ -163,6 +163,11 @@ def require_memory(
     )
 
 
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
 def require_disk(needs: Needs, folder: RunFolder) -> None:
     """Refuses a training whose checkpoints cannot fit the disk: the best, the last two, and one more while
     it is written.
@@ -172,9 +177,10 @@ def require_disk(needs: Needs, folder: RunFolder) -> None:
     """
     held = sum(path.stat().st_size for path in folder.checkpoints if path.exists())
     checkpoints = len(folder.checkpoints) + 1
-    require_room(
-        folder.path,
-        checkpoints * needs.checkpoint - held,
-        f"{checkpoints} checkpoints of {size(needs.checkpoint)}",
-        "make room, or choose another runs=FOLDER",
-    )
+    needed = checkpoints * needs.checkpoint - held
+    existing = next(path for path in (folder.path, *folder.path.absolute().parents) if path.exists())
+    if needed > (free := shutil.disk_usage(existing).free):
+        raise HnsegError(
+            f"{folder.path}: {checkpoints} checkpoints of {size(needs.checkpoint)} take {size(needed)}, and "
+            f"{size(free)} are free there; make room, or choose another runs=FOLDER"
+        )

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hnseg.errors import HnsegError, few
-from hnseg.models.bundle import digest
+from hnseg.files import digest_file
 from hnseg.models.checkpoint import read_foreign_checkpoint
 
 # Where frameworks keep the weights in a checkpoint: Lightning, MONAI and hnseg; nnU-Net; others.
@@ -62,7 +62,7 @@ def identify(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         raise HnsegError(f"init_from={path}: no such file; give a checkpoint or .safetensors")
-    return {"path": str(path), "sha256": digest(path)}
+    return {"path": str(path), "sha256": digest_file(path)}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

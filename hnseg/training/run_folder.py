@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 
 from hnseg.data.splits import Split
 from hnseg.errors import HnsegError, few
-from hnseg.files import replacing, sole_writer
+from hnseg.files import lock, replacing
 
 # What does not change the result may differ when a run is taken up again.
 _IRRELEVANT = (
@@ -185,7 +185,7 @@ class RunFolder:
         with _told():
             self.path.mkdir(parents=True, exist_ok=True)
         try:
-            with sole_writer(self.path):
+            with lock(self.path):
                 state = self.look(config, split=split, overwrite=overwrite)
                 try:
                     yield state

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hnseg.errors import HnsegError
-from hnseg.files import is_held
+from hnseg.files import is_locked
 from hnseg.training.run_folder import RunFolder, flatten
 
 
@@ -221,7 +221,7 @@ def _run_folders(root: Path) -> Iterator[Path]:
 
 
 def _state(folder: RunFolder) -> Literal["finished", "running", "failed", "stopped"]:
-    if is_held(folder.path):
+    if is_locked(folder.path):
         return "running"
     if folder.finished:
         return "finished"

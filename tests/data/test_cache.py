@@ -14,7 +14,6 @@ from hnseg.data import cache as module
 from hnseg.data.cache import StageVolume, is_whole
 from hnseg.data.prepare import prepare, prepare_case
 from hnseg.errors import HnsegError
-from hnseg.files import temporary_beside
 from hnseg.imaging.case import Case
 from hnseg.imaging.stage import Stage
 
@@ -56,16 +55,8 @@ def test_folds_that_prepare_at_the_same_time_do_not_disturb_each_other(cohort, t
     assert (made[0].folder / "pet.npy").stat().st_ino == inode
 
 
-def test_where_there_are_no_locks_they_do_not_either(cohort, tmp_path, monkeypatch):
-    def flock(*_: object) -> None:
-        raise OSError
-
-    monkeypatch.setattr("hnseg.files.fcntl.flock", flock)
-    test_folds_that_prepare_at_the_same_time_do_not_disturb_each_other(cohort, tmp_path)
-
-
 def test_what_a_killed_process_left_goes_with_the_next_entry(cohort, entry):
-    leftover = temporary_beside(entry.folder, "")
+    leftover = entry.folder.with_name(f".{entry.folder.name}.new")
     leftover.mkdir()
     (leftover / "ct.npy").touch()
     (entry.folder / "meta.json").unlink()

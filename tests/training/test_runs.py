@@ -1,6 +1,5 @@
 """hnseg runs and hnseg compare, on run folders as train.py leaves them."""
 
-import fcntl
 import gc
 import json
 import os
@@ -8,7 +7,6 @@ import time
 import traceback
 import weakref
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import pytest
@@ -16,7 +14,7 @@ from entry import refused, run
 
 from hnseg.data.splits import Split
 from hnseg.errors import HnsegError
-from hnseg.files import is_held, sole_writer
+from hnseg.files import is_locked, lock
 from hnseg.training.run_folder import RunFolder
 from hnseg.training.runs import Run, compare_runs, find_runs
 
@@ -243,14 +241,14 @@ def test_compare_warns_where_other_cases_were_held_out(tmp_path: Path) -> None:
     assert all(done.returncode == 0 for done in told.values())
 
 
-def test_whoever_lists_runs_is_in_nobodys_way(tmp_path: Path) -> None:
-    """`is_held` has a shared lock for a moment, here for a long one."""
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    assert not is_held(tmp_path)  # another who asks is no writer
-    Timer(0.1, os.close, [descriptor]).start()
-    with sole_writer(tmp_path):
-        assert is_held(tmp_path)
+def test_a_run_is_locked_while_it_trains_and_whoever_asks_is_not_in_its_way(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
+    with lock(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(HnsegError, match="another process writes there"), lock(tmp_path):
+            pass
+    assert not is_locked(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
