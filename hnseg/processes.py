@@ -8,11 +8,22 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
+from typing import TypeVar
 
 import SimpleITK as sitk
+from rich.console import Console
+from rich.progress import track
 from threadpoolctl import threadpool_limits
+
+from hnseg.errors import HnsegError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _PR_SET_PDEATHSIG = 1
 
@@ -28,6 +39,33 @@ def make_pool(workers: int) -> ProcessPoolExecutor:
     # spawn: a forked child would inherit the locks of ITK's and torch's threads without the threads, and wait
     # for ever.
     return ProcessPoolExecutor(workers, get_context("spawn"), _begin, (os.getpid(),))
+
+
+def map_cases(
+    work: Callable[[T], R], cases: Sequence[T], title: str, *, workers: int | None = None, most: int = 4
+) -> Iterator[R]:
+    """The results of `work` in the order of `cases`, with a progress bar on stderr.
+
+    Args:
+        work: Runs in worker processes, so that it and its results are pickled; in this one for one worker.
+        cases: What it is given, one at a time.
+        title: Of the progress bar.
+        workers: Processes. Default: one for each core, `most` at most.
+        most: For work that takes gigabytes of memory.
+
+    Raises:
+        HnsegError: A worker was killed, most likely for want of memory.
+    """
+    workers = min(workers or min(most, os.cpu_count() or 1), len(cases))
+    bar = partial(track, description=title, total=len(cases), console=Console(stderr=True))
+    if workers <= 1:
+        yield from bar(map(work, cases))
+        return
+    try:
+        with make_pool(workers) as pool:
+            yield from bar(pool.map(work, cases))
+    except BrokenProcessPool as error:
+        raise HnsegError(f"--workers {workers}: a worker was killed, likely for memory; use fewer") from error
 
 
 def follow(parent: int) -> None:

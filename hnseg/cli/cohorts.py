@@ -15,8 +15,8 @@ app.add_typer(heads, name="heads")
 @app.command()
 def phantom(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
-    cases: Annotated[int, typer.Option(help="How many.")],
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    cases: Annotated[int, typer.Option(min=1, help="How many.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
     size: Annotated[
         Literal["small", "full"], typer.Option(help="full: grids as large as real scans'.")
     ] = "small",

@@ -54,5 +54,5 @@ def posed(
     body = build(patient, [], rng)
     grid = ScanGrid.covering([-200, -170, bottom], [200, 190, top], spacing, direction)
     ct = scan_ct(grid, [*table(patient), *body], CENTRES[NAMES.index("MDA")], rng)
-    head = head_mask(grid, [part for part in body if part.name != "limb"], chin_height(patient))
+    head = head_mask(grid, body, chin_height(patient))
     return Scan(grid.image(ct), grid.image(head), chin_height(patient))

@@ -1,7 +1,7 @@
 """Head labels for the head stage, proposed from CT by anatomy alone: HECKTOR has none.
 
-The scan's top on a coarse lattice (outline), the skull and the chin in it (skull), one scan's mask (propose),
-many scans' masks with their table (cohort) and picture (sheet).
+The top of the scan on a coarse lattice, the skull and the chin in it (skull), one scan's mask (propose), the
+masks of many scans with their table and picture (cohort).
 """
 
 from hnseg.data.heads.cohort import draw_cases, propose_heads, summary

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import csv
-import os
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from hnseg.data.heads.propose import propose_head
 from hnseg.data.heads.skull import LATTICE_MM, Mask, sample_top
 from hnseg.errors import HnsegError
-from hnseg.files import read_table, replacing
+from hnseg.files import read_table, replacing, require_writable
 from hnseg.imaging.case import Case, mask_file
 from hnseg.imaging.images import read_image, read_mask, write_image
 from hnseg.imaging.masks import mask_bounds
-from hnseg.processes import make_pool
+from hnseg.processes import map_cases
 
 CASES_A_ROW = 5
 SHOWN_MM = (450.0, 330.0)  # from the top of the scan down: raised arms and head, or head and chest; across
@@ -43,20 +39,20 @@ class Panel:
 
     Attributes:
         case_id: The case.
-        remark: What is said under its name.
+        note: The text under its name.
         ct: Sagittal (z, y) and coronal (z, x) slice through the middle of the mask, else of the scan, HU.
         mask: The head in the same slices.
         box: The whole mask's first row, first column, rows and columns in either; empty without a head.
     """
 
     case_id: str
-    remark: str
+    note: str
     ct: tuple[NDArray[np.float32], NDArray[np.float32]]
     mask: tuple[Mask, Mask]
     box: tuple[tuple[int, int, int, int], ...]
 
     @classmethod
-    def of(cls, case_id: str, ct: sitk.Image, head: sitk.Image, remark: str) -> Panel:
+    def of(cls, case_id: str, ct: sitk.Image, head: sitk.Image, note: str) -> Panel:
         """Cuts the slices out of a CT and its head mask."""
         grid, hu = sample_top(ct)
         upright = grid.image(np.zeros(grid.shape, np.uint8))
@@ -68,15 +64,15 @@ class Panel:
         _, y, x = (first + last) // 2
         (top, back, left), (height, depth, width) = first, last - first + 1
         box = ((top, back, height, depth), (top, left, height, width)) if len(where) else ()
-        return cls(case_id, remark, (hu[:, :, x], hu[:, y]), (mask[:, :, x], mask[:, y]), box)
+        return cls(case_id, note, (hu[:, :, x], hu[:, y]), (mask[:, :, x], mask[:, y]), box)
 
 
 def draw_sheet(panels: Sequence[Panel], path: Path) -> None:
     """Draws all cases, five a row, the patient's right on the left of the coronal slice.
 
     Args:
-        panels: The cases, in order; nothing is drawn for none.
-        path: The PNG to write, whole or not at all.
+        panels: The cases, in order; without any, nothing is drawn.
+        path: The PNG to write.
     """
     if not panels:
         return
@@ -85,16 +81,16 @@ def draw_sheet(panels: Sequence[Panel], path: Path) -> None:
     picture, title = 2.8, 0.7  # inches high
     height = rows * (picture + title)
     figure = Figure(figsize=(4.2 * columns, height), facecolor="black")
-    FigureCanvasAgg(figure)
     figure.subplots_adjust(0.0, 0.0, 1.0, 1 - title / height, wspace=0.02, hspace=title / picture)
     axes = figure.subplots(rows, 2 * columns, squeeze=False).reshape(-1, 2)
-    for pair in axes.ravel():
-        pair.set_axis_off()
+    for place in axes.flat:
+        place.set_axis_off()
     for pair, panel in zip(axes, panels, strict=False):
         for plane, place in enumerate(pair):
             _draw(place, panel, plane)
+        text = "\n".join([panel.case_id, *textwrap.wrap(panel.note, 48)])
         colour = FOUND if panel.box else MISSING
-        pair[0].text(0.02, 1.02, _title(panel), transform=pair[0].transAxes, color=colour, fontsize=10)
+        pair[0].text(0.02, 1.02, text, transform=pair[0].transAxes, color=colour, fontsize=10)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=75, facecolor="black")
 
@@ -116,13 +112,8 @@ def _draw(axes: Axes, panel: Panel, plane: int) -> None:
     axes.set(xlim=(middle - across / 2, middle + across / 2), ylim=(top - shown, top))
 
 
-def _title(panel: Panel) -> str:
-    return "\n".join([panel.case_id, *textwrap.wrap(panel.remark, 48)])
-
-
 TABLE, SHEET = "heads.csv", "contact_sheet.png"
-FIELDS = ("case_id", "head", "x_min", "x_max", "y_min", "y_max", "z_min", "z_max", "remark")
-KEPT = "was already there: left as it is"
+FIELDS = ("case_id", "head", "x_min", "x_max", "y_min", "y_max", "z_min", "z_max", "note")
 
 
 @dataclass(frozen=True)
@@ -133,7 +124,7 @@ class Outcome:
         case_id: The case.
         head: Whether its mask holds a head; None where the case failed.
         box: Of the mask in mm, LPS: x_min, x_max, y_min, y_max, z_min, z_max; empty without a head.
-        remark: What calls for a look, or the reason of the failure.
+        note: What to check, or the reason of the failure.
         panel: Its picture; None where the case failed.
         kept: Whether the mask was there before.
     """
@@ -141,9 +132,16 @@ class Outcome:
     case_id: str
     head: bool | None
     box: tuple[float, ...] = ()
-    remark: str = ""
+    note: str = ""
     panel: Panel | None = None
     kept: bool = False
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The case's line of heads.csv."""
+        head = {True: "yes", False: "no", None: "failed"}[self.head]
+        values = (self.case_id, head, *(self.box or [""] * 6), self.note)
+        return dict(zip(FIELDS, values, strict=True))
 
 
 def draw_cases(cases: Sequence[Case], count: int, seed: int) -> list[Case]:
@@ -163,7 +161,7 @@ def propose_heads(
 ) -> list[Outcome]:
     """Writes OUT/CASE.nii.gz for every case, OUT/heads.csv and OUT/contact_sheet.png.
 
-    A mask that is there already may have been corrected by hand: it is kept, and shown with the others. Lines
+    A mask that is there already may have been corrected by hand: it is kept, and drawn with the others. Lines
     of the table stay as long as their masks do, and a call that is stopped leaves those of what it did.
 
     Args:
@@ -174,84 +172,58 @@ def propose_heads(
 
     Returns:
         One outcome a case, in the order of `cases`; a CT that cannot be read is a failed one.
-
-    Raises:
-        HnsegError: The folder cannot be written, its heads.csv cannot be read, or a worker was killed, most
-            likely for want of memory.
     """
-    workers = min(workers or min(4, os.cpu_count() or 1), len(cases))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HnsegError(f"{out}: cannot be a folder ({error.strerror}); choose another --out") from error
-    earlier = _read_table(out / TABLE)
-    doubts = {case_id: row["remark"].removesuffix(KEPT).rstrip("; ") for case_id, row in earlier.items()}
-    work = partial(_propose_case, out=out, overwrite=overwrite, doubts=doubts)
+    require_writable(out / TABLE)
+    _, rows = read_table(out / TABLE, "correct it, or move it away: the masks stay", FIELDS)
+    lines: dict[str, dict[str, Any]] = {
+        row["case_id"]: row for row in rows if mask_file(out, row["case_id"]).exists()
+    }
+    notes = {case_id: line["note"] for case_id, line in lines.items()}
+    work = partial(_propose_case, out=out, overwrite=overwrite, notes=notes)
     outcomes: list[Outcome] = []
     try:
-        outcomes.extend(_with_bar(work, cases, workers))
-    except BrokenProcessPool as error:
-        raise HnsegError(f"--workers {workers}: a worker was killed, likely for memory; use fewer") from error
+        outcomes.extend(map_cases(work, cases, "proposing heads", workers=workers))
     finally:
         if outcomes:
-            _write_table(earlier, outcomes, out / TABLE)
+            _write_table(lines | {one.case_id: one.row for one in outcomes}, out / TABLE)
     draw_sheet([one.panel for one in outcomes if one.panel], out / SHEET)
     return outcomes
 
 
 def summary(outcomes: Sequence[Outcome], out: Path) -> str:
     """A line for every failed case, and one on all."""
-    lines = [f"{one.case_id}: {one.remark}" for one in outcomes if one.head is None]
     heads = [one.head for one in outcomes]
     counts = [f"{heads.count(True)} heads", f"{heads.count(False)} scans without one"]
     if kept := sum(one.kept for one in outcomes):
         counts.append(f"{kept} of these masks were there and are left as they are (--overwrite redoes them)")
     if failed := heads.count(None):
         counts.append(f"{failed} failed")
+    lines = [f"{one.case_id}: {one.note}" for one in outcomes if one.head is None]
     return "\n".join([*lines, f"{out}: {', '.join(counts)}; look at {SHEET}"])
 
 
-def _with_bar(work: partial[Outcome], cases: Sequence[Case], workers: int) -> Iterator[Outcome]:
-    bar = partial(track, description="proposing heads", total=len(cases), console=Console(stderr=True))
-    if workers <= 1:
-        yield from bar(map(work, cases))
-        return
-    with make_pool(workers) as pool:
-        yield from bar(pool.map(work, cases))
-
-
-def _propose_case(case: Case, *, out: Path, overwrite: bool, doubts: Mapping[str, str]) -> Outcome:
+def _propose_case(case: Case, *, out: Path, overwrite: bool, notes: Mapping[str, str]) -> Outcome:
     path = mask_file(out, case.case_id)
     kept = path.exists() and not overwrite
     try:
         case.check()
         ct = read_image(case.ct)
         if kept:
-            mask, remark = read_mask(path, ct), "; ".join(filter(None, (doubts.get(case.case_id), KEPT)))
+            mask, note = read_mask(path, ct), notes.get(case.case_id, "")
         else:
             proposal = propose_head(ct)
-            mask, remark = proposal.mask, "; ".join(proposal.flags)
+            mask, note = proposal.mask, "; ".join(proposal.flags)
             write_image(mask, path)
     except HnsegError as error:
-        return Outcome(case.case_id, head=None, remark=str(error))
+        return Outcome(case.case_id, head=None, note=str(error))
     head = bool(sitk.GetArrayViewFromImage(mask).any())
     sides = zip(*mask_bounds(mask), strict=True) if head else ()
     box = tuple(round(float(mm), 1) for pair in sides for mm in pair)
-    return Outcome(case.case_id, head, box, remark, Panel.of(case.case_id, ct, mask, remark), kept)
+    return Outcome(case.case_id, head, box, note, Panel.of(case.case_id, ct, mask, note), kept)
 
 
-def _read_table(path: Path) -> dict[str, dict[str, str]]:
-    """The lines of earlier calls whose masks are still there, by case."""
-    _, rows = read_table(path, "correct it, or move it away: the masks stay", FIELDS)
-    return {row["case_id"]: row for row in rows if mask_file(path.parent, row["case_id"]).exists()}
-
-
-def _write_table(earlier: Mapping[str, Mapping[str, str]], outcomes: Sequence[Outcome], path: Path) -> None:
-    words = {True: "yes", False: "no", None: "failed"}
-    lines = {case_id: [row[name] for name in FIELDS] for case_id, row in earlier.items()}
-    for one in outcomes:
-        lines[one.case_id] = [one.case_id, words[one.head], *(map(str, one.box or [""] * 6)), one.remark]
+def _write_table(lines: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(FIELDS)
+        writer = csv.DictWriter(file, FIELDS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
         writer.writerows(lines[case_id] for case_id in sorted(lines))

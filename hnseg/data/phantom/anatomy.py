@@ -20,11 +20,11 @@ class Patient:
     """Size and posture. The atlas is upright, in LPS mm with z = 0 at the vertex and x = 0 midline.
 
     Attributes:
-        scale: factors along x, y, z.
-        angles: head rotation about x (nod), y (tilt), z (turn) in radians.
-        offset: where the atlas' origin lies in the scanner, mm.
+        scale: Factors along x, y, z.
+        angles: Head rotation about x (nod), y (tilt), z (turn) in radians.
+        offset: Where the atlas' origin lies in the scanner, mm.
         weight: kg.
-        arms: whether the arms lie beside the body (else out of the scanner's reach).
+        arms: Whether the arms lie beside the body (else out of the scanner's reach).
     """
 
     scale: Vector
@@ -53,9 +53,8 @@ class Patient:
         return self.lay(solid)
 
     def lay(self, solid: S) -> S:
-        """As `place`, without the bend: for what does not move with the head."""
-        centre = solid.centre * self.scale + self.offset
-        return replace(solid, centre=centre, radii=solid.radii * self.scale)
+        """A solid that does not move with the head, in the scanner: scaled and moved."""
+        return replace(solid, centre=solid.centre * self.scale + self.offset, radii=solid.radii * self.scale)
 
 
 def rotation(angles: Vector) -> Vector:
@@ -203,18 +202,22 @@ def table(patient: Patient) -> list[Part]:
     return [Part("table", slab, -200.0, 0.0), Part("table", slab.grown(margin=-3), -900.0, 0.0)]
 
 
-def _limbs(patient: Patient, hu: float, inset: float) -> Iterator[Part]:
-    """Shoulders, and arms where they lie beside the body."""
-    for start, end, radius in SHOULDERS + (ARMS if patient.arms else []):
-        for ends in _both_sides(start, end):
-            yield Part("limb", patient.place(rod(*ends, radius - inset)), hu, 0.3 if hu == FAT else 0.8)
+def _limbs(patient: Patient, hu: float, inset: float) -> list[Part]:
+    """Shoulders, and arms where they lie beside the body; their radii are smaller by `inset` mm."""
+    return [
+        Part("limb", solid, hu, 0.3 if hu == FAT else 0.8)
+        for start, end, radius in SHOULDERS + (ARMS if patient.arms else [])
+        for solid in _both_sides(patient, start, end, radius - inset)
+    ]
 
 
-def _rods(patient: Patient) -> Iterator[Part]:
-    for name, start, end, radius, hu in RODS:
-        if patient.arms or name != "humerus":
-            for ends in _both_sides(start, end):
-                yield Part(name, patient.place(rod(*ends, radius)), hu, 0.8)
+def _rods(patient: Patient) -> list[Part]:
+    return [
+        Part(name, solid, hu, 0.8)
+        for name, start, end, radius, hu in RODS
+        if patient.arms or name != "humerus"
+        for solid in _both_sides(patient, start, end, radius)
+    ]
 
 
 def _tissue(patient: Patient, rows: list[Row], rng: np.random.Generator, jitter: float = 0.0) -> list[Part]:
@@ -251,6 +254,7 @@ def _spine(patient: Patient) -> Iterator[Part]:
             yield Part(name, patient.place(solid), hu, suv)
 
 
-def _both_sides(start: Triple, end: Triple) -> Iterator[tuple[Triple, Triple]]:
+def _both_sides(patient: Patient, start: Triple, end: Triple, radius: float) -> Iterator[Solid]:
+    """A rod of the atlas' left side and its mirror image."""
     for side in (1, -1):
-        yield (side * start[0], *start[1:]), (side * end[0], *end[1:])
+        yield patient.place(rod((side * start[0], *start[1:]), (side * end[0], *end[1:]), radius))

@@ -70,11 +70,11 @@ CENTRES = (
 NAMES = tuple(centre.name for centre in CENTRES)
 
 
-def draw_centre(rng: np.random.Generator, names: Sequence[str] | None = None, index: int = 0) -> Centre:
-    """One of the seven, in HECKTOR's proportions; of `names`, each in turn by the case's index."""
+def draw_centre(rng: np.random.Generator, name: str | None = None) -> Centre:
+    """The centre of that name, or one of the seven in HECKTOR's proportions."""
     shares = vector([centre.share for centre in CENTRES])
     drawn = CENTRES[int(rng.choice(len(CENTRES), p=shares / shares.sum()))]
-    return CENTRES[NAMES.index(names[index % len(names)])] if names else drawn
+    return CENTRES[NAMES.index(name)] if name else drawn
 
 
 def draw_grids(
@@ -110,11 +110,7 @@ FWHM = 2 * np.sqrt(2 * np.log(2))  # in standard deviations
 
 
 def paint(grid: ScanGrid, solids: Iterable[tuple[Solid, float]], background: float) -> NDArray[np.float32]:
-    """Solids with a value each, later ones over earlier ones, with partial volume at their edges.
-
-    Returns:
-        Array (z, y, x), float32.
-    """
+    """Solids with a value each (z, y, x), later over earlier ones, with partial volume at their edges."""
     image = np.full(grid.shape, background, np.float32)
     for solid, value in solids:
         box, share = coverage(solid, grid)
@@ -158,9 +154,10 @@ def label_map(grid: ScanGrid, lesions: Sequence[Lesion]) -> NDArray[np.uint8]:
 
 
 def head_mask(grid: ScanGrid, body: Sequence[Part], chin: float) -> NDArray[np.uint8]:
-    """All of the body above the patient height `chin` (mm), uint8, (z, y, x)."""
+    """The body without its limbs above the patient height `chin` (mm), uint8, (z, y, x)."""
     mask = np.zeros(grid.shape, np.uint8)
     for part in body:
-        box, level = sample(part.solid, grid)
-        mask[box] |= level < 1
+        if part.name != "limb":
+            box, level = sample(part.solid, grid)
+            mask[box] |= level < 1
     return mask * (grid.heights() >= chin)

@@ -157,17 +157,13 @@ def sample(solid: Solid, grid: ScanGrid) -> tuple[Box, NDArray[np.float32]]:
     Returns:
         The box as slices (z, y, x), possibly empty, and the level there (float32): below 1 inside.
     """
-    frame = solid.frame()
-    inverse = np.linalg.inv(grid.affine)
-    middle = inverse @ (solid.centre - grid.origin)
-    spread = (
-        np.linalg.norm((inverse @ frame) * solid.radii, axis=1)
-        if not solid.flatness
-        else (np.abs(inverse @ frame) @ solid.radii)
-    )
-    spread = spread * solid.reach() + 1
-    low = np.clip(np.ceil(middle - spread), 0, grid.size).astype(int)
-    high = np.clip(np.floor(middle + spread) + 1, low, grid.size).astype(int)
+    frame, inverse = solid.frame(), np.linalg.inv(grid.affine)
+    middle, turned = inverse @ (solid.centre - grid.origin), inverse @ frame
+    # The box of an ellipsoid, or of the box around a cylinder.
+    half = np.abs(turned) @ solid.radii if solid.flatness else np.linalg.norm(turned * solid.radii, axis=1)
+    half = half * solid.reach() + 1
+    low = np.clip(np.ceil(middle - half), 0, grid.size).astype(int)
+    high = np.clip(np.floor(middle + half) + 1, low, grid.size).astype(int)
     box = (slice(low[2], high[2]), slice(low[1], high[1]), slice(low[0], high[0]))
     rows = (frame / solid.radii).T @ grid.affine
     start = (frame / solid.radii).T @ (grid.origin - solid.centre)
