@@ -29,7 +29,7 @@ from hnseg.imaging.checks import check_case
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.images import read_label, to_array
 from hnseg.imaging.masks import foreground_box, positions, voxel_ml
-from hnseg.imaging.placement import place
+from hnseg.imaging.placement import PlacedRoi, place
 from hnseg.imaging.stage import Stage
 from hnseg.imaging.suv import read_scan
 from hnseg.processes import make_pool
@@ -66,7 +66,7 @@ def read_mask(case: Case, stage: Stage, ct: sitk.Image, masks: Path | None) -> s
 
 def place_roi(
     case: Case, stage: Stage, ct: sitk.Image, pet: sitk.Image, mask: sitk.Image | None, masks: Path | None
-) -> tuple[Grid, str | None]:
+) -> PlacedRoi:
     """Places a training case's ROI; labels and drawn heads as they are, all else as at inference.
 
     Heads that infer.py labelled lie beside its cases.csv.
@@ -79,9 +79,6 @@ def place_roi(
         mask: What places it: a head mask, lesion labels, or a coarse prediction.
         masks: The folder that `mask` comes from, None for the case's own labels.
 
-    Returns:
-        The grid, and the fallback that was taken where a head or a prediction is empty.
-
     Raises:
         HnsegError: Labels without a lesion cannot place an ROI.
     """
@@ -92,7 +89,7 @@ def place_roi(
         empty = mask is not None and not to_array(mask).any()
         return place(stage, ct, pet, _searched(masks, case.case_id) if empty else mask)
     try:
-        return stage.grid(ct, mask), None
+        return PlacedRoi(stage.grid(ct, mask))
     except ValueError as error:
         raise HnsegError(f"{case.case_id}: {error}") from error
 
@@ -239,10 +236,9 @@ def _in_parallel(
 
 def _report_lost(volumes: Sequence[StageVolume], stage: Stage) -> None:
     """Says how much of what is to be found the ROI does not hold: no network can find it there."""
-    # Without what is each case's own: the SUV and the place where the ROI lies.
-    taken = (v.meta["fallback"].split(",")[0] for v in volumes if v.meta["fallback"])
-    for fallback, count in Counter(taken).items():
-        _console.print(f"{count} of {len(volumes)} cases: {fallback}", highlight=False)
+    for fallback, count in Counter(volume.meta["fallback"] for volume in volumes).items():
+        if fallback:
+            _console.print(f"{count} of {len(volumes)} cases: ROI by fallback {fallback}", highlight=False)
     lost = [sum(volume.meta["ml_outside_roi"].values()) for volume in volumes]
     cut = sum(ml > 0 for ml in lost)
     if cut:
@@ -305,9 +301,9 @@ def prepare_case(
             f"{case.case_id}: its labels reach {most}, and stage.classes=[{','.join(stage.classes)}] names "
             f"{len(stage.classes)}; name a class for each label"
         )
-    inner, fallback = place_roi(case, stage, ct, pet, lesions if mask is None else mask, masks)
+    placed = place_roi(case, stage, ct, pet, lesions if mask is None else mask, masks)
     margin = stage.voxels(margin_mm)
-    grid = inner.padded(margin)
+    grid = placed.grid.padded(margin)
     how: dict[str, Any] = {"modalities": modalities, "antialias": stage.antialias}
     arrays: dict[str, NDArray[Any]] = sampling.images(ct, pet, grid, **how)
     if sampling.source == "study" and "ct" in arrays:
@@ -316,8 +312,8 @@ def prepare_case(
     meta = {
         "grid": grid.to_dict(),
         "margin": list(margin),
-        "ml_outside_roi": ml_outside(label, inner),
-        "fallback": fallback,
+        "ml_outside_roi": ml_outside(label, placed.grid),
+        "fallback": placed.fallback,
     }
     write_entry(arrays, meta, target)
     return StageVolume(case.case_id, target)

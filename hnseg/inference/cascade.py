@@ -222,16 +222,17 @@ class Cascade:
             clock.begin("resample")
             stage = ensemble.stage
             chain = self.decision.fallback
-            grid, fallback = place(stage, ct, pet, found, head=head, fallback=chain, drawn=drawn)
+            placed = place(stage, ct, pet, found, head=head, fallback=chain, drawn=drawn)
+            grid = placed.grid
             grids = [grid]
-            if fallback:
-                result.fallbacks.append(fallback)
+            if placed.fallback:
+                result.fallbacks.append(placed.note)
             elif stage.placement == "lesions" and found is not None:
                 if self.decision.cover == "all":
                     grids = cubes(found, grid, self.decision.floors(stage.classes))
                 result.outside_ml = outside_ml(found, grids)
             result.grids[stage.name] = grids
-            under_head = stage.placement == "below_head" and not fallback
+            under_head = stage.placement == "below_head" and not placed.fallback
             result.fallbacks += limits(stage, grids, ct, pet, head if under_head else None)
             if ensemble is ensembles[-1]:
                 self._finish(result, ensemble, ct, pet, clock)

@@ -258,7 +258,7 @@ def test_a_scan_without_a_head_is_placed_as_at_inference(root, tmp_path, in_this
     sitk.WriteImage(volume(np.zeros((30, 40, 40), np.uint8), (2, 2, 3)), str(heads / "A-2.nii.gz"))
     drawn, empty = prepare(read_cases(root), COARSE, tmp_path, heads=heads)
     assert drawn.meta["fallback"] is None
-    assert "hung from the top of the scan" in empty.meta["fallback"]
+    assert empty.meta["fallback"] == "no_head"
     grid = Grid.from_dict(empty.meta["grid"])
     assert grid.corners.max(axis=0)[2] == pytest.approx(88.5)  # the scan's top face: 30 slices of 3 mm
     assert empty.load("label").any()
@@ -274,7 +274,7 @@ def test_coarse_predictions_place_the_fine_roi_and_truth_stays_the_label(root, t
     cases = read_cases(root)
     placed, empty = prepare(cases, FINE, tmp_path / "cache", coarse=coarse)
     np.testing.assert_allclose(Grid.from_dict(placed.meta["grid"]).center, [49, 41, 43.5])
-    assert "nothing coarse" in empty.meta["fallback"]
+    assert empty.meta["fallback"] == "brightest_pet"
     truth = prepare(cases, FINE, tmp_path / "cache")[0]
     assert truth.folder != placed.folder
     # What the predicted ROI does not hold is counted: in all, the lesions' 0.96 ml.

@@ -7,7 +7,7 @@ from fabricate import volume
 from members import rotation
 
 from hnseg.imaging.grid import Grid
-from hnseg.imaging.placement import cuts, shown, without_pet
+from hnseg.imaging.placement import cuts, in_field_of_view, without_pet
 
 
 def scan(low: tuple[float, ...], high: tuple[float, ...], spacing: float = 4.0) -> sitk.Image:
@@ -30,7 +30,7 @@ def test_a_point_is_shown_where_simpleitk_finds_a_voxel(turn: np.ndarray) -> Non
     at = np.apply_along_axis(lambda p: index([float(c) for c in p]), -1, points)
     expected = ((at >= -0.5) & (at <= np.array(image.GetSize()) - 0.5)).all(-1)
     assert 20 < expected.sum() < expected.size - 20
-    np.testing.assert_array_equal(shown(image, grid), expected.transpose(2, 1, 0))
+    np.testing.assert_array_equal(in_field_of_view(image, grid), expected.transpose(2, 1, 0))
 
 
 CT = scan((-200, -200, -400), (200, 200, 0))
@@ -100,7 +100,7 @@ def test_a_scan_that_ends_in_the_head(low: float, high: float, expected: tuple, 
     # A network's mask lies on the head stage's grid, and shows no more head than the CT does.
     wide = Grid.centred((0, 0, high - 192), (64, 64, 96), (8.0, 8.0, 4.0))
     everywhere = wide.image(np.zeros(wide.shape, np.float32))
-    predicted = sitk.GetArrayFromImage(head(everywhere)) * shown(ct, wide).astype(np.uint8)
+    predicted = sitk.GetArrayFromImage(head(everywhere)) * in_field_of_view(ct, wide).astype(np.uint8)
     assert cuts(wide.image(predicted), ct) == expected
 
 

@@ -6,7 +6,8 @@ import SimpleITK as sitk
 from fabricate import volume
 
 from hnseg.errors import HnsegError
-from hnseg.imaging.placement import place
+from hnseg.imaging.grid import Grid
+from hnseg.imaging.placement import Fallback, place
 from hnseg.imaging.stage import Stage
 
 COARSE = Stage("coarse", (16, 16, 16), (6.0, 6.0, 6.0), "below_head")
@@ -39,10 +40,20 @@ def roi(array: np.ndarray | None = None) -> sitk.Image:
     return volume(np.zeros(size[::-1], np.uint8) if array is None else array, spacing, origin)
 
 
+def placed(
+    stage: Stage, ct: sitk.Image, pet: sitk.Image, found, fallback: Fallback | None, **options
+) -> Grid:
+    """The grid, which the fallback must have placed; its sentence says so."""
+    roi = place(stage, ct, pet, found, **options)
+    assert roi.fallback == fallback
+    assert bool(roi.note) == (fallback is not None)
+    assert (roi.suv_peak is not None) == (fallback == Fallback.BRIGHTEST_PET)
+    return roi.grid
+
+
 def test_a_head_places_the_coarse_roi_and_nothing_is_flagged(ct: sitk.Image) -> None:
     head = np.ones((12, 12, 12), np.uint8)  # of 0.216 ml: 373 ml
-    grid, fallback = place(COARSE, ct, hot(), roi(head))
-    assert fallback is None
+    grid = placed(COARSE, ct, hot(), roi(head), None)
     # Box: x 7..79, y 17..89, z 27..99 mm; the ROI's top face stands at 27 + 0.7 * 72 and reaches 96 mm down.
     np.testing.assert_allclose(grid.center, (43, 53, 27 + 0.7 * 72 - 48))
 
@@ -53,9 +64,7 @@ def test_no_head_or_a_stray_hangs_the_roi_from_the_top(ct: sitk.Image, voxels: i
     mask = np.zeros(12**3, np.uint8)
     mask[: voxels or 0] = 1
     found = None if voxels is None else roi(mask.reshape(12, 12, 12))
-    grid, fallback = place(COARSE, ct, hot(), found)
-    assert fallback is not None
-    assert "no head" in fallback
+    grid = placed(COARSE, ct, hot(), found, Fallback.NO_HEAD)
     assert grid.corners[:, 2].max() == pytest.approx(300)  # the scan's top
     # The body's box, found on a lattice of 8 mm: x 20..120, y 40..120 mm.
     np.testing.assert_allclose(grid.center[:2], (70, 80), atol=8)
@@ -65,8 +74,9 @@ def test_no_head_or_a_stray_hangs_the_roi_from_the_top(ct: sitk.Image, voxels: i
 def test_a_drawn_head_is_a_head_however_small(ct: sitk.Image, voxels: int, taken: bool) -> None:
     mask = np.zeros(12**3, np.uint8)
     mask[:voxels] = 1
-    grid, fallback = place(COARSE, ct, hot(), roi(mask.reshape(12, 12, 12)), drawn=True)
-    assert (fallback is None) == taken
+    grid = placed(
+        COARSE, ct, hot(), roi(mask.reshape(12, 12, 12)), None if taken else Fallback.NO_HEAD, drawn=True
+    )
     if taken:  # the first voxel's lower face is at z 27 mm, whatever of the head is drawn
         layers = int(np.ceil(voxels / 144))
         assert grid.corners[:, 2].max() == pytest.approx(27 + 0.7 * 6 * layers)
@@ -86,8 +96,7 @@ def test_lesions_place_the_fine_roi_on_the_corner_next_to_their_mean_voxel(ct: s
     found = np.zeros((12, 12, 12), np.uint8)
     found[2, 3, 4] = 1
     found[4, 3, 6] = 2
-    grid, fallback = place(FINE, ct, hot(), roi(found))
-    assert fallback is None
+    grid = placed(FINE, ct, hot(), roi(found), None)
     # The mean voxel is (5, 3, 3) of 6 mm; its corners are as far from it, and the last one is taken.
     np.testing.assert_allclose(grid.center, (10 + 5.5 * 6, 20 + 3.5 * 6, 30 + 3.5 * 6))
 
@@ -95,15 +104,12 @@ def test_lesions_place_the_fine_roi_on_the_corner_next_to_their_mean_voxel(ct: s
 def test_nothing_coarse_looks_at_the_brightest_pet_inside_the_coarse_roi(ct: sitk.Image) -> None:
     """The brain, hotter but outside the coarse ROI, is not taken."""
     pet = hot((46, 50, 60)) + hot((150, 150, 270), suv=50)
-    grid, fallback = place(FINE, ct, pet, roi())
-    assert fallback is not None
-    assert "brightest PET" in fallback
+    grid = placed(FINE, ct, pet, roi(), Fallback.BRIGHTEST_PET)
     np.testing.assert_allclose(grid.center, (46, 50, 60), atol=6)
 
 
 def test_without_a_coarse_stage_the_whole_scan_is_searched(ct: sitk.Image) -> None:
-    grid, fallback = place(FINE, ct, hot((150, 150, 270)), None)
-    assert fallback is not None
+    grid = placed(FINE, ct, hot((150, 150, 270)), None, Fallback.BRIGHTEST_PET)
     np.testing.assert_allclose(grid.center, (150, 150, 270), atol=6)
 
 
@@ -128,40 +134,34 @@ def test_the_upper_half_of_the_head_is_not_searched(
     mask[bottom // 5 : top // 5, 10:edge, 10:edge] = 1
     head = volume(mask, (4, 4, 5), (2, 2, 2.5))
     pet = hot(LOWER) + hot(UPPER, suv=50)
-    grid, fallback = place(FINE, ct[:, :, :slices], pet, roi(), head=head)
-    assert fallback is not None
-    assert "outside the brain" in fallback
+    grid = placed(FINE, ct[:, :, :slices], pet, roi(), Fallback.BRIGHTEST_PET, head=head)
     np.testing.assert_allclose(grid.center, expected, atol=3)
 
 
 def test_one_noisy_voxel_is_no_lesion(ct: sitk.Image) -> None:
     pet = hot((46, 50, 60))
     pet[12, 12, 14] = 20.0
-    grid, _ = place(FINE, ct, pet, roi())
+    grid = placed(FINE, ct, pet, roi(), Fallback.BRIGHTEST_PET)
     np.testing.assert_allclose(grid.center, (46, 50, 60), atol=6)
 
 
 def test_a_scan_that_ends_in_the_roi_is_looked_at_where_it_is(ct: sitk.Image) -> None:
     """Flat PET: the middle of the part of the ROI, z 27..99 mm, that a CT from 60 mm up shows."""
-    grid, _ = place(FINE, ct[:, :, 12:], hot(), roi())
+    grid = placed(FINE, ct[:, :, 12:], hot(), roi(), Fallback.MIDDLE)
     np.testing.assert_allclose(grid.center, (43, 53, (60 + 99) / 2))
 
 
 @pytest.mark.parametrize("suv", [0.0, 1.0, 0.1234567])
 def test_flat_pet_leaves_the_middle_of_the_coarse_roi(ct: sitk.Image, suv: float) -> None:
     pet = hot() * 0 + suv
-    grid, fallback = place(FINE, ct, pet, roi())
-    assert fallback is not None
-    assert "middle" in fallback
+    grid = placed(FINE, ct, pet, roi(), Fallback.MIDDLE)
     np.testing.assert_allclose(grid.center, (43, 53, 63))
 
 
 def test_pet_that_misses_the_coarse_roi_leaves_its_middle(ct: sitk.Image) -> None:
     pet = hot((30, 30, 30))
     pet.SetOrigin((500, 500, 500))
-    grid, fallback = place(FINE, ct, pet, roi())
-    assert fallback is not None
-    assert "middle" in fallback
+    grid = placed(FINE, ct, pet, roi(), Fallback.MIDDLE)
     np.testing.assert_allclose(grid.center, (43, 53, 63))
 
 
@@ -170,13 +170,12 @@ def test_thin_pet_is_no_crash(ct: sitk.Image, slices: int) -> None:
     pet = volume(
         np.random.default_rng(0).uniform(0, 5, (slices, 40, 40)).astype(np.float32), (5, 5, 5), (0, 0, 60)
     )
-    _, fallback = place(FINE, ct, pet, roi())
-    assert fallback is not None
+    assert place(FINE, ct, pet, roi()).fallback is not None
 
 
 def test_a_scan_of_air_is_no_crash() -> None:
     air = volume(np.full((8, 8, 8), -1000, np.float32), (4, 4, 4))
     for stage in (COARSE, FINE):
-        grid, fallback = place(stage, air, hot(), None)
-        assert fallback is not None
-        assert np.isfinite(grid.center).all()
+        placed_roi = place(stage, air, hot(), None)
+        assert placed_roi.fallback is not None
+        assert np.isfinite(placed_roi.grid.center).all()
