@@ -97,7 +97,6 @@ def describe(config: Config, stage: Stage, spec: InputSpec, **provenance: Any) -
         "stage": stage.to_dict(),
         "input": spec.to_dict(),
         "network": {
-            "architecture": model["architecture"],
             "in_channels": spec.channels,
             "out_channels": len(stage.classes) + 1,
             **({"gate": True} if model["gating"] else {}),

@@ -7,10 +7,10 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
+from hydra.utils import get_class
 
 from hnseg.errors import HnsegError
 from hnseg.kinds import POSITIVE
-from hnseg.models.sides import divisor
 from hnseg.recipe import check_decision, check_window
 
 
@@ -61,7 +61,8 @@ def check_patch(patch: Sequence[int] | None, model: Mapping[str, Any], stage: st
             f"training.patch is not set, and there is no conf/stage_model for stage={stage} model={name}; "
             "choose another pair or give training.patch=[z,y,x]"
         )
-    sides = divisor(model)
+    network: Any = get_class(model["settings"]["_target_"])
+    sides = network.stride_product(model["settings"])
     misfit = len(patch) != 3 or any(n % d or n < d for n, d in zip(patch, sides, strict=True))
     # A single voxel at the deepest stage has no variance for the instance norm.
     if misfit or tuple(patch) == sides:

@@ -22,16 +22,8 @@ WORKERS: list[Popen[bytes]] = []  # of pytest -n
 
 
 @pytest.fixture
-def pointwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the architecture `pointwise` known, whose networks are right by construction."""
-    from members import Pointwise
-
-    from hnseg.models import nets
-
-    def build(in_channels: int, out_channels: int, **settings: list) -> Pointwise:
-        return Pointwise(**settings)
-
-    monkeypatch.setitem(nets.ARCHITECTURES, "pointwise", build)
+def pointwise() -> None:
+    """Nothing: `members.Pointwise` is found by its name."""
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+import yaml
 from fabricate import volume, write_case
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -18,19 +19,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Grids, networks and schedules that fit fabricated cases of 80 x 80 x 90 mm and seconds.
 TINY_STAGE = ["stage.size=[16,16,16]", "stage.spacing=[6,6,6]", "training.patch=[16,16,16]"]
-TINY_MODEL = {
-    "plainconv": ["model.settings.features=[4,8]", "model.settings.strides=[1,2]"],
-    "resenc": [
-        "model.settings.features=[4,8]",
-        "model.settings.strides=[1,2]",
-        "model.settings.blocks=[1,1]",
-    ],
-    "segresnet": [
-        "model.settings.init_filters=8",
-        "model.settings.blocks_down=[1,1]",
-        "model.settings.depths=2",
-    ],
-}
+SMALL = {"features": [4, 8], "strides": [1, 2], "blocks": [1, 1]}
+SMALL |= {"init_filters": 8, "blocks_down": [1, 1], "depths": 2}
+
+
+def _tiny(path: Path) -> list[str]:
+    """Overrides of the settings that this network has."""
+    settings = yaml.safe_load(path.read_text())["model"]["settings"]
+    return [f"model.settings.{key}={value}" for key, value in SMALL.items() if key in settings]
+
+
+TINY_MODEL = {path.stem: _tiny(path) for path in sorted((ROOT / "conf" / "model").glob("*.yaml"))}
 BRIEF = ["training.epochs=1", "training.iterations=1", "training.batch_size=2", "training.validate_every=1"]
 
 

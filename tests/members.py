@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 
 from hnseg.models import nets
@@ -18,11 +19,20 @@ INPUT = {"ct_window": [-200.0, 200.0], "pet": "suv", "pet_upper": 20.0, "samplin
 # Settings of a pointwise network that takes SUV above 4 for a tumour, and the grid that shows it whole scans.
 HOT = {"weights": [[0.0, 0.0], [0.0, 400.0], [0.0, 0.0]], "biases": [0.0, -80.0, -500.0]}
 WHOLE = {"placement": "scan", "size": [32] * 3, "spacing": [3.0] * 3}
-TINY = {
-    "plainconv": {"features": [4, 8, 8], "strides": [1, 2, 2], "convolutions": 1, "decoder_convolutions": 1},
-    "resenc": {"features": [4, 8, 8], "strides": [1, 2, 2], "blocks": [1, 1, 1]},
-    "segresnet": {"init_filters": 8, "blocks_down": [1, 1, 1], "depths": 2},
-}
+# Settings that make any network of conf/model small: those of them that it has.
+SMALL = {"features": [4, 8, 8], "strides": [1, 2, 2], "convolutions": 1, "decoder_convolutions": 1}
+SMALL |= {"blocks": [1, 1, 1], "init_filters": 8, "blocks_down": [1, 1, 1], "depths": 2}
+
+
+def _tiny(path: Path) -> dict[str, Any]:
+    settings = yaml.safe_load(path.read_text())["model"]["settings"]
+    return settings | {key: value for key, value in SMALL.items() if key in settings}
+
+
+MODELS = sorted((Path(__file__).parents[1] / "conf" / "model").glob("*.yaml"))
+TINY: dict[str, dict[str, Any]] = {path.stem: _tiny(path) for path in MODELS}
+TARGETS = {name: str(settings["_target_"]) for name, settings in TINY.items()}
+TARGETS["pointwise"] = "members.Pointwise"
 STAGES: dict[str, dict[str, Any]] = {
     "head": {
         "size": [24, 24, 16],
@@ -35,16 +45,23 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 
 
-class Pointwise(nn.Module):
+class Pointwise(nets.Network):
     """Logits that are weighted sums of the voxel's own input channels; its weights are its settings."""
 
-    def __init__(self, weights: Sequence[Sequence[float]], biases: Sequence[float]) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        weights: Sequence[Sequence[float]],
+        biases: Sequence[float],
+    ) -> None:
         super().__init__()
-        self.sum = nn.Conv3d(len(weights[0]), len(weights), 1)
+        self.sum = nn.Conv3d(in_channels, out_channels, 1)
         self.sum.weight.data = torch.tensor(weights).reshape(self.sum.weight.shape)
         self.sum.bias.data = torch.tensor(biases)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def logits(self, image: torch.Tensor) -> torch.Tensor:
         return self.sum(image)
 
 
@@ -63,10 +80,9 @@ def card(
     spec.setdefault("normalise", [{"scheme": "none"}] * ((3 if spec["cte"] else 1) + len(modalities) - 1))
     size = fields["size"]
     network = {
-        "architecture": architecture,
         "in_channels": (3 if spec["cte"] else 1) + len(modalities) - 1,
         "out_channels": len(fields["classes"]) + 1,
-        **(TINY[architecture] if settings is None else settings),
+        **(TINY[architecture] if settings is None else {"_target_": TARGETS[architecture], **settings}),
     }
     patch = spec.get("pad_to") or size[::-1]
     usual = {"name": f"{stage}_{architecture}_fold_0", "model": architecture, "fold": 0, "stage": fields}

@@ -33,7 +33,7 @@ def assert_builds(cfg: DictConfig) -> None:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     stage = Stage.from_dict(config["stage"])
     with torch.device("meta"):
-        build(config["model"]["architecture"], 2, len(stage.classes) + 1, **config["model"]["settings"])
+        build(in_channels=2, out_channels=len(stage.classes) + 1, **config["model"]["settings"])
     parameter = torch.nn.Parameter(torch.zeros(1))
     schedule = instantiate(cfg.optimizer.schedule)(instantiate(cfg.optimizer.step)([parameter]))
     assert schedule.get_last_lr()[0] >= 0

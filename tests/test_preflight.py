@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from entry import compose_job
-from members import TINY
+from members import TARGETS, TINY
 from omegaconf import OmegaConf
 
 from hnseg.app import compose_job as compose_hnseg
@@ -17,7 +17,7 @@ from hnseg.construct import construct
 from hnseg.data.intensity import SCHEMES
 from hnseg.errors import HnsegError
 from hnseg.job_keys import read_job
-from hnseg.models.nets import build
+from hnseg.models.nets import build, stride_product
 from hnseg.preflight import (
     check_augment,
     check_job,
@@ -25,7 +25,6 @@ from hnseg.preflight import (
     check_patch,
     check_stages,
     check_window,
-    divisor,
     padding,
 )
 
@@ -38,7 +37,7 @@ SWITCHES = (
     *("loss.loss.background", "trainer.deterministic", "trainer.checkpointing", "trainer.compile"),
     "model.settings.bias",
 )
-MODELS = [*TINY.items(), *ANISOTROPIC.items()]
+MODELS = [*TINY.values(), *(TINY[name] | settings for name, settings in ANISOTROPIC.items())]
 
 
 def accepts(network: torch.nn.Module, patch: tuple[int, ...]) -> bool:
@@ -49,12 +48,12 @@ def accepts(network: torch.nn.Module, patch: tuple[int, ...]) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("architecture", "settings"), MODELS)
-def test_the_divisor_is_what_the_network_really_needs(architecture, settings):
-    network = build(architecture, 2, 3, **settings)
-    model = {"name": architecture, "architecture": architecture, "settings": settings}
+@pytest.mark.parametrize("settings", MODELS)
+def test_the_divisor_is_what_the_network_really_needs(settings):
+    network = build(in_channels=2, out_channels=3, **settings)
+    model = {"name": "any", "settings": settings}
     for factors in product((1, 1.5, 2), repeat=3):
-        patch = tuple(int(d * f) for d, f in zip(divisor(model), factors, strict=True))
+        patch = tuple(int(d * f) for d, f in zip(stride_product(settings), factors, strict=True))
         try:
             check_patch(patch, model, "fine")
             refused = False
@@ -65,13 +64,16 @@ def test_the_divisor_is_what_the_network_really_needs(architecture, settings):
 
 def test_the_divisor_of_the_segresnet_is_monai_s():
     for blocks in ([1, 2, 2, 4, 4], [1, 1]):
-        settings = {"init_filters": 8, "blocks_down": blocks, "depths": 2}
-        expected = tuple(build("segresnet", 2, 3, **settings).network.shape_factor())
-        assert divisor({"architecture": "segresnet", "settings": settings}) == expected
+        settings = TINY["segresnet"] | {"blocks_down": blocks}
+        expected = tuple(build(in_channels=2, out_channels=3, **settings).network.shape_factor())
+        assert stride_product(settings) == expected
 
 
-SIX = {"name": "resenc", "architecture": "resenc", "settings": {"strides": [1, 2, 2, 2, 2, 2]}}
-HEAD = {"name": "plainconv", "architecture": "plainconv", "settings": {"strides": [1, 2, 2, 2, 2, [1, 2, 2]]}}
+SIX = {"name": "resenc", "settings": {"_target_": TARGETS["resenc"], "strides": [1, 2, 2, 2, 2, 2]}}
+HEAD = {
+    "name": "plainconv",
+    "settings": {"_target_": TARGETS["plainconv"], "strides": [1, 2, 2, 2, 2, [1, 2, 2]]},
+}
 
 
 def test_the_paper_s_patches_fit():
@@ -80,8 +82,7 @@ def test_the_paper_s_patches_fit():
     check_patch([96, 160, 160], HEAD, "head")
     segresnet = {
         "name": "segresnet",
-        "architecture": "segresnet",
-        "settings": {"blocks_down": [1, 2, 2, 4, 4]},
+        "settings": {"_target_": TARGETS["segresnet"], "blocks_down": [1, 2, 2, 4, 4]},
     }
     check_patch([144, 144, 144], segresnet, "fine")
 
@@ -160,7 +161,6 @@ def test_looking_ahead_imports_nothing_heavy():
 def test_a_network_with_uneven_stages_is_named() -> None:
     model = {
         "name": "resenc",
-        "architecture": "resenc",
         "settings": {"features": [8, 16], "strides": [1, 2], "blocks": [1]},
     }
     with pytest.raises(HnsegError, match="model=resenc: features 2, strides 2, blocks 1"):
@@ -295,7 +295,7 @@ def test_what_cannot_be_built_is_told_with_its_key(key: str, changes: dict[str, 
 
 def test_settings_that_a_network_does_not_have_are_told() -> None:
     with pytest.raises(HnsegError, match=r"model\.settings cannot be built: .*'foo'"):
-        build("plainconv", 2, 3, **TINY["plainconv"], foo=1)
+        build(in_channels=2, out_channels=3, **TINY["plainconv"], foo=1)
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_a_run_leaves_what_is_documented(cohort: Path, tmp_path: Path) -> None:
     assert progress["best"] == pytest.approx(dice)
     assert {"val/gtvp_dsc", "val/gtvn_dsc_agg", "val/gtvn_f1_agg"} <= scores.keys()
     card = torch.load(folder / "best.ckpt", weights_only=True)["hnseg"]
-    assert (card["stage"]["name"], card["network"]["architecture"], card["fold"]) == ("fine", "resenc", 0)
+    assert (card["stage"]["name"], card["model"], card["fold"]) == ("fine", "resenc", 0)
     held = set(json.loads((folder / "split.json").read_text())["folds"][0])
     assert held
     assert not held & set(card["trained_on"])

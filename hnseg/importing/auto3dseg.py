@@ -150,7 +150,7 @@ class HyperParameters:
         return tuple(map(self._channel, modes, shown))
 
     def network(self, channels: int, classes: int) -> dict[str, Any]:
-        """Settings of `hnseg.models.nets.segresnet`.
+        """Settings of `hnseg.models.nets.SegResNetDS`.
 
         Args:
             channels: Of the input.
@@ -306,7 +306,8 @@ def _card(
     spec = make_input(config, stage)
     # What is smaller than the window is padded there, after the normalisation too.
     spec = replace(spec, normalise=parameters.normalise(spec), pad_to=None)
-    settings = parameters.network(spec.channels, len(stage.classes) + 1)
+    settings = {"_target_": config["model"]["settings"]["_target_"]}
+    settings |= parameters.network(spec.channels, len(stage.classes) + 1)
     axes = parameters.axes
     return describe(
         config | {"model": {**config["model"], "settings": settings, "window": WINDOW}},

@@ -87,7 +87,8 @@ def compose(model: str, overrides: Sequence[str]) -> Config:
     """
     chosen = [] if any(override.startswith("model=") for override in overrides) else [f"model={model}"]
     config = read_job(compose_job([*chosen, *overrides]))
-    if config["model"]["architecture"] != model:
+    default = read_job(compose_job([f"model={model}"]))["model"]["settings"]["_target_"]
+    if config["model"]["settings"]["_target_"] != default:
         raise HnsegError(f"model={config['model']['name']}: the folder holds model={model}; leave it out")
     return config
 
@@ -143,7 +144,7 @@ def filled(card: dict[str, Any], weights: Any, checkpoint: Path, plan: str) -> n
     """
     try:
         network = build(**card["network"])
-        network.network.load_state_dict(weights)
+        network.get_submodule("network").load_state_dict(weights)
     except Exception as error:  # the libraries assert, divide and index without a word about settings
         raise HnsegError(
             f"{checkpoint}: not the network of {plan} ({_brief(error)}); copy the folder again"

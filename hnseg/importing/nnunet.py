@@ -364,7 +364,8 @@ def _card(
     plans.check_labels(stage)
     config["fold"] = int(fold) if fold.isdigit() else fold
     config["training"] = {"patch": list(configuration.patch)}
-    config["model"] |= {"settings": settings, "window": WINDOW}
+    target = config["model"]["settings"]["_target_"]
+    config["model"] |= {"settings": {"_target_": target, **settings}, "window": WINDOW}
     spec = make_input(config, stage)
     plans.check_channels(spec.channel_names)
     axes = plans.axes()

@@ -29,7 +29,7 @@ from hnseg.inference.predictor import Axes
 from hnseg.models.bundle import Bundle
 from hnseg.models.checkpoint import Member
 from hnseg.models.module import Translated
-from hnseg.models.sides import divisor
+from hnseg.models.nets import stride_product
 
 
 class Networks:
@@ -131,7 +131,7 @@ def _convert(network: nn.Module, card: dict[str, Any]) -> Any:
     """An openvino.Model of the static shape that windows have, which shares the network's weights."""
     ov, shape = load_openvino(), _input_shape(card)
     # Tracing runs the network in float32: on few voxels, but more than one at the deepest stage.
-    steps = divisor({"architecture": card["network"]["architecture"], "settings": card["network"]})
+    steps = stride_product(card["network"])
     sides = [min(side, 2 * step) for side, step in zip(shape[2:], steps, strict=True)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch's tracer
@@ -322,7 +322,7 @@ class TorchCompileNetworks(Networks):
         """
         network = super().__call__(member)
         if network not in self._translated:
-            self._translated[network] = Translated(network, member.card["network"]["architecture"])
+            self._translated[network] = Translated(network, member.card["network"]["_target_"])
         return self._translated[network]
 
 

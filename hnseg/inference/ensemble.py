@@ -25,6 +25,7 @@ from hnseg.inference.backends import Networks
 from hnseg.inference.decision import Decision
 from hnseg.inference.predictor import Predictor
 from hnseg.models.checkpoint import Member
+from hnseg.models.nets import network_class
 
 
 class Clock:
@@ -154,10 +155,6 @@ class Spread:
         return torch.stack([total, between.clamp_min(0).cpu()]).numpy()
 
 
-# The authors average nnU-Net's networks before the softmax.
-NNUNET = ("plainconv", "resenc")
-
-
 class RunningMean:
     """A weighted mean of what is added one after the other."""
 
@@ -197,15 +194,15 @@ class Fusion:
         """The weight of a model's members."""
         return float(self.weights.get(model, 1.0))
 
-    def add(self, logits: Tensor, model: str, architecture: str) -> None:
+    def add(self, logits: Tensor, model: str, framework: str) -> None:
         """Adds a member.
 
         Args:
             logits: (K, z, y, x) float32, background first.
             model: The name its weight goes by.
-            architecture: Of its network.
+            framework: `nnunet` or `auto3dseg`, of its network's class.
         """
-        if self.kind == "authors" and architecture in NNUNET:
+        if self.kind == "authors" and framework == "nnunet":
             self._logits.add(logits)
         else:
             self._softmax.add(logits.softmax(0), self.weight(model))
@@ -295,7 +292,8 @@ class StageEnsemble:
         fusion, clock = self._fusion(), clock or Clock()
         for member in self.members:
             logits = _uncrop(self._logits(member, inputs, clock), grid.shape)
-            fusion.add(logits, member.card["model"], member.card["network"]["architecture"])
+            framework = network_class(member.card["network"]["_target_"]).framework
+            fusion.add(logits, member.card["model"], framework)
             if spread is not None:
                 spread.add(logits, fusion.weight(member.card["model"]))
         return fusion.probabilities().cpu().numpy()

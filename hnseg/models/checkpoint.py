@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from hnseg.errors import HnsegError
 from hnseg.imaging.stage import Stage
-from hnseg.models.nets import build
-from hnseg.models.sides import divisor
+from hnseg.models.nets import build, stride_product
 
 # The key under which a checkpoint says everything needed to run its network.
 CARD = "hnseg"
@@ -57,8 +56,7 @@ class Member:
 
         The ROI's sides are rounded up to what the network can be shown.
         """
-        network = self.card["network"]
-        steps = divisor({"architecture": network["architecture"], "settings": network})
+        steps = stride_product(self.card["network"])
         # The network's axes in terms of ours: its steps go the way back.
         order = self.card.get("axes", {}).get("order", [0, 1, 2])
         ours = [steps[order.index(axis)] for axis in range(3)]

@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from hnseg.construct import construct
 from hnseg.devices import Precision, autocast, free_memory
 from hnseg.errors import HnsegError
-from hnseg.models.nets import build, checkpoint_blocks, replace_norms
+from hnseg.models.nets import build, checkpoint_blocks
 from hnseg.training.live_memory import LiveMemory
 from hnseg.training.run_folder import RunFolder
 
@@ -114,11 +114,9 @@ def estimate(job: StepJob, precision: Precision, device: torch.device) -> Needs:
         precision: Their arithmetic.
         device: Where they are to run; it need not be there.
     """
-    # Fake tensors of a GPU need one in the backward pass; the CPU's make and keep the same, norms apart.
+    # Fake tensors of a GPU need one in the backward pass; the CPU's make and keep about the same.
     with FakeTensorMode(), LiveMemory() as live:
         step = Step(job, torch.device("cpu"), precision)
-        if device.type != "cpu":
-            replace_norms(step.network, nn.InstanceNorm3d)
         step()
         step()
         parameters = sum(p.numel() for p in step.network.parameters())

@@ -5,7 +5,6 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 import SimpleITK as sitk
 import torch
 from entry import compose_job, load
-from members import Pointwise
 from monai.metrics import compute_dice
 from results import contents, table
 from safetensors.torch import load_file
@@ -24,23 +22,10 @@ from wandb_files import offline_runs
 from hnseg.cli import main
 from hnseg.inference.backends import Networks
 from hnseg.inference.cascade import Cascade
-from hnseg.models import nets
 from hnseg.models.checkpoint import Member
 
 ARMS = ["full", "no_cte", "srn_cte", "resenc_cte", "resenc"]
 CPU = ["trainer.device=cpu", "trainer.precision=float32", "backend=torch"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def thresholds() -> Iterator[None]:
-    """Makes the architecture `pointwise` known."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(nets.ARCHITECTURES, "pointwise", _pointwise)
-        yield
-
-
-def _pointwise(in_channels: int, out_channels: int, **settings: list) -> Pointwise:
-    return Pointwise(**settings)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +34,7 @@ def cohort(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(thresholds, tmp_path_factory) -> Path:
+def runs(tmp_path_factory) -> Path:
     return write_sweep(tmp_path_factory.mktemp("sweep") / "runs")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from entry import compose_job, load
 from fabricate import write_case
-from members import card, make_bundle
+from members import TINY, card, make_bundle
 from safetensors.torch import load_file, save_file
 from spoiled import must_fail
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ def test_what_a_killed_conversion_left_is_removed(
     assert folders(cache) == {network.parent.name, "mine"}
 
 
-@pytest.mark.parametrize("architecture", ["plainconv", "resenc", "segresnet"])
+@pytest.mark.parametrize("architecture", TINY)
 def test_float32_is_pytorchs_float32(tmp_path: Path, architecture: str) -> None:
     """Also beyond the few voxels that the network is traced on, in windows, and turned."""
     turned = {"order": [2, 0, 1], "flip": [1]}

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torch.nn.functional as F
-from members import card
+from members import TINY, card
 from torch import Tensor
 
 from hnseg.devices import Precision
@@ -33,7 +33,7 @@ def patient(seed: int) -> tuple[Tensor, Tensor]:
     return image[None], label[None, None].long()
 
 
-@pytest.fixture(scope="module", params=["plainconv", "resenc", "segresnet"])
+@pytest.fixture(scope="module", params=TINY)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Member:
     torch.manual_seed(0)
     one = card("fine", request.param, patch=[SIDE] * 3)

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from hnseg.inference.ensemble import Fusion
 
+FRAMEWORKS = {"resenc": "nnunet", "plainconv": "nnunet", "segresnet": "auto3dseg"}
+
 
 def logits(*probabilities: float) -> Tensor:
     """One voxel whose softmax is `probabilities`."""
@@ -15,7 +17,7 @@ def logits(*probabilities: float) -> Tensor:
 
 def fused(fusion: Fusion, *members: tuple[Tensor, str]) -> list[float]:
     for values, model in members:
-        fusion.add(values, model, model)
+        fusion.add(values, model, FRAMEWORKS[model])
     return fusion.probabilities().flatten().tolist()
 
 
@@ -61,7 +63,7 @@ def test_members_are_not_held(kind: str) -> None:
     members = [(values.clone(), model) for values, model in (RESENC, SEGRESNET, PLAIN)]
     fusion, kept = Fusion(kind), Fusion(kind)
     for values, model in members:
-        kept.add(values.clone(), model, model)
-        fusion.add(values, model, model)
+        kept.add(values.clone(), model, FRAMEWORKS[model])
+        fusion.add(values, model, FRAMEWORKS[model])
         values.zero_()
     np.testing.assert_array_equal(fusion.probabilities(), kept.probabilities())

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from entry import ROOT
-from members import card, make_bundle, write_run
+from members import TINY, card, make_bundle, write_run
 
 from hnseg.errors import HnsegError
 from hnseg.models import nets
@@ -20,7 +20,7 @@ def bundle(tmp_path: Path) -> Bundle:
     return make_bundle(tmp_path, card("coarse", "plainconv"), card("fine", "resenc", input={"cte": True}))
 
 
-@pytest.mark.parametrize("architecture", ["plainconv", "resenc", "segresnet"])
+@pytest.mark.parametrize("architecture", TINY)
 def test_a_member_gives_the_checkpoints_own_logits(tmp_path: Path, architecture: str) -> None:
     (member,) = make_bundle(tmp_path, card("fine", architecture)).members
     restored = member.network()

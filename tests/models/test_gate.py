@@ -26,8 +26,8 @@ def test_weights_worked_by_hand() -> None:
 @pytest.mark.parametrize("architecture", TINY)
 def test_an_untrained_gate_changes_nothing_and_learns(architecture: str) -> None:
     torch.manual_seed(0)
-    plain = build(architecture, 3, 3, **TINY[architecture])  # type: ignore[arg-type]
-    gated = build(architecture, 3, 3, gate=True, **TINY[architecture])  # type: ignore[arg-type]
+    plain = build(in_channels=3, out_channels=3, **TINY[architecture])
+    gated = build(in_channels=3, out_channels=3, gate=True, **TINY[architecture])
     missing, unexpected = gated.load_state_dict(plain.state_dict(), strict=False)
     assert (missing, unexpected) == (["gate.logits"], [])
     shown = image(3, 8, 8, 8)
@@ -47,7 +47,7 @@ def test_a_gated_member_is_a_plain_one_that_sees_weighted_channels_window_by_win
     gated = Networks(torch.device("cpu"))(member)
     assert isinstance(gated.gate, ChannelGate)  # type: ignore[attr-defined]
     gated.gate.logits.data = torch.tensor([0.4, -0.3])  # type: ignore[attr-defined]
-    plain = build(architecture, 2, 3, **TINY[architecture]).eval()  # type: ignore[arg-type]
+    plain = build(in_channels=2, out_channels=3, **TINY[architecture]).eval()
     weights = {name: w for name, w in gated.state_dict().items() if not name.startswith("gate.")}  # type: ignore[attr-defined]
     plain.load_state_dict(weights)
     shown, predict = image(2, 12, 8, 20), Predictor.of(member.card, mirror=True)

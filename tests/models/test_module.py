@@ -31,7 +31,7 @@ from hnseg.processes import quiet
 from hnseg.training.checkpoints import checkpoints, validation_scores
 
 EPOCHS, STEPS, LR = 4, 2, 0.01
-NETWORK = {"architecture": "plainconv", "in_channels": 2, "out_channels": 3, **TINY["plainconv"]}
+NETWORK = {"in_channels": 2, "out_channels": 3, **TINY["plainconv"]}
 PLAIN_CARD = {"name": "fine_plainconv_fold_0", "network": NETWORK, "patch": [8, 8, 8]}
 
 

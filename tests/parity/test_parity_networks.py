@@ -223,7 +223,7 @@ def test_weights_are_drawn_as_the_maker_draws_them(stage, model, nnunet):
 
 def test_he_s_law_has_the_slope_of_the_leaky_unit():
     torch.manual_seed(0)
-    network = build("plainconv", 2, 3, features=[64, 64], strides=[1, 2]).network
+    network = build("hnseg.models.nets.PlainConvUNet", 2, 3, features=[64, 64], strides=[1, 2]).network
     kernels = [m.weight for m in network.modules() if isinstance(m, nn.Conv3d) and m.weight[0].numel() > 1000]
     assert kernels
     for kernel in kernels:

@@ -71,7 +71,7 @@ def assert_same_weights(ours: nn.Module, theirs: nn.Module, start: nn.Module) ->
 def plainconv() -> nn.Module:
     """A small network whose gradients are long enough for the clip of 12 to bite."""
     torch.manual_seed(0)
-    network = build("plainconv", 2, 3, **SMALL)
+    network = build("hnseg.models.nets.PlainConvUNet", 2, 3, **SMALL)
     for layer in network.network.decoder.seg_layers:
         layer.weight.data.mul_(30)
     return network
@@ -80,7 +80,7 @@ def plainconv() -> nn.Module:
 @pytest.fixture(scope="module")
 def segresnet() -> nn.Module:
     torch.manual_seed(0)
-    return build("segresnet", 2, 3, init_filters=8, blocks_down=[1, 1, 1, 1], depths=4)
+    return build("hnseg.models.nets.SegResNetDS", 2, 3, init_filters=8, blocks_down=[1, 1, 1, 1], depths=4)
 
 
 NNUNET = ["stage=coarse", "model=plainconv", "loss=nnunet", "training.epochs=3"]

@@ -20,7 +20,7 @@ from hnseg.models.nets import build
 from hnseg.processes import quiet
 from hnseg.training.callbacks import NumberGuard
 
-NETWORK = {"architecture": "plainconv", "in_channels": 2, "out_channels": 3, **TINY["plainconv"]}
+NETWORK = {"in_channels": 2, "out_channels": 3, **TINY["plainconv"]}
 
 
 @pytest.fixture

@@ -71,13 +71,6 @@ def test_ways_to_take_less_do():
     assert StepJob.of(OmegaConf.to_container(halves, resolve=True), {}, processes=2).batch == 1
 
 
-def test_a_gpu_takes_more_where_pytorchs_norms_bring_activations_into_their_order():
-    job = step_job("plainconv")
-    gpu, cpu = (estimate(job, "bfloat16", torch.device(kind)) for kind in ("cuda", "cpu"))
-    assert cpu.peak < gpu.peak
-    assert (cpu.between, cpu.checkpoint, cpu.parameters) == (gpu.between, gpu.checkpoint, gpu.parameters)
-
-
 def test_a_step_that_cannot_fit_is_refused_with_what_would(monkeypatch):
     job = step_job("plainconv")
     needs = estimate(job, "bfloat16", CPU)

@@ -21,7 +21,7 @@ RESENC = TINY["resenc"]
 
 def network(channels: int = 2, seed: int = 1, architecture: str = "resenc", **changes) -> nn.Module:
     torch.manual_seed(seed)
-    return build(architecture, channels, 3, **(TINY[architecture] | changes))
+    return build(in_channels=channels, out_channels=3, **(TINY[architecture] | changes))
 
 
 def nnunets(channels: int = 2, seed: int = 0) -> nn.Module:
