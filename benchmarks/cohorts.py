@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from hnseg.evaluation.score import CaseScore
-from hnseg.metrics import CaseCounts, Detections, Overlap
+from hnseg.metrics.lesions import Detections
+from hnseg.metrics.official import CaseCounts, Overlap
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -40,7 +41,7 @@ class Arm:
         ]
 
     def scores(self) -> Array:
-        """(4,) scores in the order of `hnseg.evaluation.statistics.SCORES`, both empty counting 1."""
+        """(4,) scores in the order of `hnseg.metrics.official.SCORES`, both empty counting 1."""
         gtvp, gtvn = _dice(self.gtvp), _dice(self.gtvn)
         tp, fp, fn = self.lesions.sum(axis=0)
         intersection, prediction, truth = self.gtvn.sum(axis=0)

@@ -22,7 +22,8 @@ from cohorts import draw_arms
 from numpy.typing import NDArray
 from scipy import stats
 
-from hnseg.evaluation.statistics import SCORES, TITLES, Interval, compare, ratio, score_intervals, score_terms
+from hnseg.evaluation.statistics import Interval, compare, ratio, score_intervals, score_terms
+from hnseg.metrics.official import SCORES, TITLES
 
 POPULATION = 1_000_000  # patients: its scores are the true ones, to a hundredth of an interval's width
 BATCH = 50  # cohorts

@@ -18,6 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from hnseg.errors import HnsegError
 
@@ -252,6 +254,29 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write plain values as JSON, whole or not at all.
+
+    Raises:
+        HnsegError: The folder cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", console: Console | None = None
+) -> None:
+    """Print a table, columns of numbers aligned to the right."""
+    table = Table(title=escape(title) or None)
+    for index, heading in enumerate(headings):
+        numbers = all(re.fullmatch(r"[-−+]?[\d.]*|–", row[index]) for row in rows)
+        table.add_column(escape(heading), justify="right" if numbers else "left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    (console or table_console()).print(table)
 
 
 def table_console() -> Console:

@@ -22,7 +22,7 @@ from makefile import commands
 from scores_by_hand import official_scores
 from wandb_files import offline_runs
 
-from hnseg.evaluation.statistics import SCORES
+from hnseg.metrics.official import SCORES
 
 pytestmark = pytest.mark.slow
 

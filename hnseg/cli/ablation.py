@@ -42,13 +42,13 @@ def ablation(
     cases = read_cases(data)
     sources = find_sources(runs, cases, kinds_of(chosen, oracle=oracle_roi))
 
-    from hnseg.evaluation.ablation import TABLE, predict, write_ablation
-    from hnseg.evaluation.tables import print_tables
+    from hnseg.evaluation.ablation import predict, write_ablation
+    from hnseg.evaluation.tables import ABLATION, print_tables
     from hnseg.files import require_writable
     from hnseg.processes import quiet
 
     quiet()
-    require_writable(out / TABLE)  # before the long work
+    require_writable(out / ABLATION)  # before the long work
     if logger == "wandb" and mode == "online":
         from hnseg.training.wandb_runs import require_login
 
@@ -67,7 +67,7 @@ def ablation(
 
 def _report(out: Path) -> None:
     """Writes the page where the extra is installed, else says how to have it."""
-    if not (find_spec("jinja2") and find_spec("ipyniivue")):
+    if not find_spec("ipyniivue"):
         print(f"no report: pip install -e '.[report]', then hnseg report {out}")
         return
     from hnseg.evaluation.report.page import write_report

@@ -1,8 +1,7 @@
 """The command line itself, and what its commands have in common."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -34,11 +33,3 @@ def _root(
     ] = False,
 ) -> None:
     """Coarse-to-fine segmentation of head-and-neck tumours and lymph nodes in PET/CT."""
-
-
-def write_json(content: dict[str, Any], path: Path) -> None:
-    """Writes a result as JSON, whole or not at all."""
-    from hnseg.files import replacing
-
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from hnseg.cli.app import Json, Root, Workers, app, write_json
+from hnseg.cli.app import Json, Root, Workers, app
 from hnseg.errors import HnsegError
+from hnseg.files import write_json
 
 heads = typer.Typer(help="Head labels for the head stage.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(heads, name="heads")

@@ -2,14 +2,14 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
+from rich.progress import track
 
-from hnseg.cli.app import Json, Root, app, write_json
-
-if TYPE_CHECKING:
-    from hnseg.imaging.case import Case
+from hnseg.cli.app import Json, Root, app
+from hnseg.files import write_json
 
 
 @app.command()
@@ -35,37 +35,25 @@ def evaluate(
     ] = 0.3,
 ) -> None:
     """Score predicted masks with the official metrics."""
-    from hnseg.evaluation.figures import cases_to_draw
+    from hnseg.evaluation.figures import cases_to_draw, overlay
     from hnseg.evaluation.score import evaluate as score
-    from hnseg.evaluation.score import print_report
-    from hnseg.evaluation.score import write_json as write_report
+    from hnseg.evaluation.score import find_masks, print_scores
 
     cases = cases_to_draw(truth, images) if overlays else []  # before the long work
     choices: Any = {"empty": empty, "matching": matching, "connectivity": int(connectivity)}
-    report = score(truth, predictions, threshold=threshold, **choices)
-    print_report(report)
+    cohort = score(truth, predictions, threshold=threshold, **choices)
+    print_scores(cohort)
     if json_file:
-        write_report(report, json_file)
+        write_json(cohort.to_json(), json_file)
     if overlays:
-        _draw(cases, predictions, overlays)
-
-
-def _draw(cases: "list[Case]", predictions: Path, out: Path) -> None:
-    """Write OUT/CASE.png for every case."""
-    from rich.console import Console
-    from rich.progress import track
-
-    from hnseg.evaluation.figures import overlay
-    from hnseg.evaluation.score import find_masks
-
-    predicted = find_masks(predictions)
-    for case in track(cases, "drawing", console=Console(stderr=True)):
-        overlay(case, predicted[case.case_id], out / f"{case.case_id}.png")
+        predicted = find_masks(predictions)
+        for case in track(cases, "drawing", console=Console(stderr=True)):
+            overlay(case, predicted[case.case_id], overlays / f"{case.case_id}.png")
 
 
 @app.command()
 def threshold(root: Root, json_file: Json = None) -> None:
-    """Score the best SUV threshold that the truth can pick."""
+    """Score the best SUV threshold that the ground truth can choose."""
     from hnseg.evaluation.threshold import oracle_threshold
     from hnseg.imaging.case import read_cases
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hnseg.cli.app import Json, app, write_json
+from hnseg.cli.app import Json, app
+from hnseg.files import write_json
 
 
 @app.command()

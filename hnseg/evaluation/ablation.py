@@ -16,8 +16,8 @@ from hnseg.data.splits import Folds, read_split_file
 from hnseg.devices import pick_devices
 from hnseg.errors import HnsegError, few
 from hnseg.evaluation.score import evaluate
-from hnseg.evaluation.tables import ablation_rows, write_tables
-from hnseg.files import replacing
+from hnseg.evaluation.tables import ABLATION, ablation_rows, write_tables
+from hnseg.files import replacing, write_json
 from hnseg.imaging.case import Case
 from hnseg.inference.arms import Arms, segment_arms
 from hnseg.inference.ensemble import Memory
@@ -309,9 +309,6 @@ def require_unseen(bundle: Bundle, cases: Sequence[Case]) -> None:
                 )
 
 
-TABLE = "ablation.json"
-
-
 def write_ablation(
     out: Path, arms: Sequence[str], data: Path, *, oracle: bool = False
 ) -> list[dict[str, Any]]:
@@ -337,6 +334,5 @@ def write_ablation(
         "roi": "oracle" if oracle else "predicted",
         "rows": rows,
     }
-    with replacing(out / TABLE) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(content, out / ABLATION)
     return rows

@@ -1,8 +1,9 @@
-"""Pictures of a case: the view around its largest lesion, and truth and prediction drawn on it."""
+"""Pictures of a case: the view around its largest lesion, with contours of ground truth and prediction."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cc3d
 import numpy as np
 import SimpleITK as sitk
 from matplotlib.axes import Axes
@@ -17,19 +18,10 @@ from hnseg.evaluation.score import find_truth
 from hnseg.files import replacing
 from hnseg.imaging.case import Case, read_cases
 from hnseg.imaging.images import read_image, read_label, same_grid, to_array
-from hnseg.imaging.slices import (
-    NAMES,
-    PET_COLOURS,
-    Index,
-    Kind,
-    View,
-    draw_slice,
-    legend_lines,
-    planes,
-    suv_scale,
-)
+from hnseg.imaging.slices import PET_COLOURS, Index, Kind, View, draw_slice, legend_lines, planes, suv_scale
 from hnseg.imaging.suv import read_pet
-from hnseg.metrics import CLASSES, CaseCounts, count_case, label_lesions
+from hnseg.metrics.lesions import label_lesions
+from hnseg.metrics.official import CLASSES, count_case
 
 VIEW_MM = 240.0  # wide enough for a neck with both sides and for the skull base down to the clavicles
 
@@ -41,7 +33,7 @@ class Scan:
     Attributes:
         ct: In HU.
         pet: In SUV, on a grid of its own.
-        truth: Labels on the CT's grid; None where they are not known.
+        truth: Ground-truth labels on the CT's grid, if there are any.
         prediction: Labels on the CT's grid.
     """
 
@@ -51,14 +43,19 @@ class Scan:
     prediction: sitk.Image
 
     def masks(self) -> list[NDArray[np.uint8]]:
-        """The labels (z, y, x) there are: truth where known, prediction."""
+        """Labels (z, y, x) of the ground truth, if there is one, and of the prediction."""
         return [to_array(mask) for mask in (self.truth, self.prediction) if mask is not None]
 
     def focus(self) -> Index:
-        """The voxel (x, y, z) in the largest lesion, true before predicted, else of the PET maximum."""
+        """The voxel (x, y, z) in the middle of the largest lesion, ground truth first, else PET's maximum."""
         return _focus(self.masks()) or _maximum(self.pet, self.ct)
 
-    def crop(self, start: Index, size: Index, focus: Index, counts: CaseCounts | None = None) -> View:
+    def view(self) -> View:
+        """The part of the scan within a cube of `VIEW_MM` around the focus."""
+        focus = self.focus()
+        return self.crop(*_window(self.ct, focus), focus)
+
+    def crop(self, start: Index, size: Index, focus: Index) -> View:
         """The part of the scan that begins at the voxel `start`, all three (x, y, z) on the CT's grid."""
         ct = sitk.RegionOfInterest(self.ct, size, start)
         within = (focus[0] - start[0], focus[1] - start[1], focus[2] - start[2])
@@ -70,36 +67,29 @@ class Scan:
             spacing=ct.GetSpacing(),
             focus=within,
             focus_mm=ct.TransformIndexToPhysicalPoint(within),
-            counts=counts,
         )
 
 
 def cases_to_draw(truth: Path, images: Path | None) -> list[Case]:
-    """The cases that have a true mask, with that mask for label.
+    """The cases that have a ground-truth mask, with that mask as label.
 
     Args:
         truth: Folder of CASE.nii.gz, or a cohort.
         images: The cohort whose CT and PET are drawn; by default `truth`.
 
     Raises:
-        HnsegError: A true mask without CT and PET, or as `find_truth` and `read_cases`.
+        HnsegError: A ground-truth mask without CT and PET.
     """
-    true = find_truth(truth)
-    cases = {case.case_id: case for case in _read_images(truth, images)}
-    if missing := sorted(true.keys() - cases.keys()):
-        raise HnsegError(
-            f"{images or truth}: no CT and PET of {few(missing)}; name their cohort with --images"
-        )
-    return [replace(cases[name], label=one.mask) for name, one in true.items()]
-
-
-def _read_images(truth: Path, images: Path | None) -> list[Case]:
+    masks, remedy = find_truth(truth), "name their cohort with --images"
     try:
-        return read_cases(images or truth, strict=False)
+        cases = {case.case_id: case for case in read_cases(images or truth, strict=False)}
     except HnsegError as error:
         if images:
             raise
-        raise HnsegError(f"{truth}: no CT and PET to draw on; name their cohort with --images") from error
+        raise HnsegError(f"{truth}: no CT and PET to draw on; {remedy}") from error
+    if missing := sorted(masks.keys() - cases.keys()):
+        raise HnsegError(f"{images or truth}: no CT and PET of {few(missing)}; {remedy}")
+    return [replace(cases[case_id], label=truth.mask) for case_id, truth in masks.items()]
 
 
 def load_scan(case: Case, prediction: Path) -> Scan:
@@ -109,30 +99,15 @@ def load_scan(case: Case, prediction: Path) -> Scan:
         HnsegError: A file that cannot be read, or a mask that is not on the CT's grid.
     """
     ct = read_image(case.ct)
-    truth = None if case.label is None else _to_lps(_read_mask(case.label, ct, case.ct))
-    predicted = _to_lps(_read_mask(prediction, ct, case.ct))
-    return Scan(_to_lps(ct), _to_lps(read_pet(case)), truth, predicted)
 
+    def read_mask(path: Path) -> sitk.Image:
+        mask = read_label(path)
+        if not same_grid(mask, ct):
+            raise HnsegError(f"{path}: is not on the grid of {case.ct}; resample it onto the CT's grid")
+        return _to_lps(mask)
 
-def load_view(case: Case, prediction: Path) -> View:
-    """Read a case and its prediction, turn them to LPS and crop them around the focus, see `Scan.focus`.
-
-    Raises:
-        HnsegError: A file that cannot be read, or a mask that is not on the CT's grid.
-    """
-    scan = load_scan(case, prediction)
-    focus, counts = scan.focus(), None
-    if scan.truth is not None:
-        truth, predicted = scan.masks()
-        counts = count_case(predicted, truth, scan.ct.GetSpacing())
-    return scan.crop(*_window(scan.ct, focus), focus, counts)
-
-
-def _read_mask(path: Path, ct: sitk.Image, ct_path: Path) -> sitk.Image:
-    mask = read_label(path)
-    if not same_grid(mask, ct):
-        raise HnsegError(f"{path}: is not on the grid of {ct_path}; resample it onto the CT's grid")
-    return mask
+    truth = None if case.label is None else read_mask(case.label)
+    return Scan(_to_lps(ct), _to_lps(read_pet(case)), truth, read_mask(prediction))
 
 
 def _to_lps(image: sitk.Image) -> sitk.Image:
@@ -142,20 +117,18 @@ def _to_lps(image: sitk.Image) -> sitk.Image:
 def _focus(masks: list[NDArray[np.uint8]]) -> Index | None:
     """Index (x, y, z) of the voxel nearest the middle of the largest lesion of the first mask with any."""
     for mask in masks:
-        if not mask.any():
-            continue
-        voxels = max((_largest_lesion(mask == label) for label in CLASSES.values()), key=len)
-        nearest = np.abs(voxels - voxels.mean(axis=0)).sum(axis=1).argmin()
-        z, y, x = voxels[nearest].tolist()
-        return x, y, z
+        if mask.any():
+            voxels = max((_largest_lesion(mask == label) for label in CLASSES.values()), key=len)
+            z, y, x = voxels[np.abs(voxels - voxels.mean(axis=0)).sum(axis=1).argmin()].tolist()
+            return x, y, z
     return None
 
 
 def _largest_lesion(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Indices (voxels, 3) of the mask's largest component, in the order z, y, x."""
-    lesions, count = label_lesions(mask)
-    sizes = np.bincount(lesions[mask], minlength=count + 1)
-    return np.argwhere(mask & (lesions == sizes.argmax()))
+    lesions, _ = label_lesions(mask)
+    sizes = cc3d.statistics(lesions)["voxel_counts"][1:]  # [0] is the background
+    return np.argwhere(lesions == 1 + sizes.argmax()) if len(sizes) else np.empty((0, 3), np.int64)
 
 
 def _maximum(pet: sitk.Image, ct: sitk.Image) -> Index:
@@ -183,20 +156,18 @@ WIDTH = 13.0  # inches
 def overlay(case: Case, prediction: Path, out: Path) -> Path:
     """Draw a case through its largest lesion, as radiologists look at it: the patient's right on the left.
 
-    Contours are solid for the truth and dashed for the prediction, one colour a class.
+    Contours are solid for the ground truth and dashed for the prediction, one colour a class.
 
     Args:
-        case: CT, PET and, where known, truth; any orientation.
+        case: CT, PET and, if there is one, label; any orientation.
         prediction: Label map on the CT's grid.
         out: The PNG to write, whole or not at all.
 
     Returns:
         `out`.
-
-    Raises:
-        HnsegError: A file that cannot be read, or a mask that is not on the CT's grid.
     """
-    view = load_view(case, prediction)
+    scan = load_scan(case, prediction)
+    view = scan.view()
     through_focus = list(planes(view))
     widths = [plane.edge[0] * view.ct[plane.index].shape[1] for plane in through_focus]
     heights = [plane.edge[1] * view.ct[plane.index].shape[0] for plane in through_focus]
@@ -211,7 +182,7 @@ def overlay(case: Case, prediction: Path, out: Path) -> Path:
         for axes, plane in zip(row, through_focus, strict=True):
             draw_slice(axes, view, plane, kind, suv)
             axes.set_title(plane.title if kind == "ct" else "", color="white", fontsize=10)
-    figure.suptitle(_title(case.case_id, view.counts), color="white", fontsize=14)
+    figure.suptitle(_title(case.case_id, scan), color="white", fontsize=14)
     _add_scale(figure, rows[1].tolist(), suv)
     lines = legend_lines(view.truth is not None)
     figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False, labelcolor="white")
@@ -226,12 +197,10 @@ def _add_scale(figure: Figure, row: list[Axes], suv: Normalize) -> None:
     bar.ax.tick_params(colors="white")
 
 
-def _title(case_id: str, counts: CaseCounts | None) -> str:
-    if counts is None:
-        return f"{case_id}   (truth not known)"
-    dice = {title: getattr(counts, name).dice for name, title in NAMES.items()}
-    shown = [
-        f"{title} in neither" if value is None else f"{title} Dice {value:.2f}"
-        for title, value in dice.items()
-    ]
-    return "   ".join([case_id, *shown])
+def _title(case_id: str, scan: Scan) -> str:
+    if scan.truth is None:
+        return f"{case_id}   (no ground truth)"
+    truth, prediction = scan.masks()
+    overlaps = count_case(prediction, truth, scan.ct.GetSpacing()).overlaps
+    dice = (f"{n} in neither" if o.dice is None else f"{n} Dice {o.dice:.2f}" for n, o in overlaps.items())
+    return "   ".join([case_id, *dice])

@@ -1,28 +1,18 @@
-"""How sure scores are, and whether arms differ: bootstrap intervals and paired tests over patients."""
+"""How certain scores are, and whether arms differ: bootstrap intervals and paired tests over patients."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from hnseg.errors import HnsegError
-from hnseg.metrics import CaseCounts, EmptyPolicy, Scores, aggregate, case_score_2026
+from hnseg.metrics.official import SCORES, EmptyPolicy, Score, Scores, aggregate
 
 if TYPE_CHECKING:
     from hnseg.evaluation.score import CaseScore
-
-Score = Literal["gtvp_dsc", "gtvn_dsc_agg", "gtvn_f1_agg", "segmentation_score_2026"]
-"""The official scores, named as in `hnseg.metrics.Scores`."""
-SCORES: tuple[Score, ...] = get_args(Score)
-TITLES: Mapping[Score, str] = {
-    "gtvp_dsc": "GTVp DSC",
-    "gtvn_dsc_agg": "GTVn DSCagg",
-    "gtvn_f1_agg": "GTVn F1agg",
-    "segmentation_score_2026": "2026 score",
-}
 
 RESAMPLES = 10_000
 FEW = 50  # patients below which an interval is too narrow to be trusted
@@ -38,7 +28,7 @@ class Interval:
 
     Attributes:
         value: None for a mean over no patient.
-        low: Lower end, None where there is no interval.
+        low: Lower end; None where there is no interval.
         high: Upper end, likewise.
         note: Why there is none, or why it is optimistic (too narrow); '' otherwise.
     """
@@ -57,14 +47,14 @@ def score_intervals(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[Score, Interval]:
-    """Return the official scores of a cohort, each with its interval.
+    """Return the official scores of a cohort, each with its interval, see `interval`.
 
     Args:
         cases: One entry a patient.
         empty: What a patient without a class on either side scores.
         confidence: Of the intervals.
-        resamples: How often the patients are drawn anew.
-        seed: Of these draws.
+        resamples: How often the patients are resampled.
+        seed: Of the resampling.
     """
     scores = aggregate((case.counts for case in cases), empty=empty)
     terms = score_terms(cases, empty)
@@ -77,25 +67,12 @@ def score_intervals(
 
 def score_terms(cases: Sequence["CaseScore"], empty: EmptyPolicy) -> dict[Score, Array]:
     """Return (patients, 2) for each score: what a patient adds to its numerator and its denominator."""
-    rows = np.array([_terms(case.counts, empty) for case in cases]).reshape(-1, len(SCORES), 2)
+    rows = np.array([case.counts.terms(empty) for case in cases], np.float64).reshape(-1, len(SCORES), 2)
     return {score: rows[:, index] for index, score in enumerate(SCORES)}
 
 
-def _terms(counts: CaseCounts, empty: EmptyPolicy) -> tuple[tuple[float, float], ...]:
-    def of_mean(score: float | None) -> tuple[float, float]:
-        return (0.0, 0.0) if score is None else (score, 1.0)
-
-    gtvn, (tp, fp, fn) = counts.gtvn, counts.lesions
-    return (
-        of_mean(counts.gtvp.dice_or(empty)),
-        (2 * gtvn.intersection, gtvn.prediction + gtvn.truth),
-        (2 * tp, 2 * tp + fp + fn),
-        of_mean(case_score_2026(counts, empty)),
-    )
-
-
 def resample(patients: int, resamples: int, seed: int) -> Array:
-    """Return (resamples, patients): how often each patient is drawn, with replacement, `patients` in all."""
+    """Return (resamples, patients): how often each patient is drawn with replacement."""
     drawn = np.random.default_rng(seed).integers(max(patients, 1), size=(resamples, patients))
     drawn += np.arange(resamples)[:, None] * patients  # each resample counts on a row of its own
     counts = np.bincount(drawn.ravel(), minlength=resamples * patients)
@@ -105,18 +82,20 @@ def resample(patients: int, resamples: int, seed: int) -> Array:
 def interval(
     value: float | None, terms: Array, weights: Array, *, confidence: float = 0.95, lowest: float
 ) -> Interval:
-    """Return the studentised interval of a score (one arm) or of the difference of two arms.
+    """Return the studentised (bootstrap-t) interval of a score, or of the difference of two arms.
+
+    SciPy's `bootstrap` has none; `benchmarks/coverage.py` compares the coverage of its BCa interval.
 
     Args:
         value: The score or difference itself.
         terms: (patients, arms, 2) numerators and denominators; with two arms, the first minus the second.
         weights: (resamples, patients), see `resample`.
         confidence: Of the interval.
-        lowest: The least the score can be, 0, or the difference, -1; the most is 1.
+        lowest: Least possible value: 0 of a score, -1 of a difference. The greatest is 1.
     """
     if value is None:
         return Interval(value, note="no patient to score")
-    # A patient without nodes in either mask says nothing about the scores of nodes.
+    # A patient without nodes in either mask adds nothing to the scores of nodes.
     concerned = int(np.count_nonzero(terms.any(axis=(1, 2))))
     if concerned < FEWEST:
         return Interval(value, note=f"no interval: fewer than {FEWEST} patients ({concerned})")
@@ -151,12 +130,12 @@ def _contrast(terms: Array, weights: Array) -> tuple[Array, Array]:
 
 
 def ratio(sums: Array) -> Array:
-    """Return (…) scores from (…, 2) sums: 1 where there was nothing to find and nothing was found."""
+    """Return (…) scores from (…, 2) sums; as in `metrics.official.ratio_of_sums`, 0 / 0 is 1."""
     numerator, denominator = sums[..., 0], sums[..., 1]
     return np.divide(numerator, denominator, out=np.ones_like(numerator), where=denominator > 0)
 
 
-_ROUNDING = 1e-10  # two permutations' differences closer than this are one
+_ROUNDING = 1e-10  # differences of two permutations closer than this are equal
 
 
 @dataclass(frozen=True)
@@ -183,13 +162,19 @@ def compare(
         arm: One entry a patient.
         baseline: The same patients.
         empty: What a patient without a class on either side scores.
-        resamples: How often patients are drawn anew, and arms exchanged.
+        resamples: How often patients are resampled, and arms exchanged.
         seed: Of both.
 
     Raises:
         HnsegError: The arms were scored on different patients.
     """
-    arm, baseline = _pair(arm, baseline)
+    by_id = {case.case_id: case for case in baseline}
+    if unpaired := sorted({case.case_id for case in arm} ^ by_id.keys()):
+        raise HnsegError(
+            f"the arms were not scored on the same patients ({', '.join(unpaired)} in one alone); "
+            "predict every case with every arm"
+        )
+    baseline = [by_id[case.case_id] for case in arm]
     ours, theirs = (score_terms(cases, empty) for cases in (arm, baseline))
     scores, reference = (aggregate((c.counts for c in cases), empty=empty) for cases in (arm, baseline))
     weights = resample(len(arm), resamples, seed)
@@ -204,24 +189,13 @@ def compare(
     return comparisons
 
 
-def _pair(
-    arm: Sequence["CaseScore"], baseline: Sequence["CaseScore"]
-) -> tuple[Sequence["CaseScore"], Sequence["CaseScore"]]:
-    ours, theirs = ({case.case_id: case for case in cases} for cases in (arm, baseline))
-    if unpaired := sorted(ours.keys() ^ theirs.keys()):
-        raise HnsegError(
-            f"the arms were not scored on the same patients ({', '.join(unpaired)} in one alone); "
-            "predict every case with every arm"
-        )
-    return list(ours.values()), [theirs[case_id] for case_id in ours]
-
-
 def permutation_p(terms: Array, permutations: int = RESAMPLES, seed: int = 0) -> float:
     """Return the two-sided p-value that the two arms are exchangeable within each patient.
 
     The scores are recomputed after exchanging the arms' terms in every subset of patients, or in
     `permutations` random ones where there are more subsets; then the observed one counts as one of them
-    (Phipson & Smyth 2010), so that p is never 0.
+    (Phipson & Smyth 2010), so that p is never 0. As `scipy.stats.permutation_test` with
+    `permutation_type="samples"`, which would score the cohort anew in Python for each exchange.
 
     Args:
         terms: (patients, 2 arms, 2) numerators and denominators.
@@ -230,26 +204,21 @@ def permutation_p(terms: Array, permutations: int = RESAMPLES, seed: int = 0) ->
     """
     gain = terms[:, 1] - terms[:, 0]
     gain = gain[gain.any(axis=1)]  # elsewhere an exchange changes nothing
-    exact = 2 ** len(gain) <= permutations
-    exchange = _every_subset(len(gain)) if exact else _random_subsets(len(gain), permutations, seed)
+    patients = len(gain)
+    exact = 2**patients <= permutations
+    if exact:
+        exchange = np.arange(2**patients)[:, None] >> np.arange(patients) & 1
+    else:
+        exchange = np.random.default_rng(seed).integers(2, size=(permutations, patients))
     first, second = terms.sum(axis=0)
-    moved = exchange @ gain
+    moved = exchange.astype(np.float64) @ gain
     differences = np.abs(ratio(first + moved) - ratio(second - moved))
-    observed = abs(ratio(first) - ratio(second))
-    extreme = np.count_nonzero(differences >= observed - _ROUNDING)
+    extreme = np.count_nonzero(differences >= abs(ratio(first) - ratio(second)) - _ROUNDING)
     return float(extreme / len(exchange) if exact else (extreme + 1) / (len(exchange) + 1))
 
 
-def _every_subset(members: int) -> Array:
-    return (np.arange(2**members)[:, None] >> np.arange(members) & 1).astype(np.float64)
-
-
-def _random_subsets(members: int, subsets: int, seed: int) -> Array:
-    return np.random.default_rng(seed).integers(2, size=(subsets, members)).astype(np.float64)
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for being several (Holm 1979): the chance that any of them is wrong stays below p."""
+    """Adjust p-values for multiple tests (Holm 1979), which SciPy does not offer."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p)
     adjusted = np.empty_like(p)
@@ -260,8 +229,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def borda_ranks(arms: Mapping[str, Scores]) -> dict[str, float]:
     """Rank arms as the challenge does; 1 is best, ties share their mean rank.
 
-    The final rank is by the sum of the rank by GTVp DSC and the rank for GTVn, which in turn is by the sum of
-    the ranks by GTVn DSCagg and GTVn F1agg (HECKTOR 2025, task 1).
+    A Borda count of the rank by GTVp DSC and the rank for GTVn, which in turn is by a Borda count of the
+    ranks by GTVn DSCagg and GTVn F1agg (HECKTOR 2025, task 1).
 
     Args:
         arms: Official scores by name; a mean over no patient counts as 1, as the aggregated scores do.

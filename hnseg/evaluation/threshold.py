@@ -1,13 +1,13 @@
-"""How far a threshold gets: the best SUV threshold that the truth itself can pick.
+"""How far a threshold gets: the best SUV threshold that the ground truth itself can choose.
 
-What a network must beat to have learnt more than "hot is tumour".
+A network must score higher than this to have learnt more than "hot is tumour".
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import fsum, prod
+from math import prod
 from typing import Any
 
 import cc3d
@@ -24,9 +24,10 @@ from hnseg.imaging.grid import Grid
 from hnseg.imaging.images import read_label, to_array
 from hnseg.imaging.masks import centroid
 from hnseg.imaging.suv import read_pet
-from hnseg.metrics import GTVN, GTVP, EmptyPolicy, Overlap
+from hnseg.metrics.official import CLASSES, GTVN, GTVP, EmptyPolicy, Overlap, ratio_of_sums
 
 SUVS = tuple(float(suv) for suv in np.geomspace(1.0, 20.0, 45))
+ROI_SIZE, ROI_SPACING = (48, 48, 48), (3.0, 3.0, 3.0)  # 144 mm, as the fine stage's
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class ThresholdScore:
     """The best threshold of a cohort.
 
     Attributes:
-        suv: the one threshold, for all cases, with the highest mean GTVp DSC.
-        gtvp_dsc: mean GTVp DSC with it.
+        suv: The one threshold, for all cases, with the highest mean GTVp DSC.
+        gtvp_dsc: Mean GTVp DSC with it.
         gtvn_dsc_agg: GTVn DSCagg with it.
-        gtvp_dsc_per_case: mean GTVp DSC if every case had its own best threshold.
-        cases: how many cases this rests on.
+        gtvp_dsc_per_case: Mean GTVp DSC if every case had its own best threshold.
+        cases: Number of cases.
     """
 
     suv: float
@@ -55,60 +56,49 @@ class ThresholdScore:
         )
 
 
-@dataclass(frozen=True)
-class Found:
-    """What one threshold finds in one case, in mm³."""
-
-    gtvp: Overlap
-    gtvn: Overlap
-
-
 def oracle_threshold(
     cases: Sequence[Case], suvs: Sequence[float] = SUVS, *, empty: EmptyPolicy = "one"
 ) -> ThresholdScore:
-    """Scores the best single SUV threshold inside the true fine ROI, helped by the truth three times.
+    """Score the best single SUV threshold inside the fine ROI, helped by the ground truth three times.
 
-    The truth places the ROI (144 mm, centred on the mean voxel of all labels), picks the threshold, and gives
-    each 26-connected component above it a class: those whose union has the highest GTVp DSC are GTVp, the
-    rest GTVn. Scores are the official ones (hnseg.metrics.official), on
-    the CT's grid, and lesions outside the ROI count as missed.
+    The ground truth places the ROI (144 mm, centred on the mean voxel of all labels), picks the threshold,
+    and gives each 26-connected component above it a class: those whose union has the highest GTVp DSC are
+    GTVp, the rest GTVn. Scores are official, on the CT's grid; lesions outside the ROI count as missed.
 
     Args:
-        cases: all with a label.
-        suvs: thresholds to try.
-        empty: what a case without GTVp in truth and prediction scores: `one`, `zero` or `skip`.
+        cases: All with a label.
+        suvs: Thresholds to try.
+        empty: What a case without GTVp in ground truth and prediction scores.
 
     Raises:
-        HnsegError: no cases, a case without a label, no GTVp to score, or files that cannot be read.
+        HnsegError: No cases, a case without a label, no GTVp to score, or files that cannot be read.
     """
     if unlabelled := [case.case_id for case in cases if case.label is None]:
         raise HnsegError(f"{', '.join(unlabelled)}: no label; a threshold can only be scored against one")
-    shown = track(cases, "thresholds", console=Console(stderr=True))
-    table = [_try_all(case, suvs) for case in shown]  # cases × thresholds
-    dice = [[found.gtvp.dice_or(empty) for found in row] for row in table]
-    # Whether a case is scored depends on its truth alone: with skip, components without GTVp become GTVn.
+    results = track(cases, "thresholds", console=Console(stderr=True))
+    table = [_try_all(case, suvs) for case in results]  # cases × thresholds
+    dice = [[found["GTVp"].dice_or(empty) for found in row] for row in table]
+    # Whether a case is scored depends on its label alone: with skip, components without GTVp become GTVn.
     scored = np.array([row for row in dice if None not in row], dtype=np.float64)
     if not scored.size:
         raise HnsegError(f"empty={empty}: none of {len(cases)} cases has GTVp to score; choose other cases")
     best = int(scored.mean(axis=0).argmax())
-    nodes = [row[best].gtvn for row in table]
-    volume = fsum(node.prediction + node.truth for node in nodes)
     return ThresholdScore(
         suv=suvs[best],
         gtvp_dsc=float(scored[:, best].mean()),
-        gtvn_dsc_agg=2 * fsum(node.intersection for node in nodes) / volume if volume else 1.0,
+        gtvn_dsc_agg=ratio_of_sums(row[best]["GTVn"].dice_terms for row in table),
         gtvp_dsc_per_case=float(scored.max(axis=1).mean()),
         cases=len(cases),
     )
 
 
 def split_components(suv: NDArray[Any], truth: NDArray[Any], threshold: float) -> NDArray[np.uint8]:
-    """The best labels that a threshold can give, the truth choosing the class of each component.
+    """The best labels that a threshold can give if the ground truth chooses the class of each component.
 
     Args:
         suv: (z, y, x).
-        truth: labels on the same grid.
-        threshold: voxels at or above it are labelled.
+        truth: Labels on the same grid.
+        threshold: Voxels at or above it are labelled.
 
     Returns:
         Labels (z, y, x): of the 26-connected components, those whose union has the highest Dice with GTVp
@@ -118,7 +108,7 @@ def split_components(suv: NDArray[Any], truth: NDArray[Any], threshold: float) -
     sizes = np.bincount(components.ravel())
     shared = np.bincount(components[truth == GTVP], minlength=len(sizes))
     sizes[0] = shared[0] = 0  # background is no component
-    # The best union is a first part of this order: adding a component helps only if its share is high enough.
+    # In this order the best union comes first: a further component helps only if its share is high enough.
     order = np.argsort(-shared / np.maximum(sizes, 1), kind="stable")
     dice = 2 * shared[order].cumsum() / np.maximum(sizes[order].cumsum() + (truth == GTVP).sum(), 1)
     chosen = int(dice.argmax()) + 1 if dice.max() > 0 else 0
@@ -128,23 +118,22 @@ def split_components(suv: NDArray[Any], truth: NDArray[Any], threshold: float) -
     return classes[components]
 
 
-def _try_all(case: Case, suvs: Sequence[float]) -> list[Found]:
-    """Every threshold on one case."""
+def _try_all(case: Case, suvs: Sequence[float]) -> list[dict[str, Overlap]]:
+    """The overlap by class that each threshold gives in one case."""
     assert case.label is not None
     label = read_label(case.label)
-    voxel = prod(label.GetSpacing())
-    whole = {name: voxel * int((to_array(label) == name).sum()) for name in (GTVP, GTVN)}
     centre = centroid(label)
     if centre is None:
-        return [Found(Overlap(0, 0, 0), Overlap(0, 0, 0))] * len(suvs)
-    suv, truth = _roi(read_pet(case), label, Grid.centred(centre.tolist(), (48, 48, 48), (3.0, 3.0, 3.0)))
+        return [dict.fromkeys(CLASSES, Overlap(0, 0, 0))] * len(suvs)
+    suv, truth = _roi(read_pet(case), label, Grid.centred(centre.tolist(), ROI_SIZE, ROI_SPACING))
+    voxel = prod(label.GetSpacing())
+    whole = {name: voxel * int((to_array(label) == value).sum()) for name, value in CLASSES.items()}
 
-    def overlap(found: NDArray[np.uint8], name: int) -> Overlap:
-        both = np.count_nonzero((found == name) & (truth == name))
-        return Overlap(both * voxel, np.count_nonzero(found == name) * voxel, whole[name])
+    def overlaps(labels: NDArray[np.uint8]) -> dict[str, Overlap]:
+        inside = {name: Overlap.of(labels == value, truth == value, voxel) for name, value in CLASSES.items()}
+        return {name: Overlap(o.intersection, o.prediction, whole[name]) for name, o in inside.items()}
 
-    labelled = (split_components(suv, truth, threshold) for threshold in suvs)
-    return [Found(overlap(labels, GTVP), overlap(labels, GTVN)) for labels in labelled]
+    return [overlaps(split_components(suv, truth, threshold)) for threshold in suvs]
 
 
 def _roi(pet: sitk.Image, label: sitk.Image, grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

@@ -28,17 +28,8 @@ from hnseg.imaging.suv import read_pet
 from hnseg.inference.decision import Decision
 from hnseg.inference.postprocess import components, least_voxels, suv_peak
 from hnseg.inference.record import TABLE
-from hnseg.metrics import (
-    GTVN,
-    GTVP,
-    CaseCounts,
-    Overlap,
-    Overlaps,
-    Scores,
-    aggregate,
-    match,
-    overlapping_lesions,
-)
+from hnseg.metrics.lesions import Overlaps, match, overlapping_lesions
+from hnseg.metrics.official import GTVN, GTVP, CaseCounts, Overlap, Scores, aggregate
 from hnseg.models.bundle import Bundle
 
 FOLDS, REPEATS = 5, 20
@@ -143,7 +134,7 @@ class Components:
         keep = self.overlaps.prediction_size >= least_voxels(bar.ml, self.voxel_ml)
         if bar.suv and self.peaks is not None:
             keep &= self.peaks >= bar.suv
-        return self.overlaps.of_predictions(keep)
+        return self.overlaps.keep_predictions(keep)
 
     def volumes(self, left: Overlaps) -> Overlap:
         """The overlap in mm³ of what is left."""

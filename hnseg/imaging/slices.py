@@ -1,4 +1,4 @@
-"""Slices of CT, PET and both with the contours of truth and prediction, as every picture shows them."""
+"""Slices of CT, PET and both with the contours of ground truth and prediction, as every picture has them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,14 +10,15 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from hnseg.metrics import CLASSES, CaseCounts
+from hnseg.metrics.official import CLASSES
 
 CT_WINDOW = (-160.0, 240.0)  # HU, soft tissue
 PET_COLOURS = "hot"
 LEAST_SUV = 5.0  # the PET scale reaches at least so far: noise must not look like uptake
-NAMES = {"gtvp": "GTVp", "gtvn": "GTVn"}
-# Truth, and a lighter tint for the prediction: where both run together the truth shows between the dashes.
-COLOURS = {"gtvp": ("#0a9dff", "#8ff0ff"), "gtvn": ("#1fbf24", "#c8ff5a")}
+# Ground truth, and a lighter tint for the prediction: where both coincide, each shows beside the other.
+COLOURS = {"GTVp": ("#0a9dff", "#8ff0ff"), "GTVn": ("#1fbf24", "#c8ff5a")}
+SIDES = ("ground truth", "prediction")
+LINES: tuple[Any, Any] = ("solid", (0, (3, 2)))
 Kind = Literal["ct", "pet", "fused"]
 Index = tuple[int, int, int]  # a voxel's, (x, y, z)
 
@@ -29,12 +30,11 @@ class View:
     Attributes:
         ct: In HU.
         pet: In SUV, 0 outside its field of view.
-        truth: Labels; None where they are not known.
+        truth: Ground-truth labels; None where there are none.
         prediction: Labels.
         spacing: (x, y, z) in mm.
         focus: Index (x, y, z) of the voxel the slices run through.
         focus_mm: The same in patient space (x, y, z), LPS mm.
-        counts: Scores of the whole scan; None without truth.
     """
 
     ct: NDArray[np.float32]
@@ -44,7 +44,6 @@ class View:
     spacing: tuple[float, float, float]
     focus: Index
     focus_mm: tuple[float, float, float]
-    counts: CaseCounts | None
 
 
 @dataclass(frozen=True)
@@ -86,53 +85,46 @@ def suv_scale(pet: NDArray[np.float32]) -> Normalize:
 def draw_slice(axes: Axes, view: View, plane: Plane, kind: Kind, suv: Normalize) -> None:
     """One slice of CT, of PET (white is hot), or of CT with PET on it, and the contours of both masks.
 
-    Contours are solid for the truth and dashed for the prediction, one colour a class.
+    Contours are solid for the ground truth and dashed for the prediction, one colour a class.
     """
     ct, pet = view.ct[plane.index], view.pet[plane.index]
     rows, columns = ct.shape
     width, height = columns * plane.edge[0], rows * plane.edge[1]
-    place: dict[str, Any] = {
+    layout: dict[str, Any] = {
         "origin": "lower" if plane.head_up else "upper",
         "extent": (0, width, 0, height) if plane.head_up else (0, width, height, 0),
         "interpolation": "bilinear",
     }
     if kind == "pet":
-        axes.imshow(pet, cmap="gray", norm=suv, **place)
+        axes.imshow(pet, cmap="gray", norm=suv, **layout)
     else:
-        axes.imshow(ct, cmap="gray", vmin=CT_WINDOW[0], vmax=CT_WINDOW[1], **place)
+        axes.imshow(ct, cmap="gray", vmin=CT_WINDOW[0], vmax=CT_WINDOW[1], **layout)
     if kind == "fused":
         opacity = 0.75 * np.sqrt(np.clip(suv(pet), 0, 1))
-        axes.imshow(pet, cmap=PET_COLOURS, norm=suv, alpha=opacity, **place)
-    if view.truth is not None:
-        _outline(axes, view.truth[plane.index], plane.edge, kind=0)
-    _outline(axes, view.prediction[plane.index], plane.edge, kind=1)
+        axes.imshow(pet, cmap=PET_COLOURS, norm=suv, alpha=opacity, **layout)
+    for side, labels in enumerate((view.truth, view.prediction)):
+        if labels is not None:
+            _draw_contours(axes, labels[plane.index], plane.edge, side)
     axes.set_axis_off()
-    for letter, (x, y) in zip(plane.sides, ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02)), strict=True):
-        axes.text(x, y, letter, transform=axes.transAxes, **_LETTER)
+    letter: dict[str, Any] = {"color": "#ffd75e", "fontsize": 10, "ha": "center", "va": "center"}
+    for text, (x, y) in zip(plane.sides, ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02)), strict=True):
+        axes.text(x, y, text, transform=axes.transAxes, **letter)
 
 
-_LETTER: dict[str, Any] = {"color": "#ffd75e", "fontsize": 10, "ha": "center", "va": "center"}
-
-
-def _outline(axes: Axes, labels: NDArray[np.uint8], edge: tuple[float, float], kind: int) -> None:
-    """Contours of both classes of a slice; kind 0 is the truth, 1 the prediction."""
+def _draw_contours(axes: Axes, labels: NDArray[np.uint8], edge: tuple[float, float], side: int) -> None:
+    """Contours of both classes of a slice, of the ground truth (side 0) or the prediction (1)."""
     x, y = ((np.arange(size) + 0.5) * mm for size, mm in zip(labels.shape[::-1], edge, strict=True))
     for name, label in CLASSES.items():
         mask = labels == label
         if mask.any() and not mask.all():
-            style: Any = _line(name, kind)
-            axes.contour(x, y, mask, [0.5], colors=style["color"], linewidths=1.6, linestyles=[style["ls"]])
-
-
-def _line(name: str, kind: int) -> dict[str, Any]:
-    return {"color": COLOURS[name][kind], "ls": ("solid", (0, (3, 2)))[kind]}
+            style: Any = {"colors": COLOURS[name][side], "linestyles": [LINES[side]]}
+            axes.contour(x, y, mask, [0.5], linewidths=1.6, **style)
 
 
 def legend_lines(with_truth: bool) -> list[Line2D]:
-    """What a legend shows: a line for each class, of truth (where known) and prediction."""
-    sides = ("truth", "prediction")
+    """What a legend shows: a line for each class, of ground truth (if there is one) and prediction."""
     return [
-        Line2D([], [], label=f"{title} {sides[kind]}", linewidth=1.8, **_line(name, kind))
-        for name, title in NAMES.items()
-        for kind in ((0, 1) if with_truth else (1,))
+        Line2D([], [], label=f"{name} {SIDES[side]}", lw=1.8, color=COLOURS[name][side], ls=LINES[side])
+        for name in CLASSES
+        for side in range(0 if with_truth else 1, 2)
     ]

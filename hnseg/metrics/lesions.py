@@ -1,10 +1,11 @@
-"""Lesions, and which predicted one answers which true one.
+"""Lesions, and which predicted lesion detects which ground-truth lesion.
 
 A lesion is a connected component of one label. The organisers of HECKTOR 2025 count a detection where a
-true and a predicted lesion overlap enough; they leave connectivity and matching open, so both are options.
+ground-truth and a predicted lesion overlap enough; they leave connectivity and matching open, so both are
+options.
 """
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import cc3d
 import numpy as np
@@ -26,15 +27,20 @@ class Detections(NamedTuple):
     fp: int
     fn: int
 
+    @property
+    def f1_terms(self) -> tuple[int, int]:
+        """2TP and 2TP + FP + FN: F1agg is the ratio of their sums over patients."""
+        return 2 * self.tp, 2 * self.tp + self.fp + self.fn
+
 
 class Overlaps(NamedTuple):
-    """Every overlapping pair of one true and one predicted lesion; the lesions count from 0.
+    """Every overlapping pair of a ground-truth and a predicted lesion; indices start at 0.
 
     Attributes:
-        truth: (pairs,) index of the true lesion.
+        truth: (pairs,) index of the ground-truth lesion.
         prediction: (pairs,) index of the predicted lesion.
         intersection: (pairs,) shared voxels.
-        truth_size: (true lesions,) voxels of each.
+        truth_size: (ground-truth lesions,) voxels of each.
         prediction_size: (predicted lesions,) voxels of each.
     """
 
@@ -50,12 +56,8 @@ class Overlaps(NamedTuple):
         union = self.truth_size[self.truth] + self.prediction_size[self.prediction] - self.intersection
         return self.intersection / union
 
-    def of_predictions(self, keep: NDArray[np.bool_]) -> "Overlaps":
-        """What is left without some of the predicted lesions.
-
-        Args:
-            keep: (predicted lesions,), true for those that stay; they are numbered anew in their order.
-        """
+    def keep_predictions(self, keep: NDArray[np.bool_]) -> "Overlaps":
+        """Drop the predicted lesions where `keep` (predicted lesions,) is false, and renumber the others."""
         pairs, number = keep[self.prediction], np.cumsum(keep) - 1
         return Overlaps(
             truth=self.truth[pairs],
@@ -107,33 +109,28 @@ def overlapping_lesions(
 def match(overlaps: Overlaps, matching: Matching = "greedy", threshold: float = 0.30) -> Detections:
     """Decide which lesions were found.
 
-    - `greedy` (the organisers'): pairs with IoU > threshold, the best first, accepted if neither side is
-      taken yet; ties go to the lower true lesion.
+    - `greedy` (the organisers'): pairs with IoU > threshold, in descending order of IoU, each accepted if
+      neither of its lesions is taken yet; ties go to the lower ground-truth index.
     - `hungarian`: as many pairs with IoU > threshold as possible, among those the largest summed IoU.
-    - `group`: lesions that overlap form groups; a group is one lesion found if its IoU >= threshold,
-      otherwise one false and one missed.
+    - `group`: lesions that overlap form groups; a group with IoU >= threshold is one lesion found, any other
+      is one false and one missed.
     """
-    lesions = len(overlaps.truth_size), len(overlaps.prediction_size)
     if matching == "group":
         return _match_groups(overlaps, threshold)
-    tp = (
-        _match_greedily(overlaps, threshold)
-        if matching == "greedy"
-        else _match_optimally(overlaps, threshold)
-    )
-    return Detections(tp=tp, fp=lesions[1] - tp, fn=lesions[0] - tp)
+    tp = (_match_greedily if matching == "greedy" else _match_optimally)(overlaps, threshold)
+    return Detections(tp, fp=len(overlaps.prediction_size) - tp, fn=len(overlaps.truth_size) - tp)
 
 
 def _match_greedily(overlaps: Overlaps, threshold: float) -> int:
     iou = overlaps.iou
-    best_first = np.lexsort((overlaps.prediction, overlaps.truth, -iou))
+    order = np.lexsort((overlaps.prediction, overlaps.truth, -iou))
     found: set[int] = set()
     used: set[int] = set()
-    for pair in best_first[iou[best_first] > threshold]:
-        g, p = int(overlaps.truth[pair]), int(overlaps.prediction[pair])
-        if g not in found and p not in used:
-            found.add(g)
-            used.add(p)
+    for pair in order[iou[order] > threshold]:
+        truth, prediction = int(overlaps.truth[pair]), int(overlaps.prediction[pair])
+        if truth not in found and prediction not in used:
+            found.add(truth)
+            used.add(prediction)
     return len(found)
 
 
@@ -143,8 +140,7 @@ def _match_optimally(overlaps: Overlaps, threshold: float) -> int:
     # All IoUs of an assignment together stay below one further pair, so that the number of pairs comes first.
     gain = np.zeros((len(overlaps.truth_size), len(overlaps.prediction_size)))
     gain[overlaps.truth[passes], overlaps.prediction[passes]] = 1 + iou[passes] / (min(gain.shape) + 1)
-    assigned = linear_sum_assignment(gain, maximize=True)
-    return int(np.count_nonzero(gain[assigned]))
+    return int(np.count_nonzero(gain[linear_sum_assignment(gain, maximize=True)]))
 
 
 def _match_groups(overlaps: Overlaps, threshold: float) -> Detections:
@@ -155,13 +151,9 @@ def _match_groups(overlaps: Overlaps, threshold: float) -> Detections:
     )
     count, group = connected_components(edges, directed=False)
     of_truth, of_prediction = group[:true_count], group[true_count:]
-
-    def per_group(index: NDArray[np.integer], voxels: NDArray[np.int64]) -> NDArray[Any]:
-        return np.bincount(index, weights=voxels, minlength=count)
-
-    true = per_group(of_truth, overlaps.truth_size)
-    predicted = per_group(of_prediction, overlaps.prediction_size)
-    shared = per_group(of_truth[overlaps.truth], overlaps.intersection)
+    true = np.bincount(of_truth, overlaps.truth_size, count)
+    predicted = np.bincount(of_prediction, overlaps.prediction_size, count)
+    shared = np.bincount(of_truth[overlaps.truth], overlaps.intersection, count)
     found = (shared > 0) & (shared / (true + predicted - shared) >= threshold)
     return Detections(
         tp=int(found.sum()),

@@ -9,7 +9,7 @@ from scipy.ndimage import binary_erosion, distance_transform_edt, find_objects
 
 
 class SurfaceDistance(NamedTuple):
-    """Attributes: hd95, the 95th percentile, and mean, the average symmetric surface distance; both in mm."""
+    """The 95th percentile (HD95) and the average symmetric surface distance, both in mm."""
 
     hd95: float
     mean: float
@@ -22,11 +22,12 @@ def surface_distance(
 
     HD95 is the larger of the two directed 95th percentiles; the mean runs over the surface voxels of both
     masks. A surface voxel is one with a background voxel across a face. Both as in MONAI's
-    `compute_hausdorff_distance` and `compute_average_surface_distance(symmetric=True)`.
+    `compute_hausdorff_distance` and `compute_average_surface_distance(symmetric=True)`, which are not called
+    because they load torch, take several times as long and round to float32 (7e-6 mm at 270 mm).
 
     Args:
         prediction: (z, y, x), true inside.
-        truth: (z, y, x), true inside.
+        truth: As prediction.
         spacing: (x, y, z) in mm.
 
     Returns:

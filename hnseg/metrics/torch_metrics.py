@@ -6,18 +6,17 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from hnseg.metrics.lesions import Connectivity, Detections, Matching
-from hnseg.metrics.official import EmptyPolicy, count_case, f1_agg, ratio_or_one
+from hnseg.metrics.official import SCORES, count_case
 
 
 class CaseMeans(Metric):
-    """The mean of each of some figures over all cases seen since the last reset.
+    """The means of named values over all cases seen since the last reset.
 
-    The states are sums, so that processes with unlike numbers of cases reduce to what one gives on all of
-    them; Lightning's own means take each process's for equally many.
+    The states are sums, so that processes with unlike numbers of cases reduce to what one process gives on
+    all of them; Lightning's own means weigh each process alike.
 
     Args:
-        names: Of the figures.
+        names: Of the values.
     """
 
     is_differentiable = False
@@ -32,13 +31,9 @@ class CaseMeans(Metric):
         self.add_state("sums", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("cases", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, figures: Mapping[str, Tensor]) -> None:
-        """Adds a case's.
-
-        Args:
-            figures: Scalars by name, all of them.
-        """
-        self.sums += torch.stack([figures[name].detach().double() for name in self.names])
+    def update(self, values: Mapping[str, Tensor]) -> None:
+        """Add a case: a scalar for every name."""
+        self.sums += torch.stack([values[name].detach().double() for name in self.names])
         self.cases += 1
 
     def compute(self) -> dict[str, Tensor]:
@@ -49,44 +44,21 @@ class CaseMeans(Metric):
 class OfficialScores(Metric):
     """GTVp DSC, GTVn DSCagg and GTVn F1agg of all cases seen since the last reset.
 
-    Every state is a sum over patients, so that several processes reduce to what one process gives on all of
+    The state is a sum over patients, so that several processes reduce to what one process gives on all of
     their cases (a sampler that repeats cases to fill the last batch counts them twice: leave that off).
-
-    Args:
-        empty: What a patient without GTVp in truth and prediction scores: `one`, `zero` or `skip`.
-        connectivity: Of GTVn lesions: 6, 18 or 26.
-        matching: Of GTVn lesions: `greedy`, `hungarian` or `group`.
-        threshold: IoU above which a GTVn lesion counts as found.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    names = SCORES[:3]
 
-    gtvp_dice: Tensor
-    gtvp_patients: Tensor
-    gtvn_intersection: Tensor
-    gtvn_volume: Tensor
-    lesions: Tensor
+    sums: Tensor
 
-    def __init__(
-        self,
-        *,
-        empty: EmptyPolicy = "one",
-        connectivity: Connectivity = 26,
-        matching: Matching = "greedy",
-        threshold: float = 0.30,
-    ) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.empty: EmptyPolicy = empty
-        self.connectivity: Connectivity = connectivity
-        self.matching: Matching = matching
-        self.threshold = threshold
-        # mm³ over hundreds of patients and single voxels: float32 would lose the latter.
-        for name in ("gtvp_dice", "gtvn_intersection", "gtvn_volume"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("gtvp_patients", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("lesions", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
+        # (scores, numerator and denominator). Single voxels beside the mm³ of hundreds of patients: float64.
+        self.add_state("sums", torch.zeros((3, 2), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(
         self,
@@ -94,7 +66,7 @@ class OfficialScores(Metric):
         target: Tensor,
         spacing: Tensor | Sequence[float] | Sequence[Sequence[float]],
     ) -> None:
-        """Add one case or a batch.
+        """Add a case or a batch.
 
         Args:
             prediction: Integer labels (z, y, x) or (B, z, y, x), on any device.
@@ -113,24 +85,11 @@ class OfficialScores(Metric):
         targets = target.detach().reshape(-1, *target.shape[-3:]).cpu().numpy()
         spacings = torch.as_tensor(spacing, dtype=torch.float64).expand(len(predictions), 3).tolist()
         for case in zip(predictions, targets, spacings, strict=True):
-            counts = count_case(
-                *case, connectivity=self.connectivity, matching=self.matching, threshold=self.threshold
-            )
-            dice = counts.gtvp.dice_or(self.empty)
-            self.gtvp_dice += dice or 0.0
-            self.gtvp_patients += dice is not None
-            self.gtvn_intersection += counts.gtvn.intersection
-            self.gtvn_volume += counts.gtvn.prediction + counts.gtvn.truth
-            self.lesions += torch.tensor(counts.lesions, device=self.lesions.device)
+            self.sums += torch.tensor(count_case(*case).terms()[:3], dtype=torch.float64).to(self.sums)
 
     def compute(self) -> dict[str, Tensor]:
         """Return scalars `gtvp_dsc` (NaN without any patient), `gtvn_dsc_agg` and `gtvn_f1_agg`."""
-        scores = {
-            "gtvp_dsc": self.gtvp_dice / self.gtvp_patients,
-            "gtvn_dsc_agg": ratio_or_one(2 * self.gtvn_intersection.item(), self.gtvn_volume.item()),
-            "gtvn_f1_agg": f1_agg([Detections(*self.lesions.tolist())]),
-        }
-        return {
-            name: torch.as_tensor(score, dtype=torch.float64, device=self.lesions.device)
-            for name, score in scores.items()
-        }
+        scores = self.sums[:, 0] / self.sums[:, 1]
+        # As in `ratio_of_sums`: nothing to find and nothing found.
+        scores[1:] = torch.where(self.sums[1:, 1] > 0, scores[1:], 1.0)
+        return dict(zip(self.names, scores, strict=True))

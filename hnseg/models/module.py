@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from hnseg.metrics import CaseMeans, OfficialScores
+from hnseg.metrics.torch_metrics import CaseMeans, OfficialScores
 from hnseg.models.checkpoint import CARD
 from hnseg.models.losses import DeepSupervision
 

@@ -104,7 +104,6 @@ class Pictures(L.Callback):
             spacing=spacing,
             focus=(labels.shape[2] // 2, labels.shape[1] // 2, z),
             focus_mm=(0.0, 0.0, z * spacing[2]),
-            counts=None,
         )
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 
 from hnseg.evaluation.score import CaseScore
-from hnseg.metrics import CONNECTIVITIES, MATCHINGS, CaseCounts, Detections, Overlap
+from hnseg.metrics.lesions import CONNECTIVITIES, MATCHINGS, Detections
+from hnseg.metrics.official import CaseCounts, Overlap
 
 
 def patient(case_id, gtvp=(80, 100, 100), gtvn=(60, 100, 100), lesions=(1, 0, 0)) -> CaseScore:

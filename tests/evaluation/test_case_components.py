@@ -15,7 +15,7 @@ from hnseg.evaluation.score import evaluate
 from hnseg.evaluation.tuning import Bar, CaseComponents, read_components
 from hnseg.imaging.case import Case
 from hnseg.inference.postprocess import remove_faint, remove_small
-from hnseg.metrics import aggregate
+from hnseg.metrics.official import aggregate
 
 SPACING = (1.3, 1.1, 2.7)
 VOXEL_ML = float(np.prod(np.float32(SPACING))) / 1000

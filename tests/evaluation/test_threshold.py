@@ -9,7 +9,7 @@ from hnseg.data.phantom import make_cohort
 from hnseg.errors import HnsegError
 from hnseg.evaluation.threshold import oracle_threshold, split_components
 from hnseg.imaging.case import read_cases
-from hnseg.metrics import GTVN, GTVP
+from hnseg.metrics.official import GTVN, GTVP
 
 
 def dice(a, b):

@@ -1,100 +1,108 @@
-"""The torchmetrics metric gives what the numpy scores give, however the patients are spread."""
+"""The official scores against examples worked by hand, MONAI, and properties."""
 
 import numpy as np
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from monai.metrics import DiceMetric
 
-from hnseg.metrics import OfficialScores, aggregate, count_case
+from hnseg.metrics.lesions import Detections
+from hnseg.metrics.official import CaseCounts, Overlap, aggregate, count_case
 
-SPACINGS = [(0.9765625, 0.9765625, 3.27), (1.0, 1.0, 1.0), (1.17, 1.17, 2.0), (2.0, 2.0, 3.0)]
-KEYS = ("gtvp_dsc", "gtvn_dsc_agg", "gtvn_f1_agg")
+MM = (1.0, 1.0, 1.0)
+label_maps = arrays(np.uint8, (3, 4, 5), elements=st.integers(0, 2))
+pairs = st.tuples(label_maps, label_maps)
+spacings = st.tuples(*[st.floats(0.5, 5.0)] * 3)
 
-
-@pytest.fixture(scope="module")
-def patients(random_pair):
-    patients = [(*random_pair(seed), spacing) for seed, spacing in enumerate(SPACINGS)]
-    without_gtvp = [np.where(labels == 1, 0, labels) for labels in patients[1][:2]]
-    patients[1] = (*without_gtvp, SPACINGS[1])
-    return patients
-
-
-def update(metric, patients):
-    for prediction, truth, spacing in patients:
-        metric.update(torch.from_numpy(prediction), torch.from_numpy(truth), spacing)
+CUBE = (2, 6, 2, 6, 2, 6)
+TWO = ((0, 2, 0, 2, 0, 2), (0, 2, 0, 2, 4, 6))
+LARGE = (0, 10, 0, 10, 0, 10)
+CUT = ((0, 10, 0, 10, 0, 5), (0, 10, 0, 10, 6, 10))
 
 
-def expected(patients, empty="one"):
-    scores = aggregate([count_case(*patient) for patient in patients], empty=empty)
-    return pytest.approx({key: scores[key] for key in KEYS}, rel=1e-12)
+@pytest.mark.parametrize(
+    ("prediction", "truth", "lesions", "dsc_agg"),
+    [
+        ([(2, 6, 2, 6, 3, 7)], [CUBE], (1, 0, 0), 96 / 128),  # shifted: intersection 48, IoU 48 / 80
+        ([(0, 2, 0, 2, 0, 6)], TWO, (1, 0, 1), 32 / 40),  # one box over two lesions, IoU 8 / 24 with each
+        (CUT, [LARGE], (1, 1, 0), 1800 / 1900),  # cut in two, IoU 0.5 and 0.4
+        ([], [], (0, 0, 0), 1.0),
+    ],
+)
+def test_examples_worked_by_hand(box, prediction, truth, lesions, dsc_agg):
+    scores = aggregate([count_case(box(*prediction), box(*truth), MM)])
+    assert (scores["tp"], scores["fp"], scores["fn"]) == lesions
+    tp, fp, fn = lesions
+    assert scores["gtvn_f1_agg"] == pytest.approx(2 * tp / (2 * tp + fp + fn) if any(lesions) else 1)
+    assert scores["gtvn_dsc_agg"] == pytest.approx(dsc_agg)
 
 
-def values(metric):
-    return {key: value.item() for key, value in metric.compute().items()}
+def test_dsc_agg_is_a_ratio_of_sums_in_cubic_millimetres(box):
+    lesion = count_case(box(LARGE), box(LARGE), MM)
+    assert aggregate([lesion, count_case(box(LARGE), box(), MM)])["gtvn_dsc_agg"] == pytest.approx(2 / 3)
+    # 4 voxels of 0.75 mm³ predicted in excess: voxels of different patients do not weigh alike.
+    coarse = count_case(box((0, 2, 0, 2, 0, 2)), box((0, 2, 0, 2, 0, 1)), (0.5, 0.5, 3.0))
+    assert coarse.gtvn == Overlap(intersection=3.0, prediction=6.0, truth=3.0)
+    assert aggregate([coarse, lesion])["gtvn_dsc_agg"] == pytest.approx(2006 / 2009)
 
 
-@pytest.mark.parametrize("empty", ["one", "zero", "skip"])
-def test_equals_the_scores_on_arrays(patients, empty):
-    metric = OfficialScores(empty=empty)
-    update(metric, patients)
-    assert values(metric) == expected(patients, empty)
+def test_empty_policies(box):
+    tumour = box((0, 2, 0, 2, 0, 2), label=1)
+    double = box(*TWO, label=1)  # Dice with `tumour`: 2 × 8 / 24
+    sides = [(double, tumour), (box(), tumour), (tumour, box()), (box(), box())]
+    counts = [count_case(*pair, MM) for pair in sides]
+    expected = {"one": (2 / 3 + 1) / 4, "zero": (2 / 3) / 4, "skip": (2 / 3) / 3}
+    for policy, score in expected.items():
+        scores = aggregate(counts, empty=policy)
+        assert scores["gtvp_dsc"] == pytest.approx(score)
+        assert scores["gtvp_dsc_by_empty_policy"] == pytest.approx(expected)
+        assert (scores["gtvp_both_empty"], scores["gtvn_both_empty"], scores["cases"]) == (1, 4, 4)
+        assert scores["gtvn_dsc_agg"] == scores["gtvn_f1_agg"] == 1.0
 
 
-def test_a_batch_equals_its_cases(patients):
-    predictions, truths, spacings = (np.stack(column) for column in zip(*patients, strict=True))
-    metric = OfficialScores()
-    metric.update(torch.from_numpy(predictions).long(), torch.from_numpy(truths), torch.from_numpy(spacings))
-    assert values(metric) == expected(patients)
+def test_score_of_2026_is_a_mean_over_patients_and_classes(box):
+    counts = [
+        CaseCounts(Overlap(4, 8, 8), Overlap(8, 8, 8), Detections(1, 0, 0)),  # Dice 0.5 and 1
+        CaseCounts(Overlap(0, 8, 8), Overlap(0, 0, 0), Detections(0, 0, 0)),  # Dice 0 and both empty
+    ]
+    for policy, score in {"one": (0.75 + 0.5) / 2, "zero": 0.75 / 2, "skip": 0.75 / 2}.items():
+        assert aggregate(counts, empty=policy)["segmentation_score_2026"] == pytest.approx(score)
+    scores = aggregate([count_case(box(), box(), MM)], empty="skip")
+    assert scores["gtvp_dsc"] is scores["segmentation_score_2026"] is None
 
 
-@pytest.mark.parametrize("split", range(1, len(SPACINGS) + 1))
-def test_ranks_merge_into_one_process(patients, split):
-    ranks = [OfficialScores(), OfficialScores()]
-    update(ranks[0], patients[:split])
-    update(ranks[1], patients[split:])
-    ranks[0].merge_state(ranks[1])
-    assert values(ranks[0]) == expected(patients)
+@pytest.mark.parametrize("seed", range(4))
+def test_dice_is_monais(random_pair, seed):
+    pair = random_pair(seed)
+    one_hot = [torch.from_numpy(np.stack([labels == c for c in (0, 1, 2)])[None]) for labels in pair]
+    expected = DiceMetric(include_background=False)(*one_hot)[0].tolist()
+    counts = count_case(*pair, (0.98, 0.98, 3.0))
+    assert [counts.gtvp.dice, counts.gtvn.dice] == pytest.approx(expected, abs=1e-6)
 
 
-def test_reset_forgets(patients):
-    metric = OfficialScores()
-    update(metric, patients[:2])
-    metric.reset()
-    update(metric, patients[2:])
-    assert values(metric) == expected(patients[2:])
+@settings(max_examples=50, deadline=None)
+@given(pairs, spacings)
+def test_dice_is_symmetric_and_false_and_missed_change_roles(pair, spacing):
+    forward, backward = count_case(*pair, spacing), count_case(*reversed(pair), spacing)
+    for name in ("gtvp", "gtvn"):
+        dice = getattr(forward, name).dice
+        assert dice == getattr(backward, name).dice
+        assert dice is None or 0 <= dice <= 1
+    tp, fp, fn = forward.lesions
+    assert backward.lesions == (tp, fn, fp)
 
 
-def test_forward_scores_the_batch_and_keeps_the_sum(patients):
-    metric = OfficialScores()
-    for prediction, truth, spacing in patients:
-        of_batch = metric(torch.from_numpy(prediction), torch.from_numpy(truth), spacing)
-        assert {key: of_batch[key].item() for key in KEYS} == expected([(prediction, truth, spacing)])
-    assert values(metric) == expected(patients)
+@settings(max_examples=50, deadline=None)
+@given(label_maps)
+def test_a_perfect_prediction_scores_one(labels):
+    scores = aggregate([count_case(labels, labels, MM)])
+    assert scores["gtvp_dsc"] == scores["gtvn_dsc_agg"] == scores["gtvn_f1_agg"] == 1.0
 
 
-def test_all_patients_skipped_is_nan():
-    metric = OfficialScores(empty="skip")
-    metric.update(torch.zeros(2, 2, 2, dtype=torch.int64), torch.zeros(2, 2, 2, dtype=torch.int64), (1, 1, 1))
-    assert values(metric) == pytest.approx(
-        {"gtvp_dsc": float("nan"), "gtvn_dsc_agg": 1.0, "gtvn_f1_agg": 1.0}, nan_ok=True
-    )
-
-
-def test_shapes_must_agree():
-    with pytest.raises(ValueError, match=r"\(2, 2, 2\).*\(1, 2, 2, 2\)"):
-        OfficialScores().update(torch.zeros(2, 2, 2), torch.zeros(1, 2, 2, 2), (1, 1, 1))
-
-
-def _rank(rank, patients, store, results):
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    metric = OfficialScores()
-    update(metric, patients[rank::2])
-    results.put(values(metric))
-    distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_both_report_the_whole_cohort(patients, tmp_path):
-    results = multiprocessing.get_context("spawn").SimpleQueue()
-    multiprocessing.spawn(_rank, (patients, tmp_path / "store", results), nprocs=2)
-    assert [results.get(), results.get()] == [expected(patients)] * 2
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(pairs, spacings), min_size=1, max_size=5), st.randoms())
+def test_the_order_of_patients_does_not_matter(patients, random):
+    counts = [count_case(*pair, spacing) for pair, spacing in patients]
+    assert aggregate(random.sample(counts, len(counts))) == aggregate(counts)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
-from hnseg.metrics import surface_distance
+from hnseg.metrics.surface import surface_distance
 
 
 def test_shifted_plane_in_anisotropic_spacing(box):

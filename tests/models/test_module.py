@@ -22,7 +22,7 @@ from volumes import lesions, write_volume
 from hnseg.data.dataset import EpochSampler, PatchDataset, VolumeDataset
 from hnseg.data.intensity import InputSpec
 from hnseg.inference.predictor import Predictor
-from hnseg.metrics import aggregate, count_case
+from hnseg.metrics.official import aggregate, count_case
 from hnseg.models.checkpoint import CARD
 from hnseg.models.losses import DeepSupervision, DiceCELoss
 from hnseg.models.module import SegmentationModule

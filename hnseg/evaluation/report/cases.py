@@ -1,27 +1,27 @@
 """What a report is made of: masks, scores and tables of each arm, lesions and calibration of each case."""
 
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import cc3d
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from hnseg.errors import HnsegError
 from hnseg.evaluation.figures import Scan
-from hnseg.evaluation.score import CaseScore, Report, evaluate
+from hnseg.evaluation.score import CaseScore, CohortScore, evaluate
+from hnseg.evaluation.tables import ABLATION
 from hnseg.files import read_table
 from hnseg.imaging.images import EXTENSIONS, read_image, read_label, same_grid, to_array
+from hnseg.imaging.masks import voxel_ml
 from hnseg.imaging.slices import Index
-from hnseg.metrics import CLASSES, label_lesions, overlapping_lesions
+from hnseg.metrics.lesions import label_lesions, overlapping_lesions
+from hnseg.metrics.official import CLASSES, GTVN
 
-ABLATION = "ablation.json"  # OUT/ablation.json: {"arms": […], "data": ROOT, …}, beside OUT/ARM
-CASES, LESIONS = "cases.csv", "lesions.csv"  # as infer.py leaves them
-_ANEW = "write it anew with infer.py"
+_REMEDY = "write it anew with infer.py"
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class CaseRow:
 
     Attributes:
         score: Its scores.
-        look_first: Why a reader should begin with it, '' where nothing speaks for it.
-        agreement: Of the lesion on which fewest members agree, 0 to 1; None where that is not known.
+        review_reason: Why a reader should review it first, '' for none.
+        agreement: Share of members that agree, 0 to 1, of the lesion where it is least; None if unknown.
     """
 
     score: CaseScore
-    look_first: str
+    review_reason: str
     agreement: float | None
 
     @property
@@ -53,13 +53,13 @@ class Arm:
     Attributes:
         name: The arm's, or the folder's where there is but one.
         folder: CASE.nii.gz, cases.csv, lesions.csv, maps/.
-        report: The scores.
-        rows: One a case: what to look at first comes first, then the worst.
+        cohort: The scores.
+        rows: One a case: cases to review first, then the others, each from the worst Dice on.
     """
 
     name: str
     folder: Path
-    report: Report
+    cohort: CohortScore
     rows: list[CaseRow]
 
 
@@ -74,7 +74,7 @@ def find_arms(out: Path, truth: Path | None) -> tuple[dict[str, Path], Path]:
         Each arm's folder by name, in the ablation's order, and the cohort.
 
     Raises:
-        HnsegError: No such folder, a truth that is not named, or a damaged ablation.json.
+        HnsegError: No such folder, no cohort, or a damaged ablation.json.
     """
     if not out.is_dir():
         raise HnsegError(f"{out}: no such folder; give what infer.py wrote")
@@ -83,108 +83,91 @@ def find_arms(out: Path, truth: Path | None) -> tuple[dict[str, Path], Path]:
         if truth is None:
             raise HnsegError(f"{out}: has no {ABLATION} to name the cohort; add --truth ROOT")
         return {out.resolve().name: out}, truth
-    names, data = _read_ablation(table)
-    return {name: out / name for name in names}, truth or data
-
-
-def _read_ablation(path: Path) -> tuple[list[str], Path]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        names, data = [str(name) for name in content["arms"]], Path(content["data"])
+        content = json.loads(table.read_text(encoding="utf-8"))
+        return {name: out / name for name in content["arms"]}, truth or Path(content["data"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HnsegError(f"{path}: cannot be read ({error!r}); write it again") from error
-    if not names:
-        raise HnsegError(f"{path}: 'arms' is empty; name the arms' folders")
-    return names, data
+        raise HnsegError(f"{table}: cannot be read ({error!r}); write it again") from error
 
 
 def read_arm(name: str, folder: Path, truth: Path) -> Arm:
     """Score an arm from its masks.
 
     Raises:
-        HnsegError: A damaged table, or as `evaluate`.
+        HnsegError: A damaged table.
     """
-    _, cases = read_table(folder / CASES, _ANEW, ("case_id",))
+    _, cases = read_table(folder / "cases.csv", _REMEDY, ("case_id",))
     reasons = {row["case_id"]: row.get("look_first", "") for row in cases}
-    agreements = _read_agreements(folder / LESIONS)
-    report = evaluate(truth, folder)
+    agreements = _read_agreements(folder / "lesions.csv")
+    cohort = evaluate(truth, folder)
     rows = [
         CaseRow(score, reasons.get(score.case_id, ""), agreements.get(score.case_id))
-        for score in report.cases
+        for score in cohort.cases
     ]
-    return Arm(name, folder, report, worst_first(rows))
+    rows.sort(key=lambda row: (not row.review_reason, row.dice, row.score.case_id))
+    return Arm(name, folder, cohort, rows)
 
 
 def _read_agreements(path: Path) -> dict[str, float]:
-    """By case, that of the lesion on which fewest members agree."""
+    """By case, the agreement of the lesion on which fewest members agree."""
     agreements: dict[str, float] = {}
-    for row in read_table(path, _ANEW, ("case_id",))[1]:
-        if cell := row.get("agreement"):
-            share = _share(cell, f"{path}: {row['case_id']}")
-            agreements[row["case_id"]] = min(share, agreements.get(row["case_id"], share))
+    for row in read_table(path, _REMEDY, ("case_id",))[1]:
+        case_id, cell = row["case_id"], row.get("agreement")
+        if cell:
+            try:
+                agreements[case_id] = min(float(cell), agreements.get(case_id, 1.0))
+            except ValueError as error:
+                raise HnsegError(f"{path}: {case_id} has agreement {cell!r}, no number; {_REMEDY}") from error
     return agreements
 
 
-def _share(cell: str, where: str) -> float:
-    try:
-        share = float(cell)
-    except ValueError:
-        share = math.nan
-    if not 0 <= share <= 1:
-        raise HnsegError(f"{where} has agreement {cell[:30]!r}, no number from 0 to 1; {_ANEW}")
-    return share
-
-
-def worst_first(rows: Sequence[CaseRow]) -> list[CaseRow]:
-    """Cases that infer.py says to look at first, then the others, each by Dice from the worst on."""
-    return sorted(rows, key=lambda row: (not row.look_first, row.dice, row.score.case_id))
-
-
 MARGIN_MM = 25.0  # of anatomy around the lesions
-LEAST_MM = 120.0  # the least the box measures: less shows no neck
+LEAST_MM = 120.0  # smallest edge of the box: less does not show the whole neck
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What hangs together in truth and prediction taken as one, of one class.
+class LesionFinding:
+    """A connected component of the union of ground truth and prediction, of one class.
 
     Attributes:
-        name: gtvp or gtvn.
-        voxel: (x, y, z) on the CT's grid: the one nearest its middle.
-        place: The same in patient space (x, y, z), LPS mm.
-        truth_ml: True volume in it; None where the truth is not known.
+        name: The class.
+        voxel: (x, y, z) on the CT's grid: the one nearest its mean voxel.
+        position: The same in patient space (x, y, z), LPS mm.
+        truth_ml: Ground-truth volume in it; None without ground truth.
         predicted_ml: Predicted volume in it.
     """
 
     name: str
     voxel: Index
-    place: tuple[float, float, float]
+    position: tuple[float, float, float]
     truth_ml: float | None
     predicted_ml: float
 
 
-def find_lesions(scan: Scan) -> list[Finding]:
+def find_lesions(scan: Scan) -> list[LesionFinding]:
     """The findings of a scan, class by class, the largest first."""
-    masks = scan.masks()
-    voxel_ml = float(np.prod(scan.ct.GetSpacing())) / 1000
+    masks, ml = scan.masks(), voxel_ml(scan.ct.GetSpacing())
     findings = []
     for name, label in CLASSES.items():
         sides = [mask == label for mask in masks]
-        found, count = label_lesions(np.logical_or.reduce(sides))
-        for number, box in enumerate(find_objects(found, max_label=count), start=1):
-            inside = found[box] == number
-            *truth, predicted = [float((side[box] & inside).sum()) * voxel_ml for side in sides]
-            voxel = _middle(inside, box)
-            place = scan.ct.TransformIndexToPhysicalPoint(voxel)
-            findings.append(Finding(name, voxel, place, truth[0] if truth else None, predicted))
-    order = list(CLASSES)
-    return sorted(findings, key=lambda f: (order.index(f.name), -max(f.truth_ml or 0, f.predicted_ml)))
+        components, count = label_lesions(np.logical_or.reduce(sides))
+        found = []
+        for number, box in enumerate(cc3d.statistics(components)["bounding_boxes"][1 : count + 1], start=1):
+            inside = components[box] == number
+            *truth, predicted = [float((side[box] & inside).sum()) * ml for side in sides]
+            voxels = np.argwhere(inside)
+            middle = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+            z, y, x = (int(i) + int(part.start) for i, part in zip(middle, box, strict=True))
+            position = scan.ct.TransformIndexToPhysicalPoint((x, y, z))
+            found.append(LesionFinding(name, (x, y, z), position, truth[0] if truth else None, predicted))
+        findings += sorted(found, key=lambda finding: -max(finding.truth_ml or 0, finding.predicted_ml))
+    return findings
 
 
 def lesion_box(scan: Scan, focus: Index) -> tuple[Index, Index]:
     """Start and size (x, y, z) of the part of the CT around all lesions, or `focus` where there are none."""
-    held = np.logical_or.reduce([mask > 0 for mask in scan.masks()])
-    (box,) = find_objects(held.view(np.uint8)) or [tuple(slice(i, i + 1) for i in focus[::-1])]
+    labelled = np.logical_or.reduce([mask > 0 for mask in scan.masks()])
+    (box,) = find_objects(labelled.view(np.uint8)) or [tuple(slice(i, i + 1) for i in focus[::-1])]
     start, size = [], []
     spans = zip(box[::-1], scan.ct.GetSpacing(), scan.ct.GetSize(), strict=True)
     for span, spacing, available in spans:
@@ -197,47 +180,35 @@ def lesion_box(scan: Scan, focus: Index) -> tuple[Index, Index]:
 
 
 def best_overlaps(scan: Scan) -> list[tuple[float, float]]:
-    """(ml, IoU) of every true node: its volume, and its largest overlap with a predicted one."""
+    """(ml, IoU) of every ground-truth node: its volume, and its largest overlap with a predicted node."""
     if scan.truth is None:
         return []
     truth, prediction = scan.masks()
-    overlaps = overlapping_lesions(prediction == CLASSES["gtvn"], truth == CLASSES["gtvn"], 26)
+    overlaps = overlapping_lesions(prediction == GTVN, truth == GTVN)
     best = np.zeros(len(overlaps.truth_size))
     np.maximum.at(best, overlaps.truth, overlaps.iou)
-    voxel_ml = float(np.prod(scan.ct.GetSpacing())) / 1000
-    volumes = overlaps.truth_size * voxel_ml
+    volumes = overlaps.truth_size * voxel_ml(scan.ct.GetSpacing())
     return list(zip(volumes.tolist(), best.tolist(), strict=True))
 
 
-def _middle(inside: NDArray[np.bool_], box: tuple[slice, ...]) -> Index:
-    """Index (x, y, z) in the scan of the voxel of a lesion nearest to its mean voxel."""
-    voxels = np.argwhere(inside)
-    z, y, x = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()].tolist()
-    return x + box[2].start, y + box[1].start, z + box[0].start
-
-
 BINS = 10
-# Less is background that nobody doubts, and most of a scan: with it every map would look calibrated.
+# Below it lies most of a scan, certain background: with it every map would look calibrated.
 LEAST = 0.01
-
-
-def _zeros() -> NDArray[np.float64]:
-    return np.zeros(BINS)
 
 
 @dataclass
 class Calibration:
-    """Counts over bins of equal width, summed over cases.
+    """Counts over probability bins of equal width, summed over cases.
 
     Attributes:
-        voxels: (BINS,) voxels of a probability of `LEAST` or more.
-        probability: (BINS,) their sum of probabilities.
-        true: (BINS,) how many are of the class.
+        voxels: (BINS,) voxels with a probability of `LEAST` or more.
+        probability: (BINS,) sum of their probabilities.
+        true: (BINS,) number that the ground truth labels as the class.
     """
 
-    voxels: NDArray[np.float64] = field(default_factory=_zeros)
-    probability: NDArray[np.float64] = field(default_factory=_zeros)
-    true: NDArray[np.float64] = field(default_factory=_zeros)
+    voxels: NDArray[np.float64] = field(default_factory=partial(np.zeros, BINS))
+    probability: NDArray[np.float64] = field(default_factory=partial(np.zeros, BINS))
+    true: NDArray[np.float64] = field(default_factory=partial(np.zeros, BINS))
 
     def add(self, probability: NDArray[np.float32], truth: NDArray[np.bool_]) -> None:
         """Count a case, both (z, y, x) on one grid."""
@@ -250,7 +221,7 @@ class Calibration:
 
     @property
     def curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean probability and share of true voxels of the bins that hold any."""
+        """Mean probability and share of voxels of the class, of the bins that hold any voxel."""
         held = self.voxels > 0
         return self.probability[held] / self.voxels[held], self.true[held] / self.voxels[held]
 
@@ -261,9 +232,9 @@ class Calibration:
         return float(np.abs(self.probability - self.true).sum() / total) if total else 0.0
 
 
-def find_map(folder: Path, title: str) -> Path | None:
-    """The probability map of a class in maps/CASE, as infer.py writes it, if it is there."""
-    paths = (folder / f"probability_{title}{extension}" for extension in EXTENSIONS)
+def find_map(folder: Path, name: str) -> Path | None:
+    """The probability map of a class in maps/CASE, as infer.py writes it, if there is one."""
+    paths = (folder / f"probability_{name}{extension}" for extension in EXTENSIONS)
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -275,5 +246,5 @@ def add_case(calibration: Calibration, probability: Path, truth: Path, label: in
     """
     image, mask = read_image(probability), read_label(truth)
     if not same_grid(image, mask):
-        raise HnsegError(f"{probability}: is not on the grid of {truth}; make it anew with infer.py")
+        raise HnsegError(f"{probability}: is not on the grid of {truth}; {_REMEDY}")
     calibration.add(to_array(image), to_array(mask) == label)

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from hnseg.data.resample import NO_SUV, label_to_grid, to_grid
 from hnseg.evaluation.figures import Scan
-from hnseg.evaluation.report.cases import Calibration, Finding
+from hnseg.evaluation.report.cases import Calibration, LesionFinding
 from hnseg.evaluation.score import MM3_PER_ML, CaseScore
 from hnseg.imaging.grid import Grid, bounds
 from hnseg.imaging.slices import (
     COLOURS,
-    NAMES,
     Index,
     Kind,
     Plane,
@@ -29,7 +28,7 @@ from hnseg.imaging.slices import (
     planes,
     suv_scale,
 )
-from hnseg.metrics import CLASSES
+from hnseg.metrics.official import CLASSES
 
 WIDTH = 10.0  # inches
 DPI = 80
@@ -47,17 +46,17 @@ class Picture:
     caption: str
 
 
-def lesion_picture(view: View, start: Index, finding: Finding) -> Picture:
+def lesion_picture(view: View, start: Index, finding: LesionFinding) -> Picture:
     """CT, PET and both, axial through a finding.
 
     Args:
         view: Around all lesions.
-        start: The voxel (x, y, z) of the whole scan at which it begins.
+        start: Index (x, y, z) of its first voxel in the scan.
         finding: The lesion.
     """
     x, y, z = np.subtract(finding.voxel, start).tolist()
-    axial = next(planes(replace(view, focus=(x, y, z), focus_mm=finding.place)))
-    title = f"{NAMES[finding.name]}, {_volumes(finding)}"
+    axial = next(planes(replace(view, focus=(x, y, z), focus_mm=finding.position)))
+    title = f"{finding.name}, {_volumes(finding)}"
     alt = f"{axial.title} through {title}: CT, PET and both, with contours"
     return Picture(_draw_slices(view, axial), alt, f"{title}. {axial.title}")
 
@@ -72,15 +71,13 @@ def maximum_projection(scan: Scan) -> Picture:
     figure = Figure(figsize=(4.0, min(4.0 * height / width, 9.0)), layout="constrained")
     axes = figure.subplots()
     axes.imshow(suv, cmap="gray_r", vmin=0, vmax=MIP_SUV, origin="lower", extent=(0, width, 0, height))
-    sides = [scan.truth, scan.prediction]
-    for mask, kind in ((mask, kind) for kind, mask in enumerate(sides) if mask is not None):
-        labels = label_to_grid(mask, grid)
+    for mask, style in ((scan.truth, "solid"), (scan.prediction, "dashed")):
+        labels = np.zeros(grid.shape, np.uint8) if mask is None else label_to_grid(mask, grid)
         for name, label in CLASSES.items():
             seen = (labels == label).any(axis=1)
             if seen.any() and not seen.all():
                 x, z = ((np.arange(n) + 0.5) * MIP_MM for n in seen.shape[::-1])
                 # The dark tint for both: light ones do not show on white.
-                style = ("solid", "dashed")[kind]
                 axes.contour(x, z, seen, [0.5], colors=COLOURS[name][0], linestyles=style, linewidths=1.2)
     axes.set_axis_off()
     caption = f"PET maximum-intensity projection from the front; black is SUV {MIP_SUV:g} and more"
@@ -112,7 +109,7 @@ def _draw_slices(view: View, plane: Plane) -> str:
     return jpeg(figure)
 
 
-def _volumes(finding: Finding) -> str:
+def _volumes(finding: LesionFinding) -> str:
     if finding.truth_ml is None:
         return f"predicted {finding.predicted_ml:.2f} ml"
     if not finding.predicted_ml:
@@ -127,9 +124,9 @@ LIMITS = 1.96  # standard deviations: 95 % of differences, if they are normal
 
 
 def agreement(name: str, cases: Sequence[CaseScore]) -> Picture | None:
-    """Bland and Altman's plot of predicted against true volume; None without a case that has either."""
-    overlaps = [getattr(case.counts, name) for case in cases]
-    pairs = np.array([(o.prediction, o.truth) for o in overlaps if not o.empty]) / MM3_PER_ML
+    """Bland-Altman plot of predicted against ground-truth volume; None without a case that has either."""
+    overlaps = [case.counts.overlaps[name] for case in cases]
+    pairs = np.array([(o.prediction, o.truth) for o in overlaps if o.dice is not None]) / MM3_PER_ML
     if not len(pairs):
         return None
     differences, means = pairs[:, 0] - pairs[:, 1], pairs.mean(axis=1)
@@ -143,36 +140,36 @@ def agreement(name: str, cases: Sequence[CaseScore]) -> Picture | None:
         axes.set(xlabel="mean of both volumes (ml)", ylabel="predicted - true (ml)")
 
     words = (
-        f"{NAMES[name]} volume, predicted minus true, of {len(pairs)} cases: mean {bias:.2f} ml, "
+        f"{name} volume, predicted minus true, of {len(pairs)} cases: mean {bias:.2f} ml, "
         f"95 % limits of agreement {bias - spread:.2f} to {bias + spread:.2f} ml"
     )
-    return _svg(draw, f"{NAMES[name]} volume agreement", words)
+    return _svg(draw, f"{name} volume agreement", words)
 
 
 def limits_of_agreement(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """Bland and Altman's bias, and how far the 95 % limits lie from it (Lancet 1986; 327: 307-310)."""
+    """Bias, and distance of the 95 % limits of agreement from it (Bland & Altman, Lancet 1986;327:307)."""
     spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
     return float(np.mean(differences)), LIMITS * spread
 
 
 def reliability(name: str, calibration: Calibration) -> Picture:
-    """How often voxels of a probability are of the class, beside the diagonal of a calibrated one."""
+    """Share of voxels of the class by predicted probability, beside the diagonal of perfect calibration."""
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color="grey", linestyle="dashed", label="calibrated")
-        axes.plot(*calibration.curve, "o-", label=NAMES[name])
+        axes.plot(*calibration.curve, "o-", label=name)
         axes.set(xlabel="probability", ylabel="share of voxels that are true", xlim=(0, 1), ylim=(0, 1))
         axes.legend()
 
     words = (
-        f"{NAMES[name]}: expected calibration error {calibration.error:.3f} over "
+        f"{name}: expected calibration error {calibration.error:.3f} over "
         f"{int(calibration.voxels.sum())} voxels with a probability of 1 % or more"
     )
-    return _svg(draw, f"{NAMES[name]} calibration", words)
+    return _svg(draw, f"{name} calibration", words)
 
 
 def sizes(nodes: Sequence[tuple[float, float]], threshold: float) -> Picture | None:
-    """Overlap of every true node with its best prediction, by volume; None without nodes."""
+    """Overlap of every ground-truth node with its best prediction, by volume; None without nodes."""
     if not nodes:
         return None
     volumes, ious = np.array(nodes).T

@@ -17,8 +17,8 @@ from hnseg.evaluation.figures import Scan
 from hnseg.imaging.grid import Grid, bounds
 
 REMEDY = "install the extra: pip install -e '.[report]'"
-# ipyniivue's bundle is a module that exports its widget alone. The class it makes its canvas with stands
-# after this message, under whatever name the minifier gave it.
+# ipyniivue's bundle is a module that exports only its widget. The viewer's class follows this message, under
+# the name that the minifier gave it.
 _CLASS = re.compile(r"Creating new Niivue instance.{0,200}?=\s*new ([\w$]+)\(", re.DOTALL)
 
 
@@ -29,7 +29,7 @@ def niivue_module() -> str:
     browsers refuse a file.
 
     Raises:
-        HnsegError: ipyniivue is not installed, or its bundle is built in another way.
+        HnsegError: ipyniivue is not installed, or the class is not found in its bundle.
     """
     spec = find_spec("ipyniivue")
     if spec is None or spec.origin is None:
@@ -58,9 +58,9 @@ HU_RANGE, HU_STEP = (-1024, 2000), 4
 SUV_STEP = 1 / 16
 
 
-def viewer_grid(shown: sitk.Image) -> Grid:
-    """The isotropic grid over all of a part of the CT, however that is turned."""
-    low, high = bounds(shown)
+def viewer_grid(part: sitk.Image) -> Grid:
+    """The isotropic grid over a part of the CT of any orientation."""
+    low, high = bounds(part)
     extent = high - low
     edge = max(FINEST_MM, float(np.cbrt(extent.prod() / MOST_VOXELS)))
     size = np.maximum(np.ceil(extent / edge), 2).astype(int)
@@ -68,7 +68,7 @@ def viewer_grid(shown: sitk.Image) -> Grid:
 
 
 def viewer_volumes(scan: Scan, grid: Grid) -> dict[str, str]:
-    """NIfTI files in base64, by name: `ct` (HU), `pet` (SUV), `prediction` and, where known, `truth`."""
+    """NIfTI files in base64, by name: `ct` (HU), `pet` (SUV), `prediction` and, if there is one, `truth`."""
     hu = np.clip(to_grid(scan.ct, grid, fill=AIR_HU, antialias=True), *HU_RANGE)
     suv = to_grid(scan.pet, grid, fill=NO_SUV)
     arrays = {

@@ -145,10 +145,10 @@ def test_every_lesion_of_either_mask_is_found(masks):
     scan = Scan(ct_image(), ct_image(), label_image(), masks["B-2"])
     found = [(f.name, f.truth_ml, f.predicted_ml) for f in find_lesions(scan)]
     assert found == [
-        ("gtvp", pytest.approx(0.768), pytest.approx(0.768)),
-        ("gtvn", 0.0, pytest.approx(0.384)),
-        ("gtvn", pytest.approx(0.096), pytest.approx(0.096)),
-        ("gtvn", pytest.approx(0.096), pytest.approx(0.096)),
+        ("GTVp", pytest.approx(0.768), pytest.approx(0.768)),
+        ("GTVn", 0.0, pytest.approx(0.384)),
+        ("GTVn", pytest.approx(0.096), pytest.approx(0.096)),
+        ("GTVn", pytest.approx(0.096), pytest.approx(0.096)),
     ]
     missed = Scan(ct_image(), ct_image(), label_image(), masks["A-1"])
     assert sorted(best_overlaps(missed)) == [(pytest.approx(0.096), 0.0), (pytest.approx(0.096), 1.0)]
@@ -168,7 +168,7 @@ def test_a_tilted_scan_is_shown_where_it_lies():
     scan = Scan(ct, ct, truth, truth)
     tumour = find_lesions(scan)[0]
     place = direction @ np.multiply(tumour.voxel, ct.GetSpacing())
-    assert tumour.place == pytest.approx(place.tolist())
+    assert tumour.position == pytest.approx(place.tolist())
     start, size = lesion_box(scan, scan.focus())
     picture = lesion_picture(scan.crop(start, size, scan.focus()), start, tumour)
     assert f"Axial, z = {place[2]:.0f} mm" in picture.caption
@@ -216,12 +216,8 @@ def test_the_command_writes_beside_the_masks_and_says_where_there_is_no_room(
             "case_id;look_first\nA-1;\n",
             r"has no columns case_id, only 'case_id;look_first'",
         ),
-        ("full/cases.csv", "case_id,look_first\nA-1\n", r"line 2: not as many cells as the 2 columns"),
         ("full/lesions.csv", 'case_id,agreement\nA-1,"0,9"\n', r"A-1 has agreement '0,9', no number"),
-        ("full/lesions.csv", "case_id,agreement\nA-1,900\n", r"A-1 has agreement '900', no number"),
         ("ablation.csv", "arm,p\nfull,0.5,1\n", r"line 2: not as many cells .* hnseg ablation"),
-        ("ablation.csv", "arm,p\nfull\n", r"line 2: not as many cells"),
-        ("ablation.csv", "arm;p\nfull;0,5\n", r"has no columns arm, only 'arm;p'"),
     ],
 )
 def test_a_table_that_something_else_saved_is_told(ablation, tmp_path, table, text, message):

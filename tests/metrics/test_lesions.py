@@ -6,7 +6,7 @@ from scipy import ndimage
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from hnseg.metrics import label_lesions, match, overlapping_lesions
+from hnseg.metrics.lesions import label_lesions, match, overlapping_lesions
 
 STRUCTURE = {6: 1, 18: 2, 26: 3}
 
@@ -41,39 +41,18 @@ def most_pairs(iou, threshold):
     return int((maximum_bipartite_matching(csr_array(iou > threshold)) >= 0).sum())
 
 
-def test_shifted_cube_is_found(box):  # example 1
-    truth, prediction = box((2, 6, 2, 6, 2, 6)), box((2, 6, 2, 6, 3, 7))
-    overlaps = overlapping_lesions(prediction == 2, truth == 2)
-    assert overlaps.iou.tolist() == [48 / 80]
-    assert detections(prediction, truth) == (1, 0, 0)
-
-
-def test_one_box_over_two_cubes_finds_one(box):  # example 2
+def test_one_box_over_two_cubes(box):
     truth, prediction = box((0, 2, 0, 2, 0, 2), (0, 2, 0, 2, 4, 6)), box((0, 2, 0, 2, 0, 6))
     assert overlapping_lesions(prediction == 2, truth == 2).iou == pytest.approx([1 / 3, 1 / 3])
-    assert detections(prediction, truth) == (1, 0, 1)
     assert detections(prediction, truth, "hungarian") == (1, 0, 1)
     assert detections(prediction, truth, "group") == (1, 0, 0)  # group IoU 16 / 24
 
 
-def test_cube_cut_in_two_leaves_a_false_positive(box):  # example 3
-    truth = box((0, 10, 0, 10, 0, 10))
-    prediction = box((0, 10, 0, 10, 0, 5), (0, 10, 0, 10, 6, 10))
-    assert sorted(overlapping_lesions(prediction == 2, truth == 2).iou.tolist()) == [0.4, 0.5]
-    assert detections(prediction, truth) == (1, 1, 0)
-    assert detections(prediction, truth, "group") == (1, 0, 0)  # group IoU 900 / 1000
-
-
-@pytest.mark.parametrize(("connectivity", "lesions"), [(26, 1), (18, 2), (6, 2)])
-def test_voxels_touching_at_a_corner(box, connectivity, lesions):  # example 5
-    corner = box((3, 4, 3, 4, 3, 4), (4, 5, 4, 5, 4, 5))
-    assert label_lesions(corner == 2, connectivity)[1] == lesions
-
-
-@pytest.mark.parametrize(("connectivity", "lesions"), [(26, 1), (18, 1), (6, 2)])
-def test_voxels_touching_at_an_edge(box, connectivity, lesions):
-    edge = box((3, 4, 3, 4, 3, 4), (3, 4, 4, 5, 4, 5))
-    assert label_lesions(edge == 2, connectivity)[1] == lesions
+@pytest.mark.parametrize(("touching", "counts"), [("corner", (1, 2, 2)), ("edge", (1, 1, 2))])
+def test_connectivity(box, touching, counts):
+    z = 4 if touching == "corner" else 3
+    two = box((3, 4, 3, 4, 3, 4), (z, z + 1, 4, 5, 4, 5)) == 2
+    assert tuple(label_lesions(two, connectivity)[1] for connectivity in (26, 18, 6)) == counts
 
 
 @pytest.mark.parametrize("connectivity", [6, 18, 26])
@@ -101,18 +80,13 @@ def test_hungarian_finds_a_pair_that_greedy_blocks(box):
     assert detections(prediction, truth, "hungarian", threshold=0.25) == (2, 0, 0)
 
 
-def test_lesions_without_overlap_are_false_and_missed(box):
-    truth, prediction = box((0, 2, 0, 2, 0, 2)), box((8, 9, 8, 9, 8, 9), (12, 14, 12, 14, 12, 14))
-    for matching in ("greedy", "hungarian", "group"):
-        assert detections(prediction, truth, matching) == (0, 2, 1)
-
-
-def test_empty_sides(box):
-    nothing, lesion = box(), box((0, 2, 0, 2, 0, 2))
-    for matching in ("greedy", "hungarian", "group"):
-        assert detections(nothing, nothing, matching) == (0, 0, 0)
-        assert detections(lesion, nothing, matching) == (0, 1, 0)
-        assert detections(nothing, lesion, matching) == (0, 0, 1)
+@pytest.mark.parametrize("matching", ["greedy", "hungarian", "group"])
+def test_lesions_without_overlap_are_false_and_missed(box, matching):
+    nothing, lesion, two = box(), box((0, 2, 0, 2, 0, 2)), box((8, 9, 8, 9, 8, 9), (12, 14, 12, 14, 12, 14))
+    assert detections(two, lesion, matching) == (0, 2, 1)
+    assert detections(nothing, nothing, matching) == (0, 0, 0)
+    assert detections(lesion, nothing, matching) == (0, 1, 0)
+    assert detections(nothing, lesion, matching) == (0, 0, 1)
 
 
 @pytest.mark.parametrize("connectivity", [6, 18, 26])
