@@ -51,7 +51,7 @@ def make_input(config: Config, stage: Stage) -> InputSpec:
         cte=config["cte"],
         pet=recipe["pet"] if source == "study" else "raw",
         pet_upper=recipe["pet_upper"],
-        minmax_again=stage.name in recipe["minmax_again"],
+        roi_minmax=stage.name in recipe["minmax_again"],
         normalise=tuple(Normalise(one) for one in channels),
         pad_to=padding(config["training"]["patch"], stage.shape),
         ct_powers=powers["ct"],

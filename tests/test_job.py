@@ -44,7 +44,7 @@ def test_paper_normalises_as_the_makers_do(stage: str, expected: list[str]) -> N
     assert schemes(spec) == expected
     assert spec.ct_window == (-110, 190)
     assert spec.ct_range == (-1, 1)
-    assert (spec.pet, spec.minmax_again) == ("minmax", False)
+    assert (spec.pet, spec.roi_minmax) == ("minmax", False)
     assert spec.sampling == Sampling("study", "air")
 
 
@@ -67,14 +67,14 @@ def test_authors_cut_from_the_head_crop_and_scale_the_fine_roi_twice(stage: str,
     else:
         assert (spec.sampling.source, spec.sampling.ct_window) == ("head_crop", (-105, 195))
         assert (spec.ct_window, spec.pet) == (None, "raw")
-    assert spec.minmax_again is (stage in ("fine", "segresnet"))
+    assert spec.roi_minmax is (stage in ("fine", "segresnet"))
 
 
 @pytest.mark.parametrize("stage", PAIRS)
 def test_best_keeps_suv_an_absolute_scale(stage: str) -> None:
     _, _, spec = job("best", stage)
     assert set(schemes(spec)) == {"cohort"}
-    assert (spec.pet, spec.minmax_again) == ("suv", False)
+    assert (spec.pet, spec.roi_minmax) == ("suv", False)
     assert spec.sampling.source == "study"
 
 

@@ -281,7 +281,7 @@ def test_numbers_that_are_names_are_taken_as_text() -> None:
         ("optimizer.step", {"momentun": 0.9}),
         ("optimizer.schedule", {"powr": 0.9}),
         ("loss", {"loss": {"_target_": "hnseg.models.losses.DiceCELoss", "smooth": 1}}),
-        ("augment", {"_target_": "hnseg.data.augment.Mixx"}),
+        ("augment", {"_target_": "hnseg.data.augment.Composed"}),
     ],
 )
 def test_what_cannot_be_built_is_told_with_its_key(key: str, changes: dict[str, Any]) -> None:

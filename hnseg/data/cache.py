@@ -47,7 +47,7 @@ class StageVolume:
         x, y, z = self.meta["margin"]
         return z, y, x
 
-    def missed(self, classes: int) -> list[float]:
+    def voxels_outside_roi(self, classes: int) -> list[float]:
         """Voxels of each class 1..classes that the ROI does not hold, in voxels of the stage's grid."""
         ml = voxel_ml(self.meta["grid"]["spacing"])
         outside = self.meta["ml_outside_roi"]

@@ -1,4 +1,4 @@
-"""Cases + split + stage → loaders for one fold, with as many processes as the machine has cores for."""
+"""Cases of one fold → loaders of training patches and validation ROIs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ import torchio as tio
 from torch.utils.data import DataLoader
 
 from hnseg.data.cache import StageVolume
-from hnseg.data.dataset import WHOLE, EpochSampler, PatchDataset, Shape, Share, VolumeDataset, augment_batch
+from hnseg.data.dataset import WHOLE, EpochSampler, PatchDataset, Shape, Shard, VolumeDataset, augment_batch
 from hnseg.data.fingerprint import Fingerprint, needs_fingerprint
 from hnseg.data.intensity import InputSpec
 from hnseg.data.prepare import digest_volumes, prepare
-from hnseg.errors import HnsegError
 from hnseg.imaging.case import Case
 from hnseg.imaging.stage import Stage
 
-AHEAD = 2  # batches that each process has ready
-_MOST = 12  # nnU-Net's own number for one GPU
-_SHARED = Path("/dev/shm")
+PREFETCH = 2  # batches that each loader process has ready
+_MOST_WORKERS = 12  # nnU-Net's own number for one GPU
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -41,67 +40,38 @@ class Loading:
     pin: bool
 
     def __str__(self) -> str:
-        if not self.workers:
-            return "batches are made by the training process"
-        plural = "es" if self.workers > 1 else ""
-        pinned = ", in pinned memory" if self.pin else ""
-        return f"batches are made by {self.workers} process{plural}, {AHEAD} ahead each{pinned}"
+        return f"batches from {self.workers or 'no'} loader process{'' if self.workers == 1 else 'es'}"
 
 
 IN_PROCESS = Loading(0, pin=False)
 
 
 def choose_loading(
-    workers: int | Literal["auto"],
-    *,
-    gpus: int,
-    batch_bytes: int,
-    processes: int = 1,
-    cores: int | None = None,
-    shared: int | None = None,
+    workers: int | Literal["auto"], *, gpus: int, batch_bytes: int, processes: int = 1
 ) -> Loading:
     """How to load for one training.
 
-    On the processor alone the network takes all cores, and further processes would take turns with it. Each
-    GPU that is there gets its share of the cores but one, no more than nnU-Net takes. Batches lie in shared
-    memory, of which a container often has little: no more processes than half of it holds batches for, lest
-    one dies of it.
+    On the processor alone the network takes all cores, and loader processes would take turns with it. Each
+    GPU gets its share of the cores but one, at most as many as nnU-Net takes. Batches lie in shared memory,
+    of which a container often has little, and a loader that finds none is killed: batches take at most half
+    of it.
 
     Args:
         workers: Processes, or `auto`.
         gpus: GPUs of this machine that trainings may share it for; 0 trains on the processor.
-        batch_bytes: Of one batch.
-        processes: That train together on this machine and share its memory.
-        cores: Of this process; those that it may run on by default.
-        shared: Free bytes of shared memory; those of /dev/shm by default.
-
-    Raises:
-        HnsegError: Neither `auto` nor a count.
+        batch_bytes: Size of one batch.
+        processes: Training processes on this machine, which share its memory.
     """
     if workers != "auto":
-        if type(workers) is not int or workers < 0:
-            raise HnsegError(f"data.workers={workers}: give a number of processes, 0 for none, or auto")
         return Loading(workers, pin=gpus > 0)
     if not gpus:
         return IN_PROCESS
-    cores = cores or _usable_cores()
-    share = min(cores // gpus - 1, _MOST)
-    room = _free_shared() if shared is None else shared
-    if room is not None:
-        share = min(share, room // 2 // (AHEAD * batch_bytes * processes))
-    return Loading(max(share, 0), pin=True)
-
-
-def _usable_cores() -> int:
-    """Cores that this process may run on, where the system tells; else all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _free_shared() -> int | None:
-    """Free bytes of shared memory; None where the system has no such folder."""
-    return shutil.disk_usage(_SHARED).free if _SHARED.is_dir() else None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(cores // gpus - 1, _MOST_WORKERS)
+    if _SHARED_MEMORY.is_dir():
+        free = shutil.disk_usage(_SHARED_MEMORY).free
+        count = min(count, free // 2 // (PREFETCH * batch_bytes * processes))
+    return Loading(max(count, 0), pin=True)
 
 
 class StageDataModule(L.LightningDataModule):
@@ -111,7 +81,7 @@ class StageDataModule(L.LightningDataModule):
     are predictions, both are validated: the first loader has the true ROIs, the second the predicted ones.
 
     Batches are dictionaries: `image` (B, C, z, y, x) float, `label` (B, z, y, x) long, `case_id` list;
-    in validation also `missed` (B, classes), voxels of the truth that the ROI does not hold.
+    in validation also `voxels_outside_roi` (B, classes), voxels of the truth that the ROI does not hold.
 
     Args:
         train: Training cases.
@@ -121,7 +91,7 @@ class StageDataModule(L.LightningDataModule):
         patch: Training patch, (z, y, x).
         batch_size: Patches a batch.
         accumulate: Equal parts in which a batch is loaded, one after another.
-        share: Of each of these parts, and of the validation cases, where several processes train.
+        shard: The part of each of these, and of the validation cases, that this process takes.
         samples: Patches an epoch; None is one pass over the training cases.
         cache: Folder of prepared volumes.
         heads: Folder of head masks, where the stage needs them.
@@ -132,7 +102,7 @@ class StageDataModule(L.LightningDataModule):
         jitter_mm: Random shift of the ROI in training, at most this much along each axis, mm.
         loading: Loader processes.
         prepare_workers: Processes that prepare; all cores by default.
-        seed: Of everything random.
+        seed: Seed of the cases, positions and augmentation.
     """
 
     def __init__(
@@ -146,7 +116,7 @@ class StageDataModule(L.LightningDataModule):
         batch_size: int,
         cache: Path,
         accumulate: int = 1,
-        share: Share = WHOLE,
+        shard: Shard = WHOLE,
         samples: int | None = None,
         heads: Path | None = None,
         coarse: Path | None = None,
@@ -162,7 +132,7 @@ class StageDataModule(L.LightningDataModule):
         self.cases = {"train": list(train), "validation": list(validation)}
         self.stage, self.spec, self.patch, self.batch_size = stage, spec, patch, batch_size
         self.cache, self.samples, self.heads, self.augment = cache, samples, heads, augment
-        self.accumulate, self.share = accumulate, share
+        self.accumulate, self.shard = accumulate, shard
         self.coarse, self.train_roi, self.scan_augment = coarse, train_roi, scan_augment
         self.jitter_mm, self.loading, self.prepare_workers = jitter_mm, loading, prepare_workers
         self.seed = seed
@@ -177,8 +147,8 @@ class StageDataModule(L.LightningDataModule):
             self._prepare([*self.cases["train"], *new] if both else self.cases["validation"], coarse)
 
     def fingerprint(self) -> Fingerprint | None:
-        """Measures what the input chain needs to know of the training fold, and tells the chain; None if
-        it needs nothing."""
+        """Measures the constants that the input chain lacks on the training fold, and fills them in; None if
+        it lacks none."""
         if not needs_fingerprint(self.spec):
             return None
         fingerprint = Fingerprint.measure(self._train_volumes(), self.spec, self.cache)
@@ -186,7 +156,7 @@ class StageDataModule(L.LightningDataModule):
         return fingerprint
 
     def digest(self) -> str:
-        """Of the prepared volumes that are trained and validated on."""
+        """Digest of the prepared volumes that are trained and validated on."""
         self.prepare_data()
         rois = self._validation_rois()
         validation = [volume for coarse in rois for volume in self._prepare(self.cases["validation"], coarse)]
@@ -204,10 +174,10 @@ class StageDataModule(L.LightningDataModule):
             jitter=self.jitter_mm > 0,
             scan_augment=self.scan_augment,
         )
-        rank, size = self.share
+        rank, size = self.shard
         volumes = [self._prepare(self.cases["validation"], coarse) for coarse in self._validation_rois()]
         classes = len(self.stage.classes)
-        self.validation_sets = [VolumeDataset(one[rank::size], self.spec, classes) for one in volumes]
+        self.validation_sets = [VolumeDataset(cases[rank::size], self.spec, classes) for cases in volumes]
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Patches in numbered order; see `PatchDataset`."""
@@ -216,8 +186,8 @@ class StageDataModule(L.LightningDataModule):
         part = self.batch_size // self.accumulate
         return DataLoader(
             self.train_set,
-            batch_size=part // self.share.size,
-            sampler=EpochSampler(batches * self.batch_size, part, self.share),
+            batch_size=part // self.shard.size,
+            sampler=EpochSampler(batches * self.batch_size, part, self.shard),
             collate_fn=list if self.train_set.postpones else None,
             **self._processes(self.loading.workers),
         )
@@ -226,11 +196,10 @@ class StageDataModule(L.LightningDataModule):
         """Whole ROIs, one at a time: the true ones, then the predicted ones where there are any."""
         # Whole ROIs are large and need no augmentation: few processes keep up.
         processes = self._processes(min(self.loading.workers, 2))
-        return [DataLoader(one, batch_size=1, **processes) for one in self.validation_sets]
+        return [DataLoader(cases, batch_size=1, **processes) for cases in self.validation_sets]
 
     def _processes(self, workers: int) -> dict[str, Any]:
-        """What a loader is told of its processes."""
-        ahead = {"prefetch_factor": AHEAD, "persistent_workers": True} if workers else {}
+        ahead = {"prefetch_factor": PREFETCH, "persistent_workers": True} if workers else {}
         return {"num_workers": workers, "pin_memory": self.loading.pin, **ahead}
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

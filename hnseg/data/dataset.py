@@ -12,10 +12,10 @@ import torchio as tio
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from hnseg.data.augment import Mix, RandomPatchAffine
+from hnseg.data.augment import Compose, RandomPatchAffine
 from hnseg.data.cache import StageVolume
 from hnseg.data.intensity import InputSpec, network_input
-from hnseg.data.patch import Patch, Shape, foreground_voxel, place
+from hnseg.data.patch import Patch, Shape, foreground_voxel, sample_patch
 
 Sample = dict[str, Any]
 
@@ -77,14 +77,14 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-class Share(NamedTuple):
+class Shard(NamedTuple):
     """What one of several processes takes of something: the `rank`-th of `size` equal parts."""
 
     rank: int = 0
     size: int = 1
 
 
-WHOLE = Share()
+WHOLE = Shard()
 
 
 class EpochSampler(Sampler[int]):
@@ -97,24 +97,24 @@ class EpochSampler(Sampler[int]):
         samples: Of an epoch, over all processes.
         batch: Samples that go through the network together, over all processes, which each take their part
             of every batch; not needed of one process.
-        share: This process's.
+        shard: This process's.
     """
 
-    def __init__(self, samples: int, batch: int = 1, share: Share = WHOLE) -> None:
-        self.samples, self.batch, self.share, self.epoch = samples, batch, share, 0
+    def __init__(self, samples: int, batch: int = 1, shard: Shard = WHOLE) -> None:
+        self.samples, self.batch, self.shard, self.epoch = samples, batch, shard, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that the next iteration gives."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        first, (rank, size) = self.epoch * self.samples, self.share
+        first, (rank, size) = self.epoch * self.samples, self.shard
         mine = self.batch // size
         for start in range(first + rank * mine, first + self.samples, self.batch):
             yield from range(start, start + mine)
 
     def __len__(self) -> int:
-        return self.samples // self.share.size
+        return self.samples // self.shard.size
 
 
 class PatchDataset(Dataset[dict[str, Any]]):
@@ -157,7 +157,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         self.batch_size, self.jitter, self.scan_augment = batch_size, jitter, scan_augment
         self.unforced = round(batch_size * (1 - foreground))
         self.transform = spec.transform()
-        self.postpones = isinstance(augment, Mix) and augment.device == "cuda"
+        self.postpones = isinstance(augment, Compose) and augment.device == "cuda"
         first = augment[0] if isinstance(augment, tio.Compose) and len(augment) else augment
         self.around = first.around(patch) if isinstance(first, RandomPatchAffine) else None
 
@@ -191,8 +191,8 @@ class PatchDataset(Dataset[dict[str, Any]]):
         if self.around is None and image.shape[1:] == self.patch:
             return subject
         voxel = foreground_voxel(label[0], rng) if forced else None
-        overhang = self.around is not None
-        patch = place(image.shape[1:], self.patch, rng, around=self.around, voxel=voxel, overhang=overhang)
+        how: dict[str, Any] = {"around": self.around, "voxel": voxel, "overhang": self.around is not None}
+        patch = sample_patch(image.shape[1:], self.patch, rng, **how)
         if self.around is not None:
             subject["patch"] = patch
             return subject
@@ -218,8 +218,8 @@ class VolumeDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         volume = self.volumes[index]
         subject = self.transform(roi_subject(volume, volume.margin))
-        missed = torch.tensor(volume.missed(self.classes))
-        return sample_of(subject, volume.case_id) | {"missed": missed}
+        outside = torch.tensor(volume.voxels_outside_roi(self.classes))
+        return sample_of(subject, volume.case_id) | {"voxels_outside_roi": outside}
 
 
 def roi_subject(volume: StageVolume, start: Sequence[int]) -> tio.Subject:

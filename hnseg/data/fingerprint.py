@@ -1,4 +1,4 @@
-"""What depends on the data set: intensity constants, measured on the training fold.
+"""Intensity constants of the training fold.
 
 They are measured after the stage's scaling, channel by channel, on the prepared volumes, kept beside them
 and hashed into every checkpoint.
@@ -6,16 +6,16 @@ and hashed into every checkpoint.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torchio as tio
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.progress import track
 
@@ -28,10 +28,11 @@ from hnseg.files import digest, replacing
 PERCENTILES = (0.5, 99.5)
 # Foreground voxels kept of one case: more than a lesion of 50 ml has at 1 mm, and a bound for the head.
 _VOXELS = 100_000
+# Of one channel of one case: foreground values, and the mean and mean square of all voxels.
+_Channel = tuple[NDArray[np.float32], float, float]
 
 
-@dataclass(frozen=True)
-class ChannelFingerprint:
+class ChannelFingerprint(BaseModel):
     """Constants of one channel.
 
     Args:
@@ -40,6 +41,8 @@ class ChannelFingerprint:
         per_case: Mean over cases of each case's foreground 0.5 and 99.5 % percentiles (Auto3DSeg).
         overall: Mean and standard deviation of all voxels of all ROIs.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     pooled: tuple[float, float, float, float]
     per_case: tuple[float, float]
@@ -56,9 +59,10 @@ class ChannelFingerprint:
         return replace(normalise, **missing)
 
 
-@dataclass(frozen=True)
-class Fingerprint:
+class Fingerprint(BaseModel):
     """Constants of a training fold, one entry a channel."""
+
+    model_config = ConfigDict(frozen=True)
 
     channels: tuple[ChannelFingerprint, ...]
 
@@ -74,88 +78,60 @@ class Fingerprint:
         Raises:
             HnsegError: No case has a foreground voxel.
         """
-        made_of = [spec.unnormalised.to_dict(), sorted(str(v.folder) for v in volumes)]
-        path = cache / "fingerprints" / f"{digest(made_of)}.json"
-        with suppress(OSError, ValueError, LookupError, TypeError):  # missing or damaged: measured anew
-            return cls.from_dict(json.loads(path.read_text()))
+        measured_on = [spec.unnormalised.to_dict(), sorted(str(v.folder) for v in volumes)]
+        path = cache / "fingerprints" / f"{digest(measured_on)}.json"
+        with suppress(OSError, ValueError):  # missing or damaged: measured anew
+            return cls.model_validate_json(path.read_text())
         transform = spec.unnormalised.transform()
         console = Console(stderr=True)
-        cases = [
-            _Case.of(volume, transform)
-            for volume in track(volumes, "Measuring the training fold", console=console)
-        ]
-        fingerprint = cls(tuple(_combine(channel) for channel in zip(*cases, strict=True)))
+        tracked = track(volumes, "Measuring the training fold", console=console)
+        cases = [_measure(volume, transform) for volume in tracked]
+        fingerprint = cls(channels=tuple(_combine(channel) for channel in zip(*cases, strict=True)))
         with suppress(HnsegError), replacing(path) as temporary:  # the cache may be another user's
-            temporary.write_text(json.dumps(fingerprint.to_dict(), indent=1) + "\n")
+            temporary.write_text(fingerprint.model_dump_json(indent=1) + "\n")
         return fingerprint
-
-    @classmethod
-    def from_dict(cls, entries: dict[str, Any]) -> Fingerprint:
-        """Reads what `to_dict` wrote."""
-        return cls(
-            tuple(
-                ChannelFingerprint(*(tuple(one[key]) for key in ("pooled", "per_case", "overall")))  # type: ignore[arg-type]
-                for one in entries["channels"]
-            )
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
-        return {"channels": [asdict(channel) for channel in self.channels]}
 
     @property
     def hash(self) -> str:
-        """Of the constants; checkpoints carry it."""
-        return digest(self.to_dict())
+        """Hash of the constants; checkpoints carry it."""
+        return digest(self.model_dump(mode="json"))
 
     def fill(self, spec: InputSpec) -> InputSpec:
         """The input chain with the constants that its normalisation lacks."""
         pairs = zip(self.channels, spec.normalise, strict=True)
-        return replace(spec, normalise=tuple(channel.fill(one) for channel, one in pairs))
+        return replace(spec, normalise=tuple(channel.fill(scheme) for channel, scheme in pairs))
 
 
 def needs_fingerprint(spec: InputSpec) -> bool:
     """Whether a channel's normalisation waits for constants of the training fold."""
-    return any(one.missing for one in spec.normalise)
+    return any(scheme.missing for scheme in spec.normalise)
 
 
-@dataclass(frozen=True)
-class _Case:
-    """One channel of one case: foreground values, and the moments of all voxels."""
-
-    foreground: NDArray[np.float32]
-    mean: float
-    square: float
-
-    @staticmethod
-    def of(volume: StageVolume, transform: tio.Transform) -> list[_Case]:
-        subject = transform(roi_subject(volume, volume.margin))
-        mask = subject["label"].data[0].numpy() > 0
-        cases = []
-        for channel in subject["image"].data.numpy():
-            values = channel[mask]
-            if len(values) > _VOXELS:
-                values = np.random.default_rng(0).choice(values, _VOXELS, replace=False)
-            wide = channel.astype(np.float64)
-            cases.append(_Case(values, float(wide.mean()), float((wide**2).mean())))
-        return cases
+def _measure(volume: StageVolume, transform: tio.Transform) -> list[_Channel]:
+    subject = transform(roi_subject(volume, volume.margin))
+    mask, image = subject["label"].data[0].numpy() > 0, subject["image"].data.numpy()
+    foreground = [channel[mask] for channel in image]
+    if mask.sum() > _VOXELS:
+        foreground = [np.random.default_rng(0).choice(x, _VOXELS, replace=False) for x in foreground]
+    wide = image.astype(np.float64)
+    return [(x, float(y.mean()), float((y**2).mean())) for x, y in zip(foreground, wide, strict=True)]
 
 
-def _combine(cases: Iterable[_Case]) -> ChannelFingerprint:
-    every = list(cases)
-    seen = [case.foreground for case in every if len(case.foreground)]
-    if not seen:
+def _combine(cases: Sequence[_Channel]) -> ChannelFingerprint:
+    """The constants of a channel from those of its cases."""
+    foregrounds = [foreground for foreground, _, _ in cases if len(foreground)]
+    if not foregrounds:
         raise HnsegError("no training case has a labelled voxel inside the ROI; hnseg audit checks labels")
-    values = np.concatenate(seen).astype(np.float64)
-    weights = np.concatenate([np.full(len(one), 1 / len(one)) for one in seen]) / len(seen)
+    values = np.concatenate(foregrounds).astype(np.float64)
+    weights = np.concatenate([np.full(len(x), 1 / len(x)) for x in foregrounds]) / len(foregrounds)
     mean = float(np.average(values, weights=weights))
     std = float(np.sqrt(np.average((values - mean) ** 2, weights=weights)))
     lower, upper = np.quantile(values, np.array(PERCENTILES) / 100, weights=weights, method="inverted_cdf")
-    per_case = np.mean([np.percentile(one, PERCENTILES) for one in seen], axis=0)
-    overall = float(np.mean([case.mean for case in every]))
-    variance = float(np.mean([case.square for case in every])) - overall**2
+    per_case = np.mean([np.percentile(x, PERCENTILES) for x in foregrounds], axis=0)
+    overall = float(np.mean([mean for _, mean, _ in cases]))
+    square = float(np.mean([square for _, _, square in cases]))
     return ChannelFingerprint(
         pooled=(float(lower), float(upper), mean, std),
         per_case=(float(per_case[0]), float(per_case[1])),
-        overall=(overall, float(np.sqrt(max(variance, 0.0)))),
+        overall=(overall, float(np.sqrt(max(square - overall**2, 0.0)))),
     )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torchio as tio
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from hnseg.data.sampling import STUDY, Sampling
 
 Scheme = Literal["zscore", "ct", "range", "sigmoid", "cohort", "rescale", "none"]
-SCHEMES: tuple[str, ...] = get_args(Scheme)
+Power = Literal["square", "cube_root"]
+
 # Constants of the training cohort that each scheme needs; the others take what they need from the image.
 CONSTANTS = {
     "ct": ("lower", "upper", "mean", "std"),
@@ -20,9 +25,19 @@ CONSTANTS = {
     "cohort": ("mean", "std"),
 }
 _EPS = 1e-8
+_FORMULAS: dict[str, Callable[..., Tensor]] = {
+    "none": lambda x: x,
+    "zscore": lambda x: (x - x.mean()) / x.std(unbiased=False).clamp_min(_EPS),
+    "ct": lambda x, lower, upper, mean, std: (x.clamp(lower, upper) - mean) / max(std, _EPS),
+    "range": lambda x, lower, upper: torch.sigmoid((x - lower) / max(upper - lower, _EPS) * 2 - 1),
+    # A constant image has no spread: 0 / 0 in Auto3DSeg, 1/2 everywhere here.
+    "sigmoid": lambda x: torch.sigmoid((x - x.min()) / x.std().clamp_min(_EPS)),
+    "cohort": lambda x, mean, std: (x - mean) / max(std, _EPS),
+    "rescale": lambda x: (x - x.min()) / (x - x.min()).max().clamp_min(_EPS),
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Normalise:
     """Normalises one channel.
 
@@ -35,8 +50,8 @@ class Normalise:
             (RescaleTo01Normalization). `none`: as it is.
         lower: In the units of the channel, like the others: mostly the 0.5 % foreground percentile.
         upper: Mostly the 99.5 % foreground percentile.
-        mean: Of the cohort.
-        std: Of the cohort.
+        mean: Mean of the cohort.
+        std: Standard deviation of the cohort.
     """
 
     scheme: Scheme
@@ -45,24 +60,10 @@ class Normalise:
     mean: float | None = None
     std: float | None = None
 
-    def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise ValueError(f"normalise={self.scheme}: choose one of {', '.join(SCHEMES)}")
-
-    @classmethod
-    def from_dict(cls, entries: dict[str, Any]) -> Normalise:
-        """Reads what `to_dict` wrote."""
-        return cls(**entries)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The scheme and the constants that are set."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
-
     @property
     def missing(self) -> tuple[str, ...]:
         """Constants that the scheme needs and that are not known yet."""
-        needed = CONSTANTS.get(self.scheme, ())
-        return tuple(f.name for f in fields(self) if f.name in needed and getattr(self, f.name) is None)
+        return tuple(name for name in CONSTANTS.get(self.scheme, ()) if getattr(self, name) is None)
 
     def __call__(self, channel: Tensor) -> Tensor:
         """One channel (z, y, x) float → the same shape, normalised.
@@ -72,168 +73,69 @@ class Normalise:
         """
         if self.missing:
             raise ValueError(f"normalise={self.scheme} needs {', '.join(self.missing)} of the training fold")
-        return getattr(self, f"_{self.scheme}")(channel)
-
-    def _none(self, x: Tensor) -> Tensor:
-        return x
-
-    def _zscore(self, x: Tensor) -> Tensor:
-        return (x - x.mean()) / x.std(unbiased=False).clamp_min(_EPS)
-
-    def _ct(self, x: Tensor) -> Tensor:
-        lower, upper, mean, std = (self._constant(name) for name in CONSTANTS["ct"])
-        return (x.clamp(lower, upper) - mean) / max(std, _EPS)
-
-    def _range(self, x: Tensor) -> Tensor:
-        lower, upper = (self._constant(name) for name in CONSTANTS["range"])
-        return torch.sigmoid((x - lower) / max(upper - lower, _EPS) * 2 - 1)
-
-    def _sigmoid(self, x: Tensor) -> Tensor:
-        # A constant image has no spread: 0 / 0 in Auto3DSeg, 1/2 everywhere here.
-        return torch.sigmoid((x - x.min()) / x.std().clamp_min(_EPS))
-
-    def _cohort(self, x: Tensor) -> Tensor:
-        mean, std = (self._constant(name) for name in CONSTANTS["cohort"])
-        return (x - mean) / max(std, _EPS)
-
-    def _rescale(self, x: Tensor) -> Tensor:
-        x = x - x.min()
-        return x / x.max().clamp_min(_EPS)
-
-    def _constant(self, name: str) -> float:
-        value: float = getattr(self, name)
-        return value
+        constants = {name: getattr(self, name) for name in CONSTANTS.get(self.scheme, ())}
+        return _FORMULAS[self.scheme](channel, **constants)
 
 
-Power = Literal["square", "cube_root"]
-_EXPONENTS = {"square": 2, "cube_root": 1 / 3}
-
-
-class _Interval(tio.transforms.Transform):
-    """A transform that is told two bounds."""
-
-    def __init__(self, low: float, high: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.low, self.high = low, high
-        self.args_names = ["low", "high"]
-
-
-class WindowCT(_Interval):
+def window(ct: Tensor, low: float, high: float) -> Tensor:
     """Clips CT to [low, high] HU and scales it to [0, 1] (paper section 2.3)."""
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        ct = subject["ct"]
-        ct.set_data((ct.data.float().clamp(self.low, self.high) - self.low) / (self.high - self.low))
-        return subject
+    return (ct.clamp(low, high) - low) / (high - low)
 
 
-class ScalePET(tio.transforms.Transform):
+def minmax(x: Tensor) -> Tensor:
+    """To [0, 1] by the image's extremes."""
+    low, high = x.min(), x.max()
+    return (x - low) / (high - low).clamp_min(_EPS)
+
+
+def scale_pet(suv: Tensor, rule: Literal["minmax", "suv"], upper: float) -> Tensor:
     """PET to [0, 1].
 
     Args:
+        suv: PET, SUV.
         rule: `minmax` over the crop (paper), or `suv`, which divides by a fixed SUV and clips, so that
             the absolute scale is kept.
         upper: SUV that becomes 1 under `suv`.
     """
-
-    def __init__(self, rule: Literal["minmax", "suv"], upper: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.rule, self.upper = rule, upper
-        self.args_names = ["rule", "upper"]
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        pet = subject["pet"]
-        # The B-spline undershoots beside hot spots; negative activity means nothing.
-        suv = pet.data.float().clamp_min(0)
-        pet.set_data((suv / self.upper).clamp_max(1) if self.rule == "suv" else _minmax(suv))
-        return subject
+    # The B-spline undershoots beside hot spots; negative activity means nothing.
+    suv = suv.clamp_min(0)
+    return (suv / upper).clamp_max(1) if rule == "suv" else minmax(suv)
 
 
-class MinMax(tio.transforms.Transform):
-    """Each modality to [0, 1] by its extremes in the ROI (the authors' second scaling)."""
-
-    def __init__(self, modalities: tuple[str, ...], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.modalities = modalities
-        self.args_names = ["modalities"]
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        for name in self.modalities:
-            subject[name].set_data(_minmax(subject[name].data.float()))
-        return subject
-
-
-class Enhance(tio.transforms.Transform):
-    """A modality x in [0, 1] → the channels [x, *powers], for instance [x, x², x^(1/3)].
+def enhance(x: Tensor, powers: tuple[Power, ...]) -> Tensor:
+    """x (1, z, y, x) in [0, 1] → the channels [x, *powers], for instance [x, x², x^(1/3)].
 
     The powers are taken on [0, 1]: on [-1, 1] the square is not monotonic (two tissues would share a
     value) and the cube root of a negative is no real power.
-
-    Args:
-        modality: `ct` or `pet`.
-        powers: What is added to x, in order.
     """
-
-    def __init__(
-        self, modality: str = "ct", powers: tuple[Power, ...] = ("square", "cube_root"), **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self.modality, self.powers = modality, powers
-        self.args_names = ["modality", "powers"]
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        image = subject[self.modality]
-        # The B-spline leaves [0, 1] a little where a windowed image is sampled again.
-        unit = image.data.clamp(0, 1)
-        image.set_data(torch.cat([unit, *(unit ** _EXPONENTS[power] for power in self.powers)]))
-        return subject
+    exponents = {"square": 2, "cube_root": 1 / 3}
+    # The B-spline leaves [0, 1] a little where a windowed image is sampled again.
+    x = x.clamp(0, 1)
+    return torch.cat([x, *(x ** exponents[power] for power in powers)])
 
 
-class RangeCT(_Interval):
+def rescale(ct: Tensor, low: float, high: float) -> Tensor:
     """CT channels from [0, 1] to [low, high], channel by channel after the powers."""
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        ct = subject["ct"]
-        ct.set_data(ct.data * (self.high - self.low) + self.low)
-        return subject
+    return ct * (high - low) + low
 
 
 class StackChannels(tio.transforms.Transform):
-    """Joins the modalities to one image `image` (C, z, y, x), so that augmentation treats them alike."""
+    """Joins the modalities to one image `image` (C, z, y, x), each channel normalised by its scheme."""
 
-    def __init__(self, modalities: tuple[str, ...], **kwargs: Any) -> None:
+    def __init__(self, modalities: tuple[str, ...], schemes: tuple[Normalise, ...], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.modalities = modalities
-        self.args_names = ["modalities"]
+        self.modalities, self.schemes = modalities, schemes
+        self.args_names = ["modalities", "schemes"]
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         stacked = torch.cat([subject[name].data for name in self.modalities])
+        channels = [scheme(channel) for scheme, channel in zip(self.schemes, stacked, strict=True)]
         affine = subject[self.modalities[0]].affine
         for name in ("ct", "pet"):
             if name in subject:
                 subject.remove_image(name)
-        subject.add_image(tio.ScalarImage(tensor=stacked, affine=affine), "image")
+        subject.add_image(tio.ScalarImage(tensor=torch.stack(channels), affine=affine), "image")
         return subject
-
-
-class NormaliseChannels(tio.transforms.Transform):
-    """One `Normalise` for each channel of `image`."""
-
-    def __init__(self, schemes: tuple[Normalise, ...], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.schemes = schemes
-        self.args_names = ["schemes"]
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        image = subject["image"]
-        channels = zip(self.schemes, image.data, strict=True)
-        image.set_data(torch.stack([normalise(channel) for normalise, channel in channels]))
-        return subject
-
-
-def _minmax(x: Tensor) -> Tensor:
-    low, high = x.min(), x.max()
-    return (x - low) / (high - low).clamp_min(1e-8)
 
 
 AXES = ("x", "y", "z")
@@ -303,10 +205,7 @@ def extended(coordinates: Tensor) -> Tensor:
     return positions.movedim(-1, 0).float().contiguous()
 
 
-_NAMES = {"square": "²", "cube_root": "^(1/3)"}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class InputSpec:
     """How a network's input is made from a study's CT in HU and PET in SUV.
 
@@ -316,16 +215,16 @@ class InputSpec:
         ct_window: HU that become 0 and 1; None leaves CT as it is: already in [0, 1] where it comes from
             the head crop, HU where a foreign network wants HU.
         ct_range: What 0 and 1 become after the powers; unused without a window on studies.
-        cte: Enhancement: powers of x beside x; which ones is said by `ct_powers` and `pet_powers`.
+        cte: Enhancement: powers of x beside x, those of `ct_powers` and `pet_powers`.
         pet: `minmax` over the crop, `suv` against a fixed upper bound, or `raw`.
         pet_upper: That bound, SUV.
-        minmax_again: Scale both modalities by their extremes in the ROI, before the powers.
+        roi_minmax: Scale both modalities by their extremes in the ROI, before the powers (the authors' second
+            scaling).
         normalise: On top, one for each channel of intensities in the order of the channels.
         pad_to: Shape (z, y, x) to which the ROI is padded after normalisation, with zeros.
         ct_powers: What enhancement adds to CT; the paper's are x² and x^(1/3).
         pet_powers: What it adds to PET, which must be in [0, 1] by then.
-        coordinates: Three channels more: where each voxel lies in the ROI along x, y and z
-            (`hnseg.data.coordinates`).
+        coordinates: Three channels more: where each voxel lies in the ROI along x, y and z (`Coordinates`).
     """
 
     modalities: tuple[str, ...] = ("ct", "pet")
@@ -335,7 +234,7 @@ class InputSpec:
     cte: bool = False
     pet: Literal["minmax", "suv", "raw"] = "minmax"
     pet_upper: float = 20.0
-    minmax_again: bool = False
+    roi_minmax: bool = False
     normalise: tuple[Normalise, ...] = ()
     pad_to: tuple[int, int, int] | None = None
     ct_powers: tuple[Power, ...] = ("square", "cube_root")
@@ -343,28 +242,17 @@ class InputSpec:
     coordinates: bool = False
 
     def __post_init__(self) -> None:
+        channels = len(self._intensities)
         if not self.normalise:
-            object.__setattr__(self, "normalise", (Normalise("none"),) * len(self._intensities))
-        if len(self.normalise) != len(self._intensities):
-            raise ValueError(
-                f"normalise has {len(self.normalise)} entries for {len(self._intensities)} channels"
-            )
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> InputSpec:
-        """Reads what `to_dict` wrote."""
-        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-        plain["sampling"] = Sampling.from_dict(fields["sampling"])
-        plain["normalise"] = tuple(Normalise.from_dict(one) for one in fields["normalise"])
-        return cls(**plain)
+            object.__setattr__(self, "normalise", (Normalise("none"),) * channels)
+        if len(self.normalise) != channels:
+            raise ValueError(f"normalise has {len(self.normalise)} entries for {channels} channels")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for the checkpoint and the bundle."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain = {key: list(v) if isinstance(v, tuple) else v for key, v in own.items()}
-        plain["sampling"] = self.sampling.to_dict()
-        plain["normalise"] = [one.to_dict() for one in self.normalise]
-        return plain
+        """Plain lists and numbers, for the checkpoint and the bundle; `InputSpec(**fields)` reads them."""
+        fields: dict[str, Any] = TypeAdapter(InputSpec).dump_python(self, mode="json")
+        schemes = [{k: v for k, v in scheme.items() if v is not None} for scheme in fields["normalise"]]
+        return fields | {"normalise": schemes}
 
     @property
     def channels(self) -> int:
@@ -374,14 +262,15 @@ class InputSpec:
     @property
     def channel_names(self) -> list[str]:
         """What each input channel shows, for instance CT, CT², CT^(1/3), PET; x, y, z are coordinates."""
-        shown = [name.upper() + (_NAMES[power] if power else "") for name, power in self._intensities]
-        return [*shown, *(AXES if self.coordinates else ())]
+        signs = {None: "", "square": "²", "cube_root": "^(1/3)"}
+        names = [name.upper() + signs[power] for name, power in self._intensities]
+        return [*names, *(AXES if self.coordinates else ())]
 
     @property
     def channel_keys(self) -> list[str]:
         """The same in plain letters, as numbers are logged: ct, ct_square, ct_cube_root, pet."""
-        plain = [f"{name}_{power}" if power else name for name, power in self._intensities]
-        return [*plain, *(AXES if self.coordinates else ())]
+        keys = [f"{name}_{power}" if power else name for name, power in self._intensities]
+        return [*keys, *(AXES if self.coordinates else ())]
 
     @property
     def _intensities(self) -> list[tuple[str, Power | None]]:
@@ -395,27 +284,35 @@ class InputSpec:
     @property
     def unnormalised(self) -> InputSpec:
         """The stage's scaling alone: what a fingerprint is measured on."""
-        plain = (Normalise("none"),) * len(self._intensities)
-        return replace(self, normalise=plain, pad_to=None, coordinates=False)
+        return replace(self, normalise=(), pad_to=None, coordinates=False)
 
     def transform(self) -> tio.Compose:
         """Subject with the modalities (1, z, y, x) and perhaps `label` → subject with `image` (C, z, y, x),
-        and `coordinates` where the input has them: `hnseg.data.coordinates.network_input` joins the two."""
+        and `coordinates` where the input has them: `network_input` joins the two.
+
+        The subject given is changed; its tensors are not."""
         steps: list[tio.Transform] = []
+
+        def scale(modality: str, function: Callable[..., Tensor], **settings: Any) -> None:
+            steps.append(tio.Lambda(partial(function, **settings), include=[modality]))
+
         if self.ct_window is not None:
-            steps.append(WindowCT(*self.ct_window))
+            scale("ct", window, low=self.ct_window[0], high=self.ct_window[1])
         if "pet" in self.modalities and self.pet != "raw":
-            steps.append(ScalePET(self.pet, self.pet_upper))
-        if self.minmax_again:
-            steps.append(MinMax(self.modalities))
-        steps += [Enhance(name, powers) for name in self.modalities if (powers := self._powers(name))]
+            scale("pet", scale_pet, rule=self.pet, upper=self.pet_upper)
+        for name in self.modalities:
+            if self.roi_minmax:
+                scale(name, minmax)
+            if powers := self._powers(name):
+                scale(name, enhance, powers=powers)
         if self.ct_window is not None:
-            steps.append(RangeCT(*self.ct_range))
-        steps.append(StackChannels(self.modalities))
-        steps.append(NormaliseChannels(self.normalise))
+            scale("ct", rescale, low=self.ct_range[0], high=self.ct_range[1])
+        steps.append(StackChannels(self.modalities, self.normalise))
         if self.coordinates:
             steps.append(AddCoordinates())
         if self.pad_to is not None:
-            # TorchIO pads symmetrically, so that the way back is a centre crop.
+            # TorchIO pads symmetrically, so that a centre crop undoes it.
             steps.append(tio.CropOrPad(self.pad_to, padding_mode=0))
+        for step in steps:
+            step.copy = False  # TorchIO would copy the subject before each
         return tio.Compose(steps, copy=False)

@@ -55,7 +55,7 @@ class Patch:
         return volume[(slice(None), *box)], offset
 
 
-def place(
+def sample_patch(
     volume: Sequence[int],
     size: Shape,
     rng: np.random.Generator,

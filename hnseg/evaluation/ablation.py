@@ -153,7 +153,7 @@ def _require_cohort(cases: Sequence[Case], folds: Folds, root: Path) -> None:
 
 
 def _read(path: Path) -> Folds:
-    return read_split_file(path, ()).folds
+    return read_split_file(path).folds
 
 
 def _numbers(folds: Folds) -> dict[str, int]:

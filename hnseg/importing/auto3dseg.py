@@ -336,5 +336,5 @@ def _trained_on(folder: Path, parameters: HyperParameters) -> list[str] | None:
     found = [path for path in (listed, folder / listed.name, folder.parent / listed.name) if path.is_file()]
     if not found:
         return None
-    folds = read_split_file(found[0], ()).folds
+    folds = read_split_file(found[0]).folds
     return sorted(case_id for k, cases in enumerate(folds) if k != parameters["fold"] for case_id in cases)

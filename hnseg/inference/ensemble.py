@@ -306,7 +306,7 @@ class StageEnsemble:
             clock.begin(self.stage.name)
             return known
         clock.begin("resample")
-        image = inputs.of(InputSpec.from_dict(member.card["input"]))
+        image = inputs.of(InputSpec(**member.card["input"]))
         clock.begin("wait")
         with self.networks.lock:
             clock.begin(self.stage.name)

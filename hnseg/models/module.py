@@ -131,7 +131,9 @@ class SegmentationModule(L.LightningModule):
         decided = logits.argmax(1)
         where = ROIS[dataloader_idx]
         dice = {
-            f"dice_{name}": _dice(decided == label, target == label, batch["missed"][0, label - 1])
+            f"dice_{name}": _dice(
+                decided == label, target == label, batch["voxels_outside_roi"][0, label - 1]
+            )
             for label, name in enumerate(self.classes, start=1)
         }
         mean = torch.stack(list(dice.values())).mean()
@@ -181,12 +183,12 @@ class SegmentationModule(L.LightningModule):
         checkpoint[CARD] = {**self.card, "scores": scores}
 
 
-def _dice(predicted: Tensor, truth: Tensor, missed: Tensor) -> Tensor:
+def _dice(predicted: Tensor, truth: Tensor, outside: Tensor) -> Tensor:
     """Dice of one case and class; 1 where both are empty, as the official policy has it.
 
-    `missed` is how many voxels of the truth lie outside.
+    `outside` is how many voxels of the truth the ROI does not hold.
     """
-    total = predicted.sum() + truth.sum() + missed
+    total = predicted.sum() + truth.sum() + outside
     if total == 0:
         return torch.ones((), device=truth.device)
     return 2 * (predicted & truth).sum() / total

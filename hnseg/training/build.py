@@ -12,7 +12,7 @@ import torch
 
 from hnseg.construct import construct
 from hnseg.data.datamodule import StageDataModule, choose_loading
-from hnseg.data.dataset import Share
+from hnseg.data.dataset import Shard
 from hnseg.data.intensity import InputSpec
 from hnseg.devices import Precision, pick_device, pick_precision
 from hnseg.errors import HnsegError
@@ -71,7 +71,7 @@ def build_cohort(
         patch=tuple(training["patch"]),
         batch_size=training["batch_size"],
         accumulate=config["trainer"]["accumulate"],
-        share=Share(team.rank, team.size),
+        shard=Shard(team.rank, team.size),
         samples=iterations and iterations * training["batch_size"],
         cache=Path(data["cache"]),
         heads=head_folder(data, stage.name),

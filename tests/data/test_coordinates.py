@@ -56,7 +56,7 @@ def test_the_networks_channels_say_so() -> None:
     assert [one.scheme for one in spec.normalise] == ["ct", "ct", "ct", "zscore"]
     told = describe(plain, stage, spec)  # type: ignore[arg-type]
     assert told["network"]["in_channels"] == 7
-    assert InputSpec.from_dict(told["input"]) == spec
+    assert InputSpec(**told["input"]) == spec
 
 
 def test_padding_goes_on_beyond_the_faces() -> None:
@@ -164,7 +164,7 @@ def test_inference_feeds_the_network_what_validation_feeds_it(
     described["network"]["in_channels"] = 5
     (member,) = make_bundle(tmp_path, described).members
     volume = write_volume(tmp_path / "cache", "A-0", lesions(shape, 0))
-    spec = InputSpec.from_dict(member.card["input"])
+    spec = InputSpec(**member.card["input"])
     validated = VolumeDataset([volume], spec, 2)[0]["image"]
     seen: list[torch.Tensor] = []
 
@@ -190,6 +190,6 @@ def test_a_roi_shown_whole_is_padded_with_positions_that_go_on(tmp_path: Path) -
     described["network"]["in_channels"] = 5
     whole = make_bundle(tmp_path, described).members[0].whole()
     assert whole.card["patch"] == [24, 24, 24]
-    padded = shown(InputSpec.from_dict(whole.card["input"]), (24, 24, 22))
+    padded = shown(InputSpec(**whole.card["input"]), (24, 24, 22))
     assert padded.shape == (5, 24, 24, 24)
     torch.testing.assert_close(padded[2, 0, 0, 0], torch.tensor(-1 - 1 / 22))

@@ -12,7 +12,7 @@ from volumes import lesions, numbered, write_volume
 
 from hnseg.data.augment import RandomHeadCut, RandomPatchAffine, RandomScaleShift
 from hnseg.data.cache import StageVolume
-from hnseg.data.dataset import EpochSampler, PatchDataset, Share, VolumeDataset, roi_subject
+from hnseg.data.dataset import EpochSampler, PatchDataset, Shard, VolumeDataset, roi_subject
 from hnseg.data.intensity import InputSpec, Normalise
 
 SPEC = InputSpec(normalise=(Normalise("zscore"),) * 2)
@@ -165,11 +165,11 @@ def test_the_sampler_goes_on_where_the_epoch_before_ended():
 def test_processes_share_every_part_of_every_batch(batch, accumulate, size):
     """Read side by side, what they take is what one process takes, each part of a batch at its time."""
     samples, part = 3 * batch, batch // accumulate
-    shares = [EpochSampler(samples, part, Share(rank, size)) for rank in range(size)]
-    for sampler in shares:
+    shards = [EpochSampler(samples, part, Shard(rank, size)) for rank in range(size)]
+    for sampler in shards:
         sampler.set_epoch(2)
-    taken = [list(sampler) for sampler in shares]
-    assert [len(sampler) for sampler in shares] == [len(numbers) for numbers in taken]
+    taken = [list(sampler) for sampler in shards]
+    assert [len(sampler) for sampler in shards] == [len(numbers) for numbers in taken]
     each = part // size
     for step in range(samples // part):
         together = [n for numbers in taken for n in numbers[step * each : (step + 1) * each]]

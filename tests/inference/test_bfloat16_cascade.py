@@ -66,7 +66,7 @@ def patient(seed: int) -> dict[str, sitk.Image]:
 
 def samples(one: dict[str, Any], stage: Stage) -> Iterator[tuple[Tensor, Tensor]]:
     """Input (1, C, z, y, x) and labels (1, z, y, x) of patients, each ROI a little beside its place."""
-    transform, rng = InputSpec.from_dict(one["input"]).transform(), np.random.default_rng(0)
+    transform, rng = InputSpec(**one["input"]).transform(), np.random.default_rng(0)
     for scan in map(patient, range(SCANS)):
         reference = {"below_head": scan["head"], "lesions": scan["lesions"]}.get(stage.placement)
         grid = stage.grid(scan["ct"], reference)

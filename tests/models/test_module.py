@@ -215,7 +215,10 @@ def echo(**options: Any) -> SegmentationModule:
 def validate(module: SegmentationModule, cases: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
     """Validation scores of predictions against truths."""
     missed = torch.zeros(2)
-    batches = [{"image": one_hot(p), "label": torch.from_numpy(t).long(), "missed": missed} for p, t in cases]
+    batches = [
+        {"image": one_hot(p), "label": torch.from_numpy(t).long(), "voxels_outside_roi": missed}
+        for p, t in cases
+    ]
     silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     trainer = L.Trainer(accelerator="cpu", **silent)
     (scores,) = trainer.validate(module, DataLoader(batches, batch_size=1), verbose=False)
@@ -347,7 +350,7 @@ def test_voxels_outside_the_roi_count_as_missed():
     truth[0, 0, :2] = 1
     truth[3, 3, :2] = 2
     batch = {"image": one_hot(truth), "label": torch.from_numpy(truth).long()}
-    batch["missed"] = torch.tensor([0.0, 4.0])
+    batch["voxels_outside_roi"] = torch.tensor([0.0, 4.0])
     silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     loader = DataLoader([batch], batch_size=1)
     scores = L.Trainer(accelerator="cpu", **silent).validate(echo(), [loader, loader], verbose=False)

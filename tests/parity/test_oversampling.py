@@ -16,7 +16,7 @@ from volumes import numbered
 from hnseg.data.augment import RandomPatchAffine
 from hnseg.data.dataset import PatchDataset
 from hnseg.data.intensity import InputSpec
-from hnseg.data.patch import Patch, Shape, foreground_voxel, place
+from hnseg.data.patch import Patch, Shape, foreground_voxel, sample_patch
 
 CLASSES = SimpleNamespace(all_labels=[0, 1, 2], has_ignore_label=False)
 SHARE = 0.33  # nnUNetTrainer.oversample_foreground_percent
@@ -75,7 +75,7 @@ def our_starts(
     starts = []
     for _ in range(draws):
         voxel = foreground_voxel(label, rng) if forced else None
-        starts.append(place(volume, SIZE, rng, around=around, voxel=voxel, **options).start)
+        starts.append(sample_patch(volume, SIZE, rng, around=around, voxel=voxel, **options).start)
     return starts
 
 

@@ -8,7 +8,7 @@ import pytest
 from entry import compose_job
 from fabricate import write_case
 
-from hnseg.data.splits import hash_folds
+from hnseg.data.splits import Split
 from hnseg.errors import HnsegError
 from hnseg.training.cohort import find_coarse, find_cohort, read_cohort
 
@@ -71,7 +71,7 @@ def test_the_remedy_an_error_gives_is_taken(scans: Path) -> None:
     assert cases == ["CHUM-0", "CHUM-1", "CHUS-0"]
 
 
-@pytest.mark.parametrize("extra", [{}, {"hash": hash_folds((tuple(NAMES[:3]), tuple(NAMES[3:])))}])
+@pytest.mark.parametrize("extra", [{}, {"hash": Split((tuple(NAMES[:3]), tuple(NAMES[3:]))).hash}])
 def test_a_case_that_the_split_lists_can_be_excluded(scans: Path, extra: dict[str, str]) -> None:
     """As the refusal of a damaged scan advises; the file, hashed or not, stays as it is."""
     path = scans / "split.json"
@@ -81,7 +81,7 @@ def test_a_case_that_the_split_lists_can_be_excluded(scans: Path, extra: dict[st
     assert folds == (tuple(NAMES[:3]), ("CHUS-1", "MDA-0"))
     shutil.rmtree(scans / "CHUM-0")
     with pytest.raises(
-        HnsegError, match=r"not there: CHUM-0; check data\.root, or take them out of the file"
+        HnsegError, match=r"not on disk: CHUM-0; check data\.root, or take them out of the file"
     ):
         read(scans, "fine", f"data.split={path}", "data.exclude=[MDA-1]")
 
@@ -92,7 +92,7 @@ def test_a_fold_that_excluding_empties_is_refused(scans: Path) -> None:
         "train", f"data.root={scans}", f"data.split={scans}/split.json", "data.exclude=[MDA-1]"
     ).data
     cases, split = read_cohort(data, "fine")
-    with pytest.raises(HnsegError, match=r"fold=1: no case to validate on, for those .* are excluded"):
+    with pytest.raises(HnsegError, match=r"fold=1: no case to validate on: those .* are excluded"):
         split.assign(cases, 1)
 
 

@@ -5,7 +5,7 @@ The mixes themselves are composed in conf/augment/. All act on normalised subjec
 channels: `RandomHeadCut`, and those of conf/scan_augment/.
 """
 
-from hnseg.data.augment.compose import Mix
+from hnseg.data.augment.compose import Compose
 from hnseg.data.augment.intensity import (
     RandomBlur,
     RandomChannelBlur,
@@ -25,7 +25,7 @@ from hnseg.data.augment.spatial import (
 )
 
 __all__ = [
-    "Mix",
+    "Compose",
     "RandomBlur",
     "RandomBorderAffine",
     "RandomChannelBlur",

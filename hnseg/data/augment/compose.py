@@ -8,7 +8,7 @@ from typing import Literal
 import torchio as tio
 
 
-class Mix(tio.Compose):
+class Compose(tio.Compose):
     """Composes transforms without copying the subject in between, as TorchIO does before each.
 
     Args:
