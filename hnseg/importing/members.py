@@ -1,72 +1,112 @@
-"""Imported networks join a bundle as trained ones do."""
+"""Foreign networks as members of a bundle: what both importers share."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from torch import nn
+from pydantic import BaseModel, Field, ValidationError
 
 from hnseg.app import compose_job
+from hnseg.data.intensity import InputSpec
 from hnseg.errors import HnsegError
-from hnseg.files import restore
-from hnseg.job import Config
+from hnseg.files import digest_file, restore
+from hnseg.imaging.stage import Stage
+from hnseg.inference.predictor import Axes
+from hnseg.job import Config, describe, make_input, make_stage
 from hnseg.job_keys import read_job
 from hnseg.models.bundle import LISTING, Bundle, Trained, write_bundle
 from hnseg.models.nets import build
 
-
-def are_numbers(values: Any, count: int) -> bool:
-    """Whether it is a list of that many finite numbers."""
-    listed = isinstance(values, list | tuple) and len(values) == count
-    return listed and all(isinstance(one, Real) and math.isfinite(one) for one in values)
-
-
-def are_bounds(values: Any) -> bool:
-    """Whether it is a list of two finite numbers, the lower first."""
-    return are_numbers(values, 2) and values[0] < values[1]
-
-
-def are_lengths(values: Any) -> bool:
-    """Whether it is a list of three finite numbers above 0."""
-    return are_numbers(values, 3) and min(values) > 0
-
-
-def are_sides(values: Any) -> bool:
-    """Whether it is a list of three whole numbers above 0."""
-    return are_lengths(values) and all(isinstance(side, Integral) for side in values)
-
-
-def are_names(values: Any) -> bool:
-    """Whether it is a list of texts."""
-    return isinstance(values, list | tuple) and all(isinstance(one, str) for one in values)
-
+Length = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Lengths = tuple[Length, Length, Length]
+Side = Annotated[int, Field(gt=0)]
+Shape = tuple[Side, Side, Side]
+M = TypeVar("M", bound=BaseModel)
 
 # Words that begin so: CT, CTAC, PET_sqrt, SUVbw; but no PTV, which is a contour.
 _MODALITIES = {"CT": re.compile(r"(?<![a-z])ct"), "PET": re.compile(r"(?<![a-z])(pet|suv|pt(?![a-z]))")}
 
 
-def misplaced(told: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether a name that is among the wanted ones, however it is spelt, stands in another's place."""
-    places = {name.lower(): n for n, name in enumerate(wanted)}
-    return any(places.get(name.lower(), n) != n for n, name in enumerate(told))
-
-
-def swapped(told: Sequence[str], shown: Sequence[str]) -> bool:
-    """Whether a channel is named after PET where hnseg shows CT, or the other way round.
+def parse(model: type[M], content: Any, source: Path | str) -> M:
+    """The content of a foreign file, as JSON or torch.load give it.
 
     Args:
-        told: Names of the channels, whoever gave them.
-        shown: As `hnseg.data.intensity.InputSpec.channel_names`, as many.
+        model: What hnseg reads of it, and what it can run.
+        content: Of the file.
+        source: The file, and where in it.
+
+    Raises:
+        HnsegError: The first value that does not fit.
     """
-    pairs = zip(told, shown, strict=True)
-    return any(set(map(_modality, pair)) == set(_MODALITIES) for pair in pairs)
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        value = "" if first["type"] == "missing" else f"={first['input']!r:.200}"
+        raise HnsegError(f"{source}: {key}{value}: {first['msg']}; copy it again, or train so") from error
+
+
+def compose(model: str, network: str, overrides: Sequence[str]) -> tuple[Config, Stage, InputSpec]:
+    """The configuration of a command's overrides around a network of the folder's kind, its stage and input.
+
+    Args:
+        model: The file of conf/model/ for the folder's network.
+        network: Its class there.
+        overrides: As for train.py.
+
+    Raises:
+        HnsegError: Overrides that do not fit, or that ask for another kind of network.
+    """
+    chosen = [] if any(override.startswith("model=") for override in overrides) else [f"model={model}"]
+    config = read_job(compose_job([*chosen, *overrides]))
+    if config["model"]["settings"]["_target_"] != f"hnseg.models.nets.{network}":
+        raise HnsegError(f"model={config['model']['name']}: the folder holds model={model}; leave it out")
+    stage = make_stage(config)
+    # What is smaller than the window is padded there, after the normalisation too.
+    return config, stage, replace(make_input(config, stage), pad_to=None)
+
+
+def check_classes(names: Sequence[str], stage: Stage, source: Path) -> None:
+    """Refuses classes in another order than the stage's, however they are spelt; unknown names pass.
+
+    Raises:
+        HnsegError: A class stands in another's place, or their number is another.
+    """
+    places = {name.lower(): n for n, name in enumerate(stage.classes)}
+    swapped = any(places.get(name.lower(), n) != n for n, name in enumerate(names))
+    if swapped or len(names) != len(stage.classes):
+        raise HnsegError(
+            f"{source}: classes {', '.join(names)}, where stage={stage.name} has {', '.join(stage.classes)}; "
+            "choose the stage that the network was trained for, or train in this order"
+        )
+
+
+def check_channels(names: Sequence[str], channels: Sequence[str], source: Path) -> None:
+    """Refuses PET where the recipe makes CT, or the reverse.
+
+    Args:
+        names: Of the network's channels, in the words of whoever trained it.
+        channels: As `hnseg.data.intensity.InputSpec.channel_names`.
+        source: Where the names were read.
+
+    Raises:
+        HnsegError: Another number of channels, or two modalities swapped.
+    """
+    given, made = ", ".join(names), ", ".join(channels)
+    if len(names) != len(channels):
+        raise HnsegError(
+            f"{source}: {len(names)} channels ({given}), but stage and recipe make {len(channels)} ({made}); "
+            "choose another stage=, or cte=true|false"
+        )
+    if any({_modality(a), _modality(b)} == {"CT", "PET"} for a, b in zip(names, channels, strict=True)):
+        raise HnsegError(f"{source}: channels {given} where hnseg makes {made}; train in this order")
 
 
 def _modality(name: str) -> str | None:
@@ -75,22 +115,69 @@ def _modality(name: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def compose(model: str, overrides: Sequence[str]) -> Config:
-    """The configuration of a command's overrides, around a network of the folder's kind.
-
-    Args:
-        model: What the folder holds.
-        overrides: As for train.py.
+def check_spacing(spacing: Sequence[float], wanted: Sequence[float], near: float, source: Path) -> None:
+    """Refuses a spacing further from the stage's than a share `near`, both along the network's axes (mm).
 
     Raises:
-        HnsegError: Overrides that do not fit, or that ask for another kind of network.
+        HnsegError: They differ.
     """
-    chosen = [] if any(override.startswith("model=") for override in overrides) else [f"model={model}"]
-    config = read_job(compose_job([*chosen, *overrides]))
-    default = read_job(compose_job([f"model={model}"]))["model"]["settings"]["_target_"]
-    if config["model"]["settings"]["_target_"] != default:
-        raise HnsegError(f"model={config['model']['name']}: the folder holds model={model}; leave it out")
-    return config
+    if any(abs(a - b) > near * a for a, b in zip(spacing, wanted, strict=True)):
+        raise HnsegError(
+            f"{source}: spacing {list(spacing)} mm, where the stage has {list(wanted)} along these axes; set "
+            "stage.spacing=[x,y,z]"
+        )
+
+
+def make_member(
+    config: Config,
+    stage: Stage,
+    spec: InputSpec,
+    weights: dict[str, Any],
+    path: Path,
+    source: Path,
+    *,
+    settings: dict[str, Any],
+    patch: Shape,
+    axes: Axes,
+    window: dict[str, Any],
+    imported: dict[str, Any],
+    **provenance: Any,
+) -> Trained:
+    """Card and network of a checkpoint.
+
+    Args:
+        config: Of `compose`, with the fold; `stage` and `spec`, too, with the network's normalisation.
+        weights: The state dictionary in the checkpoint at `path`.
+        source: Where the network's settings were read.
+        settings: Of the network.
+        patch: Its window, along the network's axes.
+        axes: The network's.
+        window: How a volume larger than the patch is shown.
+        imported: Where the network comes from; `provenance` is mirror_axes and trained_on.
+
+    Raises:
+        HnsegError: The settings describe no network, or the weights are another's.
+    """
+    target = config["model"]["settings"]["_target_"]
+    config = config | {
+        "training": {"patch": list(axes.shape_from_network(patch))},
+        "model": {**config["model"], "settings": {"_target_": target, **settings}, "window": window},
+    }
+    card = describe(
+        config,
+        stage,
+        spec,
+        axes={"order": list(axes.order), "flip": list(axes.flip)},
+        imported={"sha256": digest_file(path), **imported},
+        **provenance,
+    )
+    try:
+        network = build(**card["network"])
+        network.get_submodule("network").load_state_dict(weights)
+    except Exception as error:  # networks assert, divide and index without a word about settings
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise HnsegError(f"{path}: not the network of {source} ({reason}); copy the folder again") from error
+    return card, network
 
 
 def add_members(out: Path, trained: Iterable[Trained]) -> list[str]:
@@ -109,49 +196,3 @@ def add_members(out: Path, trained: Iterable[Trained]) -> list[str]:
     restore(out)
     kept = Bundle.load(out).members if (out / LISTING).exists() else ()
     return write_bundle(chain((member.loaded() for member in kept), trained), out)[len(kept) :]
-
-
-@contextmanager
-def reading(what: str, maker: str) -> Iterator[None]:
-    """Tells in a line of whatever a foreign file has that its maker would not have written.
-
-    Args:
-        what: The files, and `are`.
-        maker: Who writes such files.
-
-    Raises:
-        HnsegError: The block stumbled over their content.
-    """
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise HnsegError(
-            f"{what} not as {maker} writes them ({_brief(error)}); copy the folder again"
-        ) from error
-
-
-def filled(card: dict[str, Any], weights: Any, checkpoint: Path, plan: str) -> nn.Module:
-    """The network that a card describes, with a checkpoint's weights.
-
-    Args:
-        card: The member's.
-        weights: What the checkpoint has as such.
-        checkpoint: For messages.
-        plan: Where the description was read.
-
-    Raises:
-        HnsegError: It describes no network, or the weights are another's.
-    """
-    try:
-        network = build(**card["network"])
-        network.get_submodule("network").load_state_dict(weights)
-    except Exception as error:  # the libraries assert, divide and index without a word about settings
-        raise HnsegError(
-            f"{checkpoint}: not the network of {plan} ({_brief(error)}); copy the folder again"
-        ) from error
-    return network
-
-
-def _brief(error: Exception) -> str:
-    """Its kind and the beginning of its text, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"

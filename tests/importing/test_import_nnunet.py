@@ -113,36 +113,26 @@ def unet(**changes: Any) -> dict[str, Any]:
 
 NO_NUMBER = {"foreground_intensity_properties_per_channel": {"0": CT | {"mean": float("nan")}}}
 NOT_THE_NETWORK = r"checkpoint_final\.pth: not the network of .*plans\.json"
+LABELS = {"background": 0, "GTVp": 1, "GTVn": 2}
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], str]] = {
     "mask": ({"use_mask_for_norm": [False, True]}, {}, RAW, "use_mask_for_norm"),
     "scheme": ({"normalization_schemes": ["RGBTo01Normalization"] * 2}, {}, RAW, "RGBTo01Normalization"),
     "spacing": ({"spacing": [1.0, 1.0, 1.0]}, {}, RAW, r"\[1\.0, 1\.0, 1\.0\].*\[3.*2\.5, 2.*stage\.spacing"),
     "reader": ({"image_reader_writer": "Tiff3DIO"}, {}, RAW, "Tiff3DIO"),
     "preprocessor": ({"preprocessor_name": "MyPreprocessor"}, {}, RAW, "MyPreprocessor"),
-    "cascade": ({"previous_stage": "3d_lowres"}, {}, RAW, "previous_stage=3d_lowres"),
-    "patch of 0": ({"patch_size": [0, 8, 8]}, {}, RAW, r"patch_size=\[0, 8, 8\]"),
-    "negative patch": ({"patch_size": [-8, 8, 8]}, {}, RAW, r"patch_size=\[-8, 8, 8\]"),
-    "part of a voxel": ({"patch_size": [8, 8.5, 8]}, {}, RAW, r"patch_size=\[8, 8\.5, 8\]"),
-    "flat patch": ({"patch_size": [8, 8]}, {}, RAW, r"patch_size=\[8, 8\].*3D"),
-    "no number": (NO_NUMBER, {}, RAW, r"plans\.json: .*percentile_00_5.* of channel 0 are \[.*nan"),
+    "cascade": ({"previous_stage": "3d_lowres"}, {}, RAW, "previous_stage.*3d_lowres"),
+    "2D": ({"patch_size": [8, 8]}, {}, RAW, "3d_fullres: patch_size"),
+    "no number": (NO_NUMBER, {}, RAW, r"plans\.json: .*mean=nan"),
     "features": (unet(features_per_stage=[8, 8]), {}, RAW, NOT_THE_NETWORK),
-    "strides": (unet(strides=[[1, 1, 1]]), {}, RAW, NOT_THE_NETWORK),
-    "kernels": (unet(kernel_sizes=[[3, 3, 3]] * 2), {}, RAW, NOT_THE_NETWORK),
-    "convolutions": (unet(n_conv_per_stage=[2, 2]), {}, RAW, NOT_THE_NETWORK),
-    "decoder": (unet(n_conv_per_stage_decoder=[1]), {}, RAW, NOT_THE_NETWORK),
+    "weights": (unet(features_per_stage=[8, 8, 8]), {}, RAW, NOT_THE_NETWORK),
     "nonlinearity": (unet(nonlin="torch.nn.ReLU"), {}, RAW, r"nonlin=torch\.nn\.ReLU"),
-    "bias": (unet(conv_bias=False), {}, RAW, "conv_bias=False"),
-    "regions": (
-        {},
-        {"labels": {"background": 0, "both": [1, 2], "GTVn": 2}, "regions_class_order": [1, 2]},
-        RAW,
-        "regions",
-    ),
-    "ignore": ({}, {"labels": {"background": 0, "GTVp": 1, "GTVn": 2, "ignore": 3}}, RAW, "ignore label"),
-    "order": ({}, {"labels": {"background": 0, "GTVn": 1, "GTVp": 2}}, RAW, "GTVn=1.*GTVp=1, GTVn=2"),
-    "one order": ({}, {"labels": {"background": 0, "GTVn": 1, "tumour": 2}}, RAW, "GTVn=1, tumour=2.*GTVn=2"),
-    "classes": ({}, {"labels": {"background": 0, "head": 1}}, RAW, "stage=fine has GTVp=1, GTVn=2"),
-    "enhanced": ({}, {}, [*RAW, "cte=true", "recipe.ct_window=[-110,190]"], "2 channels.*give cte=false"),
+    "architecture": ({"architecture": plain() | {"network_class_name": "x.PrimusS"}}, {}, RAW, "PrimusS"),
+    "regions": ({}, {"labels": {"background": 0, "both": [1, 2], "GTVn": 2}}, RAW, r"labels.both=\[1, 2\]"),
+    "ignore": ({}, {"labels": LABELS | {"ignore": 3}}, RAW, "GTVp, GTVn, ignore"),
+    "order": ({}, {"labels": {"background": 0, "GTVn": 1, "GTVp": 2}}, RAW, "GTVn, GTVp, where"),
+    "one order": ({}, {"labels": {"background": 0, "GTVn": 1, "tumour": 2}}, RAW, "GTVn, tumour, where"),
+    "classes": ({}, {"labels": {"background": 0, "head": 1}}, RAW, "head, where stage=fine has GTVp, GTVn"),
+    "enhanced": ({}, {}, [*RAW, "cte=true", "recipe.ct_window=[-110,190]"], "2 channels.* 4 .*cte="),
     "channels": ({}, {"channel_names": {"0": "PET", "1": "CT"}}, RAW, "PET, CT where.*CT, PET;"),
     "CT last": ({}, {"channel_names": {"0": "noNorm", "1": "CT"}}, RAW, "noNorm, CT where.*CT, PET;"),
     "SUV first": ({}, {"channel_names": {"0": "SUVbw", "1": "image"}}, RAW, "SUVbw, image where.*CT, PET;"),
@@ -173,21 +163,6 @@ def test_names_that_tell_of_no_swap_are_let_be(tmp_path: Path, names: tuple[str,
     folder = train()
     (folder / "dataset.json").write_text(json.dumps(dataset(channel_names=channels, labels=labels)))
     assert import_nnunet(folder, RAW, tmp_path / "bundle") == ["fine_plainconv_fold_0"]
-
-
-def test_another_architecture_is_refused_by_its_name(tmp_path: Path) -> None:
-    folder, other = train(), plain()
-    other["network_class_name"] = "dynamic_network_architectures.architectures.primus.PrimusS"
-    (folder / "plans.json").write_text(json.dumps(plans(architecture=other)))
-    with pytest.raises(HnsegError, match="PrimusS is none of hnseg's"):
-        import_nnunet(folder, RAW, tmp_path / "bundle")
-
-
-def test_weights_of_another_plan_are_refused(tmp_path: Path) -> None:
-    folder = train()
-    (folder / "plans.json").write_text(json.dumps(plans(**unet(features_per_stage=[8, 8, 8]))))
-    with pytest.raises(HnsegError, match=NOT_THE_NETWORK):
-        import_nnunet(folder, RAW, tmp_path / "bundle")
 
 
 def test_numbers_that_an_older_numpy_pickled_are_read(tmp_path: Path) -> None:
@@ -240,7 +215,7 @@ def test_a_damaged_checkpoint_is_told_in_a_line(tmp_path: Path) -> None:
         assert len(str(refused.value).splitlines()) == 1
         assert "weights_only" not in str(refused.value)
     torch.save({"weights": {}}, path)
-    with pytest.raises(HnsegError, match="not as nnU-Net v2 writes them"):
+    with pytest.raises(HnsegError, match="network_weights"):
         import_nnunet(folder, RAW, tmp_path / "bundle")
 
 
