@@ -1,196 +1,32 @@
 """Image files in and out: the only door between disk, SimpleITK and numpy."""
 
-import math
-import re
-import struct
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, BinaryIO
+from __future__ import annotations
 
+import re
+import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from isal import igzip
 from isal.igzip_lib import IsalError
-from numpy.typing import NDArray
+from nibabel.spatialimages import HeaderDataError
 
 from hnseg.errors import HnsegError
 from hnseg.files import place, temporary_beside
 from hnseg.imaging.case import EXTENSIONS
 
-_CHUNK = 1 << 24  # bytes; a multiple of every voxel's size
-_GZIP_MOST = 1032  # gzip packs no more bytes into one
-MAX_VOXELS = 1 << 30  # 1024³, 4 GiB in memory; whole-body CTs hold half of that
-# NIfTI datatype code → numpy type, of one number a voxel.
-_NIFTI_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4"}
-_META_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
-# MetaImage keys that hold one number for each axis (1), or for each pair of them (2).
-_META_LISTS = dict.fromkeys(("DimSize", "ElementSpacing", "ElementSize"), 1)
-_META_LISTS |= dict.fromkeys(("Offset", "Position", "Origin", "CenterOfRotation"), 1)
-_META_LISTS |= dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), 2)
-
-
-def check_file(path: Path) -> NDArray[Any] | None:
-    """Refuse a NIfTI (.nii, .nii.gz) or MetaImage (.mha) file that does not hold all its voxels unharmed.
-
-    Returns:
-        The voxels of a NIfTI file as they are stored, flat, x fastest; None of any other file, and of one
-        whose voxels ITK scales or brings into another form.
-
-    Raises:
-        HnsegError: not of the format its name says, cut short, damaged, larger than any scan, NaN or infinite
-            voxels (NIfTI; ITK keeps those of a MetaImage), or a spacing that is not a positive number.
-    """
-    meta = path.name.lower().endswith(".mha")
-    try:
-        with path.open("rb") as file:
-            if meta:
-                _check_metaimage(path, file)
-                return None
-            if file.peek(2)[:2] == b"\x1f\x8b":  # gzip's magic number
-                with igzip.open(file) as unpacked:  # unpacks twice as fast as zlib
-                    return _check_nifti(path, unpacked.read, _GZIP_MOST * path.stat().st_size)
-            return _check_nifti(path, file.read, path.stat().st_size)
-    except (EOFError, zlib.error, IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]  # its stub
-        raise HnsegError(f"{path}: cut short or damaged ({error}); copy or convert it again") from error
-    except (ValueError, KeyError, struct.error, OverflowError) as error:
-        kind = "MetaImage (.mha)" if meta else "NIfTI"
-        raise HnsegError(f"{path}: its header is not {kind}; copy or convert it again") from error
-
-
-def non_finite(path: Path, count: int) -> HnsegError:
-    """The error for `count` NaN or infinite voxels in `path`."""
-    return HnsegError(
-        f"{path}: {count} NaN or infinite values; replace them (air is -1000 HU, no uptake 0 SUV)"
-    )
-
-
-def _check_nifti(path: Path, read: Callable[[int], bytes], most: int) -> NDArray[Any] | None:
-    """Header fields as in nifti1.h and nifti2.h, voxels to the last byte; the file holds `most` at most."""
-    first = read(4)
-    order = "<" if first[:1] in (b"\x5c", b"\x1c") else ">"
-    if struct.unpack(f"{order}i", first)[0] == 348:
-        header = first + read(344)
-        dim: Sequence[int] = struct.unpack_from(f"{order}8h", header, 40)
-        datatype, bits = struct.unpack_from(f"{order}2h", header, 70)
-        pixdim = struct.unpack_from(f"{order}8f", header, 76)
-        offset, *scale = struct.unpack_from(f"{order}3f", header, 108)
-    elif struct.unpack(f"{order}i", first)[0] == 540:
-        header = first + read(536)
-        datatype, bits, *dim = struct.unpack_from(f"{order}2h8q", header, 12)
-        pixdim = struct.unpack_from(f"{order}8d", header, 104)
-        offset, *scale = struct.unpack_from(f"{order}q2d", header, 168)
-    else:
-        raise ValueError("not NIfTI")
-    spatial = pixdim[1 : min(dim[0], 3) + 1]
-    if not all(math.isfinite(step) and step > 0 for step in spatial):
-        spacing = ", ".join(f"{step:g}" for step in spatial)
-        raise HnsegError(f"{path}: spacing ({spacing}) mm is impossible; correct the header")
-    _skip(read, int(offset) - len(header))  # extensions
-    count = _count(path, [dim[1], *(max(n, 1) for n in dim[2 : dim[0] + 1])])  # 0 stands for 1
-    stored = np.dtype(order + _NIFTI_TYPES[datatype]) if datatype in _NIFTI_TYPES else None
-    # A damaged header may promise more than there is memory for.
-    if stored is None or stored.itemsize * 8 != bits or count * stored.itemsize > most:
-        _require_all(path, _length(read), count * bits // 8)
-        return None
-    voxels = np.empty(count, stored)
-    _require_all(path, _fill(voxels, read), voxels.nbytes)
-    if stored.kind == "f" and (bad := count - sum(int(np.isfinite(part).sum()) for part in _parts(voxels))):
-        raise non_finite(path, bad)
-    return voxels if tuple(scale) in ((0.0, 0.0), (1.0, 0.0)) else None
-
-
-def _skip(read: Callable[[int], bytes], count: int) -> None:
-    """Reads past so many bytes, fewer where the file ends."""
-    while count > 0 and (chunk := read(min(count, _CHUNK))):
-        count -= len(chunk)
-
-
-def _length(read: Callable[[int], bytes]) -> int:
-    """Bytes to the end of the file."""
-    length = 0
-    while chunk := read(_CHUNK):
-        length += len(chunk)
-    return length
-
-
-def _fill(voxels: NDArray[Any], read: Callable[[int], bytes]) -> int:
-    """Fills an array from a file, and reads on to the very end, where gzip keeps its checksum; the bytes
-    that the array got."""
-    room, held = voxels.view(np.uint8), 0
-    while chunk := read(_CHUNK):
-        part = np.frombuffer(chunk, np.uint8)[: room.size - held]
-        room[held : held + part.size] = part
-        held += part.size
-    return held
-
-
-def _parts(voxels: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Pieces of it, so that what is made of each is small."""
-    return (voxels[start : start + _CHUNK] for start in range(0, voxels.size, _CHUNK))
-
-
-def _check_metaimage(path: Path, file: BinaryIO) -> None:
-    """Header, then the voxels, packed by zlib or plain."""
-    header = _meta_header(file)
-    if header["ElementDataFile"] != "LOCAL":
-        raise HnsegError(f"{path}: its voxels lie in another file; write them into one .mha")
-    voxels = _count(path, [int(size) for size in header["DimSize"].split()])
-    channels = int(header.get("ElementNumberOfChannels", "1"))
-    kind = header["ElementType"].removeprefix("MET_").removesuffix("_ARRAY").removeprefix("U")
-    packed = header.get("CompressedData", "False").lower() == "true"
-    held = _unpacked_bytes(file) if packed else _plain_bytes(file)
-    _require_all(path, held, voxels * channels * _META_BYTES[kind])
-
-
-def _meta_header(file: BinaryIO) -> dict[str, str]:
-    """The lines up to ElementDataFile, which comes last."""
-    header: dict[str, str] = {}
-    while "ElementDataFile" not in header:
-        key, equals, value = file.readline(10_000).decode("latin-1").partition("=")
-        if not equals:
-            raise ValueError("not MetaImage")
-        header[key.strip()] = value.strip()
-    # MetaIO reads as many numbers as NDims says, past the end of a shorter list, and may crash.
-    dimensions = int(header["NDims"])
-    for key, power in _META_LISTS.items():
-        if key in header and len([float(n) for n in header[key].split()]) != dimensions**power:
-            raise ValueError(f"{key} is not {dimensions}-D")
-    return header
-
-
-def _unpacked_bytes(file: BinaryIO) -> int:
-    unpack = zlib.decompressobj(wbits=47)  # zlib or gzip, whichever it is
-    held = 0
-    # A small piece at a time: it may unpack to a thousand times as much.
-    while not unpack.eof and (piece := file.read(1 << 16)):
-        held += len(unpack.decompress(piece))
-    if not unpack.eof:
-        raise EOFError("compressed voxels end early")
-    return held
-
-
-def _plain_bytes(file: BinaryIO) -> int:
-    start = file.tell()
-    return file.seek(0, 2) - start
-
-
-def _count(path: Path, size: Sequence[int]) -> int:
-    """Voxels of an image, before anything makes room for them."""
-    voxels = math.prod(size)
-    if voxels > MAX_VOXELS:
-        shown = " x ".join(map(str, size))
-        raise HnsegError(f"{path}: size {shown} is larger than any scan; correct the header")
-    return voxels
-
-
-def _require_all(path: Path, held: int, expected: int) -> None:
-    if held < expected:
-        raise HnsegError(f"{path}: cut short, {held} of {expected} bytes of voxels; copy or convert it again")
-
-
 LABELS = (0, 1, 2)  # background, GTVp, GTVn
+MAX_VOXELS = 1 << 30  # 1024³, 4 GiB in memory; whole-body CTs hold half of that
+_PACKED_META = re.compile(rb"CompressedData *= *True.*?ElementDataFile *= *LOCAL\r?\n", re.DOTALL)
+_GZIP_MOST = 1032  # bytes that gzip packs into one
+_CHUNK = 1 << 24  # bytes
 
 # What matters is raised as an exception or checked here; the rest would only break progress bars.
 sitk.ProcessObject.GlobalWarningDisplayOff()
@@ -215,19 +51,22 @@ def read_image(path: Path, *, integers: bool = False) -> sitk.Image:
         A 3-D scalar image, float32 (or int16), in the file's own units (HU, SUV), every value finite.
 
     Raises:
-        HnsegError: missing, empty, damaged or misnamed file; not 3-D; several values a voxel;
-            impossible spacing; NaN or infinite values.
+        HnsegError: A file that is missing, damaged or misnamed; not 3-D; several values a voxel; impossible
+            spacing; NaN or infinite values.
     """
-    image = _read(path, sitk.sitkFloat32, as_stored=(sitk.sitkInt16,) if integers else ())
-    if image.GetPixelID() == sitk.sitkInt16:
+    image = _read(path)
+    if integers and image.GetPixelID() == sitk.sitkInt16:
         return image
     values = sitk.GetArrayViewFromImage(image)
     # One pass without a temporary: a single NaN or infinity makes the sum non-finite.
     with np.errstate(invalid="ignore", over="ignore"):
-        finite = np.isfinite(values.sum(dtype=np.float64))
+        finite = values.dtype.kind != "f" or np.isfinite(values.sum(dtype=np.float64))
     if not finite:
-        raise non_finite(path, int(values.size - np.isfinite(values).sum()))
-    return image
+        count = int(values.size - np.isfinite(values).sum())
+        raise HnsegError(
+            f"{path}: {count} NaN or infinite values; replace them (air is -1000 HU, no uptake 0 SUV)"
+        )
+    return image if image.GetPixelID() == sitk.sitkFloat32 else sitk.Cast(image, sitk.sitkFloat32)
 
 
 def read_label(path: Path) -> sitk.Image:
@@ -240,17 +79,17 @@ def read_label(path: Path) -> sitk.Image:
         A 3-D image, uint8, values 0 (background), 1 (GTVp) and 2 (GTVn) only.
 
     Raises:
-        HnsegError: as `read_image`, or values other than 0, 1 and 2.
+        HnsegError: As `read_image`, or values other than 0, 1 and 2.
     """
-    image = _read(path, sitk.sitkUnknown)
+    image = _read(path)
     values = sitk.GetArrayViewFromImage(image)
     # The least and the largest tell of whole numbers, hundreds of times faster than each voxel does.
     whole = values.dtype.kind in "iu" and LABELS[0] <= values.min() and values.max() <= LABELS[-1]
     if not whole and (foreign := ~np.isin(values, LABELS)).any():
         found = np.unique(values[foreign])
-        shown = ", ".join(f"{value:.9g}" for value in found[:5]) + (", …" if len(found) > 5 else "")
+        named = ", ".join(f"{value:.9g}" for value in found[:5]) + (", …" if len(found) > 5 else "")
         raise HnsegError(
-            f"{path}: label values {shown}; only 0, 1 (GTVp) and 2 (GTVn) are allowed: remap them"
+            f"{path}: label values {named}; only 0, 1 (GTVp) and 2 (GTVn) are allowed: remap them"
         )
     return sitk.Cast(image, sitk.sitkUInt8)
 
@@ -259,7 +98,7 @@ def read_mask(path: Path, ct: sitk.Image) -> sitk.Image:
     """Read a label map that must lie on the grid of `ct`.
 
     Raises:
-        HnsegError: as `read_label`, or another grid.
+        HnsegError: As `read_label`, or another grid.
     """
     mask = read_label(path)
     if not same_grid(mask, ct):
@@ -271,7 +110,7 @@ def write_image(image: sitk.Image, path: Path) -> None:
     """Write `image` compressed to `path`, whole or not at all, creating its folder where needed.
 
     Raises:
-        HnsegError: an extension other than .nii.gz, .nii and .mha, or a folder that cannot be written.
+        HnsegError: An extension other than .nii.gz, .nii and .mha, or a folder that cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -287,13 +126,13 @@ def stage_image(image: sitk.Image, path: Path, folder: Path) -> Path:
         The file. `folder` is not made: where it is missing, it may be the wrong machine.
 
     Raises:
-        HnsegError: as `write_image`.
+        HnsegError: As `write_image`.
     """
     # The temporary file must keep the extension, from which ITK takes the format.
     temporary = temporary_beside(folder / path.name, extension(path))
     try:
         sitk.WriteImage(image, str(temporary), useCompression=True)
-        check_file(temporary)  # ITK passes over a full disk in silence where it writes NIfTI
+        _read(temporary)  # ITK passes over a full disk in silence where it writes NIfTI
     except BaseException as error:
         with suppress(OSError):  # it would hide the first error
             temporary.unlink(missing_ok=True)
@@ -312,7 +151,7 @@ def from_array(array: np.ndarray, like: sitk.Image) -> sitk.Image:
     """An image of `array` (z, y, x) with the spacing, origin and direction of `like`.
 
     Raises:
-        ValueError: the array's shape is not the image's size reversed.
+        ValueError: The array's shape is not the image's size reversed.
     """
     if array.shape != like.GetSize()[::-1]:
         raise ValueError(f"array (z, y, x) {array.shape} does not fit image size (x, y, z) {like.GetSize()}")
@@ -327,83 +166,120 @@ def same_grid(a: sitk.Image, b: sitk.Image, tolerance: float = 1e-3) -> bool:
     Args:
         a: A 3-D image.
         b: A 3-D image.
-        tolerance: largest distance between corresponding corners, in voxels of `a`.
+        tolerance: Largest distance between corresponding corners, in voxels of `a`.
     """
     if a.GetSize() != b.GetSize():
         return False
-    corners = [
-        [0 if bit == "0" else size - 1 for bit, size in zip(f"{n:03b}", a.GetSize(), strict=True)]
-        for n in range(8)
-    ]
-    there = [a.TransformPhysicalPointToContinuousIndex(b.TransformIndexToPhysicalPoint(c)) for c in corners]
-    return bool(np.abs(np.subtract(there, corners)).max() <= tolerance)
+    corners = list(product(*((0, n - 1) for n in a.GetSize())))
+    in_a = [a.TransformPhysicalPointToContinuousIndex(b.TransformIndexToPhysicalPoint(c)) for c in corners]
+    return bool(np.abs(np.subtract(in_a, corners)).max() <= tolerance)
 
 
-def _read(path: Path, pixel_type: int, as_stored: Sequence[int] = ()) -> sitk.Image:
-    """Check the bytes and the header, then read the voxels as `pixel_type` (sitkUnknown: as stored).
-
-    Those that come as one of the types `as_stored` stay so.
-    """
-    extension(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+def _read(path: Path) -> sitk.Image:
+    """A 3-D scalar image with the voxels as they are stored (float32 where the file scales them)."""
+    kind = extension(path)
     try:
-        if path.is_dir():
-            raise HnsegError(f"{path}: is a folder; name a file ({', '.join(EXTENSIONS)})")
-        if path.stat().st_size == 0:
-            raise HnsegError(f"{path}: the file is empty; copy or convert it again")
-        voxels = check_file(path)
-        reader.ReadImageInformation()
-        _check_header(path, reader)
-        if reader.GetPixelID() in as_stored:
-            pixel_type = sitk.sitkUnknown
-        if voxels is None:
-            reader.SetOutputPixelType(pixel_type)
-            return reader.Execute()
-        image = _image_of(voxels, reader)
-        del voxels  # not both of them beside a third
-        return image if pixel_type in (sitk.sitkUnknown, image.GetPixelID()) else sitk.Cast(image, pixel_type)
-    except FileNotFoundError as error:
-        raise HnsegError(f"{path}: no such file; check the path") from error
-    except (OSError, RuntimeError) as error:
-        reason = _condense(error)
-        raise HnsegError(f"{path}: cannot be read ({reason}); copy or convert it again") from error
+        return _read_metaimage(path) if kind == ".mha" else _read_nifti(path)
+    except (EOFError, zlib.error, IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]  # its stub
+        raise HnsegError(f"{path}: cut short or damaged ({error}); copy or convert it again") from error
+    except OSError as error:
+        raise HnsegError(f"{path}: cannot be read ({_reason(error)}); copy or convert it again") from error
 
 
-def _image_of(voxels: np.ndarray, reader: Any) -> sitk.Image:
-    """What the reader would give, of voxels that have been read already."""
-    native = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
-    image = sitk.GetImageFromArray(native.reshape(reader.GetSize()[::-1]))
-    image.SetSpacing(reader.GetSpacing())
-    image.SetOrigin(reader.GetOrigin())
-    image.SetDirection(reader.GetDirection())
+def _read_nifti(path: Path) -> sitk.Image:
+    """NIfTI-1 or NIfTI-2 in one file, packed by gzip or not."""
+    with ExitStack() as stack:
+        file: Any = stack.enter_context(path.open("rb"))
+        if file.peek(2)[:2] == b"\x1f\x8b":  # gzip's magic number
+            file = stack.enter_context(igzip.open(file))  # unpacks twice as fast as zlib
+        try:
+            header = _nifti_header(file)
+            affine = np.diag((-1.0, -1.0, 1.0, 1.0)) @ header.get_best_affine()  # NIfTI's RAS to LPS
+            shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
+        except (HeaderDataError, KeyError, ValueError) as error:
+            raise HnsegError(f"{path}: its header is not NIfTI; copy or convert it again") from error
+        if dtype.kind not in "iuf":
+            raise HnsegError(f"{path}: several values a voxel (RGB or complex); give one scalar image")
+        spacing = np.array(header.get_zooms()[:3], np.float64)
+        _require_volume(path, shape[:3] if max(shape[3:], default=1) < 2 else shape, spacing.tolist())
+        axes = affine[:3, :3] / spacing
+        if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+            raise HnsegError(f"{path}: its axes are not orthonormal at its spacing; resample it")
+        needed = prod(shape[:3]) * dtype.itemsize
+        if needed > _GZIP_MOST * path.stat().st_size:  # before a damaged header makes room for it
+            raise EOFError(f"{needed} bytes of voxels promised")
+        file.seek(offset)
+        content = file.read(needed)
+        if len(content) < needed:
+            raise EOFError(f"{len(content)} of {needed} bytes of voxels")
+        while file.read(_CHUNK):  # to the very end, where gzip keeps its checksum
+            pass
+    voxels = np.frombuffer(content, dtype).reshape(shape[2::-1])  # (z, y, x)
+    slope, inter = header.get_slope_inter()
+    if (slope, inter) not in ((None, None), (1, 0)):
+        voxels = (voxels * np.float64(slope) + np.float64(inter)).astype(np.float32)
+    image = sitk.GetImageFromArray(voxels.astype(voxels.dtype.newbyteorder("="), copy=False))
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetDirection(axes.ravel().tolist())
     return image
 
 
-def _check_header(path: Path, reader: Any) -> None:
-    """Refuse what is not one finite 3-D scalar volume before its voxels are read."""
-    size, spacing = reader.GetSize(), reader.GetSpacing()
+def _nifti_header(file: Any) -> nib.Nifti1Header:
+    """The header of a NIfTI-1 or NIfTI-2 file, as it is."""
+    start = file.peek(540)[:540]
+    kinds = [kind for kind in (nib.Nifti1Header, nib.Nifti2Header) if kind.may_contain_header(start)]
+    if not kinds:
+        raise ValueError("not NIfTI")
+    return kinds[0].from_fileobj(file, check=False)
+
+
+def _read_metaimage(path: Path) -> sitk.Image:
+    """MetaImage by ITK, which raises on what is cut short, but not on a damaged zlib stream."""
+    content = path.read_bytes()
+    packed = re.search(
+        rb"CompressedData\s*=\s*True.*?ElementDataFile\s*=\s*LOCAL\r?\n", content[:10_000], re.DOTALL
+    )
+    if packed:
+        zlib.decompress(content[packed.end() :], wbits=47)  # zlib or gzip
+    del content
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("MetaImageIO")
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        if (count := reader.GetNumberOfComponents()) != 1:
+            raise HnsegError(
+                f"{path}: {count} values a voxel (vector, RGB or complex); give one scalar image"
+            )
+        _require_volume(path, reader.GetSize(), reader.GetSpacing())
+        return reader.Execute()
+    except RuntimeError as error:
+        raise HnsegError(f"{path}: cut short, or its header is not MetaImage; copy it again") from error
+
+
+def _require_volume(path: Path, size: Sequence[int], spacing: Sequence[float]) -> None:
+    """Refuse what is not one 3-D volume of a scan's size before its voxels are read."""
+    sides = " x ".join(map(str, size))
     if len(size) != 3 or min(size) < 2:
-        raise HnsegError(f"{path}: size {' x '.join(map(str, size))} is not one 3-D volume; give one")
-    if reader.GetNumberOfComponents() != 1:
-        count = reader.GetNumberOfComponents()
-        raise HnsegError(f"{path}: {count} values a voxel (vector, RGB or complex); give one scalar image")
-    if not all(np.isfinite(s) and s > 0 for s in spacing):
-        raise HnsegError(f"{path}: spacing {spacing} mm is impossible; correct the header")
-    if not np.isfinite([*reader.GetOrigin(), *reader.GetDirection()]).all():
-        raise HnsegError(f"{path}: origin or direction is not finite; correct the header")
+        raise HnsegError(f"{path}: size {sides} is not one 3-D volume; give one")
+    if prod(size) > MAX_VOXELS:
+        raise HnsegError(f"{path}: size {sides} is larger than any scan; correct the header")
+    if not all(np.isfinite(step) and step > 0 for step in spacing):
+        steps = ", ".join(f"{step:g}" for step in spacing)
+        raise HnsegError(f"{path}: spacing ({steps}) mm is impossible; correct the header")
 
 
 def _unwritable(path: Path, error: Exception) -> HnsegError:
-    return HnsegError(f"{path}: cannot be written ({_condense(error)}); check the folder and its space")
+    return HnsegError(f"{path}: cannot be written ({_reason(error)}); check the folder and its space")
 
 
-def _condense(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """The telling line of an error: ITK puts it last, after addresses and source locations."""
     if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
+        return error.strerror or " ".join(str(error).split())
     if isinstance(error, HnsegError):  # about the temporary file
         return str(error).partition(": ")[2].partition(";")[0]
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Reason:")]
-    last = lines[-1] if lines else "no reason given"
+    last = lines[-1] if lines else type(error).__name__
     return re.sub(r"^.*ERROR:\s*|\w*\(?0x[0-9a-f]+\)?:\s*", "", last).strip().rstrip(".!")

@@ -210,7 +210,7 @@ def test_files_that_cannot_be_read_are_findings_of_their_case_alone(tmp_path):
     assert [case.case_id for case in accepted] == ["good"]
     assert sorted(refused) == ["cut", "no-pet", "odd-label", "only-label"]
     assert "cut short" in refused["cut"][0]
-    assert "no-pet__PT.nii.gz: no such file" in refused["no-pet"][0]
+    assert "no-pet__PT.nii.gz: cannot be read (No such file" in refused["no-pet"][0]
     assert len(refused["only-label"]) == 2
     assert "label values 3, 6" in refused["odd-label"][0]
 
