@@ -1,0 +1,424 @@
+"""`hnseg tune-postprocess`: what is measured, what is chosen, what is written, what must not be tuned on."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import yaml
+from entry import compose_job, load
+from fabricate import label_image, volume, write_case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from members import DECISION, card, make_bundle
+from scipy import ndimage, stats
+
+from hnseg.cli import main
+from hnseg.errors import HnsegError
+from hnseg.evaluation.score import evaluate
+from hnseg.evaluation.tuning import (
+    CaseComponents,
+    Threshold,
+    Trials,
+    choose,
+    count_filtered,
+    cross_validate,
+    one_standard_error,
+    read_components,
+    require_tunable,
+    tune,
+)
+from hnseg.imaging.case import Case, read_cases
+from hnseg.inference.decision import Decision
+from hnseg.inference.postprocess import remove_faint, remove_small
+from hnseg.metrics.official import SCORES, aggregate
+from hnseg.models.bundle import Bundle, write_rules
+
+SPACING = (1.3, 1.1, 2.7)
+VOXEL_ML = float(np.prod(np.float32(SPACING))) / 1000
+
+
+def blobs(rng: np.random.Generator) -> np.ndarray:
+    """Dozens of components of both classes, one to hundreds of voxels each."""
+    noise = ndimage.gaussian_filter(rng.standard_normal((16, 32, 32)), 1.2)
+    return np.select([noise > 0.14, noise < -0.12], [1, 2]).astype(np.uint8)
+
+
+def write_random_case(root: Path, seed: int) -> tuple[Case, Path]:
+    """Prediction and truth alike in part; a PET that does not reach all of them."""
+    rng = np.random.default_rng(seed)
+    truth = blobs(rng)
+    predicted = np.where(rng.random((16, 1, 1)) < 0.7, truth, blobs(rng))
+    suv = ndimage.gaussian_filter(rng.gamma(1, 6, (9, 7, 10)), 0.6).astype(np.float32)
+    case = Case(
+        f"A-{seed}", root / "ct.nii.gz", root / f"pet{seed}.nii.gz", root / "true" / f"A-{seed}.nii.gz"
+    )
+    files = {case.label: volume(truth, SPACING), root / "found" / case.label.name: volume(predicted, SPACING)}
+    for path, image in (files | {case.pet: volume(suv, (4, 4, 4.5), (1.7, 2.1, 0.4))}).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(image, str(path))
+    return case, root / "found" / case.label.name
+
+
+@pytest.fixture(scope="module")
+def random_cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[Case, Path]]]:
+    root = tmp_path_factory.mktemp("cohort")
+    return root, [write_random_case(root, seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def measured(random_cohort: tuple[Path, list[tuple[Case, Path]]]) -> list[CaseComponents]:
+    return [read_components(case, mask) for case, mask in random_cohort[1]]
+
+
+FLOORS = st.one_of(st.sampled_from([n * VOXEL_ML for n in (1, 2, 5, 20)]), st.floats(0, 0.8))
+
+
+@settings(max_examples=12)
+@given(gtvp_ml=FLOORS, gtvn_ml=FLOORS, suv=st.one_of(st.just(0.0), st.floats(4, 8)))
+def test_every_setting_scores_as_its_masks_do(
+    random_cohort: tuple[Path, list[tuple[Case, Path]]],
+    measured: list[CaseComponents],
+    gtvp_ml: float,
+    gtvn_ml: float,
+    suv: float,
+) -> None:
+    root, pairs = random_cohort
+    out = root / "processed"
+    out.mkdir(exist_ok=True)
+    for case, path in pairs:
+        mask, pet = sitk.ReadImage(str(path)), sitk.ReadImage(str(case.pet))
+        left = remove_small(sitk.GetArrayFromImage(mask), VOXEL_ML, [gtvp_ml, gtvn_ml])
+        image = sitk.GetImageFromArray(left)
+        image.CopyInformation(mask)
+        sitk.WriteImage(remove_faint(image, pet, 2, suv) if suv else image, str(out / path.name))
+    expected = evaluate(root / "true", out, workers=1).official
+    thresholds = {"GTVp": Threshold(gtvp_ml), "GTVn": Threshold(gtvn_ml, suv)}
+    found = aggregate(count_filtered(case, thresholds) for case in measured)
+    assert [found[key] for key in ("tp", "fp", "fn")] == [expected[key] for key in ("tp", "fp", "fn")]
+    for key in SCORES[:3]:
+        assert found[key] == pytest.approx(expected[key], abs=1e-9)
+
+
+def test_the_random_cohort_has_components_on_both_sides_of_the_thresholds(
+    measured: list[CaseComponents],
+) -> None:
+    """Else the comparison above would compare little."""
+    for case in measured:
+        peaks = case["GTVn"].suv_peaks
+        assert np.isinf(peaks).any()  # outside the PET
+        assert peaks.min() < 5 < 6 < peaks[np.isfinite(peaks)].max()
+        for part in case.values():
+            assert part.overlaps.prediction_size.min() < 5 < 20 < part.overlaps.prediction_size.max()
+
+
+def test_a_pet_in_becquerels_is_refused(tmp_path: Path) -> None:
+    case, mask = write_random_case(tmp_path, 0)
+    sitk.WriteImage(sitk.ReadImage(str(case.pet)) * 3000, str(case.pet))
+    with pytest.raises(HnsegError, match=r"pet0\.nii\.gz: SUVpeak .* give.*pet_factor"):
+        read_components(case, mask)
+
+
+def of_means(scores: np.ndarray, dropped: np.ndarray | None = None) -> Trials:
+    """Settings whose score is the mean of the cases', (cases, settings); each drops one more."""
+    terms = np.stack([scores, np.ones_like(scores)], axis=-1)[:, :, None]
+    if dropped is None:
+        dropped = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    return Trials(terms, np.asarray(dropped))
+
+
+@pytest.mark.parametrize(
+    ("scores", "dropped", "candidate"),
+    [
+        ([0.5, 0.6, 0.6, 0.4], [0, 1, 2, 3], 1),  # what helps every case
+        ([0.5, 0.6, 0.6], [0, 9, 3], 2),  # of equals the one that drops fewest, wherever it stands
+        ([0.6, 0.6, 0.5], [0, 1, 2], 0),  # nothing helps
+    ],
+)
+def test_what_helps_every_case_is_chosen_and_worth_the_same_on_others(
+    scores: list[float], dropped: list[int], candidate: int
+) -> None:
+    trials = of_means(np.tile(scores, (12, 1)), np.tile(dropped, (12, 1)))
+    chosen, cross_validated = choose(trials)
+    assert chosen == candidate
+    assert cross_validated == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(("gap", "taken"), [(0.98, 0), (1.02, 1)])
+def test_one_standard_error_of_the_paired_difference(gap: float, taken: int) -> None:
+    """Against scipy's standard error of the mean of the cases' differences."""
+    rng = np.random.default_rng(3)
+    base, noise = rng.uniform(0.2, 0.9, 30), rng.normal(0, 0.05, 30)
+    gain = noise - noise.mean()
+    gain += gap * stats.sem(gain)
+    assert one_standard_error(of_means(np.stack([base, base + gain], axis=1))) == taken
+
+
+@pytest.mark.parametrize(("gap", "taken"), [(0.98, 0), (1.02, 1)])
+def test_the_same_for_a_ratio_of_sums(gap: float, taken: int) -> None:
+    """Against the jackknife written out (Efron and Stein 1981): one case left out at a time."""
+    rng = np.random.default_rng(4)
+    bottom = rng.uniform(1, 50, 25)
+    top = bottom * np.stack([rng.uniform(0.4, 0.6, 25), rng.uniform(0.4, 0.6, 25)])
+
+    def difference(cases: np.ndarray) -> float:
+        return float((top[1, cases].sum() - top[0, cases].sum()) / bottom[cases].sum())
+
+    cases = np.arange(25)
+    without = np.array([difference(np.delete(cases, n)) for n in cases])
+    error = np.sqrt(24 / 25 * ((without - without.mean()) ** 2).sum())
+    # Lifting each ratio alike lifts that of the sums as much, and leaves the error as it is.
+    top[1] += bottom * (gap * error - difference(cases))
+    terms = np.stack([top.T, np.stack([bottom, bottom], axis=1)], axis=-1)[:, :, None]
+    trials = Trials(terms, np.tile([0, 1], (25, 1)))
+    assert one_standard_error(trials) == taken
+
+
+def test_a_score_is_the_mean_of_its_ratios() -> None:
+    """Setting 1 lifts the first ratio by 0.2 and costs the second 0.1; setting 2 costs it 0.3."""
+    first, second = np.array([0.5, 0.7, 0.7]), np.array([0.8, 0.7, 0.5])
+    terms = np.stack([np.stack([first, np.ones(3)], -1), np.stack([second, np.ones(3)], -1)], axis=1)
+    trials = Trials(np.tile(terms, (10, 1, 1, 1)), np.tile([0, 1, 2], (10, 1)))
+    chosen, cross_validated = choose(trials)
+    assert chosen == 1
+    assert cross_validated == pytest.approx([0.7, 0.7])
+
+
+def test_nothing_to_find_and_nothing_found_is_a_score_of_one() -> None:
+    """As in the official scores: the first setting finds what is not there, the second drops it."""
+    terms = np.tile([[[0.0, 8.0]], [[0.0, 0.0]]], (10, 1, 1, 1))
+    chosen, cross_validated = choose(Trials(terms, np.tile([0, 1], (10, 1))))
+    assert chosen == 1
+    assert cross_validated == pytest.approx(1)
+
+
+def test_noise_is_not_taken_for_help() -> None:
+    """Thirty settings that only scatter: the best looks good on the cases that chose it, and no others."""
+    rng, apparent, unbiased, taken = np.random.default_rng(5), [], [], []
+    for _ in range(20):
+        scores = np.concatenate([np.full((60, 1), 0.6), 0.6 + rng.normal(0, 0.1, (60, 30))], axis=1)
+        trials = of_means(scores)
+        apparent.append(scores.mean(axis=0).max())
+        unbiased.append(float(cross_validate(trials)[0]))
+        taken.append(choose(trials)[0])
+    assert np.mean(apparent) > 0.62
+    assert abs(np.mean(unbiased) - 0.6) < 0.01
+    assert np.mean(np.array(taken) == 0) >= 0.5
+    assert cross_validate(trials) == cross_validate(trials)  # the same cases, the same figures
+
+
+NAMES = [f"A-{n:02}" for n in range(12)]
+RULES = {"fusion": "flat", "weights": {}, "rule": "half", "thresholds": {}, "way_back": "probabilities"}
+RULES |= {"min_component_ml": 0, "node_suv_peak": 0, "mirror": False, "cover": "one", "fallback": "chain"}
+
+
+def pet() -> sitk.Image:
+    """SUV 1, and 8 about the two true nodes of 0.096 ml."""
+    suv = np.ones((30, 40, 40), np.float32)
+    suv[16:26, 4:18, 4:28] = 8
+    return volume(suv, (2, 2, 3))
+
+
+def write_predictions(folder: Path, change: Callable[[np.ndarray], None], **columns: str) -> None:
+    """Masks that are the truth but for `change`, and the table that infer.py writes with them."""
+    folder.mkdir()
+    labels = sitk.GetArrayFromImage(label_image())
+    change(labels)
+    made_from = ""
+    if (folder.parent / "bundle").exists():
+        made_from = f"{Bundle.load(folder.parent / 'bundle').identity}-0"
+    usual = {"status": "ok", "unseen": "yes", "fine_s": "1.0", "rules": json.dumps(RULES)}
+    rows = [{"case_id": name, **usual, "made_from": made_from, **columns} for name in NAMES]
+    for name in NAMES:
+        sitk.WriteImage(volume(labels, (2, 2, 3)), str(folder / f"{name}.nii.gz"))
+    with (folder / "cases.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def false_lesions(labels: np.ndarray) -> None:
+    """A GTVp of 0.096 ml, and a cold node of 0.768 ml, larger than the true ones."""
+    labels[2:4, 30:32, 30:32] = 1
+    labels[2:6, 10:14, 30:34] = 2
+
+
+def nothing_false(labels: np.ndarray) -> None:
+    """The true GTVp but for a plane."""
+    labels[10, 10:14, 10:14] = 0
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort")
+    for name in NAMES:
+        write_case(folder, name, pet=pet())
+    return folder
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    rules = DECISION | {"min_component_ml": 0.05, "node_suv_peak": None}
+    return make_bundle(tmp_path, card("fine", "segresnet", decision=rules)).path
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Exit status of `hnseg tune-postprocess arguments`."""
+    monkeypatch.setattr(sys, "argv", ["hnseg", "tune-postprocess", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_clearly_helps_is_chosen_and_no_more(bundle: Path, root: Path, tmp_path: Path) -> None:
+    """Floors of 0.1 to 0.5 ml drop the false GTVp alike; only uptake parts the false node from the true."""
+    write_predictions(tmp_path / "found", false_lesions)
+    tuning = tune(Bundle.load(bundle), tmp_path / "found", root)
+    assert tuning.chosen.rules == {"min_component_ml": {"GTVp": 0.1, "GTVn": 0.0}, "node_suv_peak": 1.5}
+    before, after = tuning.unfiltered.scores, tuning.chosen.scores
+    assert before["gtvp_dsc"] == pytest.approx(2 * 64 / (64 + 72))
+    assert before["gtvn_dsc_agg"] == pytest.approx(2 * 16 / (16 + 80))
+    assert before["gtvn_f1_agg"] == pytest.approx(4 / 5)
+    assert (after["gtvp_dsc"], after["gtvn_dsc_agg"], after["gtvn_f1_agg"]) == (1, 1, 1)
+    assert tuning.cross_validated == pytest.approx((1, 1, 1))
+    assert tuning.cases == 12
+    assert {threshold.ml for threshold in tuning.present.thresholds.values()} == {0.05}
+    assert tuning.present.scores == before  # neither is smaller than that
+
+
+def test_another_bundles_predictions_are_refused(bundle: Path, root: Path, tmp_path: Path) -> None:
+    write_predictions(tmp_path / "found", false_lesions)
+    other = make_bundle(tmp_path / "other", card("fine", "segresnet", cte=True))
+    with pytest.raises(HnsegError, match=r"found: another bundle made A-00.*; make them anew"):
+        tune(other, tmp_path / "found", root)
+    members = Bundle.load(bundle)
+    write_rules(members, members.decision | {"rule": "argmax"}, "")
+    assert Bundle.load(bundle).identity == members.identity  # its rules are what tuning changes
+
+
+def test_where_nothing_helps_nothing_is_dropped(bundle: Path, root: Path, tmp_path: Path) -> None:
+    write_predictions(tmp_path / "found", nothing_false)
+    tuning = tune(Bundle.load(bundle), tmp_path / "found", root)
+    assert tuning.chosen.rules == {"min_component_ml": {"GTVp": 0.0, "GTVn": 0.0}, "node_suv_peak": None}
+    assert tuning.chosen.scores == tuning.unfiltered.scores
+    assert tuning.cross_validated == pytest.approx((2 * 48 / (48 + 64), 1, 1))
+
+
+def test_the_bundle_gets_the_rules_and_its_card_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    bundle: Path,
+    root: Path,
+    tmp_path: Path,
+) -> None:
+    write_predictions(tmp_path / "found", false_lesions)
+    (bundle / "cache").mkdir()
+    (bundle / "cache" / "network.xml").write_text("converted")
+    untouched = contents(bundle)
+    assert command(monkeypatch, bundle, tmp_path / "found", root, "--dry-run") == 0
+    assert contents(bundle) == untouched
+    assert "chosen" in capsys.readouterr().out
+    assert command(monkeypatch, bundle, tmp_path / "found", root) == 0
+    said = capsys.readouterr()
+    assert f"{bundle}: rules written" in said.out.replace("\n", "")
+    changed = {name for name, content in contents(bundle).items() if untouched[name] != content}
+    assert changed == {"bundle.yaml", "README.md"}
+    decision = Bundle.load(bundle).decision
+    tuned = {"min_component_ml": {"GTVp": 0.1, "GTVn": 0.0}, "node_suv_peak": 1.5}
+    assert decision == DECISION | tuned
+    assert Decision.from_dict(decision, ["GTVp", "GTVn"]).floors(["GTVp", "GTVn"]) == [0.1, 0.0]
+    text = (bundle / "README.md").read_text()
+    assert "node_suv_peak: 1.5" in text
+    assert "12 cases out of fold" in text
+    assert (
+        yaml.safe_load(untouched["bundle.yaml"])["members"]
+        == yaml.safe_load((bundle / "bundle.yaml").read_text())["members"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"unseen": "no"},
+            r"networks trained on the case: A-00, A-01, .* and 7 more; make",
+        ),
+        ({"status": "error"}, "no finished prediction of A-00"),
+        ({"fine_s": ""}, "not the fine stage's masks: A-00"),
+        ({"made_from": "other-0"}, "another bundle made A-00"),
+        (
+            {"rules": json.dumps(RULES | {"min_component_ml": {"GTVn": 0.1}})},
+            r"dropped with decision\.min_component_ml=.*GTVn.*0\.1",
+        ),
+        ({"rules": json.dumps(RULES | {"node_suv_peak": 2.5})}, r"decision\.node_suv_peak=2\.5"),
+        ({"rules": json.dumps(RULES | {"rule": "argmax"})}, "rule=argmax where the bundle has half: A-00"),
+    ],
+)
+def test_predictions_that_would_mislead_are_refused(
+    root: Path, tmp_path: Path, columns: dict[str, str], message: str
+) -> None:
+    write_predictions(tmp_path / "found", nothing_false, **columns)
+    with pytest.raises(HnsegError, match=f"found: .*{message}"):
+        require_tunable(tmp_path / "found", read_cases(root), "", Decision())
+
+
+def test_one_missing_mask_is_enough(root: Path, tmp_path: Path) -> None:
+    write_predictions(tmp_path / "found", nothing_false)
+    (tmp_path / "found" / "A-07.nii.gz").unlink()
+    with pytest.raises(HnsegError, match="no finished prediction of A-07;"):
+        require_tunable(tmp_path / "found", read_cases(root), "", Decision())
+
+
+def test_too_few_cases_no_ground_truth_or_no_fine_stage(bundle: Path, root: Path, tmp_path: Path) -> None:
+    lines = [f"{name},{root}/{name}/{name}__CT.nii.gz,{root}/{name}/{name}__PT.nii.gz" for name in NAMES]
+    members = Bundle.load(bundle)
+    for count, message in ((9, "9 cases; tuning on fewer than 10"), (12, "no ground-truth mask of A-00")):
+        (tmp_path / "cases.csv").write_text("\n".join(["case_id,ct,pet", *lines[:count]]))
+        with pytest.raises(HnsegError, match=message):
+            tune(members, tmp_path, tmp_path / "cases.csv")
+    with pytest.raises(HnsegError, match="has no fine member that finds GTVp and GTVn"):
+        tune(make_bundle(tmp_path / "coarse", card("coarse", "plainconv")), tmp_path, root)
+
+
+def test_from_infer_to_tuned_rules_as_typed(
+    pointwise: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Two folds that call every hot spot a node: the true one of SUV 8, and a fainter one of SUV 3."""
+    node = {"weights": [[0.0, 0.0], [0.0, 0.0], [0.0, 400.0]], "biases": [0.0, -500.0, -40.0]}
+    grid = {"placement": "scan", "size": [20] * 3, "spacing": [4.0] * 3}
+    rules = DECISION | {"min_component_ml": 0.1, "node_suv_peak": None}
+    folds = [
+        card("fine", "pointwise", node, grid=grid, decision=rules, name=f"fold_{k}", trained_on=NAMES[k:10:2])
+        for k in range(2)
+    ]
+    bundle = make_bundle(tmp_path, *folds).path
+    suv, truth = np.ones((30, 40, 40), np.float32), np.zeros((30, 40, 40), np.uint8)
+    suv[8:14, 10:18, 10:18], truth[8:14, 10:18, 10:18] = 8, 2
+    suv[18:24, 24:32, 24:32] = 3
+    for name in NAMES[:10]:
+        write_case(tmp_path / "cohort", name, pet=volume(suv, (2, 2, 3)), label=volume(truth, (2, 2, 3)))
+    out, cpu = tmp_path / "out", ["trainer.device=cpu", "trainer.precision=float32"]
+    places = [f"cases={tmp_path / 'cohort'}", f"bundle={bundle}", f"out={out}", "unseen=true", *cpu]
+
+    def infer(*arguments: str) -> None:
+        load("infer").main(compose_job("infer", *places, *arguments))
+
+    infer()
+    assert command(monkeypatch, bundle, out, tmp_path / "cohort") == 2
+    assert "components were dropped with decision.min_component_ml=0.1" in capsys.readouterr().err
+    infer("decision.min_component_ml=0", "decision.node_suv_peak=0")
+    assert command(monkeypatch, bundle, out, tmp_path / "cohort") == 0
+    assert Bundle.load(bundle).decision["node_suv_peak"] in (3.0, 4.0)
+    infer()
+    for name in NAMES[:10]:
+        mask = sitk.GetArrayFromImage(sitk.ReadImage(str(out / f"{name}.nii.gz")))
+        assert mask[8:14, 10:18, 10:18].any()
+        assert not mask[18:24, 24:32, 24:32].any()
