@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import sys
 import tempfile
 import warnings
@@ -24,19 +23,18 @@ from torch import Tensor, nn
 import hnseg
 from hnseg.devices import Precision, lacks_memory
 from hnseg.errors import HnsegError
-from hnseg.files import digest, digest_file, lock
+from hnseg.files import digest, digest_file, lock, replacing, replacing_folder
 from hnseg.inference.predictor import Axes
 from hnseg.models.bundle import Bundle
 from hnseg.models.checkpoint import Member
-from hnseg.models.module import Translated
 from hnseg.models.nets import stride_product
 
 
 class Networks:
-    """One network for each kind, however many members of it there are.
+    """PyTorch's networks: one for all members of the same architecture.
 
     Building a network, drawing its first weights and laying it out takes longer than reading its weights.
-    Threads that share them hold `lock` for as long as they use what they were given.
+    Threads that share them hold `lock` for as long as they use a network.
 
     Args:
         device: Where they run.
@@ -45,14 +43,14 @@ class Networks:
     def __init__(self, device: torch.device) -> None:
         self.device, self.lock = device, Lock()
         self._networks: dict[str, nn.Module] = {}
-        self._holds: dict[str, Member] = {}
+        self._loaded: dict[str, Member] = {}
 
-    def remark(self, member: Member) -> str:
-        """What to know of how a member was run; mostly nothing."""
+    def note(self, member: Member) -> str:
+        """What the case's record says of how a member ran; mostly nothing."""
         return ""
 
     def exact(self, member: Member) -> Callable[[Tensor], Tensor]:
-        """The member's network in float32, where no autocast says otherwise; as for a call."""
+        """The member's network in float32 unless autocast says otherwise; as for a call."""
         return self(member)
 
     def __call__(self, member: Member) -> Callable[[Tensor], Tensor]:
@@ -65,15 +63,16 @@ class Networks:
         if kind not in self._networks:
             network = member.network().to(self.device)
             self._networks[kind] = network.to(memory_format=torch.channels_last_3d)
-        if self._holds.get(kind) is not member:
-            self._holds.pop(kind, None)  # weights that fail to load leave a mixture
+        if self._loaded.get(kind) is not member:
+            self._loaded.pop(kind, None)  # weights that fail to load leave a mixture
             member.load_into(self._networks[kind])
-            self._holds[kind] = member
+            self._loaded[kind] = member
         return self._networks[kind]
 
 
-NETWORK, HASHES = "network.xml", "hashes.json"
-_CONVERTING = ".converting-"  # folders of this name become networks, or are removed
+# In a converted network's folder: the graph, the digests of graph and weights, and how far bfloat16 is from
+# float32, by processor.
+NETWORK, HASHES, BFLOAT16 = "network.xml", "hashes.json", "bfloat16.json"
 
 
 def load_openvino() -> ModuleType:
@@ -97,7 +96,10 @@ def converted(member: Member) -> Path:
         HnsegError: The weights are damaged or belong to another network.
         Exception: Whatever PyTorch or OpenVINO raise where they cannot convert it.
     """
-    name = f"{member.weights.parent.name}-{_key(member)}"
+    # What the converted network is made of.
+    versions = [hnseg.__version__, load_openvino().__version__]
+    made_of = [member.sha256, member.card["network"], _input_shape(member.card), versions]
+    name = f"{member.weights.parent.name}-{digest(made_of, 16)}"
     for folder in _caches(member):
         if _is_whole(folder / name):
             return folder / name / NETWORK
@@ -106,20 +108,12 @@ def converted(member: Member) -> Path:
         with suppress(OSError):  # read-only or full: the next one
             folder.mkdir(parents=True, exist_ok=True)
             with lock(folder, wait=True):  # one process converts, the others wait and find it
-                for leftover in folder.glob(f"{_CONVERTING}*"):  # of one that was killed
-                    shutil.rmtree(leftover, ignore_errors=True)
                 if not _is_whole(folder / name):
                     model = model or _convert(member.loaded()[1], member.card)
-                    _write(model, folder / name)
+                    with replacing_folder(folder / name) as new:
+                        _save(model, new)
             return folder / name / NETWORK
     raise OSError("no folder to keep the converted network in")
-
-
-def _key(member: Member) -> str:
-    """Changes with whatever the converted network is made of."""
-    versions = [hnseg.__version__, load_openvino().__version__]
-    parts = [member.sha256, member.card["network"], _input_shape(member.card), versions]
-    return digest(parts, 16)
 
 
 def _input_shape(card: dict[str, Any]) -> list[int]:
@@ -136,6 +130,15 @@ def _convert(network: nn.Module, card: dict[str, Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch's tracer
         return ov.convert_model(network, example_input=torch.zeros(*shape[:2], *sides), input=[shape])
+
+
+def _save(model: Any, folder: Path) -> None:
+    try:  # weights rounded to float16, the default, would not be the trained ones
+        load_openvino().save_model(model, folder / NETWORK, compress_to_fp16=False)
+    except RuntimeError as error:  # its way to say that a disk is full
+        raise OSError(str(error)) from error
+    hashes = {file.name: digest_file(file) for file in sorted(folder.iterdir())}
+    (folder / HASHES).write_text(json.dumps(hashes))
 
 
 def _caches(member: Member) -> Iterator[Path]:
@@ -162,113 +165,8 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _write(model: Any, folder: Path) -> None:
-    """Puts a converted network in its place, whole; a damaged one there is replaced."""
-    with tempfile.TemporaryDirectory(prefix=_CONVERTING, dir=folder.parent) as temporary:
-        new = Path(temporary, "new")
-        new.mkdir()
-        # Weights rounded to float16, its default, would not be the trained ones.
-        try:
-            load_openvino().save_model(model, new / NETWORK, compress_to_fp16=False)
-        except RuntimeError as error:  # its way to say that a disk is full
-            raise OSError(str(error)) from error
-        hashes = {file.name: digest_file(file) for file in sorted(new.iterdir())}
-        (new / HASHES).write_text(json.dumps(hashes))
-        if folder.exists():
-            folder.replace(Path(temporary, "old"))
-        new.replace(folder)
-
-
 # What OpenVINO calls the arithmetic; where the processor lacks it, it computes in float32.
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-# Bytes of weights that stay compiled between cases: small networks. A compiled network takes 1.7 times its
-# float32 weights (PlainConvUNet 200 MiB, SegResNetDS 560, ResEnc 670), while compiling it again takes about a
-# tenth of the time of one of its windows.
-KEPT = 64 * 2**20
-
-
-class OpenVinoNetworks(Networks):
-    """Networks converted for OpenVINO, at most one of them beside those that are kept.
-
-    A member that cannot be converted runs in PyTorch, with one line of warning.
-
-    Beside PyTorch in float32, its float32 moves the softmax by less than 1e-4, its bfloat16 by 0.005 to 0.03.
-    Masks of the demo's trained members then agree at a Dice of 0.999 in the same ROI. Over the whole cascade
-    it is 0.997 (GTVp) and 0.999 (GTVn), over all voxels of 52 patients: in two of them the mean voxel of the
-    coarse labels became its neighbour, and the fine ROI lay a coarse voxel, 6 mm there, elsewhere.
-
-    Args:
-        precision: Their arithmetic.
-        kept: Bytes of weights, as stored, that stay compiled.
-    """
-
-    def __init__(self, precision: Precision, *, kept: int = KEPT) -> None:
-        super().__init__(torch.device("cpu"))
-        self.precision, self.room = precision, kept
-        self._kept: dict[Path, CompiledNetwork] = {}
-        self._current: tuple[Path, CompiledNetwork] | None = None
-        self._refused: set[Path] = set()
-        self._files: dict[Path, Path] = {}
-
-    def __call__(self, member: Member) -> Callable[[Tensor], Tensor]:
-        """The member's network, valid until the next call.
-
-        Raises:
-            HnsegError: The weights are damaged or belong to another network.
-        """
-        if self._current and self._current[0] == member.weights:
-            return self._current[1]
-        self._leave()
-        network = self._compiled(member)
-        if network is None:
-            return super().__call__(member)
-        self._current = (member.weights, network)
-        return network
-
-    def exact(self, member: Member) -> Callable[[Tensor], Tensor]:
-        """The member's network in float32, compiled for this once."""
-        if member.weights in self._refused:
-            return super().__call__(member)
-        return CompiledNetwork(self._file(member), "float32")
-
-    def remark(self, member: Member) -> str:
-        """That a member ran in PyTorch, if it did."""
-        refused = member.weights in self._refused
-        return f"{member.card['name']}: OpenVINO cannot run it, PyTorch did" if refused else ""
-
-    def _compiled(self, member: Member) -> CompiledNetwork | None:
-        if member.weights in self._refused:
-            return None
-        try:
-            return self._kept.get(member.weights) or CompiledNetwork(self._file(member), self.precision)
-        except HnsegError:
-            raise
-        except Exception as error:
-            if lacks_memory(error):  # in PyTorch it would take more
-                raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            message = "%s: OpenVINO cannot run it (%s); it runs in PyTorch"
-            logging.getLogger(__name__).warning(message, member.card["name"], reason)
-            self._refused.add(member.weights)
-            return None
-
-    def _file(self, member: Member) -> Path:
-        """Its converted network, whose hashes are compared once a process: they are of gigabytes."""
-        if member.weights not in self._files:
-            self._files[member.weights] = converted(member)
-        return self._files[member.weights]
-
-    def _leave(self) -> None:
-        """Keeps the present network without its activations, or lets it go."""
-        if self._current is None:
-            return
-        weights, network = self._current
-        self._current = None
-        network.rest()
-        size = weights.stat().st_size
-        if weights not in self._kept and size <= self.room:
-            self.room -= size
-            self._kept[weights] = network
 
 
 class CompiledNetwork:
@@ -280,6 +178,7 @@ class CompiledNetwork:
     """
 
     def __init__(self, file: Path, precision: Precision) -> None:
+        self.precision = precision
         properties = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -300,30 +199,165 @@ class CompiledNetwork:
         self._compiled.release_memory()
 
 
-class TorchCompileNetworks(Networks):
-    """Networks that `torch.compile` has translated, one translation for each kind and window.
+# Bytes of weights that stay compiled between cases: small networks. A compiled network takes 1.7 times its
+# float32 weights (PlainConvUNet 200 MiB, SegResNetDS 560, ResEnc 670), while compiling it again takes about a
+# tenth of the time of one of its windows.
+KEPT = 64 * 2**20
+# A window's logits in bfloat16 may differ from float32's by this share of their norm. Rounding moves those of
+# conf/model's networks by 0.007 to 0.024; wrong products move them by as much as they are.
+MAX_BFLOAT16_ERROR = 0.15
 
-    The logits are those of the network as it is, to within rounding. On a CPU it took 30 s to start and
-    gained nothing, where OpenVINO does; on a GPU it has not been measured.
+
+class OpenVinoNetworks(Networks):
+    """Networks converted for OpenVINO, at most one of them beside those that are kept.
+
+    A member that cannot be converted runs in PyTorch, with one line of warning. In bfloat16, a member's first
+    window on a processor is computed in float32 too, since wrong products are known of some processors that
+    announce it (OpenVINO issue 38256): where the two differ by more than rounding, it runs in float32. The
+    verdict is kept beside the converted network.
+
+    Beside PyTorch in float32, its float32 moves the softmax by less than 1e-4, its bfloat16 by 0.005 to 0.03.
+    Masks of the demo's trained members then agree at a Dice of 0.999 in the same ROI. Over the whole cascade
+    it is 0.997 (GTVp) and 0.999 (GTVn), over all voxels of 52 patients: in two of them the mean voxel of the
+    coarse labels became its neighbour, and the fine ROI lay a coarse voxel, 6 mm there, elsewhere.
 
     Args:
-        device: Where they run.
+        precision: Their arithmetic.
+        kept: Bytes of weights, as stored, that stay compiled.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self._translated: dict[Callable[[Tensor], Tensor], Translated] = {}
+    def __init__(self, precision: Precision, *, kept: int = KEPT) -> None:
+        super().__init__(torch.device("cpu"))
+        self.precision, self.room = precision, kept
+        self._kept: dict[Path, CompiledNetwork] = {}
+        self._current: tuple[Path, CompiledNetwork] | None = None
+        self._refused: set[Path] = set()
+        self._files: dict[Path, Path] = {}
+        self._errors: dict[Path, float | None] = {}
 
     def __call__(self, member: Member) -> Callable[[Tensor], Tensor]:
-        """The member's network with its weights, valid until the next call.
+        """The member's network, valid until the next call.
 
         Raises:
             HnsegError: The weights are damaged or belong to another network.
         """
-        network = super().__call__(member)
-        if network not in self._translated:
-            self._translated[network] = Translated(network, member.card["network"]["_target_"])
-        return self._translated[network]
+        if self._current is None or self._current[0] != member.weights:
+            self._leave()
+            network = self._compiled(member)
+            if network is None:
+                return super().__call__(member)
+            self._current = member.weights, network
+        network = self._current[1]
+        unchecked = network.precision == "bfloat16" and self._bfloat16_error(member) is None
+        return (lambda image: self._checked(member, image)) if unchecked else network
+
+    def exact(self, member: Member) -> Callable[[Tensor], Tensor]:
+        """The member's network in float32, compiled for this once."""
+        if member.weights in self._refused:
+            return super().__call__(member)
+        return CompiledNetwork(self._file(member), "float32")
+
+    def note(self, member: Member) -> str:
+        """That a member ran in PyTorch or in another arithmetic, if it did."""
+        name = member.card["name"]
+        if member.weights in self._refused:
+            return f"{name}: OpenVINO cannot run it, PyTorch did"
+        if self.precision == "bfloat16" and not self._trusts(member):
+            return f"{name}: bfloat16 is wrong on this processor, float32 was taken"
+        return ""
+
+    def _compiled(self, member: Member) -> CompiledNetwork | None:
+        if member.weights in self._refused:
+            return None
+        try:
+            file = self._file(member)
+            precision = self.precision
+            if precision == "bfloat16" and not self._trusts(member):
+                precision = "float32"
+            return self._kept.get(member.weights) or CompiledNetwork(file, precision)
+        except HnsegError:
+            raise
+        except Exception as error:
+            if lacks_memory(error):  # in PyTorch it would take more
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            message = "%s: OpenVINO cannot run it (%s); it runs in PyTorch"
+            logging.getLogger(__name__).warning(message, member.card["name"], reason)
+            self._refused.add(member.weights)
+            return None
+
+    def _checked(self, member: Member, image: Tensor) -> Tensor:
+        """The logits of a window, in bfloat16 if the member's first one is right in it."""
+        assert self._current is not None
+        network = self._current[1]
+        if network.precision != "bfloat16" or self._bfloat16_error(member) is not None:
+            return network(image)
+        exact = CompiledNetwork(self._file(member), "float32")
+        logits, expected = network(image), exact(image)
+        self._keep_error(member, relative_error(logits, expected))
+        if self._trusts(member):
+            return logits
+        self._current = member.weights, exact
+        return expected
+
+    def _trusts(self, member: Member) -> bool:
+        """Whether bfloat16 is right here, or has not been tried."""
+        error = self._bfloat16_error(member)
+        return error is None or error <= MAX_BFLOAT16_ERROR  # NaN is not
+
+    def _bfloat16_error(self, member: Member) -> float | None:
+        """How far bfloat16 was from float32 on this processor; None before it was tried."""
+        if member.weights not in self._errors:
+            errors = _read_errors(self._file(member).with_name(BFLOAT16))
+            self._errors[member.weights] = errors.get(_processor())
+        return self._errors[member.weights]
+
+    def _keep_error(self, member: Member, error: float) -> None:
+        self._errors[member.weights] = error
+        path = self._file(member).with_name(BFLOAT16)
+        with suppress(HnsegError), replacing(path) as temporary:  # read-only: the next process tries again
+            temporary.write_text(json.dumps(_read_errors(path) | {_processor(): error}))
+
+    def _file(self, member: Member) -> Path:
+        """Its converted network, whose hashes are compared once a process: they are of gigabytes."""
+        if member.weights not in self._files:
+            self._files[member.weights] = converted(member)
+        return self._files[member.weights]
+
+    def _leave(self) -> None:
+        """Keeps the present network without its activations, or lets it go."""
+        if self._current is None:
+            return
+        weights, network = self._current
+        self._current = None
+        network.rest()
+        size = weights.stat().st_size
+        if weights not in self._kept and size <= self.room:
+            self.room -= size
+            self._kept[weights] = network
+
+
+def relative_error(logits: Tensor, expected: Tensor) -> float:
+    """Norm of the difference as a share of the expected logits' norm, after their mean over the classes.
+
+    Args:
+        logits: (1, K, z, y, x); a number common to a voxel's logits changes no probability.
+        expected: Likewise.
+    """
+    ours, theirs = (one - one.mean(1, keepdim=True) for one in (logits, expected))
+    return float((ours - theirs).norm() / theirs.norm().clamp_min(torch.finfo(theirs.dtype).tiny))
+
+
+@cache
+def _processor() -> str:
+    return str(load_openvino().Core().get_property("CPU", "FULL_DEVICE_NAME"))
+
+
+def _read_errors(path: Path) -> dict[str, float]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 Backend = Literal["torch", "openvino"]
@@ -369,26 +403,16 @@ def convert_bundle(path: Path) -> None:
     networks, members = OpenVinoNetworks("float32", kept=0), Bundle.load(path).members
     for member in members:
         networks(member)
-    if remarks := [remark for member in members if (remark := networks.remark(member))]:
-        raise HnsegError(f"{path}: whole, but {'; '.join(remarks)}; infer.py will do the same")
+    if notes := [note for member in members if (note := networks.note(member))]:
+        raise HnsegError(f"{path}: whole, but {'; '.join(notes)}; infer.py will do the same")
 
 
-def make_networks(
-    backend: Backend, device: torch.device, precision: Precision, *, compiled: bool = False
-) -> Networks:
-    """Where the members of a bundle find their networks.
+def make_networks(backend: Backend, device: torch.device, precision: Precision) -> Networks:
+    """What runs the members of a bundle.
 
     Args:
-        backend: The library that runs them.
+        backend: The library.
         device: Where they run.
         precision: Their arithmetic.
-        compiled: Let `torch.compile` translate them.
-
-    Raises:
-        HnsegError: OpenVINO, which compiles in its own way, is asked for torch.compile.
     """
-    if backend == "openvino":
-        if compiled:
-            raise HnsegError("compile=true is PyTorch's, not OpenVINO's; set backend=torch, or compile=false")
-        return OpenVinoNetworks(precision)
-    return TorchCompileNetworks(device) if compiled else Networks(device)
+    return OpenVinoNetworks(precision) if backend == "openvino" else Networks(device)

@@ -241,7 +241,7 @@ class Cascade:
                 found = grid.image(decide(ensemble.probabilities(ct, pet, grid, clock)[1:], "argmax"))
                 head, drawn = found if stage.name == "head" else head, False
         result.seconds = clock.stop()
-        result.fallbacks += filter(None, map(self.networks.remark, used))
+        result.fallbacks += filter(None, map(self.networks.note, used))
         result.fallbacks += [remark for ensemble in ensembles for remark in ensemble.remarks]
         return result
 

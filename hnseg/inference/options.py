@@ -23,7 +23,7 @@ def check_options(config: Mapping[str, Any]) -> None:
     Raises:
         HnsegError: A choice that does not exist, or a rule that would decide nothing.
     """
-    for key in ("overwrite", "unseen", "compile", "probabilities", "uncertainty", "mirror"):
+    for key in ("overwrite", "unseen", "probabilities", "uncertainty", "mirror"):
         if not isinstance(config[key], bool) and (key, config[key]) != ("mirror", None):
             raise HnsegError(f"{key}={config[key]} is neither true nor false")
     for key, (known, remark) in _CHOICES.items():

@@ -1,11 +1,11 @@
-"""One network, one volume → logits: whole where it fits the patch, a sliding window otherwise."""
+"""One network, one volume → logits: whole where it has the patch's shape, by a sliding window otherwise."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import combinations, product
 from typing import Any, Literal
 
@@ -23,14 +23,14 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Axes:
-    """How the axes of an imported network stand to (z, y, x).
+    """How the axes of an imported network relate to (z, y, x).
 
     The volume is turned before it is cut into windows, since neither MONAI's tiles nor the padding of an
     odd number of voxels are the same from both ends.
 
     Args:
-        order: The network's axes, each as one of ours: (2, 1, 0) is a network that sees (x, y, z).
-        flip: Those of the network's axes that run against ours.
+        order: The network's axes, each as an axis of (z, y, x): (2, 1, 0) is a network that takes (x, y, z).
+        flip: Those of the network's axes that run in the opposite direction.
     """
 
     order: Triple = (0, 1, 2)
@@ -38,8 +38,14 @@ class Axes:
 
     @classmethod
     def of(cls, card: dict[str, Any]) -> Axes:
-        """Those of a member; without the card's key `axes`, hnseg's own."""
+        """Those of a member; without the card's key `axes`, (z, y, x)."""
         return cls(**{key: tuple(value) for key, value in card.get("axes", {}).items()})
+
+    @property
+    def inverse(self) -> Triple:
+        """The axes (z, y, x), each as an axis of the network."""
+        z, y, x = (self.order.index(axis) for axis in range(3))
+        return z, y, x
 
     def to_network(self, image: Tensor) -> Tensor:
         """(B, C, z, y, x) → (B, C, *the network's axes)."""
@@ -47,164 +53,145 @@ class Axes:
 
     def from_network(self, logits: Tensor) -> Tensor:
         """(B, K, *the network's axes) → (B, K, z, y, x)."""
-        return logits.flip([2 + axis for axis in self.flip]).permute(0, 1, *(2 + axis for axis in self._back))
+        return logits.flip([2 + axis for axis in self.flip]).permute(0, 1, *(2 + n for n in self.inverse))
 
     def shape_to_network(self, shape: Triple) -> Triple:
-        """A patch (z, y, x) as the network has it."""
-        z, y, x = (shape[axis] for axis in self.order)
-        return z, y, x
+        """(z, y, x) → the network's axes."""
+        a, b, c = (shape[axis] for axis in self.order)
+        return a, b, c
 
     def shape_from_network(self, shape: Triple) -> Triple:
-        """The network's patch as (z, y, x)."""
-        z, y, x = (shape[axis] for axis in self._back)
-        return z, y, x
-
-    def axes_to_network(self, axes: tuple[int, ...]) -> tuple[int, ...]:
-        """Axes of ours, for instance to mirror, by their places in the network."""
-        return tuple(self._back[axis] for axis in axes)
-
-    @property
-    def _back(self) -> Triple:
-        z, y, x = (self.order.index(axis) for axis in range(3))
+        """The network's axes → (z, y, x)."""
+        z, y, x = (shape[axis] for axis in self.inverse)
         return z, y, x
 
 
 Tiling = Literal["nnunet", "monai"]
-Shape = tuple[int, ...]
-# Standard deviation of the weights, as a share of the window's side.
-SIGMA = 1 / 8
+# Standard deviation of the windows' Gaussian weights, as a share of the window's side.
+SIGMA_SCALE = 1 / 8
 # The least weight under MONAI's tiling.
-FLOOR = 1e-3
-# What stands around a volume smaller than the window.
-FILL = 0.0
+MIN_WEIGHT = 1e-3
+# What pads a volume smaller than the window.
+PADDING_VALUE = 0.0
 _ALL = (slice(None), slice(None))  # of batch and channels
 
 
-def slide(
-    run: Callable[[Tensor], Tensor], image: Tensor, window: Shape, tiling: Tiling, overlap: float
+def sliding_window(
+    predictor: Callable[[Tensor], Tensor],
+    image: Tensor,
+    roi_size: tuple[int, ...],
+    tiling: Tiling,
+    overlap: float,
 ) -> Tensor:
-    """Logits of a volume, one window after the other.
+    """Logits of a volume: the weighted mean over windows.
 
     Args:
-        run: (1, C, *window) → (1, K, *window) float32.
+        predictor: (1, C, *roi_size) → (1, K, *roi_size) float32.
         image: (1, C, *sides). A side smaller than the window is padded at both ends.
-        window: Sides of the window.
-        tiling: Whose steps and weights.
+        roi_size: Sides of the window.
+        tiling: Whose starts and weights.
         overlap: Share of a window that the next one repeats at least (nnU-Net), or exactly (MONAI).
 
     Returns:
-        (1, K, *sides) float32: the weighted mean over windows.
+        (1, K, *sides) float32.
     """
-    sides = image.shape[2:]
-    image, inside = _pad(image, window)
-    steps = [starts(n, w, tiling, overlap) for n, w in zip(image.shape[2:], window, strict=True)]
-    if all(len(one) == 1 for one in steps):  # a single window's mean is itself
-        return run(image)[(*_ALL, *inside)]
-    weights = gaussian(window, tiling).to(image.device)
-    covered = torch.zeros(image.shape[2:], device=image.device)
+    image, inside = _pad(image, roi_size)
+    starts = [window_starts(n, w, tiling, overlap) for n, w in zip(image.shape[2:], roi_size, strict=True)]
+    if all(len(one) == 1 for one in starts):  # a single window's mean is itself
+        return predictor(image)[(*_ALL, *inside)]
+    weights = gaussian_importance_map(roi_size, tiling).to(image.device)
+    weight_sum = torch.zeros(image.shape[2:], device=image.device)
     total: Tensor | None = None
-    for corner in product(*steps):
-        box = tuple(slice(start, start + w) for start, w in zip(corner, window, strict=True))
-        logits = run(image[(*_ALL, *box)])
+    for corner in product(*starts):
+        box = tuple(slice(start, start + w) for start, w in zip(corner, roi_size, strict=True))
+        logits = predictor(image[(*_ALL, *box)])
         if total is None:
             total = torch.zeros((1, logits.shape[1], *image.shape[2:]), device=image.device)
         total[(*_ALL, *box)] += logits * weights
-        covered[box] += weights
+        weight_sum[box] += weights
     assert total is not None
-    stitched = total.div_(covered)[(*_ALL, *inside)]
-    assert stitched.shape[2:] == sides
-    return stitched
+    return total.div_(weight_sum)[(*_ALL, *inside)]
 
 
-def starts(side: int, window: int, tiling: Tiling, overlap: float) -> list[int]:
-    """First voxel of every window along one axis.
+def window_starts(image_size: int, roi_size: int, tiling: Tiling, overlap: float) -> list[int]:
+    """First voxel of every window along one axis, each once.
 
     Args:
-        side: Voxels of the volume, at least the window's.
-        window: Voxels of the window.
+        image_size: Voxels of the volume, at least the window's.
+        roi_size: Voxels of the window.
         tiling: `nnunet` is compute_steps_for_sliding_window: as many windows as the overlap asks for, evenly
-            spaced. `monai` is sliding_window_inference: every int(window x (1 - overlap)) voxels, the last
-            window shifted in.
+            spaced. `monai` is dense_patch_slices: every int(window × (1 - overlap)) voxels, the last window
+            shifted in.
         overlap: Share of a window, below 1.
     """
-    last = side - window
-    if tiling == "nnunet":
-        gaps = math.ceil(last / (window * (1 - overlap)))
-        return [round(last / gaps * n) for n in range(gaps + 1)] if gaps else [0]
-    interval = max(int(window * (1 - overlap)), 1)
-    return [*range(0, last, interval), last]
+    last = image_size - roi_size
+    if tiling == "monai":
+        return [*range(0, last, max(int(roi_size * (1 - overlap)), 1)), last]
+    gaps = math.ceil(last / (roi_size * (1 - overlap)))
+    # With overlaps near 1, nnU-Net rounds several steps to one voxel.
+    return list(dict.fromkeys(round(last / gaps * n) for n in range(gaps + 1))) if gaps else [0]
 
 
 @lru_cache(maxsize=8)
-def gaussian(window: Shape, tiling: Tiling) -> Tensor:
+def gaussian_importance_map(roi_size: tuple[int, ...], tiling: Tiling) -> Tensor:
     """Weights of a window's voxels, of the window's shape, float32, at most 1.
 
     Args:
-        window: Sides of the window.
+        roi_size: Sides of the window.
         tiling: `nnunet` is compute_gaussian: a filtered point at side // 2, zeros raised to the least other
             weight. `monai` is compute_importance_map: the Gaussian itself, about the exact middle, raised to
-            at least `FLOOR`.
+            at least `MIN_WEIGHT`.
     """
-    profile = _filtered_point if tiling == "nnunet" else _bell
-    map_ = np.ones(())
-    for side in window:
-        map_ = map_[..., None] * profile(side)
-    weights = map_.astype(np.float32)
-    if tiling == "nnunet":
-        weights[weights == 0] = weights[weights > 0].min()
-    return torch.from_numpy(weights if tiling == "nnunet" else weights.clip(max(weights.min(), FLOOR)))
+    profile = _filtered_point if tiling == "nnunet" else _gaussian
+    weights = reduce(np.multiply.outer, map(profile, roi_size)).astype(np.float32)
+    least = weights[weights > 0].min() if tiling == "nnunet" else max(weights.min(), MIN_WEIGHT)
+    return torch.from_numpy(weights.clip(least))
 
 
 def _filtered_point(side: int) -> NDArray[np.float64]:
     point = np.zeros(side)
     point[side // 2] = 1
-    filtered = gaussian_filter1d(point, SIGMA * side, mode="constant")
+    filtered = gaussian_filter1d(point, SIGMA_SCALE * side, mode="constant")
     return filtered / filtered.max()
 
 
-def _bell(side: int) -> NDArray[np.float64]:
+def _gaussian(side: int) -> NDArray[np.float64]:
     offset = np.arange(side) - (side - 1) / 2
-    return np.exp(-(offset**2) / (2 * (SIGMA * side) ** 2))
+    return np.exp(-(offset**2) / (2 * (SIGMA_SCALE * side) ** 2))
 
 
-def _pad(image: Tensor, window: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
+def _pad(image: Tensor, roi_size: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
     """The image at least as large as the window, an odd voxel behind, and where the image lies in it."""
-    missing = [max(w - n, 0) for n, w in zip(image.shape[2:], window, strict=True)]
+    missing = [max(w - n, 0) for n, w in zip(image.shape[2:], roi_size, strict=True)]
     inside = tuple(slice(m // 2, m // 2 + n) for n, m in zip(image.shape[2:], missing, strict=True))
-    if not any(missing):
-        return image, inside
-    pads = [(m // 2, m - m // 2) for m in missing]
-    return F.pad(image, [n for pair in reversed(pads) for n in pair], value=FILL), inside
-
-
-OURS = Axes()
+    pads = [n for m in reversed(missing) for n in (m // 2, m - m // 2)]
+    return F.pad(image, pads, value=PADDING_VALUE) if any(missing) else image, inside
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """How a volume is shown to a network.
+    """How a network is applied to a volume.
 
     Args:
-        patch: Window (z, y, x); a volume of that shape is shown whole, a smaller one padded with zeros.
+        patch: Window (z, y, x); a volume of that shape is predicted whole, a smaller one padded with zeros.
         tiling: How windows lie in a larger volume, and their weights: nnU-Net's or MONAI's.
         overlap: Share of a window that the next one repeats (nnU-Net 0.5, Auto3DSeg 0.625).
         mirror: Axes of (z, y, x) along which each window is mirrored too; the logits of all combinations
             are averaged.
-        precision: Arithmetic of the network; logits are averaged in float32. What it moves,
-            `hnseg.hardware.pick_precision` says.
+        precision: Arithmetic of the network; logits are averaged in float32.
         axes: The network's own axes.
     """
 
-    patch: tuple[int, int, int]
+    patch: Triple
     tiling: Tiling = "nnunet"
     overlap: float = 0.5
     mirror: tuple[int, ...] = ()
     precision: Precision = "float32"
-    axes: Axes = OURS
+    axes: Axes = Axes()
 
     @classmethod
     def of(cls, card: dict[str, Any], *, mirror: bool = False, precision: Precision = "float32") -> Predictor:
-        """A member's own way: its patch, windows and axes.
+        """As a member's card says: its patch, windows and axes.
 
         Args:
             card: Of the member.
@@ -230,22 +217,19 @@ class Predictor:
         Returns:
             (1, K, z, y, x) float32, averaged over windows and mirrorings.
         """
-        window = self.axes.shape_to_network(self.patch)
-        mirrored = [2 + axis for axis in self.axes.axes_to_network(self.mirror)]
-        flips = [axes for n in range(len(mirrored) + 1) for axes in combinations(mirrored, n)]
+        mirrored = [2 + self.axes.inverse[axis] for axis in self.mirror]
+        flips = [axes for n in range(1, len(mirrored) + 1) for axes in combinations(mirrored, n)]
 
-        def run(shown: Tensor) -> Tensor:
-            with autocast(shown.device, self.precision):
-                total = self._show(network, shown)
-                for axes in flips[1:]:
-                    total = total + self._show(network, shown.flip(axes)).flip(axes)
-            return total / len(flips)
+        def run(window: Tensor) -> Tensor:
+            return network(window.contiguous(memory_format=torch.channels_last_3d)).float()
 
-        turned = self.axes.to_network(image)
-        whole = tuple(turned.shape[2:]) == window
-        logits = run(turned) if whole else slide(run, turned, window, self.tiling, self.overlap)
-        return self.axes.from_network(logits)
+        def predict(window: Tensor) -> Tensor:
+            with autocast(window.device, self.precision):
+                total = run(window)
+                for axes in flips:
+                    total = total + run(window.flip(axes)).flip(axes)
+            return total / (1 + len(flips))
 
-    @staticmethod
-    def _show(network: Callable[[Tensor], Tensor], shown: Tensor) -> Tensor:
-        return network(shown.contiguous(memory_format=torch.channels_last_3d)).float()
+        image = self.axes.to_network(image)
+        roi_size = self.axes.shape_to_network(self.patch)
+        return self.axes.from_network(sliding_window(predict, image, roi_size, self.tiling, self.overlap))

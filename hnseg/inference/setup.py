@@ -27,7 +27,6 @@ class Setup:
         rules: Decision rules in the place of the bundle's.
         windows: `trained` shows a volume as members were trained, `whole` in one piece.
         backend: auto, torch or openvino.
-        compiled: Let `torch.compile` translate the networks.
         precision: auto, or the networks' arithmetic.
         threads: Of the CPU; None leaves them.
         cascade: Further settings of `Cascade`, by name.
@@ -39,7 +38,6 @@ class Setup:
     rules: Mapping[str, Any] = field(default_factory=dict)
     windows: str = "trained"
     backend: str = "auto"
-    compiled: bool = False
     precision: str = "auto"
     threads: int | None = None
     cascade: Mapping[str, Any] = field(default_factory=dict)
@@ -56,7 +54,6 @@ class Setup:
             rules={key: rule for key, rule in config["decision"].items() if rule is not None},
             windows=config["windows"],
             backend=config["backend"],
-            compiled=config["compile"],
             precision=config["trainer"]["precision"],
             threads=config["trainer"]["threads"],
             cascade={name: config[name] for name in names} | {"heads": heads},
@@ -81,7 +78,7 @@ class Setup:
             torch.set_num_threads(self.threads)
         precision = pick_precision(device, self.precision)
         backend = pick_backend(device, self.backend)
-        return make_networks(backend, device, precision, compiled=self.compiled)
+        return make_networks(backend, device, precision)
 
     def make(self, bundle: Bundle, networks: Networks, **shared: Any) -> Cascade:
         """A cascade of the members that are asked for.

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -85,7 +86,9 @@ def test_what_a_killed_conversion_left_is_removed(
 def test_float32_is_pytorchs_float32(tmp_path: Path, architecture: str) -> None:
     """Also beyond the few voxels that the network is traced on, in windows, and turned."""
     turned = {"order": [2, 0, 1], "flip": [1]}
-    one = card("fine", architecture, patch=[24, 16, 32], axes=turned, input={"cte": architecture == "resenc"})
+    settings = TINY[architecture] | ({"features": [8, 16, 16]} if "features" in TINY[architecture] else {})
+    cte = {"cte": architecture == "resenc"}
+    one = card("fine", architecture, settings, patch=[24, 16, 32], axes=turned, input=cte)
     (member,) = make_bundle(tmp_path, one).members
     volume = image(member, 24, 20, 32)
     networks = OpenVinoNetworks("float32")
@@ -209,17 +212,39 @@ def test_a_bundle_that_cannot_be_written_leaves_its_cache_to_the_user_or_to_the_
     assert folders(bundle) == listed
 
 
-def test_a_user_without_a_home_leaves_its_cache_to_the_process(
+class Broken(CompiledNetwork):
+    """A processor whose bfloat16 products are wrong."""
+
+    runs: ClassVar[list[str]] = []
+
+    def __call__(self, image: Tensor) -> Tensor:
+        self.runs.append(self.precision)
+        return super().__call__(image).flip(1) if self.precision == "bfloat16" else super().__call__(image)
+
+
+def test_where_bfloat16_is_wrong_a_member_runs_in_float32_and_its_note_says_so(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def homeless(*_: object) -> Path:
-        raise RuntimeError("Could not determine home directory.")
+    volume = image(member, 20, 16, 16)
+    theirs = confident(Networks(CPU), member, volume)
+    monkeypatch.setattr(backends, "CompiledNetwork", Broken)
+    for compared in (["bfloat16"], []):  # the verdict is kept for the next process
+        networks = OpenVinoNetworks("bfloat16")
+        Broken.runs.clear()
+        torch.testing.assert_close(confident(networks, member, volume), theirs, rtol=0, atol=1e-4)
+        assert [*compared, "float32", "float32"] == Broken.runs
+        note = f"{member.card['name']}: bfloat16 is wrong on this processor, float32 was taken"
+        assert networks.note(member) == note
 
-    bundle = member.weights.parents[1]
-    (bundle / "cache").write_text("")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "expanduser", homeless)
-    assert not backends.converted(member).is_relative_to(bundle)
+
+def test_where_bfloat16_is_right_one_window_is_compared_in_all(member: Member) -> None:
+    volume = image(member, 16, 16, 16)
+    for networks in (OpenVinoNetworks("bfloat16"), OpenVinoNetworks("bfloat16")):
+        confident(networks, member, volume)
+        assert networks.note(member) == ""
+    (error,) = json.loads(backends.converted(member).with_name(backends.BFLOAT16).read_text()).values()
+    assert 0 <= error < backends.MAX_BFLOAT16_ERROR
+    assert isinstance(networks(member), CompiledNetwork)
 
 
 def test_a_failed_conversion_leaves_nothing_and_runs_in_pytorch(

@@ -17,7 +17,7 @@ from spoiled import must_fail
 from torch import Tensor, nn
 
 from hnseg.inference import predictor
-from hnseg.inference.predictor import Predictor, gaussian, starts
+from hnseg.inference.predictor import Predictor, gaussian_importance_map, window_starts
 
 WINDOWS = [(8, 12, 16), (7, 9, 10), (48, 24, 32)]
 PATCH = (8, 12, 10)
@@ -28,9 +28,9 @@ SHAPES = [(19, 27, 23), (8, 12, 31), (8, 12, 10), (5, 7, 9), (5, 30, 10)]
 @pytest.fixture(autouse=True)
 def _weights_anew() -> Iterator[None]:
     """Weights are cached, and spoiled in places."""
-    gaussian.cache_clear()
+    gaussian_importance_map.cache_clear()
     yield
-    gaussian.cache_clear()
+    gaussian_importance_map.cache_clear()
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_windows_start_where_nnunet_s_do(window: int, beyond: int, overlap: floa
     (expected,) = sliding_window_prediction.compute_steps_for_sliding_window(
         (window + beyond - 1,), (window,), 1 - overlap
     )
-    assert starts(window + beyond - 1, window, "nnunet", overlap) == expected
+    assert window_starts(window + beyond - 1, window, "nnunet", overlap) == sorted(set(expected))
 
 
 @settings(max_examples=300)
@@ -87,7 +87,12 @@ def test_windows_start_where_monai_s_do(window: int, beyond: int, overlap: float
     side = window + beyond - 1
     interval = window if side == window else max(int(window * (1 - overlap)), 1)
     expected = [box[0].start for box in dense_patch_slices((side,), (window,), (interval,))]
-    assert starts(side, window, "monai", overlap) == expected
+    assert window_starts(side, window, "monai", overlap) == expected
+
+
+@pytest.mark.parametrize("tiling", ["nnunet", "monai"])
+def test_an_overlap_near_1_repeats_no_window(tiling: str) -> None:
+    assert window_starts(144, 96, tiling, 0.999) == list(range(49))
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -96,12 +101,12 @@ def test_weights_are_nnunet_s_voxel_for_voxel(
 ) -> None:
     device = torch.device("cpu")
     expected = sliding_window_prediction.compute_gaussian(window, dtype=torch.float32, device=device)
-    torch.testing.assert_close(gaussian(window, "nnunet"), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gaussian_importance_map(window, "nnunet"), expected, rtol=1e-5, atol=0)
     with must_fail():
-        torch.testing.assert_close(gaussian(window, "monai"), expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(gaussian_importance_map(window, "monai"), expected, rtol=1e-5, atol=0)
     spoil_weights(monkeypatch)
     with must_fail():
-        torch.testing.assert_close(gaussian(window, "nnunet"), expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(gaussian_importance_map(window, "nnunet"), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -109,20 +114,20 @@ def test_weights_are_monai_s_voxel_for_voxel(
     window: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = compute_importance_map(window, "gaussian")
-    torch.testing.assert_close(gaussian(window, "monai"), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gaussian_importance_map(window, "monai"), expected, rtol=1e-5, atol=0)
     spoil_weights(monkeypatch)
     with must_fail():
-        torch.testing.assert_close(gaussian(window, "monai"), expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(gaussian_importance_map(window, "monai"), expected, rtol=1e-5, atol=0)
     monkeypatch.undo()
-    monkeypatch.setattr(predictor, "FLOOR", 0.0)
-    gaussian.cache_clear()
+    monkeypatch.setattr(predictor, "MIN_WEIGHT", 0.0)
+    gaussian_importance_map.cache_clear()
     with must_fail():
-        torch.testing.assert_close(gaussian(window, "monai"), expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(gaussian_importance_map(window, "monai"), expected, rtol=1e-5, atol=0)
 
 
 def test_no_weight_is_zero_however_long_the_window() -> None:
-    assert (gaussian((1, 1, 400), "nnunet") > 0).all()
-    assert (gaussian((1, 1, 400), "monai") > 0).all()
+    assert (gaussian_importance_map((1, 1, 400), "nnunet") > 0).all()
+    assert (gaussian_importance_map((1, 1, 400), "monai") > 0).all()
 
 
 @pytest.mark.usefixtures("float32")
@@ -156,12 +161,12 @@ Spoil = Callable[[pytest.MonkeyPatch], None]
 
 
 def spoil_weights(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(predictor, "SIGMA", 1 / 7)
-    gaussian.cache_clear()
+    patch.setattr(predictor, "SIGMA_SCALE", 1 / 7)
+    gaussian_importance_map.cache_clear()
 
 
 def spoil_fill(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(predictor, "FILL", 0.1)
+    patch.setattr(predictor, "PADDING_VALUE", 0.1)
 
 
 @pytest.mark.usefixtures("float32")
