@@ -273,7 +273,7 @@ def print_table(
     table = Table(title=escape(title) or None)
     for index, heading in enumerate(headings):
         numbers = all(re.fullmatch(r"[-−+]?[\d.]*|–", row[index]) for row in rows)
-        table.add_column(escape(heading), justify="right" if numbers else "left")
+        table.add_column(escape(heading), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     (console or table_console()).print(table)

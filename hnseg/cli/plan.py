@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hnseg.cli.app import app
+from hnseg.files import print_table
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,13 @@ class Row:
     same: bool
     reason: str | None = None
 
+    @property
+    def cells(self) -> list[str]:
+        """The row as it is printed."""
+        used = "\n".join(f"{key} = {value}" for key, value in self.used.items())
+        mark = f"erratum: {self.reason}" if self.reason else "same" if self.same else "DIFFERENT"
+        return [self.name, self.paper, used, mark]
+
 
 @app.command()
 def plan(
@@ -46,7 +54,7 @@ def plan(
     for name, table in tables.items():
         compared = compare(name, table["rows"], configs[table["stage"], table["model"]])
         title = f"{name}: {table['title']} (stage={table['stage']} model={table['model']})"
-        _print(title, compared)
+        print_table(["Property", "Paper", "hnseg", ""], [row.cells for row in compared], title)
         rows += compared
     explained = sum(not row.same and row.reason is not None for row in rows)
     different = sum(not row.same and row.reason is None for row in rows)
@@ -124,20 +132,3 @@ def _lookup(config: Any, key: str) -> Any:
     for part in key.split("."):
         config = config.get(part) if isinstance(config, Mapping) else None
     return config
-
-
-def _print(title: str, rows: Iterable[Row]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from hnseg.files import table_console
-
-    printed = Table(title=escape(title), title_justify="left")
-    for column in ("Property", "Paper", "hnseg", ""):
-        printed.add_column(column, overflow="fold")
-    for row in rows:
-        used = "\n".join(f"{key}={value}" for key, value in row.used.items())
-        mark = "same" if row.same else "[bold red]DIFFERENT[/]"
-        mark = f"[yellow]erratum[/]: {escape(row.reason)}" if row.reason else mark
-        printed.add_row(row.name, escape(row.paper), escape(used), mark)
-    table_console().print(printed)

@@ -8,51 +8,46 @@ from typing import Annotated, Any
 import typer
 
 from hnseg.cli.app import Json, app
-from hnseg.files import write_json
+from hnseg.files import print_table, write_json
 
 
 @app.command()
 def profile(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="As for train.py; without data.root on made-up patients."),
+        typer.Argument(metavar="KEY=VALUE", help="As for train.py; without data.root on synthetic patients."),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Batches to measure, after five more.")] = 50,
     json_file: Json = None,
 ) -> None:
-    """Train for some steps and tell where time and memory go, and what would help.
+    """Train for some steps, and show where time and memory go and what would help.
 
     Leaves nothing behind but the cache of data.root (data.cache), which the training takes up.
     """
-    from rich.table import Table
-
-    from hnseg.files import table_console
     from hnseg.training.profile import advice
     from hnseg.training.profile import profile as measure
 
     found = measure(overrides or [], steps)
     if json_file is not None:
         write_json(found.figures(), json_file)
-    console, training = table_console(), found.config["training"]
-    patients = "made-up patients" if found.made_up else found.config["data"]["root"]
+    training = found.config["training"]
     patch = " x ".join(map(str, training["patch"]))
-    table = Table(
-        title=f"{found.config['arm']}: {found.steps} batches of {found.samples // found.steps} x {patch}"
-    )
-    for name in ("part of a step", "seconds", "share"):
-        table.add_column(name, justify="left" if name.startswith("part") else "right")
-    for part, seconds in found.seconds.items():
-        table.add_row(part, f"{seconds / found.steps:.3f}", f"{seconds / found.total:.0%}")
-    console.print(table)
+    title = f"{found.config['arm']}: {found.steps} batches of {found.samples // found.steps} x {patch}"
+    rows = [
+        [part, f"{seconds / found.steps:.3f}", f"{seconds / found.total:.0%}"]
+        for part, seconds in found.seconds.items()
+    ]
+    print_table(["part of a step", "seconds", "share"], rows, title)
     figures = [f"{found.samples / found.total:.2f} samples/s", f"peak memory {found.peak_mib / 1024:.1f} GiB"]
     if found.gpu_peak_mib is not None:
         figures.append(f"on the GPU {found.gpu_peak_mib / 1024:.1f} GiB")
     if found.hours is not None:
         figures.append(f"{training['epochs']} epochs take {found.hours:.3g} hours and their validations")
-    console.print(f"On {patients}: {', '.join(figures)}", highlight=False)
-    console.print(f"{found.device.type} in {found.precision}; {found.loading}", highlight=False)
+    patients = "synthetic patients" if found.made_up else found.config["data"]["root"]
+    print(f"On {patients}: {', '.join(figures)}")
+    print(f"{found.device.type} in {found.precision}; {found.loading}")
     for line in advice(found):
-        console.print(f"What would help: {line}", highlight=False)
+        print(f"What would help: {line}")
 
 
 Side = Annotated[Path, typer.Argument(help="A run's folder, or an arm's with several folds.")]
@@ -80,7 +75,7 @@ def runs(
         ]
         for run in found
     ]
-    _print(["run", "stage", "model", "fold", "epoch", "best", "state", "left"], rows)
+    print_table(["run", "stage", "model", "fold", "epoch", "best", "state", "left"], rows)
     for run in found:
         if run.damage:
             print(run.damage, file=sys.stderr)
@@ -96,7 +91,7 @@ def compare(a: Side, b: Side, json_file: Json = None) -> None:
     settings, scores, folds = compare_runs(a, b)
     rows = [[key, _shown(ours), _shown(theirs), ""] for key, (ours, theirs) in settings.items()]
     rows += [[key, f"{x:.4f}", f"{y:.4f}", f"{y - x:+.4f}"] for key, (x, y) in scores.items()]
-    _print(["", str(a), str(b), "difference"], rows)
+    print_table(["", str(a), str(b), "difference"], rows)
     if not settings:
         print("no setting differs")
     if {"fold", "split.json"} & settings.keys():
@@ -124,20 +119,6 @@ def sweep(
     print(yaml.safe_dump(wandb_sweep(name, given), sort_keys=False, width=100), end="")
     if "logger.mode=online" not in given:
         print("W&B sees nothing of these runs; add logger.mode=online where they may leave", file=sys.stderr)
-
-
-def _print(columns: list[str], rows: list[list[str]]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from hnseg.files import table_console
-
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(escape(column), overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    table_console().print(table)
 
 
 def _shown(value: Any) -> str:

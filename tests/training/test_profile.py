@@ -69,7 +69,7 @@ def test_without_a_cohort_the_command_makes_one_up(overrides: list[str]) -> None
     done = CliRunner().invoke(app, ["profile", *nowhere, "--steps", "2"])
     assert done.exit_code == 0, done.output
     assert "fine_resenc_cte: 2 batches of 2 x" in " ".join(done.output.split())
-    for told in ("forward", "backward", "On made-up patients:", "samples/s", "What would help:"):
+    for told in ("forward", "backward", "On synthetic patients:", "samples/s", "What would help:"):
         assert told in done.output
 
 

@@ -167,7 +167,7 @@ def test_the_command_prints_every_run_and_writes_json(tmp_path: Path) -> None:
     begin(tmp_path / "runs" / "n" / "fine_resenc" / "fold_1", 4, 0.5, fold=1)
     done = run("hnseg", "runs", "--json", "runs.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()[1:]]
+    rows = [line.replace("│", " ").split() for line in done.stdout.splitlines() if line[:1] == "│"]
     assert rows == [
         ["n/fine_resenc/fold_1", "fine", "resenc", "1", "4/10", "0.5000", "stopped", "0:03:00"],
         ["n/head_plainconv/fold_0", "head", "plainconv", "0", "10/10", "0.9000", "finished"],
@@ -195,7 +195,7 @@ def test_the_commands_tell_a_damaged_file_in_one_line(tmp_path: Path) -> None:
         finish(tmp_path / "a" / f"fold_{fold}", {"val/dice": 0.7}, fold=fold)
     (tmp_path / "a" / "fold_0" / "score.json").write_text("")
     done = run("hnseg", "runs", ".", cwd=tmp_path)
-    assert [line.split() for line in done.stdout.splitlines()[1:]] == [
+    assert [line.replace("│", " ").split() for line in done.stdout.splitlines() if line[:1] == "│"] == [
         ["a/fold_0", "0", "damaged"],
         ["a/fold_1", "fine", "resenc", "1", "10/10", "0.7000", "finished"],
     ]
