@@ -9,7 +9,7 @@ The same command again takes an interrupted run up where it stopped, and reports
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -18,9 +18,9 @@ from hnseg.app import run, take_folder
 from hnseg.job_keys import read_job
 from hnseg.preflight import check_job, check_share
 from hnseg.training.cohort import find_fold
+from hnseg.training.launch import find_processes, sweep_overrides, train_in_own_process
 from hnseg.training.logger_settings import LoggerSettings
 from hnseg.training.run_folder import RunFolder, Score
-from hnseg.training.team import count_processes, find_team
 
 # Everything heavy is imported where it is used, so that a mistake is answered in a second.
 
@@ -35,22 +35,22 @@ def main(cfg: DictConfig) -> Score:
 
         config["init_from"] = identify(Path(config["init_from"]))
     fold = find_fold(config)
-    folder, team = RunFolder(Path(config["run_dir"])), find_team(config["trainer"]["processes"])
+    folder, processes = RunFolder(Path(config["run_dir"])), find_processes(config["trainer"])
     take_folder(folder.path)
     title = f"{config['arm']} {fold.split.title(config['fold'])}"
-    claim = folder.claimed(config, split=fold.split, overwrite=config["overwrite"])
-    processes = count_processes(config["trainer"], team)
-    check_share(config, processes, len(fold.validation))
-    team.join(config["trainer"]["device"])
-    with ExitStack() as stack:
-        state = team.share(lambda: stack.enter_context(claim))
-        if state == "finished":
-            team.say(f"{title}: finished before, {folder.path} (overwrite=true trains it anew)")
-        else:
-            from hnseg.training.run import train
+    check_share(config, processes.size, len(fold.validation))
+    state = folder.look(config, split=fold.split, overwrite=config["overwrite"])
+    if state == "finished":
+        processes.say(f"{title}: finished before, {folder.path} (overwrite=true trains it anew)")
+    elif processes.size > 1 and processes.launcher == "lightning" and (job := sweep_overrides()) is not None:
+        train_in_own_process(job)
+    else:
+        from hnseg.training.fit import train
 
-            train(config, folder, title, fold, team, processes)
-        return Score(folder.scores()["val/dice"], state, folder.path)
+        with folder.locked() if processes.rank == 0 else nullcontext():
+            scores = train(config, folder, title, fold, processes)
+        return Score(scores["val/dice"], state, folder.path)
+    return Score(folder.scores()["val/dice"], state, folder.path)
 
 
 if __name__ == "__main__":

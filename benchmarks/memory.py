@@ -3,10 +3,10 @@
     python benchmarks/memory.py                 estimates, and measured where it fits this machine
     python benchmarks/memory.py --estimate      estimates alone, in half a minute and without a GPU
 
-The estimate is that of `hnseg.training.needs`, by which train.py refuses what cannot fit: what is alive at
-the worst moment of the step itself, taken with tensors that have no contents. It leaves out what no tensor
-holds: the convolutions' workspaces, the allocator's gaps and, on a GPU, some hundred MB of context. Measured
-is the allocator's peak on a GPU; on a CPU it is how far the resident memory of a process of its own rises.
+The estimate is what is alive at the worst moment of a step, taken with tensors that have no contents
+(PyTorch's fake tensors, whose interface may change). It leaves out what no tensor holds: the convolutions'
+workspaces, the allocator's gaps and, on a GPU, some hundred MB of context. Measured is the allocator's peak
+on a GPU; on a CPU it is how far the resident memory of a process of its own rises.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import argparse
 import multiprocessing
 import os
 import resource
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,11 +24,18 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hnseg.app import compose_job
-from hnseg.devices import Precision, free_memory, pick_device, pick_precision
+from hnseg.construct import construct
+from hnseg.devices import Precision, autocast, free_memory, pick_device, pick_precision
 from hnseg.job import describe, make_input, make_stage
-from hnseg.training.needs import Step, StepJob, estimate
+from hnseg.models.nets import build, checkpoint_blocks
+
+Config = dict[str, Any]
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 STAGES, RECIPES = ["head", "coarse", "fine"], ["paper", "authors", "best"]
@@ -36,6 +44,141 @@ LIMIT_S = 360  # of one measurement
 HEADROOM = 1.5  # a step is measured where the free memory holds its estimate so many times
 SMALL = (64, 64, 64)  # a patch at which every network is measured, to judge the estimate
 LEAST = (32, 64, 64)
+
+
+@dataclass(frozen=True)
+class StepJob:
+    """What the memory of a training step depends on.
+
+    Args:
+        network: For `hnseg.models.nets.build`.
+        loss: The configuration's.
+        optimizer: The configuration's `step` and `clip`.
+        patch: Shape (z, y, x).
+        batch: Patches that go through the network together.
+        averaged: Whether a running average of the weights is kept.
+        checkpointing: Whether activations are computed twice instead of kept.
+    """
+
+    network: Config
+    loss: Config
+    optimizer: Config
+    patch: tuple[int, ...]
+    batch: int
+    averaged: bool
+    checkpointing: bool = False
+
+    @classmethod
+    def of(cls, config: Config, network: Config, processes: int) -> StepJob:
+        """What each of some processes takes in the steps of a composed configuration."""
+        training, trainer = config["training"], config["trainer"]
+        return cls(
+            network,
+            config["loss"],
+            config["optimizer"],
+            tuple(training["patch"]),
+            training["batch_size"] // trainer["accumulate"] // processes,
+            training["ema"] is not None,
+            trainer["checkpointing"],
+        )
+
+
+class Step:
+    """A training step as `hnseg.models.module` and Lightning take it, on a batch of zeros."""
+
+    def __init__(self, job: StepJob, device: torch.device, precision: Precision) -> None:
+        self.device, self.precision, self.clip = device, precision, job.optimizer["clip"]
+        with device:
+            self.network = build(**job.network)
+            self.image = torch.zeros(job.batch, job.network["in_channels"], *job.patch)
+            self.label = torch.zeros(job.batch, *job.patch, dtype=torch.long)
+        if job.checkpointing:
+            checkpoint_blocks(self.network)
+        for parameter in self.network.parameters():  # network.to(memory_format=...), for fake tensors too
+            if parameter.ndim == 5:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        self.average = [p.detach().clone() for p in self.network.parameters()] if job.averaged else []
+        self.loss = construct(job.loss, "loss")
+        self.optimizer = construct(job.optimizer["step"], "optimizer.step")(self.network.parameters())
+
+    def __call__(self) -> None:
+        """Forward, loss, backward, clip, update."""
+        with autocast(self.device, self.precision):
+            image = self.image.contiguous(memory_format=torch.channels_last_3d)
+            loss = self.loss(self.network(image), self.label)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+        self.optimizer.step()
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a training takes, in bytes but for the first.
+
+    Args:
+        parameters: Their number.
+        between: Memory that stays taken between steps.
+        peak: Memory that is taken at the worst moment of a step. What no tensor holds comes on top: the
+            convolutions' workspaces, the allocator's gaps and, on a GPU, some hundred MB of context.
+        checkpoint: Disk that each checkpoint takes.
+    """
+
+    parameters: int
+    between: int
+    peak: int
+    checkpoint: int
+
+
+def estimate(job: StepJob, precision: Precision, device: torch.device) -> Needs:
+    """What a training needs, by two steps of tensors without contents: the optimiser's state exists from
+    the second on. Takes a second or two, and no memory.
+
+    Args:
+        job: What its steps are like.
+        precision: Their arithmetic.
+        device: Where they are to run; it need not be there.
+    """
+    # Fake tensors of a GPU need one in the backward pass; the CPU's make and keep about the same.
+    with FakeTensorMode(), LiveMemory() as live:
+        step = Step(job, torch.device("cpu"), precision)
+        step()
+        step()
+        parameters = sum(p.numel() for p in step.network.parameters())
+        state = [tensor for one in step.optimizer.state.values() for tensor in one.values()]
+        stored = [*step.network.parameters(), *step.average, *state]
+        checkpoint = sum(t.numel() * t.element_size() for t in stored if isinstance(t, torch.Tensor))
+        return Needs(parameters, live.now, live.peak, checkpoint)
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive, from the operation that makes them to their end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._alive:
+            self._alive[key] = weakref.ref(storage, lambda _: self._drop(key, size))
+            self.now += size
+            self.peak = max(self.peak, self.now)
+
+    def _drop(self, key: int, size: int) -> None:
+        del self._alive[key]
+        self.now -= size
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,7 @@ def curves(folder: Path) -> dict[str, list[float]]:
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if name.startswith(("train/", "val/", "lr")) and "sample" not in name]
-    return {
-        name: [float(row[name]) for row in rows if row[name]] for name in names if name != "train/waiting"
-    }
+    return {name: [float(row[name]) for row in rows if row[name]] for name in names}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -157,17 +155,15 @@ def test_ctrl_c_stops_all_of_them(cohort: Path, tmp_path: Path) -> None:
     assert all_end(members, seconds=60)
 
 
-def test_numbers_that_are_none_are_told_of_the_whole_batch(cohort: Path, tmp_path: Path) -> None:
-    """With the cases of both, once, and a reproducer with the batches of both."""
-    arguments = [*command(cohort, tmp_path, "name=nan", *DDP), "optimizer.step.lr=1e30"]
+def test_a_loss_that_is_nan_ends_all_of_them_with_one_line(cohort: Path, tmp_path: Path) -> None:
+    """In a sweep, so that the job has a command of its own, and the next job runs."""
+    arguments = [*command(cohort, tmp_path, "name=nan", *DDP), "optimizer.step.lr=1e30,0.01", "-m"]
+    arguments += ["arm='lr_${optimizer.step.lr}'", "training.epochs=2"]
     done = run("train.py", *arguments, cwd=tmp_path)
-    (line,) = [line for line in done.stderr.splitlines() if "error:" in line]
+    (line,) = [line for line in done.stderr.splitlines() if "loss nan" in line]
     assert done.returncode == 2
-    assert "keeps batch and weights" in line
-    kept = torch.load(tmp_path / "nan" / FOLD / "diverged.pt", weights_only=True)
-    assert len(kept["batches"]) == 4  # two processes, two parts
-    cases = {case_id for batch in kept["batches"] for case_id in batch["case_id"]}
-    assert all(case_id in line for case_id in cases)
+    assert line.startswith("train.py: error: ")
+    assert (tmp_path / "nan" / "lr_0.01" / "fold_0" / "score.json").exists()
 
 
 def test_a_batch_that_cannot_be_shared_is_told_before_anything_starts(cohort: Path, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_run_leaves_what_is_documented(cohort: Path, tmp_path: Path) -> None:
     (folder,) = tmp_path.glob("hecktor/fine_resenc_cte/fold_0")
     names = {path.name for path in folder.iterdir()}
     told = {"config.json", "split.json", "metrics.csv", "score.json", "progress.json"}
-    assert names == {*told, "best.ckpt", "last.ckpt"}
+    assert names == {*told, "run.id", "best.ckpt", "last.ckpt"}
     scores = json.loads((folder / "score.json").read_text())
     assert scores["val/dice"] == dice
     progress = json.loads((folder / "progress.json").read_text())

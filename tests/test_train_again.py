@@ -1,4 +1,4 @@
-"""The same command again: runs that resume, finish once, go on for longer, and are never mixed up."""
+"""The same command again: runs that resume, finish once, and are never mixed up."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ def test_other_settings_in_the_same_folder_are_refused(cohort: Path, tmp_path: P
 
 @pytest.mark.parametrize(
     "asked",
-    [["overwrite=true", "optimizer.step.lr=0.1"], ["training.epochs=2"], ["overwrite=true", "init_from="]],
+    [["overwrite=true", "optimizer.step.lr=0.1"], ["overwrite=true", "init_from="]],
 )
 def test_what_cannot_be_trained_here_leaves_the_finished_run(
     cohort: Path, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
@@ -66,17 +66,19 @@ def test_what_cannot_be_trained_here_leaves_the_finished_run(
 @pytest.mark.parametrize("part", ["__CT", ""])
 def test_a_run_does_not_go_on_with_other_images_or_labels(tmp_path: Path, part: str) -> None:
     cohort = write_cohort(tmp_path / "scans")
-    job(cohort, tmp_path)
+    dice = job(cohort, tmp_path)
     (folder,) = tmp_path.glob("hecktor/fine_resenc_cte/fold_0")
+    (folder / "score.json").unlink()  # as if stopped before its end
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     path = cohort / "A-0" / f"A-0{part}.nii.gz"
     kept, image = path.read_bytes(), sitk.ReadImage(str(path))
     sitk.WriteImage(image + 150 if part else image > 0, str(path))
     with pytest.raises(HnsegError, match=r"last\.ckpt: was trained on other images or labels"):
-        job(cohort, tmp_path, "training.epochs=2")
+        job(cohort, tmp_path)
+    (folder / "failed.txt").unlink()
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     path.write_bytes(kept)
-    job(cohort, tmp_path, "training.epochs=2")
+    assert job(cohort, tmp_path) == dice
 
 
 def test_a_run_may_start_anew_from_its_own_weights(cohort: Path, tmp_path: Path) -> None:
@@ -115,16 +117,16 @@ def between_epochs(patch: pytest.MonkeyPatch) -> None:
 
 def behind_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
     """Ctrl-C at the moment when the second epoch's last.ckpt lies on disk."""
-    from hnseg.training.checkpoints import WholeCheckpoints
+    from hnseg.training.checkpoints import RunCheckpoints
 
-    save = WholeCheckpoints.save_checkpoint
+    save = RunCheckpoints.save_checkpoint
 
-    def interrupt(self: WholeCheckpoints, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+    def interrupt(self: RunCheckpoints, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
         save(self, checkpoint, path, storage_options)
         if Path(path).name == "last.ckpt" and checkpoint["epoch"] == 1:
             raise KeyboardInterrupt
 
-    patch.setattr(WholeCheckpoints, "save_checkpoint", interrupt)
+    patch.setattr(RunCheckpoints, "save_checkpoint", interrupt)
 
 
 @pytest.mark.parametrize(

@@ -91,8 +91,6 @@ class SegmentationModule(L.LightningModule):
         self.classes, self.spacing, self.card = tuple(classes), spacing, card
         self.translate = translate
         self.translated: Translated | None = None
-        # Told the loss and the norm of the gradients before each update.
-        self.watch: Callable[[Tensor, Tensor], None] = lambda loss, norm: None
         names = ("loss", "dice", *(f"dice_{name}" for name in classes))
         self.means = nn.ModuleDict({where: CaseMeans(names) for where in ROIS})  # type: ignore[assignment]
         # The official scores are those of tumours and nodes; the head stage has neither.
@@ -113,8 +111,10 @@ class SegmentationModule(L.LightningModule):
         loss, parts = self.loss.parts((self.translated or self.network)(image), batch["label"])
         # Means over the epoch, kept on the device: no step waits for a number to be read.
         means = {f"train/{name}": value for name, value in {"loss": loss.detach(), **parts}.items()}
-        self.newest = loss.detach()
-        self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
+        # The run's callbacks log them, before they save a checkpoint.
+        self.log_dict(
+            means, logger=False, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True
+        )
         return loss
 
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> Tensor:
@@ -170,11 +170,8 @@ class SegmentationModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips the norm over all weights; Lightning's own way refuses fused optimisers, scaler or not."""
-        weights = list(self.network.parameters())
-        norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         if gradient_clip_val:
-            nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
-        self.watch(self.newest, norm)
+            nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint knows what it is, how its input was made, and what it scored."""

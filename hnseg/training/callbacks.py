@@ -1,19 +1,18 @@
-"""What watches a training: progress, throughput, input gates, and a loss that is no number."""
+"""What watches a training: progress, throughput, input gates, a loss that is NaN, and SIGTERM."""
 
 from __future__ import annotations
 
 import json
-import sys
+import signal
+import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
@@ -21,10 +20,8 @@ from torch import Tensor
 from hnseg.devices import gpu_peak_mib, peak_mib, reset_gpu_peak
 from hnseg.errors import HnsegError, few
 from hnseg.files import replacing
-from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import ChannelGate
 from hnseg.training.checkpoints import validation_scores
-from hnseg.training.team import ALONE, Team
 
 
 class RunProgress(L.Callback):
@@ -127,103 +124,34 @@ class ProgressFile(L.Callback):
             temporary.write_text(json.dumps(state) + "\n")
 
 
-# A step in its order. `wait` is what passes between two steps: the next batch is awaited and moved to the
-# device, and what was logged is noted.
-PARTS = ("wait", "forward", "backward", "update")
-
-
-class StepClock(L.Callback):
-    """Seconds of each part of the steps since `reset`.
-
-    On a GPU the marks are events in its own queue, read when somebody asks: no step waits for them, and
-    `wait` is how long the GPU has nothing to do.
-    """
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets all steps."""
-        self.steps = self.samples = 0
-        self.marks: list[tuple[str, Any]] = []
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The first batch is waited for from here on."""
-        self._mark("", pl_module)
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """The batch is there."""
-        self._mark("wait", pl_module)
-
-    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Any) -> None:
-        """Network and loss are through."""
-        self._mark("forward", pl_module)
-
-    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The gradients are there."""
-        self._mark("backward", pl_module)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *step: Any) -> None:
-        """The weights are updated."""
-        _, batch, _ = step
-        self._mark("update", pl_module)
-        self.steps += 1
-        self.samples += len(batch["image"])
-
-    def seconds(self) -> dict[str, float]:
-        """Of each part, over all steps; waits for a GPU to come to the last mark."""
-        total = dict.fromkeys(PARTS, 0.0)
-        for (_, before), (part, after) in zip(self.marks, self.marks[1:], strict=False):
-            if part:
-                total[part] += _between(before, after)
-        return total
-
-    def _mark(self, part: str, module: L.LightningModule) -> None:
-        if module.device.type != "cuda":
-            self.marks.append((part, perf_counter()))
-            return
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self.marks.append((part, event))
-
-
-def _between(before: Any, after: Any) -> float:
-    if isinstance(after, float):
-        return after - before
-    after.synchronize()
-    return before.elapsed_time(after) / 1000
-
-
-class Throughput(StepClock):
+class Throughput(L.Callback):
     """Logs after each epoch's training, without its validation:
 
-    - `train/samples_per_s`, and `train/waiting`, the share of the time without a batch to work on;
-    - `step_s/forward`, `/backward`, `/update` and `/wait`, seconds of a step;
-    - `memory/peak_mib` of the training process so far, and `gpu/peak_mib` of tensors on the GPU.
+    - `train/samples_per_s`, of all processes together;
+    - `memory/peak_mib` of this process so far, and `gpu/peak_mib` of tensors on the GPU.
 
-    Of several processes, samples are those of all, times and memory the logging one's. W&B itself samples
-    the GPU's use.
+    Lightning's ThroughputMonitor would wait for the GPU after every step, and log a row for each window.
     """
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begins with the epoch."""
-        self.reset()
+        self.start, self.samples = time.perf_counter(), 0
+        self.end = self.start
         reset_gpu_peak(pl_module.device)
-        super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *step: Any) -> None:
+        """Counts the batch; the epoch's last one is followed by its validation."""
+        _, batch, _ = step
+        self.samples += len(batch["image"])
+        self.end = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the epoch."""
-        seconds = self.seconds()
-        total = sum(seconds.values())
-        measured = {f"step_s/{part}": spent / self.steps for part, spent in seconds.items()}
-        samples = self.samples * trainer.world_size  # all processes take as many
-        measured |= {"train/samples_per_s": samples / total, "train/waiting": seconds["wait"] / total}
-        measured["memory/peak_mib"] = peak_mib()
+        samples = self.samples * trainer.world_size
+        measured = {"train/samples_per_s": samples / (self.end - self.start), "memory/peak_mib": peak_mib()}
         if (peak := gpu_peak_mib(pl_module.device)) is not None:
             measured["gpu/peak_mib"] = peak
-        pl_module.log_dict(measured)
+        pl_module.log_dict(measured, logger=False)
 
 
 class GateWeights(L.Callback):
@@ -242,142 +170,69 @@ class GateWeights(L.Callback):
         """Logs the epoch's."""
         for gate in (module for module in pl_module.modules() if isinstance(module, ChannelGate)):
             weights = gate.weights.detach()
-            pl_module.log_dict({f"gate/{name}": w for name, w in zip(self.channels, weights, strict=True)})
+            named = {f"gate/{name}": w for name, w in zip(self.channels, weights, strict=True)}
+            pl_module.log_dict(named, logger=False)
 
 
-_DELAY = 2  # steps that a GPU may be ahead of what is known of them
-_GROWN = 2.0
+class NonFiniteGuard(L.Callback):
+    """Ends a training when the loss is NaN or infinite.
 
-
-class _Step(NamedTuple):
-    """What was trained in one step, and whether its numbers were finite, as soon as `known`."""
-
-    number: int
-    batches: list[dict[str, Any]]
-    finite: Tensor
-    known: torch.cuda.Event | None
-    loss: Tensor
-    norm: Tensor
-
-
-class NumberGuard(L.Callback):
-    """Ends a training when the loss or the gradients' norm is NaN or infinite.
-
-    On the processor that is before the weights are updated. A GPU is not waited for: there it is known a
-    step or two later. float16's scaler skips steps with infinite gradients by itself, so that there the loss
-    alone is looked at.
-
-    A training whose mean loss over an epoch is more than twice its first epoch's is told to diverge, once.
+    A step's loss is looked at after the next step, so that no step waits for the GPU.
 
     Args:
-        file: Where a step that failed is kept, for `torch.load`: `batches`, `weights` (of the network),
-            `card`, `loss`, `norm`, `step`, `epoch`.
-        team: Of this process; all of it stops, and the batches are those of all.
+        run: The run's folder, for the message.
     """
 
-    def __init__(self, file: Path, team: Team = ALONE) -> None:
-        self.file, self.team = file, team
-        self.batches: list[dict[str, Any]] = []
-        self.pending: deque[_Step] = deque()
-        self.first: float | None = None
-        self.told = False
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.step: tuple[Tensor, list[str], int] | None = None  # loss, cases and number of the newest
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Asks the module for its numbers."""
-        assert isinstance(pl_module, SegmentationModule)
-        self.module = pl_module
-        pl_module.watch = self.look
-        self.scaled = trainer.precision == "16-mixed"
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, _: int
-    ) -> None:
-        """Remembers a batch until its update."""
-        self.batches.append(batch)
-
-    def look(self, loss: Tensor, norm: Tensor) -> None:
-        """Looks at the numbers of an update.
-
-        Args:
-            loss: Of the last part of the batch.
-            norm: Of all gradients, before clipping.
-
-        Raises:
-            HnsegError: They are not finite.
-        """
-        if self.team.size > 1:  # the gradients are the same for all by now; no number is read here either
-            loss = loss.clone()
-            torch.distributed.all_reduce(loss)
-            loss /= self.team.size
-        finite = loss.isfinite() if self.scaled else loss.isfinite() & norm.isfinite()
-        known = None
-        if finite.is_cuda:
-            finite = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
-            known = torch.cuda.Event()
-            known.record()
-        step = _Step(self.module.trainer.global_step, self.batches, finite, known, loss, norm)
-        self.pending.append(step)
-        self.batches = []
-        self._settle(_DELAY)
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *step: Any) -> None:
+        """Checks the step before, and remembers this one."""
+        outputs, batch, _ = step
+        self.check(trainer)
+        self.step = (outputs["loss"], list(batch["case_id"]), trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Settles what is open before the epoch is saved, and tells a loss that grows."""
-        self._settle(0)
-        loss = float(trainer.callback_metrics["train/loss"])
-        if self.first is None:
-            self.first = loss
-        elif loss > _GROWN * self.first and not self.told and self.team.leads:
-            self.told = True
-            rate, epoch = trainer.optimizers[0].param_groups[0]["lr"], trainer.current_epoch + 1
-            print(
-                f"{self.file.parent}: loss {loss:.3g} in epoch {epoch}, {self.first:.3g} in the first: the "
-                f"training diverges; is the learning rate of {rate:.2g} too high?",
-                file=sys.stderr,
-            )
+        """Checks the last step, before the epoch's checkpoint is saved."""
+        self.check(trainer)
+        self.step = None
 
-    def _settle(self, delay: int) -> None:
-        """Looks at all steps but the newest `delay`, and at those the GPU is through with anyway.
+    def check(self, trainer: L.Trainer) -> None:
+        """Looks at the remembered step, in all processes.
 
-        A team's GPUs get through at different times: there all wait for the same step, or one would stop
-        while the others went into the next.
+        Raises:
+            HnsegError: Its loss is not finite; by rank 0, the others end silently.
         """
-        while self.pending:
-            step = self.pending[0]
-            if step.known is not None:
-                if len(self.pending) <= delay and (self.team.size > 1 or not step.known.query()):
-                    return
-                step.known.synchronize()
-            self.pending.popleft()
-            if not step.finite:
-                self._stop(step)
-
-    def _stop(self, step: _Step) -> None:
-        module, epoch = self.module, self.module.trainer.current_epoch
-        loss, norm = float(step.loss), float(step.norm)
-        batches = [batch for one in self.team.gather(_on_cpu(step.batches)) for batch in one]
-        kept: dict[str, Any] = {"batches": batches, "card": module.card, "step": step.number}
-        kept |= {"weights": module.network.state_dict(), "loss": loss, "norm": norm, "epoch": epoch}
-        self.team.share(lambda: self._keep(kept))
-        cases = sorted({case_id for batch in batches for case_id in batch["case_id"]})
+        if self.step is None:
+            return
+        loss, cases, number = self.step
+        if trainer.strategy.reduce_boolean_decision(bool(loss.isfinite()), all=True):
+            return
+        if trainer.world_size > 1:
+            found: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(found, cases)
+            cases = [case_id for one in found for case_id in one]
+        if not trainer.is_global_zero:
+            raise SystemExit(0)
         raise HnsegError(
-            f"{self.file.parent}: loss {loss:.3g}, norm of the gradients {norm:.3g} in step {step.number} "
-            f"(epoch {epoch + 1}) on {few(cases)}; {self.file} keeps batch and weights. Look at these cases, "
-            "or train anew with a lower optimizer.step.lr (another name=, or overwrite=true)"
+            f"{self.run}: loss {float(loss):.3g} in step {number} (epoch {trainer.current_epoch + 1}) on "
+            f"{few(sorted(set(cases)))}; look at these cases, or train anew with a lower optimizer.step.lr "
+            "(another name=, or overwrite=true)"
         )
 
-    def _keep(self, step: dict[str, Any]) -> None:
-        with replacing(self.file) as temporary:
-            torch.save(step, temporary)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The first epoch's loss, for a training that is taken up again."""
-        return {"first": self.first, "told": self.told}
+class SigtermStop(L.Callback):
+    """Ends a training at once on SIGTERM; the checkpoints on disk are whole.
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it from a checkpoint."""
-        self.first, self.told = state_dict["first"], state_dict["told"]
+    Lightning's own handler broadcasts the signal to the other processes in the middle of a step.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Replaces Lightning's handler, which it has installed by now and removes at the end."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _stop)
 
 
-def _on_cpu(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Where other processes can take them over."""
-    return [move_data_to_device(batch, "cpu") for batch in batches]
+def _stop(number: int, frame: Any) -> None:
+    raise SIGTERMException

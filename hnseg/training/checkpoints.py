@@ -1,10 +1,9 @@
-"""Checkpoints: whole or absent on disk, the best, the last, and averaged weights."""
+"""Checkpoints of a run: best.ckpt, last.ckpt to resume from, and the one before it, each whole on disk."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -17,22 +16,23 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from hnseg.errors import HnsegError
 from hnseg.files import replacing
 from hnseg.models.checkpoint import CARD
+from hnseg.training.run_folder import RunFolder
+
+RUN = "run"  # the key of the run's id
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, down to the disk, and moves it there.
+class RunCheckpoints(TorchCheckpointIO):
+    """Writes each checkpoint beside its place, syncs and moves it there; keeps the last but one.
 
-    Lightning's own is written in the folder for temporary files and moved from there, which between file
-    systems is a copy that can be cut off.
+    A checkpoint holds its run's id, and another run does not load it.
 
     Args:
-        last: The checkpoint to resume from.
-        previous: What keeps the one before it.
+        folder: The run's.
     """
 
-    def __init__(self, last: Path, previous: Path) -> None:
+    def __init__(self, folder: RunFolder) -> None:
         super().__init__()
-        self.last, self.previous = last, previous
+        self.folder = folder
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
@@ -44,47 +44,57 @@ class WholeCheckpoints(TorchCheckpointIO):
         """
         target = Path(path)
         with replacing(target) as temporary:
-            _write(checkpoint, temporary)
-            if target == self.last and target.exists():
-                # A second name for the old file, so that one whole checkpoint is there at any moment.
-                with replacing(self.previous) as kept:
-                    os.link(target, kept)
+            _write({**checkpoint, RUN: self.folder.id}, temporary)
+            if target == self.folder.last and target.exists():
+                target.replace(self.folder.previous)
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Loads a checkpoint.
+
+        Raises:
+            HnsegError: It is another run's.
+        """
+        checkpoint = super().load_checkpoint(path, *arguments, **options)
+        if checkpoint.get(RUN) != self.folder.id:
+            raise HnsegError(
+                f"{path}: is of another run than {self.folder.path}; begin from its weights with "
+                f"init_from={path}, or start anew with overwrite=true"
+            )
+        return checkpoint
 
 
-def _write(checkpoint: Mapping[str, Any], temporary: Path) -> None:
+def _write(checkpoint: dict[str, Any], temporary: Path) -> None:
     try:
         with temporary.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
     except RuntimeError as error:  # torch finds its file too short, and hides why
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
 
 
-def resumable(last: Path, previous: Path) -> Path | None:
-    """The checkpoint to go on from, None where nothing has been trained.
+def find_checkpoint(last: Path, previous: Path, rank: int = 0) -> Path | None:
+    """The checkpoint to resume from, None where nothing has been trained.
 
-    A damaged one is told, passed over for the one before, and removed, lest it become that.
+    Where the last is damaged it is the one before; rank 0 says so and removes the damaged one.
 
     Raises:
         HnsegError: Only damaged ones are left.
     """
-    there = [path for path in (last, previous) if path.exists()]
-    if not there:
-        return None
+    existing = [path for path in (last, previous) if path.exists()]
     damaged: dict[Path, str] = {}
-    for path in there:
+    for path in existing:
         reason = _damage(path)
         if reason is None:
-            for other in damaged:
+            for other in damaged if rank == 0 else ():
                 print(f"{other} is damaged ({damaged[other]}); going on from {path.name}", file=sys.stderr)
                 other.unlink()
             return path
         damaged[path] = reason
-    told = ", ".join(f"{path} ({reason})" for path, reason in damaged.items())
-    raise HnsegError(f"damaged checkpoints: {told}; overwrite=true starts the run anew")
+    if damaged:
+        reasons = ", ".join(f"{path} ({reason})" for path, reason in damaged.items())
+        raise HnsegError(f"damaged checkpoints: {reasons}; overwrite=true starts the run anew")
+    return None
 
 
 def _damage(path: Path) -> str | None:
@@ -104,43 +114,47 @@ class ComparedEMA(EMAWeightAveraging):
     """
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if _is_averages_turn(trainer):
+        """Swaps the average in on its turn."""
+        if _validates_average(trainer):
             super().on_validation_epoch_start(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if _is_averages_turn(trainer):
+        """Swaps it out."""
+        if _validates_average(trainer):
             super().on_validation_epoch_end(trainer, pl_module)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # What is saved while validating is best.ckpt: the weights that were validated.
-        if not trainer.validating or _is_averages_turn(trainer):
+        """Saves the average too, save into best.ckpt where the network's own weights were validated."""
+        if not trainer.validating or _validates_average(trainer):
             super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Saves once the epoch's means are in the loggers.
-
-    Lightning logs them after it has saved: killed between the two, a run would lack them for good, for it
-    goes on behind them.
-    """
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        connector = trainer._logger_connector
-        connector.on_epoch_end()  # hands the means to callbacks and bars
-        row: dict[str, Any] = {**connector.metrics["log"], "epoch": trainer.current_epoch}
-        connector.log_metrics(row, step=trainer.global_step - 1)
-        connector.reset_results()  # lest they be logged twice
-        super().on_train_epoch_end(trainer, pl_module)
-
-
-def _is_averages_turn(trainer: L.Trainer) -> bool:
-    """Every second validation, told by the epoch alone, so that a resumed training takes the same turns."""
+def _validates_average(trainer: L.Trainer) -> bool:
+    """Every second validation, counted by epoch, so that a resumed training takes the same turns."""
     return (trainer.current_epoch // (trainer.check_val_every_n_epoch or 1)) % 2 == 1
 
 
-def checkpoints(
+class LastCheckpoint(ModelCheckpoint):
+    """Saves after every epoch, once the means of its training steps are in the loggers.
+
+    Lightning logs what `self.log` was given after it has saved: killed between the two, a run would lack
+    that epoch for good. So training metrics are logged here, and `self.log(..., logger=False)` elsewhere.
+    """
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs and saves."""
+        others = ("val", "lr")  # logged by Lightning after validation, and by LearningRateMonitor
+        metrics = trainer.callback_metrics.items()
+        row = {name: float(value) for name, value in metrics if not name.startswith(others)}
+        for logger in trainer.loggers:
+            logger.log_metrics({**row, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
+            logger.save()
+        super().on_train_epoch_end(trainer, pl_module)
+
+
+def checkpoint_callbacks(
     folder: Path, ema: float | None, *, compare: bool = False, monitor: str = "val/dice"
 ) -> list[L.Callback]:
     """best.ckpt by validation Dice, last.ckpt to resume from, averaged weights if asked for.
@@ -153,23 +167,21 @@ def checkpoints(
     """
     named: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
     averaging = ComparedEMA if compare else EMAWeightAveraging
-    callbacks: list[L.Callback] = [] if ema is None else [averaging(decay=ema)]
+    averages: list[L.Callback] = [] if ema is None else [averaging(decay=ema)]
     # Straight after the validation, while it is known which weights were validated.
     choice: dict[str, Any] = {"monitor": monitor, "mode": "max", "save_on_train_epoch_end": False}
     best = ModelCheckpoint(folder, filename="best", **choice, **named)
     last = LastCheckpoint(folder, filename="last", save_on_train_epoch_end=True, **named)
-    return [*callbacks, best, last, LearningRateMonitor()]
+    return [*averages, best, last, LearningRateMonitor()]
 
 
 def step_of(checkpoint: Path | None) -> int:
     """Optimiser steps behind a checkpoint, 0 where there is none."""
-    if checkpoint is None:
-        return 0
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    return 0 if checkpoint is None else int(_read(checkpoint)["global_step"])
 
 
 def require_same_data(checkpoint: Path, card: dict[str, Any]) -> None:
-    """Refuses to go on from a checkpoint on other images or labels than it has learnt from.
+    """Refuses to resume on other images or labels than the checkpoint was trained on.
 
     Args:
         checkpoint: The one to resume from.
@@ -178,8 +190,8 @@ def require_same_data(checkpoint: Path, card: dict[str, Any]) -> None:
     Raises:
         HnsegError: They have changed.
     """
-    stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)[CARD]
-    if any(key in stored and stored[key] != card[key] for key in ("data", "fingerprint")):
+    stored = _read(checkpoint)[CARD]
+    if any(stored[key] != card[key] for key in ("data", "fingerprint")):
         raise HnsegError(
             f"{checkpoint}: was trained on other images or labels than are there now; put those back, or "
             "train anew with overwrite=true or another name=..."
@@ -188,8 +200,12 @@ def require_same_data(checkpoint: Path, card: dict[str, Any]) -> None:
 
 def validation_scores(best: Path) -> dict[str, float]:
     """The validation scores that the best checkpoint had when it was saved."""
-    stored = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
-    return {name: float(value) for name, value in stored[CARD]["scores"].items()}
+    return {name: float(value) for name, value in _read(best)[CARD]["scores"].items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return stored
 
 
 def summarise(scores: dict[str, float]) -> str:

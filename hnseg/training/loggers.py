@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from hnseg.data.intensity import InputSpec
 from hnseg.errors import HnsegError
@@ -20,9 +21,6 @@ from hnseg.training.callbacks import GateWeights, Throughput
 from hnseg.training.description import describe_run, told
 from hnseg.training.logger_settings import LoggerSettings
 from hnseg.training.pictures import Pictures, discard_pictures
-
-if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
 
 Row = dict[str, str]
 
@@ -103,7 +101,7 @@ def _lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 @contextmanager
 def loggers(
-    folder: Path, config: dict[str, Any], *, provenance: dict[str, Any], step: int = 0
+    folder: Path, config: dict[str, Any], provenance: dict[str, Any], step: int = 0, rank: int = 0
 ) -> Iterator[list[Logger]]:
     """metrics.csv in the run's folder and what `logger` asks for beside it, each closed at the end.
 
@@ -115,11 +113,11 @@ def loggers(
         config: Resolved configuration, logged with the run.
         provenance: What the run comes from: hashes of split and data.
         step: Optimiser steps that the checkpoint has behind it, 0 for a fresh run.
-
-    Raises:
-        HnsegError: As `LoggerSettings`.
+        rank: Of this process; those above 0 log nothing.
     """
-
+    if rank > 0:
+        yield [DummyLogger()]
+        return
     settings = LoggerSettings.from_dict(config["logger"])
     former = read_rows(folder)
     rows = before(former, step)

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.profilers import SimpleProfiler
 from rich.console import Console
 from rich.progress import Progress
 
@@ -22,16 +23,20 @@ from hnseg.job import describe, make_input, make_stage
 from hnseg.job_keys import read_job
 from hnseg.preflight import check_job
 from hnseg.processes import quiet
-from hnseg.training.build import build_cohort, build_module, pick_machine
-from hnseg.training.callbacks import StepClock
 from hnseg.training.cohort import find_fold
-from hnseg.training.fit import trainer_options
-from hnseg.training.needs import StepJob, estimate, require_memory
+from hnseg.training.fit import make_datamodule, make_module, pick_machine, trainer_options
 
 Config = dict[str, Any]
 _WARM_UP = 5  # steps that memory, kernels and workers need to settle
 _STARVED = 0.05  # share of waiting above which more loading would help
 _TIGHT = 0.9  # share of the GPU's memory
+# The parts of a step, and the ends of what Lightning's profiler calls them.
+ACTIONS = {
+    "wait": ("train_dataloader_next", ".batch_to_device", ".transfer_batch_to_device"),
+    "forward": (".training_step",),
+    "backward": (".backward",),
+    "update": (".optimizer_step",),
+}
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,8 @@ class Profile:
         device: Where it ran.
         precision: In which arithmetic.
         loading: How its batches were made.
-        steps: How many were measured.
-        samples: That they had.
-        seconds: Of all of them, by part (`hnseg.tracking.step_clock.PARTS`).
+        steps: Batches that were measured.
+        seconds: Of all of them, by part (`ACTIONS`).
         peak_mib: The most memory of this process.
         gpu_peak_mib: The most that tensors took on the GPU; None on a CPU.
     """
@@ -57,10 +61,15 @@ class Profile:
     precision: Precision
     loading: Loading
     steps: int
-    samples: int
     seconds: dict[str, float]
     peak_mib: float
     gpu_peak_mib: float | None
+
+    @property
+    def samples(self) -> int:
+        """Patches that were measured."""
+        batch: int = self.config["training"]["batch_size"] // self.config["trainer"]["accumulate"]
+        return self.steps * batch
 
     @property
     def total(self) -> float:
@@ -81,31 +90,59 @@ class Profile:
 
     def figures(self) -> dict[str, Any]:
         """What was measured, as plain numbers and texts."""
-        told = {"device": self.device.type, "precision": self.precision, "workers": self.loading.workers}
+        machine = {"device": self.device.type, "precision": self.precision, "workers": self.loading.workers}
         counted = {"steps": self.steps, "samples": self.samples, "seconds": self.seconds}
-        return {**told, **counted, "peak_mib": self.peak_mib, "gpu_peak_mib": self.gpu_peak_mib}
+        return {**machine, **counted, "peak_mib": self.peak_mib, "gpu_peak_mib": self.gpu_peak_mib}
 
 
-class _Settled(StepClock):
-    """Begins to count when the first steps are through, and shows how far it is."""
+class StepProfiler(SimpleProfiler):
+    """Lightning's profiler, which waits for the GPU at the borders of a step's parts."""
+
+    def start(self, action_name: str) -> None:
+        """Begins an action."""
+        _wait_for_gpu()
+        super().start(action_name)
+
+    def stop(self, action_name: str) -> None:
+        """Ends it."""
+        _wait_for_gpu()
+        super().stop(action_name)
+
+    def seconds(self, warm_up: int) -> dict[str, float]:
+        """Seconds of each part of a step, over all steps after the first `warm_up` batches.
+
+        `wait` is until the next batch is made, and moved to the device.
+        """
+        total = {
+            part: sum(
+                sum(spent[warm_up:])
+                for action, spent in self.recorded_durations.items()
+                if action.endswith(endings)
+            )
+            for part, endings in ACTIONS.items()
+        }
+        # Lightning calls forward and backward pass within the optimiser's step.
+        total["update"] -= total["forward"] + total["backward"]
+        return total
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+class _Bar(L.Callback):
+    """Shows how far a profile is; on a GPU, measures memory from the first measured batch on."""
 
     def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.settled = False
         self.bar = Progress(console=Console(stderr=True), transient=True)
-        self.task = self.bar.add_task("profiling", total=_WARM_UP + steps)
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
-        super().on_train_batch_start(trainer, pl_module, *batch)
-        if not self.settled and trainer.fit_loop.total_batch_idx >= _WARM_UP:
-            self.settled = True
-            self.reset()
-            reset_gpu_peak(pl_module.device)
-            self._mark("", pl_module)
+        self.task = self.bar.add_task("profiling", total=steps)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *step: Any) -> None:
-        super().on_train_batch_end(trainer, pl_module, *step)
+        """Advances."""
         self.bar.advance(self.task)
+        if trainer.fit_loop.total_batch_idx + 1 == _WARM_UP:
+            reset_gpu_peak(pl_module.device)
 
 
 def profile(overrides: Sequence[str], steps: int) -> Profile:
@@ -129,7 +166,6 @@ def profile(overrides: Sequence[str], steps: int) -> Profile:
         )
     check_job(config)
     device, precision = pick_machine(config)
-    _require_memory(config, device, precision)
     if config["data"]["root"] is not None:
         return _measure(config, device, precision, steps, made_up=False)
     with TemporaryDirectory() as folder:
@@ -138,40 +174,35 @@ def profile(overrides: Sequence[str], steps: int) -> Profile:
         return _measure(read_job(compose_job([*overrides, *places])), device, precision, steps, made_up=True)
 
 
-def _require_memory(config: Config, device: torch.device, precision: Precision) -> None:
-    stage = make_stage(config)
-    job = StepJob.of(config, describe(config, stage, make_input(config, stage))["network"], processes=1)
-    require_memory(job, estimate(job, precision, device), device, precision)
-
-
 def _measure(
     config: Config, device: torch.device, precision: Precision, steps: int, *, made_up: bool
 ) -> Profile:
     stage, fold = make_stage(config), find_fold(config)
-    cohort = build_cohort(config, fold, stage, make_input(config, stage), device)
-    cohort.fingerprint()
-    module = build_module(config, stage, describe(config, stage, cohort.spec), precision)
-    clock = _Settled(steps)
+    datamodule = make_datamodule(config, fold, stage, make_input(config, stage), device)
+    datamodule.fingerprint()
+    module = make_module(config, stage, describe(config, stage, datamodule.spec), precision)
+    batches = _WARM_UP + steps
+    watch, profiler = _Bar(batches), StepProfiler()
     trainer = L.Trainer(
-        **trainer_options(config, device.type, precision),
+        **trainer_options(config, device, precision),
         max_epochs=-1,
-        max_steps=-(-(_WARM_UP + steps) // config["trainer"]["accumulate"]),
+        max_steps=-(-batches // config["trainer"]["accumulate"]),
         limit_val_batches=0,
-        callbacks=[clock],
+        callbacks=[watch],
+        profiler=profiler,
         logger=False,
         enable_checkpointing=False,
     )
-    with clock.bar:
-        trainer.fit(module, cohort)
+    with watch.bar:
+        trainer.fit(module, datamodule)
     return Profile(
         config=config,
         made_up=made_up,
         device=device,
         precision=precision,
-        loading=cohort.loading,
-        steps=clock.steps,
-        samples=clock.samples,
-        seconds=clock.seconds(),
+        loading=datamodule.loading,
+        steps=trainer.fit_loop.total_batch_idx + 1 - _WARM_UP,
+        seconds=profiler.seconds(_WARM_UP),
         peak_mib=peak_mib(),
         gpu_peak_mib=gpu_peak_mib(device),
     )

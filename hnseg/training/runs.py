@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from hnseg.errors import HnsegError
 from hnseg.files import is_locked
-from hnseg.training.run_folder import RunFolder, flatten
+from hnseg.training.run_folder import MACHINE, RunFolder, differing_keys
 
 
 class DamagedRunError(HnsegError):
@@ -140,18 +140,16 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str
         HnsegError: No run lies in one of them, several of one fold do, or they share no fold.
         DamagedRunError: A file of theirs cannot be read.
     """
-    ours, theirs = _by_fold(a), _by_fold(b)
-    if len(ours) == len(theirs) == 1:  # two runs, whatever their folds
-        pairs = [(*ours.values(), *theirs.values())]
+    of_a, of_b = _by_fold(a), _by_fold(b)
+    if len(of_a) == len(of_b) == 1:  # two runs, whatever their folds
+        pairs = [(*of_a.values(), *of_b.values())]
     else:
-        pairs = [(ours[fold], theirs[fold]) for fold in ours if fold in theirs]
+        pairs = [(of_a[fold], of_b[fold]) for fold in of_a if fold in of_b]
     if not pairs:
         raise HnsegError(f"{a} and {b} have no fold in common; compare single runs (fold_K)")
-    settings = [flatten(read_config(run.path)) | _dealt(run.path) for run in pairs[0]]
+    ours, theirs = (read_config(run.path) | _folds(run.path) for run in pairs[0])
     differing = {
-        key: (settings[0].get(key), settings[1].get(key))
-        for key in sorted(settings[0].keys() | settings[1].keys())
-        if settings[0].get(key) != settings[1].get(key)
+        key: pair for key, pair in differing_keys(ours, theirs).items() if not key.startswith(MACHINE)
     }
     finished = [pair for pair in pairs if all(run.state == "finished" for run in pair)]
     scores = [tuple(_scores(run.path) for run in pair) for pair in finished]
@@ -162,8 +160,8 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str
     return differing, means, len(finished)
 
 
-def _dealt(path: Path) -> dict[str, Any]:
-    """The hash of a run's folds: a cohort that grew deals others under the same settings."""
+def _folds(path: Path) -> dict[str, Any]:
+    """The hash of a run's folds: a cohort that grew is split otherwise under the same settings."""
     split = RunFolder(path).split
     return {split.name: _read(split, "hash")["hash"]} if split.exists() else {}
 

@@ -37,7 +37,7 @@ def log() -> Callable[..., None]:
         folder: Path, metrics: dict[int, dict[str, float]], *, resume: int = 0, fold: int = 0, **settings: Any
     ) -> None:
         config = CONFIG | {"fold": fold, "logger": {"kind": "csv", **settings}}
-        with loggers(folder, config, provenance=PROVENANCE, step=resume) as chosen:
+        with loggers(folder, config, PROVENANCE, resume) as chosen:
             for step, values in metrics.items():
                 for logger in chosen:
                     logger.log_metrics(values, step)

@@ -1,6 +1,5 @@
 """Checkpoints that are cut off, damaged, or do not fit the disk."""
 
-import os
 import re
 from pathlib import Path
 
@@ -8,7 +7,8 @@ import pytest
 import torch
 
 from hnseg.errors import HnsegError
-from hnseg.training.checkpoints import WholeCheckpoints, resumable
+from hnseg.training.checkpoints import RunCheckpoints, find_checkpoint
+from hnseg.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -24,7 +24,9 @@ def previous(tmp_path: Path) -> Path:
 @pytest.fixture
 def save(last: Path, previous: Path):
     """Save checkpoints of epochs, one after the other."""
-    files = WholeCheckpoints(last, previous)
+    folder = RunFolder(last.parent)
+    folder.begin({})
+    files = RunCheckpoints(folder)
 
     def save(*epochs: int) -> None:
         for epoch in epochs:
@@ -42,8 +44,9 @@ def test_the_last_two_are_kept(save, last, previous):
     assert not previous.exists()
     save(1, 2)
     assert (epoch(last), epoch(previous)) == (2, 1)
-    assert resumable(last, previous) == last
-    assert sorted(path.name for path in last.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert find_checkpoint(last, previous) == last
+    names = ["config.json", "last.ckpt", "previous.ckpt", "run.id"]
+    assert sorted(path.name for path in last.parent.iterdir()) == names
 
 
 @pytest.mark.parametrize("damage", ["cut short", "empty", "one bit"])
@@ -53,9 +56,8 @@ def test_a_damaged_one_is_passed_over(save, last, previous, capsys, damage):
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1  # amid the weights
     broken = {"cut short": whole[: len(whole) // 2], "empty": b"", "one bit": bytes(flipped)}[damage]
-    last.unlink()  # the one before must not be another name of what is damaged
     last.write_bytes(broken)
-    assert resumable(last, previous) == previous
+    assert find_checkpoint(last, previous) == previous
     told = capsys.readouterr().err
     assert re.fullmatch(r".*last\.ckpt is damaged \(.+\); going on from previous\.ckpt\n", told)
     save(2)
@@ -63,10 +65,10 @@ def test_a_damaged_one_is_passed_over(save, last, previous, capsys, damage):
 
 
 def test_damage_without_one_before_is_told_and_nothing_lost(last, previous):
-    assert resumable(last, previous) is None
+    assert find_checkpoint(last, previous) is None
     last.write_bytes(b"none")
     with pytest.raises(HnsegError, match=r"damaged checkpoints: .*last\.ckpt \(.+\); overwrite=true"):
-        resumable(last, previous)
+        find_checkpoint(last, previous)
     assert last.read_bytes() == b"none"
 
 
@@ -78,8 +80,8 @@ def test_a_full_disk_leaves_what_was_there(save, last, previous, tmp_path):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     unbuffered = Path.open
 
-    def opened(path: Path, mode: str = "r", *rest: object):
-        return unbuffered(full if path.name.startswith(".") else path, mode, *rest)
+    def opened(path: Path, mode: str = "r", *rest: object, **options: object):
+        return unbuffered(full if path.name.startswith(".") else path, mode, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "open", opened)
@@ -88,10 +90,10 @@ def test_a_full_disk_leaves_what_was_there(save, last, previous, tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_at_any_moment_there_is_a_whole_one(save, last, previous, monkeypatch):
-    """Every rename and link in turn is where the process ends."""
+def test_at_any_moment_there_is_a_whole_checkpoint(save, last, previous, monkeypatch):
+    """Every rename in turn is where the process ends."""
     save(0, 1)
-    for moment in range(3):
+    for moment in range(2):
         done = []
 
         class KilledError(BaseException):
@@ -108,9 +110,17 @@ def test_at_any_moment_there_is_a_whole_one(save, last, previous, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", dying(Path.replace))
-            patch.setattr(os, "link", dying(os.link))
             with pytest.raises(KilledError):
                 save(2)
-        survivor = resumable(last, previous)
+        survivor = find_checkpoint(last, previous)
         assert survivor is not None
         assert epoch(survivor) >= 1
+
+
+def test_a_checkpoint_of_another_run_is_refused(save, last, tmp_path):
+    save(0)
+    other = RunFolder(tmp_path / "other")
+    other.begin({})
+    with pytest.raises(HnsegError, match=r"last\.ckpt: is of another run than .*other; .*init_from="):
+        RunCheckpoints(other).load_checkpoint(last)
+    assert RunCheckpoints(RunFolder(tmp_path)).load_checkpoint(last)["epoch"] == 0

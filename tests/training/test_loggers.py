@@ -62,9 +62,9 @@ def test_csv_alone_leaves_wandb_out():
     """Neither imported nor written, in a process of its own."""
     code = (
         "import sys, tempfile, pathlib\n"
-        "from hnseg.tracking import loggers\n"
+        "from hnseg.training.loggers import loggers\n"
         "folder = pathlib.Path(tempfile.mkdtemp())\n"
-        "with loggers(folder, {'logger': {'kind': 'csv'}}, provenance={}) as chosen:\n"
+        "with loggers(folder, {'logger': {'kind': 'csv'}}, {}) as chosen:\n"
         "    chosen[0].log_metrics({'x': 1.0}, 0); chosen[0].save()\n"
         "assert {p.name for p in folder.iterdir()} == {'metrics.csv'}, list(folder.iterdir())\n"
         "assert 'wandb' not in sys.modules\n"

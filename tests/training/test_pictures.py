@@ -49,7 +49,7 @@ def train(
     folder: Path, epochs: int, validation: list[Any], modalities: tuple[str, ...], **settings: Any
 ) -> None:
     chosen = {"kind": "wandb", "pictures_every": 2, **settings}
-    with loggers(folder, CONFIG | {"logger": chosen}, provenance=PROVENANCE) as several:
+    with loggers(folder, CONFIG | {"logger": chosen}, PROVENANCE) as several:
         trainer = L.Trainer(
             accelerator="cpu",
             max_epochs=epochs,
@@ -84,9 +84,6 @@ def test_the_same_few_cases_are_painted_every_few_epochs(tmp_path, quiet_loaders
     assert {path.read_bytes() for path in media} == {
         path.read_bytes() for path in tmp_path.glob("pictures/*/*")
     }
-    speeds = [row["train/samples_per_s"] for row in found.history if "train/samples_per_s" in row]
-    assert len(speeds) == 5
-    assert min(speeds) > 0
 
 
 def test_contours_follow_the_prediction(tmp_path, quiet_loaders):

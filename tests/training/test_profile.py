@@ -49,16 +49,14 @@ def test_parts_of_a_batch_are_counted_as_they_are_loaded(overrides: list[str]) -
     [
         ("training.patch=[7,7,7]", r"training\.patch=\[7, 7, 7\] does not fit"),
         ("augment.device=gpu", r"augment\.device=gpu"),
-        ("trainer.device=cpu", r"training\.patch=.*: a step takes .* at least"),
         ("trainer=ddp", r"trainer\.processes=auto: .* set trainer\.processes=1"),
     ],
 )
 def test_what_train_would_refuse_is_refused_before_patients_are_made_up(
     overrides: list[str], monkeypatch: pytest.MonkeyPatch, override: str, message: str
 ) -> None:
-    for name in ("make_cohort", "build_cohort"):
+    for name in ("make_cohort", "make_datamodule"):
         monkeypatch.setattr(f"hnseg.training.profile.{name}", None)
-    monkeypatch.setattr("hnseg.training.needs.free_memory", lambda device: 2**10)
     for root in ([], ["data.root=null"]):
         with pytest.raises(HnsegError, match=message):
             profile([*overrides, *root, override], steps=1)
@@ -77,13 +75,16 @@ def figures(**changes: object) -> Profile:
     """Of a training on a GPU that is busy."""
     trainer = {"deterministic": False, "checkpointing": False, "accumulate": 1}
     found = Profile(
-        config={"trainer": trainer, "augment": {"device": "cpu"}, "training": {"iterations": 1, "epochs": 1}},
+        config={
+            "trainer": trainer,
+            "augment": {"device": "cpu"},
+            "training": {"iterations": 1, "epochs": 1, "batch_size": 2},
+        },
         made_up=False,
         device=torch.device("cuda"),
         precision="bfloat16",
         loading=Loading(4, pin=True),
         steps=10,
-        samples=20,
         seconds={"wait": 0.1, "forward": 3.0, "backward": 6.0, "update": 0.9},
         peak_mib=1000.0,
         gpu_peak_mib=10_000.0,

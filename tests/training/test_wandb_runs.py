@@ -58,7 +58,7 @@ def test_a_run_says_what_it_is_and_not_where(tmp_path, log, no_network, monkeypa
 
 def test_what_belongs_to_one_step_is_one_row(tmp_path):
     config = CONFIG | {"logger": {"kind": "wandb"}}
-    with loggers(tmp_path, config, provenance=PROVENANCE) as (_, logger):
+    with loggers(tmp_path, config, PROVENANCE) as (_, logger):
         logger.log_metrics({"val/dice": 0.5}, 23)
         logger.log_metrics({"train/loss": 0.25}, 23)
         logger.log_metrics({"lr": 0.1}, 24)
@@ -173,7 +173,7 @@ def test_a_run_that_an_agent_began_is_taken_up_by_hand(tmp_path, log, monkeypatc
 
 def test_a_run_that_fails_is_closed_as_failed(tmp_path):
     config = CONFIG | {"logger": {"kind": "wandb"}}
-    with pytest.raises(RuntimeError, match="lost"), loggers(tmp_path, config, provenance=PROVENANCE):
+    with pytest.raises(RuntimeError, match="lost"), loggers(tmp_path, config, PROVENANCE):
         raise RuntimeError("lost")
     assert wandb.run is None
     (found,) = offline_runs(tmp_path)

@@ -1,0 +1,127 @@
+"""The processes that train one network together: how many there are, who starts them, which one this is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from hnseg.app import REPOSITORY
+from hnseg.errors import HnsegError
+
+# Torch and Lightning are imported where they are used: a single process asks for neither here.
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of one training, each with an equal share of every batch.
+
+    Args:
+        local: Processes on each machine.
+        nodes: Machines.
+        rank: Of this process; rank 0 alone writes the run's folder, logs and prints.
+        launcher: What starts them: Lightning, from rank 0 on, or torchrun or SLURM, all at once.
+    """
+
+    local: int = 1
+    nodes: int = 1
+    rank: int = 0
+    launcher: Literal["lightning", "torchrun", "slurm"] = "lightning"
+
+    @property
+    def size(self) -> int:
+        """Processes on all machines."""
+        return self.local * self.nodes
+
+    @property
+    def child(self) -> bool:
+        """Whether Lightning has started this process from that of rank 0."""
+        return self.launcher == "lightning" and self.rank > 0
+
+    def say(self, text: str) -> None:
+        """Prints, by rank 0 alone."""
+        if self.rank == 0:
+            print(text, flush=True)
+
+
+ALONE = Processes()
+
+
+def find_processes(trainer: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Processes:
+    """The processes that torchrun or SLURM started; else as many as the configuration asks for.
+
+    Args:
+        trainer: The configuration's, with `processes` (`auto`: one on each GPU, two on the CPU) and `device`.
+        environment: Variables by which torchrun, SLURM and Lightning number their processes.
+
+    Raises:
+        HnsegError: torchrun or SLURM started another number, or not equally many on each machine; there are
+            fewer GPUs.
+    """
+    wanted = trainer["processes"]
+    if "TORCHELASTIC_RUN_ID" in environment:
+        size, local = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
+        return _started(wanted, Processes(local, size // local, int(environment["RANK"]), "torchrun"), size)
+    if wanted != 1 and "SLURM_STEP_ID" in environment and environment["SLURM_NTASKS"] != "1":
+        size, nodes = int(environment["SLURM_NTASKS"]), int(environment.get("SLURM_NNODES", 1))
+        rank = int(environment["SLURM_PROCID"])
+        return _started(wanted, Processes(size // nodes, nodes, rank, "slurm"), size)
+    return Processes(_count(wanted, trainer["device"]), rank=int(environment.get("LOCAL_RANK", 0)))
+
+
+def _started(wanted: int | str, processes: Processes, size: int) -> Processes:
+    launcher = {"torchrun": "torchrun", "slurm": "SLURM"}[processes.launcher]
+    if processes.size != size:
+        raise HnsegError(f"{launcher} started {size} processes; start as many on each machine")
+    if wanted not in ("auto", size):
+        raise HnsegError(f"trainer.processes={wanted}, but {launcher} started {size}; choose trainer=ddp")
+    return processes
+
+
+def _count(wanted: int | str, device: str) -> int:
+    if wanted == 1:
+        return 1
+    import torch
+
+    from hnseg.devices import pick_device
+
+    if pick_device(device).type == "cpu":
+        return 2 if wanted == "auto" else int(wanted)
+    gpus = torch.cuda.device_count()
+    if wanted != "auto" and int(wanted) > gpus:
+        raise HnsegError(
+            f"trainer.processes={wanted}: each takes a GPU, and there are {gpus}; choose trainer.device=cpu"
+        )
+    return gpus if wanted == "auto" else int(wanted)
+
+
+def sweep_overrides() -> list[str] | None:
+    """The overrides of this job of a sweep; None outside of one."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return list(HydraConfig.get().overrides.task)
+
+
+def train_in_own_process(overrides: Sequence[str]) -> None:
+    """Trains a sweep's job by a command of its own.
+
+    Lightning starts a training's processes with this process's command line, which is the whole sweep's.
+
+    Args:
+        overrides: The job's.
+
+    Raises:
+        HnsegError: The command failed; it has said why.
+    """
+    command = [sys.executable, str(REPOSITORY / "train.py"), *overrides, "hydra.mode=RUN"]
+    # Hydra's switch, which the sweep has set for itself, would show a traceback instead of one line.
+    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    status = subprocess.run(command, env=environment, check=False).returncode
+    if status:
+        raise HnsegError(f"{' '.join(overrides)}: ended with exit status {status}; see its message above")

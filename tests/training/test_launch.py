@@ -1,0 +1,51 @@
+"""How many processes train together, by torchrun's and SLURM's variables or by the configuration."""
+
+import pytest
+
+from hnseg.errors import HnsegError
+from hnseg.training.launch import Processes, find_processes
+
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "none",
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "4",
+}
+SLURM = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_PROCID": "5", "SLURM_NNODES": "2"}
+
+
+@pytest.mark.parametrize(("environment", "launcher"), [(TORCHRUN, "torchrun"), (SLURM, "slurm")])
+@pytest.mark.parametrize("wanted", ["auto", 8])
+def test_processes_that_were_started_are_taken(environment, launcher, wanted):
+    found = find_processes({"processes": wanted, "device": "cpu"}, environment)
+    assert found == Processes(4, 2, rank=5, launcher=launcher)
+    assert found.size == 8
+
+
+@pytest.mark.parametrize(
+    ("wanted", "environment", "size"),
+    [
+        (1, {}, 1),
+        (1, SLURM, 1),  # a job's tasks that train each for itself
+        ("auto", SLURM | {"SLURM_NTASKS": "1"}, 2),
+        ("auto", {}, 2),
+        (3, {}, 3),
+    ],
+)
+def test_else_the_configuration_says_how_many(wanted, environment, size):
+    found = find_processes({"processes": wanted, "device": "cpu"}, environment)
+    assert (found.size, found.launcher) == (size, "lightning")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "environment", "message"),
+    [
+        (1, TORCHRUN, "trainer.processes=1, but torchrun started 8; choose trainer=ddp"),
+        (4, SLURM, "trainer.processes=4, but SLURM started 8"),
+        ("auto", SLURM | {"SLURM_NNODES": "3"}, "SLURM started 8 processes; start as many on each machine"),
+    ],
+)
+def test_another_number_than_was_started_is_refused(wanted, environment, message):
+    with pytest.raises(HnsegError, match=message):
+        find_processes({"processes": wanted, "device": "cpu"}, environment)
