@@ -1,4 +1,7 @@
-"""A sweep's runs → every arm's masks of every patient, out of fold, and the table that compares the arms."""
+"""A sweep's runs → every arm's masks of every patient, out of fold, and the table that compares the arms.
+
+An arm is an ensemble: the members that conf/ensemble/ARM.yaml names.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from hnseg.app import compose_job
-from hnseg.data.splits import Folds, read_split_file
+from hnseg.data.splits import read_split_file
 from hnseg.devices import pick_devices
 from hnseg.errors import HnsegError, few
 from hnseg.evaluation.score import evaluate
@@ -24,7 +28,7 @@ from hnseg.inference.ensemble import Memory
 from hnseg.inference.options import check_options
 from hnseg.inference.setup import Setup
 from hnseg.models.bundle import Bundle, export_bundle
-from hnseg.models.checkpoint import Checkpoint, checkpoint_file
+from hnseg.models.checkpoint import Checkpoint, Member, checkpoint_file
 from hnseg.training.runs import Run, find_runs, read_config
 
 SPLIT = "split.json"
@@ -32,13 +36,13 @@ _AGAIN = "python train.py sweeps=ablation data.root=PATH -m trains what is missi
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Networks that stand for one another but for the fold they were not trained on.
+class NetworkKind:
+    """Networks that differ only in the fold that they were not trained on.
 
-    Args:
+    Attributes:
         stage: Of the cascade.
-        model: Their name; None takes whichever the stage has.
-        cte: Whether they see enhanced CT; None as above.
+        model: Their architecture; None is any.
+        cte: Whether they see enhanced CT; None is either.
     """
 
     stage: str
@@ -49,7 +53,7 @@ class Kind:
         enhanced = {None: "", True: "with enhancement", False: "without enhancement"}[self.cte]
         return " ".join(filter(None, (self.stage, self.model, enhanced)))
 
-    def has(self, run: Run, config: Mapping[str, Any]) -> bool:
+    def matches(self, run: Run, config: Mapping[str, Any]) -> bool:
         """Whether a run trains such a network."""
         return (
             run.stage == self.stage
@@ -62,103 +66,94 @@ class Kind:
 class Sources:
     """The runs of all arms, one a kind and fold, and the folds they share.
 
-    Args:
+    Attributes:
         folders: Of the runs.
-        folds: Case ids that fold k holds out.
+        fold_of: The fold that holds a case out, by case.
         project: The runs' W&B project.
     """
 
     folders: list[Path]
-    folds: Folds
+    fold_of: Mapping[str, int]
     project: str
 
-    def in_order(self, cases: Sequence[Case]) -> list[Case]:
-        """The cases fold by fold, so that the networks of one fold stay loaded."""
-        number = _numbers(self.folds)
-        return sorted(cases, key=lambda case: (number[case.case_id], case.case_id))
 
-
-def find_sources(root: Path, cases: Sequence[Case], kinds: Sequence[Kind]) -> Sources:
+def find_sources(root: Path, cases: Sequence[Case], kinds: Sequence[NetworkKind]) -> Sources:
     """The finished runs of all kinds, every fold of each.
 
     Args:
         root: A folder of runs, as a sweep leaves it.
         cases: The cohort.
-        kinds: Those wanted; the folds of the last hold for all.
+        kinds: Of the networks needed; the folds of the last hold for all.
 
     Raises:
-        HnsegError: Runs are missing, unfinished or of several arms where one is wanted; they were dealt
-            other folds; or the cohort is not the one they were trained on.
+        HnsegError: Runs are missing, unfinished or ambiguous, their folds differ, or the cohort is another.
     """
     found = [(run, read_config(run.path)) for run in find_runs(root) if run.fold.isdigit()]
-    runs = {kind: _of_kind(root, kind, found) for kind in kinds}
+    runs = {kind: _runs_by_fold(root, kind, found) for kind in kinds}
     reference = next(iter(runs[kinds[-1]].values())).path / SPLIT
-    folds = _read(reference)
+    fold_of = _read_folds(reference)
+    folds = range(1 + max(fold_of.values()))
     for kind, by_fold in runs.items():
-        _require_all(root, kind, by_fold, len(folds))
+        if missing := [str(fold) for fold in folds if fold not in by_fold]:
+            raise HnsegError(
+                f"{root}: no run of {kind} for fold {', '.join(missing)} of {len(folds)}; {_AGAIN}"
+            )
         for run in by_fold.values():
-            _require_same(run.path / SPLIT, kind, reference, folds)
-    _require_cohort(cases, folds, root)
+            _require_same_folds(run.path / SPLIT, kind, reference, fold_of)
+    _require_cohort(cases, fold_of, root)
     folders = [run.path for by_fold in runs.values() for run in by_fold.values()]
     logger = read_config(folders[0]).get("logger", {})
-    return Sources(folders, folds, logger.get("project", "hnseg"))
+    return Sources(folders, fold_of, logger.get("project", "hnseg"))
 
 
-def _of_kind(root: Path, kind: Kind, found: Sequence[tuple[Run, Mapping[str, Any]]]) -> dict[int, Run]:
-    """The runs of a kind by fold."""
-    here = [run for run, config in found if kind.has(run, config)]
-    arms = list(dict.fromkeys(run.path.parent for run in here))
-    if not arms:
+def _runs_by_fold(
+    root: Path, kind: NetworkKind, found: Sequence[tuple[Run, Mapping[str, Any]]]
+) -> dict[int, Run]:
+    runs = [run for run, config in found if kind.matches(run, config)]
+    trainings = dict.fromkeys(str(run.path.parent) for run in runs)
+    if not runs:
         raise HnsegError(f"{root}: no run of {kind} in folds; {_AGAIN}")
-    if len(arms) > 1:
+    if len(trainings) > 1:
         raise HnsegError(
-            f"{root}: several trainings of {kind} ({', '.join(map(str, arms))}); give a folder with one"
+            f"{root}: several trainings of {kind} ({', '.join(trainings)}); give a folder with one"
         )
-    if unfinished := [str(run.path) for run in here if run.state != "finished"]:
+    if unfinished := [str(run.path) for run in runs if run.state != "finished"]:
         raise HnsegError(f"not finished: {', '.join(unfinished)}; run the same training command again")
-    return {int(run.fold): run for run in here}
+    return {int(run.fold): run for run in runs}
 
 
-def _require_all(root: Path, kind: Kind, by_fold: Mapping[int, Run], count: int) -> None:
-    if missing := [str(fold) for fold in range(count) if fold not in by_fold]:
-        raise HnsegError(f"{root}: no run of {kind} for fold {', '.join(missing)} of {count}; {_AGAIN}")
+def _read_folds(path: Path) -> dict[str, int]:
+    """The fold that holds a case out, by case."""
+    folds = read_split_file(path).folds
+    return {case_id: fold for fold, case_ids in enumerate(folds) for case_id in case_ids}
 
 
-def _require_same(path: Path, kind: Kind, reference: Path, folds: Folds) -> None:
-    """Refuses folds that are not the reference's; head masks may be known of some cases alone."""
-    ours, theirs = _numbers(_read(path)), _numbers(folds)
-    listed = ours if kind.stage == "head" else ours | theirs
-    for case_id in listed:
-        if ours.get(case_id) != theirs.get(case_id):
+def _require_same_folds(path: Path, kind: NetworkKind, reference: Path, fold_of: Mapping[str, int]) -> None:
+    """Refuse folds that are not the reference's; of a head stage, whose masks may be few, only its cases'."""
+    ours = _read_folds(path)
+    for case_id in ours if kind.stage == "head" else {**ours, **fold_of}:
+        fold, other = ours.get(case_id, "none"), fold_of.get(case_id, "none")
+        if fold != other:
             raise HnsegError(
-                f"{path}: deals {case_id} to fold {ours.get(case_id, 'none')}, {reference} to fold "
-                f"{theirs.get(case_id, 'none')}; train both with data.split={reference}"
+                f"{path}: case {case_id} is in fold {fold}, in {reference} in fold {other}; train both with "
+                f"data.split={reference}"
             )
 
 
-def _require_cohort(cases: Sequence[Case], folds: Folds, root: Path) -> None:
-    here, listed = {case.case_id for case in cases}, {case_id for fold in folds for case_id in fold}
-    if absent := sorted(listed - here):
+def _require_cohort(cases: Sequence[Case], fold_of: Mapping[str, int], root: Path) -> None:
+    cohort = {case.case_id for case in cases}
+    if absent := sorted(fold_of.keys() - cohort):
         raise HnsegError(
             f"--data lacks {few(absent)}, known to the runs of {root}; give the cohort they were trained on"
         )
-    if unlisted := sorted(here - listed):
+    if unlisted := sorted(cohort - fold_of.keys()):
         raise HnsegError(
             f"--data has {few(unlisted)}, which no fold of {root} holds out; take them out, or train again"
         )
     if unlabelled := [case.case_id for case in cases if case.label is None]:
         raise HnsegError(
-            f"--data has no true mask of {few(unlabelled)}; add CASE/CASE.nii.gz, or a CSV's label"
+            f"--data has no ground-truth mask of {few(unlabelled)}; add CASE/CASE.nii.gz, or a CSV's label"
         )
-
-
-def _read(path: Path) -> Folds:
-    return read_split_file(path).folds
-
-
-def _numbers(folds: Folds) -> dict[str, int]:
-    """Fold by case."""
-    return {case_id: number for number, fold in enumerate(folds) for case_id in fold}
 
 
 Config = dict[str, Any]
@@ -210,11 +205,11 @@ def _read_arm(name: str, overrides: Sequence[str], *, mapped: bool) -> Config:
     return config | {"unseen": True}
 
 
-def kinds_of(arms: Mapping[str, Config], *, oracle: bool) -> list[Kind]:
-    """The networks that the arms need, the last stage's at the end; an oracle places without the others."""
-    placing = [] if oracle else [Kind("head"), Kind("coarse")]
+def kinds_of(arms: Mapping[str, Config], *, oracle: bool) -> list[NetworkKind]:
+    """The networks that the arms need, the fine stage's last; an oracle ROI needs those alone."""
+    placing = [] if oracle else [NetworkKind("head"), NetworkKind("coarse")]
     members = [member for config in arms.values() for member in config["ensemble"]["members"]]
-    fine = [Kind("fine", member["model"], bool(member["cte"])) for member in members]
+    fine = [NetworkKind("fine", member["model"], bool(member["cte"])) for member in members]
     return [*placing, *dict.fromkeys(fine)]
 
 
@@ -242,11 +237,10 @@ def predict(
         checkpoint: Which of the runs' weights; the cases had a say in which are the best.
 
     Raises:
-        HnsegError: A run cannot be exported, a case was trained on by every network of a kind, or cases could
-            not be segmented.
+        HnsegError: Cases could not be segmented.
     """
     bundle = make_bundle(sources.folders, out / BUNDLE, checkpoint)
-    require_unseen(bundle, cases)
+    require_out_of_fold(bundle, cases)
     options: dict[str, Any] = {"lesions": {case.case_id: case.label for case in cases}} if oracle else {}
     setups = {
         name: Setup.from_config(config | {"bundle": bundle.path, "heads": None})
@@ -258,7 +252,9 @@ def predict(
         networks, memory = first.networks(one), Memory()
         shared = {"networks": networks, "memory": memory, **options}
         devices.append(Arms({name: setup.make(bundle, **shared) for name, setup in setups.items()}, memory))
-    outcomes = segment_arms(sources.in_order(cases), devices, out)
+    # Fold by fold, so that the networks of one fold stay loaded.
+    in_order = sorted(cases, key=lambda case: (sources.fold_of[case.case_id], case.case_id))
+    outcomes = segment_arms(in_order, devices, out)
     failed = [(name, one.case_id) for name, ones in outcomes.items() for one in ones if one.status == "error"]
     if failed:
         table = out / failed[0][0] / "cases.csv"
@@ -267,16 +263,12 @@ def predict(
 
 
 def make_bundle(folders: Sequence[Path], path: Path, checkpoint: Checkpoint) -> Bundle:
-    """Checkpoints of runs as a bundle; one that was made of the same files is kept.
-
-    Raises:
-        HnsegError: As `export_bundle`.
-    """
+    """Checkpoints of runs as a bundle; one that was made of the same files is kept."""
     checkpoints = [checkpoint_file(folder, checkpoint) for folder in folders]
-    files = [[str(one.resolve()), one.stat().st_size, one.stat().st_mtime_ns] for one in checkpoints]
+    files = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in checkpoints]
     made_of = [checkpoint, *files]
     record = path / _MADE_OF
-    if _read_cases(record) != made_of:
+    if not record.is_file() or record.read_text() != json.dumps(made_of):
         print(f"Bundling {len(folders)} networks: {path}", file=sys.stderr)  # large ones take a while
         export_bundle(folders, path, checkpoint=checkpoint)
         with replacing(record) as temporary:
@@ -284,55 +276,38 @@ def make_bundle(folders: Sequence[Path], path: Path, checkpoint: Checkpoint) -> 
     return Bundle.load(path)
 
 
-def _read_cases(record: Path) -> Any:
-    """What a bundle was made of; None where nothing tells, so that it is made anew."""
-    try:
-        return json.loads(record.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def require_unseen(bundle: Bundle, cases: Sequence[Case]) -> None:
-    """Refuses a bundle in which all networks of a kind were trained on a case.
+def require_out_of_fold(bundle: Bundle, cases: Sequence[Case]) -> None:
+    """Refuse a bundle in which all networks of a kind were trained on a case.
 
     A split file says what a run was to hold out; the checkpoint says what it was trained on.
     """
-    kinds: dict[str, list[Any]] = {}
+    kinds: dict[str, list[Member]] = {}
     for member in bundle.members:
         kinds.setdefault(member.card["name"].rpartition("_fold_")[0], []).append(member)
-    for kind, members in kinds.items():
-        for case in cases:
-            if all(member.has_seen(case.case_id) for member in members):
-                raise HnsegError(
-                    f"{bundle.path}: every {kind} network was trained on {case.case_id}, which the runs' "
-                    "split.json holds out of one; train them again with overwrite=true"
-                )
+    for (kind, members), case in product(kinds.items(), cases):
+        if all(member.has_seen(case.case_id) for member in members):
+            raise HnsegError(
+                f"{bundle.path}: every {kind} network was trained on {case.case_id}, which the runs' "
+                "split.json holds out of one; train them again with overwrite=true"
+            )
 
 
 def write_ablation(
     out: Path, arms: Sequence[str], data: Path, *, oracle: bool = False
 ) -> list[dict[str, Any]]:
-    """Scores every arm's masks, and writes OUT/ablation.csv, .md, .tex and .json.
+    """Score every arm's masks, and write OUT/ablation.csv, .md, .tex and .json.
 
     Args:
         out: Holds each arm's folder.
         arms: Names of the folders; the first is the baseline.
-        data: The cohort with its true masks.
-        oracle: The true lesions placed the fine ROI.
+        data: The cohort with its ground-truth masks.
+        oracle: The fine ROI was placed by the ground truth.
 
     Returns:
-        The rows, as `hnseg.evaluation.ablation_rows` describes them.
-
-    Raises:
-        HnsegError: Masks are missing, or a file cannot be written.
+        The rows of `hnseg.evaluation.tables.ablation_rows`.
     """
     rows = ablation_rows({name: evaluate(data, out / name) for name in arms})
     write_tables(rows, out)
-    content = {
-        "arms": list(arms),
-        "data": str(data.resolve()),
-        "roi": "oracle" if oracle else "predicted",
-        "rows": rows,
-    }
-    write_json(content, out / ABLATION)
+    roi = "oracle" if oracle else "predicted"
+    write_json({"arms": list(arms), "data": str(data.resolve()), "roi": roi, "rows": rows}, out / ABLATION)
     return rows

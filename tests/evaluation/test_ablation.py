@@ -218,11 +218,9 @@ def test_an_oracle_places_the_fine_roi_on_the_true_lesions(runs, cohort, tmp_pat
         (["--arms", "all"], "--arms all: takes whatever members there are"),
         (["--baseline", "segresnet"], "--baseline segresnet: not among the arms"),
         (["unseen=false"], "unseen=false: hnseg ablation sets unseen itself"),
-        (["windows=all"], "windows=all is unknown"),
-        (["--arms", "full", "decision.fusion=median"], "decision.fusion=median is unknown"),
     ],
 )
-def test_impossible_options_are_told(runs, cohort, tmp_path, capsys, option, message):
+def test_impossible_options_are_refused(runs, cohort, tmp_path, capsys, option, message):
     assert ablation(runs, cohort, tmp_path / "out", *option) == 2
     assert message in refusal(capsys)
 
@@ -236,71 +234,47 @@ def test_what_would_be_refused_at_the_end_is_refused_at_once(runs, cohort, tmp_p
     monkeypatch.setattr("hnseg.evaluation.ablation.make_bundle", None)
     (tmp_path / "file").touch()
     assert ablation(runs, cohort, tmp_path / "file") == 2
-    assert "file/ablation.json: cannot be written (Not a directory)" in refusal(capsys)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert ablation(runs, cohort, tmp_path / "out", "--logger", "wandb", "--mode", "online") == 2
-    assert "--mode online needs WANDB_API_KEY in the environment" in refusal(capsys)
-    assert not (tmp_path / "out").exists()
+    assert "file/ablation.json: cannot be written" in refusal(capsys)
 
 
-def lack(runs: Path) -> None:
-    shutil.rmtree(runs / "fine_segresnet" / "fine_segresnet_fold_1")
-
-
-def lack_all(runs: Path) -> None:
-    shutil.rmtree(runs / "coarse_plainconv")
-
-
-def stop(runs: Path) -> None:
-    (runs / "head_plainconv" / "head_plainconv_fold_0" / "score.json").unlink()
-
-
-def deal_otherwise(runs: Path) -> None:
-    other = [[FOLDS[0][0], FOLDS[1][0]], [FOLDS[0][1], FOLDS[1][1]]]
-    for fold in (0, 1):
-        path = runs / "coarse_plainconv" / f"coarse_plainconv_fold_{fold}" / "split.json"
-        path.write_text(json.dumps({"folds": other}))
-
-
-def train_twice(runs: Path) -> None:
-    shutil.copytree(runs / "fine_resenc", runs / "fine_resenc_light")
+def set_folds(runs: Path, pattern: str, folds: list[list[str]]) -> None:
+    for path in runs.rglob(f"{pattern}/split.json"):
+        path.write_text(json.dumps({"folds": folds}))
 
 
 def train_on_held_out(runs: Path) -> None:
-    for fold in (0, 1):
-        folder = runs / "fine_resenc" / f"fine_resenc_fold_{fold}"
-        stored = torch.load(folder / "best.ckpt", weights_only=True)
+    for path in runs.glob("fine_resenc/*/best.ckpt"):
+        stored = torch.load(path, weights_only=True)
         stored["hnseg"]["trained_on"] = CASES
-        torch.save(stored, folder / "best.ckpt")
+        torch.save(stored, path)
 
 
-def hold_out_fewer(runs: Path) -> None:
-    for path in runs.rglob("split.json"):
-        path.write_text(json.dumps({"folds": [FOLDS[0], FOLDS[1][:1]]}))
-
-
-def hold_out_more(runs: Path) -> None:
-    for path in runs.rglob("split.json"):
-        path.write_text(json.dumps({"folds": [FOLDS[0], [*FOLDS[1], "C-9"]]}))
+SWAPPED = [[FOLDS[0][0], FOLDS[1][0]], [FOLDS[0][1], FOLDS[1][1]]]
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lack, "no run of fine segresnet without enhancement for fold 1 of 2"),
-        (lack_all, "no run of coarse in folds; python train.py sweeps=ablation"),
-        (stop, "head_plainconv_fold_0; run the same training command again"),
-        (deal_otherwise, "deals A-2 to fold 0, "),
-        (train_twice, "several trainings of fine resenc without enhancement"),
+        (
+            lambda runs: shutil.rmtree(runs / "fine_segresnet" / "fine_segresnet_fold_1"),
+            "no run of fine segresnet without enhancement for fold 1 of 2",
+        ),
+        (lambda runs: shutil.rmtree(runs / "coarse_plainconv"), "no run of coarse in folds; python train.py"),
+        (
+            lambda runs: (runs / "head_plainconv" / "head_plainconv_fold_0" / "score.json").unlink(),
+            "head_plainconv_fold_0; run the same training command again",
+        ),
+        (lambda runs: set_folds(runs, "coarse_*", SWAPPED), "case A-2 is in fold 0, in "),
+        (
+            lambda runs: shutil.copytree(runs / "fine_resenc", runs / "fine_resenc_light"),
+            "several trainings of fine resenc without enhancement",
+        ),
         (train_on_held_out, "every fine_resenc network was trained on A-0"),
-        (hold_out_fewer, "--data has B-3, which no fold of"),
-        (hold_out_more, "--data lacks C-9"),
+        (lambda runs: set_folds(runs, "*", [FOLDS[0], FOLDS[1][:1]]), "--data has B-3, which no fold of"),
+        (lambda runs: set_folds(runs, "*", [FOLDS[0], [*FOLDS[1], "C-9"]]), "--data lacks C-9"),
     ],
 )
-def test_runs_that_make_no_fair_comparison_are_told_before_anything_is_computed(
+def test_runs_that_make_no_fair_comparison_are_refused_before_anything_is_computed(
     runs, cohort, tmp_path, capsys, spoil, message
 ):
     shutil.copytree(runs, tmp_path / "runs")
