@@ -1,5 +1,8 @@
-"""What makes one case's images unusable, or doubtful, told in one line each."""
+"""What makes one case's images unusable, or doubtful."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,8 +14,8 @@ from hnseg.imaging.images import same_grid
 # Air is near -1000 HU and bone above 200 HU, in every head-and-neck scan.
 HU_AIR, HU_BONE = -200.0, 200.0
 # SUV is near 1 in the body's mean, by definition, and some times that in a scan of the brain alone; Bq/ml
-# are 1,400 to 5,000 times the SUV (51 volumes of HECKTOR 2026), stored integers mostly 100 or 1,000 times.
-# The median does not see bladders, spilt tracer, or noise that is mostly air.
+# are 1,400 to 5,000 times the SUV, stored integers mostly 100 or 1,000 times. The median does not see
+# bladders, spilt tracer, or noise that is mostly air.
 SUV_BODY_LIMIT = 20.0
 # The median was 0.4 to 0.9 in 26 scans of trunk, limbs and neck; kBq/ml are some 2 to 10 times the SUV.
 SUV_BODY_USUAL = 2.5
@@ -25,32 +28,32 @@ SUV_REMEDY = (
 )
 MIN_OVERLAP = 0.5  # of the body that the CT shows: air around it needs no PET
 MIN_EXTENT_MM, MAX_EXTENT_MM = 60.0, 5000.0
+_LATTICE = 40  # points a side
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing wrong with a case: an "error" makes it unusable, a "warning" wants a look."""
+class Issue:
+    """One thing wrong with a case: an "error" makes it unusable, a "warning" calls for a look."""
 
     level: Literal["error", "warning"]
     text: str
 
 
-def check_case(ct: sitk.Image, pet: sitk.Image, label: sitk.Image | None = None) -> list[Finding]:
-    """Judge images that `hnseg.images` has read.
+def check_case(ct: sitk.Image, pet: sitk.Image, label: sitk.Image | None = None) -> list[Issue]:
+    """Judge images that `hnseg.imaging.images` has read.
 
     Args:
         ct: CT, HU.
         pet: PET, SUV, on a grid of its own.
-        label: label map 0/1/2 on the CT's grid, where there is one.
+        label: Label map 0/1/2 on the CT's grid, where there is one.
 
     Returns:
-        The findings, errors first; an empty list for a case without fault.
+        The issues, errors first; an empty list for a case without fault.
     """
-    findings = [*_check_intensities(ct, pet), *_check_overlap(ct, pet), *_check_extent(ct)]
-    findings += [*_check_unit("CT", ct), *_check_unit("PET", pet)]
+    issues = [*_check_intensities(ct, pet), *_check_overlap(ct, pet), *_check_extent(ct, pet)]
     if label is not None:
-        findings += _check_label(ct, label)
-    return sorted(findings, key=lambda finding: finding.level)
+        issues += _check_label(ct, label)
+    return sorted(issues, key=lambda issue: issue.level)
 
 
 def overlap(ct: sitk.Image, pet: sitk.Image) -> float:
@@ -82,14 +85,14 @@ def _corners(image: sitk.Image) -> np.ndarray:
 def _lattice(ct: sitk.Image, pet: sitk.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """40³ points over the CT: nearest index (x, y, z) in it and in the PET, and whether the PET holds it."""
     size = np.array(ct.GetSize())
-    steps = (np.arange(40) + 0.5) / 40
+    steps = (np.arange(_LATTICE) + 0.5) / _LATTICE
     lattice = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
     index = lattice * size - 0.5  # voxel i reaches from i - 0.5 to i + 0.5
     points = index @ _affine(ct).T + ct.GetOrigin()
-    there = (points - pet.GetOrigin()) @ np.linalg.inv(_affine(pet)).T
+    in_pet = (points - pet.GetOrigin()) @ np.linalg.inv(_affine(pet)).T
     last = np.array(pet.GetSize()) - 1
-    inside = ((there >= -0.5) & (there <= last + 0.5)).all(axis=1)
-    return np.rint(index).astype(int), np.clip(np.rint(there), 0, last).astype(int), inside
+    inside = ((in_pet >= -0.5) & (in_pet <= last + 0.5)).all(axis=1)
+    return np.rint(index).astype(int), np.clip(np.rint(in_pet), 0, last).astype(int), inside
 
 
 def _is_body(ct: sitk.Image, index: np.ndarray) -> np.ndarray:
@@ -102,92 +105,86 @@ def _affine(image: sitk.Image) -> np.ndarray:
     return np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
 
 
-def _check_intensities(ct: sitk.Image, pet: sitk.Image) -> list[Finding]:
+def _check_intensities(ct: sitk.Image, pet: sitk.Image) -> Iterator[Issue]:
     hu, suv = sitk.GetArrayViewFromImage(ct), sitk.GetArrayViewFromImage(pet)
     ct_low, ct_high = float(hu.min()), float(hu.max())
     pet_low, pet_high = float(suv.min()), float(suv.max())
     if ct_low > HU_AIR and pet_low < HU_AIR:
-        return [
-            _error("CT and PET look swapped (the PET holds air in HU, the CT none): exchange the two files")
-        ]
-    findings = []
+        text = "CT and PET look swapped (the PET holds air in HU, the CT none): exchange the two files"
+        yield Issue("error", text)
+        return
     if ct_low == ct_high:
-        findings.append(_error(f"CT is {ct_low:g} everywhere: export it again"))
+        yield Issue("error", f"CT is {ct_low:g} everywhere: export it again")
     elif ct_low > HU_AIR or ct_high < HU_BONE:
-        values = f"CT runs from {ct_low:g} to {ct_high:g}"
-        findings.append(
-            _error(f"{values}, not HU (air to bone): apply the DICOM rescale slope and intercept")
-        )
+        text = f"CT runs from {ct_low:g} to {ct_high:g}, not HU (air to bone)"
+        yield Issue("error", f"{text}: apply the DICOM rescale slope and intercept")
     if pet_low == pet_high:
-        findings.append(_error(f"PET is {pet_low:g} everywhere: export it again"))
+        yield Issue("error", f"PET is {pet_low:g} everywhere: export it again")
     elif pet_low < HU_AIR:
-        findings.append(
-            _error(f"PET falls to {pet_low:.3g}, as no SUV does: name a PET, not a CT, or {SUV_REMEDY}")
-        )
-    elif (typical := body_median(ct, pet)) > SUV_BODY_LIMIT:
-        findings.append(
-            _error(f"PET is {typical:.3g} in the body: Bq/ml or counts, not SUV (about 1); {SUV_REMEDY}")
-        )
-    elif pet_high < SUV_LEAST:
-        values = f"PET reaches {pet_high:.2g} only, less than any SUV"
-        findings.append(_error(f"{values}; correct its pet_factor or sidecar, or {SUV_REMEDY}"))
+        text = f"PET falls to {pet_low:.3g}, as no SUV does: name a PET, not a CT, or {SUV_REMEDY}"
+        yield Issue("error", text)
+    else:
+        yield from _check_suv(pet_high, body_median(ct, pet))
+        if pet_low < -1:
+            yield Issue("warning", f"PET falls to {pet_low:.3g}: SUV is not negative, check its rescaling")
+
+
+def _check_suv(highest: float, typical: float) -> Iterator[Issue]:
+    """What the PET's highest value and its median in the body say of its unit."""
+    if typical > SUV_BODY_LIMIT:
+        text = f"PET is {typical:.3g} in the body: Bq/ml or counts, not SUV (about 1); {SUV_REMEDY}"
+        yield Issue("error", text)
+    elif highest < SUV_LEAST:
+        text = f"PET reaches {highest:.2g} only, less than any SUV; correct its pet_factor or sidecar"
+        yield Issue("error", f"{text}, or {SUV_REMEDY}")
     elif typical > SUV_BODY_USUAL:
-        findings.append(
-            _warning(f"PET is {typical:.3g} in the body, where SUV is about 1: check that it is not kBq/ml")
-        )
-    elif pet_high > SUV_LIMIT:
-        findings.append(
-            _warning(f"PET reaches {pet_high:.3g} in places: check for an injection site or artefact")
-        )
-    elif pet_high <= 1:
-        findings.append(
-            _warning(f"PET reaches {pet_high:.2g} only: check that it is SUV, not scaled to [0, 1]")
-        )
-    if HU_AIR <= pet_low < -1 and pet_low != pet_high:
-        findings.append(_warning(f"PET falls to {pet_low:.3g}: SUV is not negative, check its rescaling"))
-    return findings
+        text = f"PET is {typical:.3g} in the body, where SUV is about 1: check that it is not kBq/ml"
+        yield Issue("warning", text)
+    elif highest > SUV_LIMIT:
+        text = f"PET reaches {highest:.3g} in places: check for an injection site or artefact"
+        yield Issue("warning", text)
+    elif highest <= 1:
+        text = f"PET reaches {highest:.2g} only: check that it is SUV, not scaled to [0, 1]"
+        yield Issue("warning", text)
 
 
-def _check_overlap(ct: sitk.Image, pet: sitk.Image) -> list[Finding]:
+def _check_overlap(ct: sitk.Image, pet: sitk.Image) -> Iterator[Issue]:
     ct_index, _, inside = _lattice(ct, pet)
     body = _is_body(ct, ct_index)
-    share = float(inside[body].mean() if body.any() else inside.mean())
-    if share == 0:
-        return [_error("CT and PET do not overlap in space: check that both belong to one examination")]
-    if share < MIN_OVERLAP:
-        return [_warning(f"PET covers {share:.0%} of the body only: lesions outside it are seen on CT alone")]
-    return []
+    covered = float(inside[body].mean() if body.any() else inside.mean())
+    if covered == 0:
+        text = "CT and PET do not overlap in space: check that both belong to one examination"
+        yield Issue("error", text)
+    elif covered < MIN_OVERLAP:
+        text = f"PET covers {covered:.0%} of the body only: lesions outside it are seen on CT alone"
+        yield Issue("warning", text)
 
 
-def _check_extent(ct: sitk.Image) -> list[Finding]:
+def _check_extent(ct: sitk.Image, pet: sitk.Image) -> Iterator[Issue]:
     low, high = z_range(ct)
     spacing = ct.GetSpacing()
     if min(spacing) < 0.1 or max(spacing) > 10:
-        shown = " x ".join(f"{step:.3g}" for step in spacing)
-        return [_warning(f"CT spacing {shown} mm: check the header's unit, and that no slice is missing")]
-    if high - low < MIN_EXTENT_MM:
-        return [_warning(f"CT covers {high - low:.0f} mm in z only: check that slices are not missing")]
-    return []
+        steps = " x ".join(f"{step:.3g}" for step in spacing)
+        text = f"CT spacing {steps} mm: check the header's unit, and that no slice is missing"
+        yield Issue("warning", text)
+    elif high - low < MIN_EXTENT_MM:
+        text = f"CT covers {high - low:.0f} mm in z only: check that slices are not missing"
+        yield Issue("warning", text)
+    for name, image in (("CT", ct), ("PET", pet)):
+        sides = np.multiply(image.GetSize(), image.GetSpacing())
+        if sides.max() > MAX_EXTENT_MM:
+            metres = " x ".join(f"{side / 1000:.3g}" for side in sides)
+            text = f"{name} measures {metres} m, more than any body: its header's spacing is not in mm"
+            yield Issue("error", text)
 
 
-def _check_unit(what: str, image: sitk.Image) -> list[Finding]:
-    sides = np.multiply(image.GetSize(), image.GetSpacing())
-    if sides.max() <= MAX_EXTENT_MM:
-        return []
-    shown = " x ".join(f"{side / 1000:.3g}" for side in sides)
-    return [_error(f"{what} measures {shown} m, more than any body: its header's spacing is not in mm")]
-
-
-def _check_label(ct: sitk.Image, label: sitk.Image) -> list[Finding]:
+def _check_label(ct: sitk.Image, label: sitk.Image) -> Iterator[Issue]:
     if not same_grid(ct, label):
-        return [
-            _error(
-                f"label is not on the CT's grid ({_difference(ct, label)}): resample it, nearest neighbour"
-            )
-        ]
-    if not sitk.GetArrayViewFromImage(label).any():
-        return [_warning("label is empty: check that the patient has neither GTVp nor GTVn")]
-    return []
+        difference = _difference(ct, label)
+        text = f"label is not on the CT's grid ({difference}): resample it, nearest neighbour"
+        yield Issue("error", text)
+    elif not sitk.GetArrayViewFromImage(label).any():
+        yield Issue("warning", "label is empty: check that the patient has neither GTVp nor GTVn")
 
 
 def _difference(ct: sitk.Image, label: sitk.Image) -> str:
@@ -201,13 +198,5 @@ def _difference(ct: sitk.Image, label: sitk.Image) -> str:
         getattr(other, f"Set{part}")(getattr(label, f"Get{part}")())
         moved[part.lower()] = float(np.linalg.norm(_corners(other) - _corners(ct), axis=1).max())
     # What is less than a tenth of the largest is rounding, or no matter.
-    told = [f"{mm:.3g} mm by its {part}" for part, mm in moved.items() if mm >= max(moved.values()) / 10]
-    return f"its corners are off, {' and '.join(told)}"
-
-
-def _error(text: str) -> Finding:
-    return Finding("error", text)
-
-
-def _warning(text: str) -> Finding:
-    return Finding("warning", text)
+    named = [f"{mm:.3g} mm by its {part}" for part, mm in moved.items() if mm >= max(moved.values()) / 10]
+    return f"its corners are off, {' and '.join(named)}"

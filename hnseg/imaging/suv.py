@@ -1,4 +1,4 @@
-"""PET in SUV: as stored, by a factor from the case list, or by a sidecar; and the SUVpeak sphere."""
+"""PET in SUV: as stored, by a factor from the case list, or by a sidecar; and the sphere of SUVpeak."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hnseg.imaging.images import read_image
 F18_HALF_LIFE_S = 6586.2  # 1.8295 h (Laboratoire National Henri Becquerel), the value scanners write
 DAY_S = 24 * 3600.0
 # Bq/ml a unit stands for; None: SUV already. Keys without case and slash, so that DICOM's codes fit too.
-UNITS = {"bqml": 1.0, "kbqml": 1e3, "mbqml": 1e6, "suv": None, "gml": None}
+UNITS: dict[str, float | None] = {"bqml": 1.0, "kbqml": 1e3, "mbqml": 1e6, "suv": None, "gml": None}
 REQUIRED = ("units", "weight_kg", "dose_bq", "injection_time", "scan_time")
 # A gram, a megabecquerel or a minute given for the unit asked for falls outside these.
 PLAUSIBLE = {"weight_kg": (1.0, 500.0), "dose_bq": (1e5, 5e9), "half_life_s": (60.0, 1e6)}
@@ -31,7 +31,7 @@ def read_scan(case: Case) -> tuple[sitk.Image, sitk.Image]:
     """CT (HU, int16 where it is stored so) and PET (SUV, float32) of a case.
 
     Raises:
-        HnsegError: as `hnseg.images.read_image` and `read_pet`, or the case list's line is unusable.
+        HnsegError: The case list's line is unusable.
     """
     case.check()
     return read_image(case.ct, integers=True), read_pet(case)
@@ -41,10 +41,7 @@ def read_pet(case: Case) -> sitk.Image:
     """A case's PET in SUV (float32), on its own grid.
 
     The case list's `pet_factor` multiplies the stored values; without one, the sidecar's factor does;
-    without either the values are taken for SUV, which `hnseg.checks.check_case` doubts where it must.
-
-    Raises:
-        HnsegError: as `hnseg.images.read_image`, or a sidecar that gives no factor.
+    without either the values are taken for SUV, which `hnseg.imaging.checks.check_case` doubts where it must.
     """
     image = read_image(case.pet)
     factor = sidecar_factor(sidecar(case.pet)) if case.pet_factor is None else case.pet_factor
@@ -58,7 +55,7 @@ def sidecar(pet: Path) -> Path:
 
 
 def sidecar_factor(path: Path) -> float | None:
-    """What the PET's values are multiplied by to become SUV, from a sidecar's facts.
+    """What the PET's values are multiplied by to become SUV, from a sidecar.
 
     The sidecar is a JSON object: `units` (Bq/ml, kBq/ml, MBq/ml or SUV), `weight_kg`, `dose_bq` (injected,
     at the injection), `injection_time` and `scan_time` (the time to which the image is decay-corrected, most
@@ -69,29 +66,32 @@ def sidecar_factor(path: Path) -> float | None:
         program's file).
 
     Raises:
-        HnsegError: not JSON, missing or implausible values, or units that are no activity concentration.
+        HnsegError: Not JSON, missing or implausible values, or units that are no activity concentration.
     """
-    facts = _read(path)
-    if not facts.keys() & {*REQUIRED, "half_life_s"}:
+    if not path.is_file():
         return None
-    units = str(facts.get("units", ""))
-    code = units.lower().replace("/", "")
-    if code in UNITS and UNITS[code] is None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HnsegError(f"{path}: cannot be read as JSON ({error}); correct or remove it") from error
+    if not isinstance(values, dict) or not values.keys() & {*REQUIRED, "half_life_s"}:
         return None
-    if missing := [key for key in REQUIRED if key not in facts]:
+    units = str(values.get("units", ""))
+    unit_bq = UNITS.get(units.lower().replace("/", ""), 0.0)
+    if unit_bq is None:
+        return None
+    if missing := [key for key in REQUIRED if key not in values]:
         raise HnsegError(f"{path}: lacks {', '.join(missing)}; SUV needs {', '.join(REQUIRED)}")
-    if code not in UNITS:
+    if not unit_bq:
         raise HnsegError(
             f"{path}: units {units!r} make no SUV; give Bq/ml, kBq/ml, MBq/ml or SUV, "
             "or a pet_factor in the case list"
         )
-    concentration = UNITS[code]
-    assert concentration is not None
-    return concentration * suv_factor(
-        weight_kg=_number(path, facts, "weight_kg"),
-        dose_bq=_number(path, facts, "dose_bq"),
-        elapsed_s=_elapsed(path, facts),
-        half_life_s=_number(path, {"half_life_s": F18_HALF_LIFE_S} | facts, "half_life_s"),
+    return unit_bq * suv_factor(
+        weight_kg=_number(path, values, "weight_kg"),
+        dose_bq=_number(path, values, "dose_bq"),
+        elapsed_s=_elapsed_s(path, str(values["injection_time"]), str(values["scan_time"])),
+        half_life_s=_number(path, {"half_life_s": F18_HALF_LIFE_S} | values, "half_life_s"),
     )
 
 
@@ -108,45 +108,30 @@ def suv_factor(
     return weight_kg * 1000 / (dose_bq * 2 ** (-elapsed_s / half_life_s))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HnsegError(f"{path}: cannot be read as JSON ({error}); correct or remove it") from error
-    return facts if isinstance(facts, dict) else {}
-
-
-def _number(path: Path, facts: dict[str, Any], key: str) -> float:
+def _number(path: Path, values: dict[str, Any], key: str) -> float:
     low, high = PLAUSIBLE[key]
     try:
-        value = float(facts[key])
+        value = float(values[key])
     except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not low <= value <= high:
         raise HnsegError(
-            f"{path}: {key}={repr(facts[key])[:30]} is no number from {low:g} to {high:g}; check its unit"
+            f"{path}: {key}={repr(values[key])[:30]} is no number from {low:g} to {high:g}; check its unit"
         )
     return value
 
 
-def _elapsed(path: Path, facts: dict[str, Any]) -> float:
+def _elapsed_s(path: Path, start: str, end: str) -> float:
     """Seconds from injection to the scan; clock times may pass midnight once."""
-    start, end = str(facts["injection_time"]), str(facts["scan_time"])
+    times = f"{path}: injection_time={start!r}, scan_time={end!r}"
     try:
         seconds = (_moment(end) - _moment(start)).total_seconds()
     except (ValueError, TypeError) as error:  # TypeError: one of the two with a time zone
-        raise HnsegError(
-            f"{path}: injection_time={start!r}, scan_time={end!r}; write both as HH:MM:SS or both as "
-            "2026-01-31T08:30:00"
-        ) from error
+        raise HnsegError(f"{times}; write both as HH:MM:SS or both as 2026-01-31T08:30:00") from error
     if "T" not in start and seconds < 0:
         seconds += DAY_S
     if not 0 <= seconds <= DAY_S / 2:
-        raise HnsegError(
-            f"{path}: scan_time={end!r} is {seconds / 3600:.1f} h after injection_time={start!r}; correct it"
-        )
+        raise HnsegError(f"{times}: {seconds / 3600:.1f} h between them; correct one")
     return seconds
 
 
@@ -173,10 +158,10 @@ def sphere_means(
         seen: Which voxels count, (z, y, x); all by default, none beyond the array. A sphere without any
             has mean 0.
     """
-    there = np.ones(suv.shape) if seen is None else seen.astype(np.float64)
+    counted = np.ones(suv.shape) if seen is None else seen.astype(np.float64)
     ball = _ball(spacing)
-    total = ndimage.convolve(suv * there, ball, mode="constant")
-    return total / np.maximum(ndimage.convolve(there, ball, mode="constant"), 1)
+    total = ndimage.convolve(suv * counted, ball, mode="constant")
+    return total / np.maximum(ndimage.convolve(counted, ball, mode="constant"), 1)
 
 
 def _ball(spacing: Sequence[float]) -> NDArray[np.float64]:

@@ -8,9 +8,9 @@ import pytest
 import SimpleITK as sitk
 from fabricate import ct_image, label_image, pet_image, volume, write_case
 
-from hnseg.imaging.audit import audit, audit_case, check_case, print_audit, usable
+from hnseg.imaging.audit import audit, audit_case, print_audit
 from hnseg.imaging.case import Case, find_orphans, read_cases
-from hnseg.imaging.checks import overlap, z_range
+from hnseg.imaging.checks import check_case, overlap, z_range
 
 
 def scaled(image: sitk.Image, factor: float, shift: float = 0) -> sitk.Image:
@@ -206,8 +206,11 @@ def test_files_that_cannot_be_read_are_findings_of_their_case_alone(tmp_path):
     write_case(tmp_path, "odd-label", label=label_image() * 3)
     cut = write_case(tmp_path, "cut", seed=1) / "cut__CT.nii.gz"
     cut.write_bytes(cut.read_bytes()[:5000])
-    accepted, refused = usable(audit(read_cases(tmp_path, strict=False), workers=1))
-    assert [case.case_id for case in accepted] == ["good"]
+    audits = audit(read_cases(tmp_path, strict=False), workers=1)
+    assert [found.case.case_id for found in audits if found.usable] == ["good"]
+    refused = {
+        found.case.case_id: [issue.text for issue in found.findings] for found in audits if not found.usable
+    }
     assert sorted(refused) == ["cut", "no-pet", "odd-label", "only-label"]
     assert "cut short" in refused["cut"][0]
     assert "no-pet__PT.nii.gz: cannot be read (No such file" in refused["no-pet"][0]

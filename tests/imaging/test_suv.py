@@ -86,8 +86,8 @@ def test_without_anything_to_say_values_stay_as_they_are(tmp_path: Path, facts: 
         ({"half_life_s": float("nan")}, "half_life_s=nan is no number"),
         ({"scan_time": "20260131093000"}, "write both as HH:MM:SS"),
         ({"scan_time": "noon"}, "write both as HH:MM:SS"),
-        ({"scan_time": "2026-01-31T09:00:00"}, "h after injection_time"),
-        ({"scan_time": "07:00:00"}, "23.0 h after injection_time"),
+        ({"scan_time": "2026-01-31T09:00:00"}, "h between them"),
+        ({"scan_time": "07:00:00"}, "23.0 h between them"),
         (
             {"injection_time": "2026-01-31T09:00:00", "scan_time": "2026-01-31T08:00:00Z"},
             "write both",
