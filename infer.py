@@ -38,9 +38,9 @@ def main(cfg: DictConfig) -> None:
         )
 
     from hnseg.inference.case_list import segment_cases
-    from hnseg.processes import silence_libraries
+    from hnseg.processes import quiet
 
-    silence_libraries()
+    quiet()
     with make_engine(cfg) as engine:
         outcomes = segment_cases(
             cases, engine, Path(cfg.out), extension=f".{cfg.format}", overwrite=cfg.overwrite

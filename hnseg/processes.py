@@ -65,9 +65,7 @@ def map_cases(
         with make_pool(workers) as pool:
             yield from bar(pool.map(work, cases))
     except BrokenProcessPool as error:
-        raise HnsegError(
-            f"one of {workers} workers was killed, likely for memory; use fewer workers"
-        ) from error
+        raise HnsegError(f"--workers {workers}: a worker was killed, likely for memory; use fewer") from error
 
 
 def follow(parent: int) -> None:
@@ -92,12 +90,12 @@ def _begin(parent: int) -> None:
     threadpool_limits(1)
 
 
-def silence_libraries() -> None:
-    """Leaves the terminal to the progress bar: libraries report errors alone."""
+def quiet() -> None:
+    """Leaves the terminal to the progress bar: libraries speak only of what went wrong."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", module="torchio")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-    # Of convolutions of one voxel, whose channels-last strides have two spellings.
+    # Of convolutions of one voxel, whose channels-last strides are told in two ways.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

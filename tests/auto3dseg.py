@@ -58,13 +58,13 @@ CONFIG = {
 def network(config: dict[str, Any]) -> SegResNetDS:
     """Random weights, norms and biases included, with a softmax far from flat."""
     torch.manual_seed(config["fold"])
-    told = {key: value for key, value in config["network"].items() if key != "_target_"}
-    made = SegResNetDS(spatial_dims=3, **told).eval()
+    settings = {key: value for key, value in config["network"].items() if key != "_target_"}
+    made = SegResNetDS(spatial_dims=3, **settings).eval()
     head = made.up_layers[-1]["head"]
     with torch.no_grad():
         for weights in made.parameters():
             weights.add_(0.1 * torch.randn(weights.shape))
-        factor = 40 / made(torch.randn(1, told["in_channels"], 16, 16, 16)).std()
+        factor = 40 / made(torch.randn(1, settings["in_channels"], 16, 16, 16)).std()
         head.weight.mul_(factor)
         head.bias.mul_(factor)
     return made

@@ -1,9 +1,11 @@
 """The entry points: composed and called in this process, or run as a user runs them."""
 
 import importlib.util
+import io
 import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,6 +64,23 @@ def run(script: str, *arguments: str, cwd: Path, **environment: str) -> subproce
         text=True,
         timeout=600,
     )
+
+
+def hnseg(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs the command `hnseg` in this process."""
+    from hnseg.cli import main
+
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["hnseg", *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err), chdir(cwd or Path.cwd()):
+            main()
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    finally:
+        sys.argv = argv
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:

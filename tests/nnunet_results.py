@@ -52,10 +52,10 @@ def plain(**changes: Any) -> dict[str, Any]:
 
 def resenc() -> dict[str, Any]:
     """The same with the residual encoder of the paper's fine stage."""
-    told = plain()
-    told["network_class_name"] = told["network_class_name"].replace("PlainConv", "ResidualEncoder")
-    told["arch_kwargs"]["n_blocks_per_stage"] = told["arch_kwargs"].pop("n_conv_per_stage")
-    return told
+    node = plain()
+    node["network_class_name"] = node["network_class_name"].replace("PlainConv", "ResidualEncoder")
+    node["arch_kwargs"]["n_blocks_per_stage"] = node["arch_kwargs"].pop("n_conv_per_stage")
+    return node
 
 
 def plans(**changes: Any) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def plans(**changes: Any) -> dict[str, Any]:
         "architecture": plain(),
         "batch_dice": False,
     }
-    told = {
+    plan = {
         "dataset_name": "Dataset501_Fine",
         "plans_name": "nnUNetPlans",
         "image_reader_writer": "SimpleITKIO",
@@ -88,8 +88,8 @@ def plans(**changes: Any) -> dict[str, Any]:
         "configurations": {"3d_fullres": configuration},
     }
     for key, value in changes.items():
-        (told if key in told else configuration)[key] = value
-    return told
+        (plan if key in plan else configuration)[key] = value
+    return plan
 
 
 def dataset(**changes: Any) -> dict[str, Any]:

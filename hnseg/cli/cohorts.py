@@ -41,8 +41,8 @@ def audit(root: Root, json_file: Json = None, workers: Workers = None) -> None:
     orphans = find_orphans(root) if root.is_dir() else []
     print_audit(audits, orphans)
     if json_file:
-        write_json({"cases": [one.as_json() for one in audits], "orphans": orphans}, json_file)
-    if not all(one.usable for one in audits):
+        write_json({"cases": [case.as_json() for case in audits], "orphans": orphans}, json_file)
+    if not all(case.usable for case in audits):
         raise typer.Exit(1)
 
 
@@ -65,5 +65,5 @@ def propose(
     out = out or root / HEADS
     outcomes = propose_heads(draw_cases(cases, count, seed), out, overwrite=overwrite, workers=workers)
     print(summary(outcomes, out))
-    if any(one.head is None for one in outcomes):
+    if any(outcome.head is None for outcome in outcomes):
         raise typer.Exit(1)

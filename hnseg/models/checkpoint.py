@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy._core.multiarray import _reconstruct, scalar
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -112,9 +113,7 @@ def _fill(network: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 # Beyond tensors and plain data, both frameworks write numbers and small arrays of NumPy into their logs.
-# Each dtype is pickled by its own class since NumPy 2; the functions' module has moved between the two.
-_SCALAR: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
-_RECONSTRUCT: Callable[..., Any] = np.zeros(0).__reduce__()[0]  # type: ignore[assignment]
+# Each dtype is pickled by its own class since NumPy 2; the function's module has moved between the two.
 _DTYPES = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")]
 _ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     np.dtype,
@@ -123,7 +122,7 @@ _ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *(
         (function, f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
-        for function, name in ((_SCALAR, "scalar"), (_RECONSTRUCT, "_reconstruct"))
+        for function, name in ((scalar, "scalar"), (_reconstruct, "_reconstruct"))
     ),
 ]
 

@@ -4,19 +4,9 @@ import json
 import subprocess
 import sys
 
-import pytest
 import SimpleITK as sitk
+from entry import hnseg, refused
 from fabricate import ct_image, label_image, pet_image, write_case
-
-from hnseg.cli import main
-
-
-def run(monkeypatch, *arguments: object) -> int:
-    """Exit status of `hnseg arguments`."""
-    monkeypatch.setattr(sys, "argv", ["hnseg", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return int(caught.value.code or 0)
 
 
 def test_help_lists_every_command_without_heavy_imports():
@@ -46,79 +36,77 @@ def test_help_lists_every_command_without_heavy_imports():
         assert f"\n  {command}" in done.stdout
 
 
-def test_a_mistake_is_one_line_and_status_2(monkeypatch, capsys, tmp_path):
-    assert run(monkeypatch, "audit", tmp_path / "nowhere") == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("hnseg: error: ")
-    assert captured.err.count("\n") == 1
-    assert "Traceback" not in captured.err
+def test_a_mistake_is_one_line_and_status_2(tmp_path):
+    done = hnseg("audit", tmp_path / "nowhere")
+    assert refused(done).startswith("hnseg: error: ")
+    assert done.stdout == ""
 
 
-def test_an_unknown_option_is_status_2(monkeypatch, capsys, tmp_path):
-    assert run(monkeypatch, "evaluate", tmp_path, tmp_path, "--empty", "two") == 2
-    assert "'one', 'zero', 'skip'" in capsys.readouterr().err
+def test_an_unknown_option_is_status_2(tmp_path):
+    done = hnseg("evaluate", tmp_path, tmp_path, "--empty", "two")
+    assert done.returncode == 2
+    assert "'one', 'zero', 'skip'" in done.stderr
 
 
-def test_audit_of_a_sound_cohort(monkeypatch, capsys, tmp_path):
+def test_audit_of_a_sound_cohort(tmp_path):
     write_case(tmp_path / "data", "A-1")
     write_case(tmp_path / "data", "B-1", seed=1)
     result = tmp_path / "audit.json"
-    assert run(monkeypatch, "audit", tmp_path / "data", "--json", result, "--workers", 1) == 0
-    assert "2 cases, 2 usable" in capsys.readouterr().out
+    done = hnseg("audit", tmp_path / "data", "--json", result, "--workers", 1)
+    assert done.returncode == 0
+    assert "2 cases, 2 usable" in done.stdout
     found = json.loads(result.read_text())
     assert [one["case"]["case_id"] for one in found["cases"]] == ["A-1", "B-1"]
     assert found["cases"][0]["components"] == {"GTVp": 1, "GTVn": 2}
     assert found["orphans"] == []
 
 
-def test_audit_of_an_unusable_cohort_is_status_1(monkeypatch, capsys, tmp_path):
+def test_audit_of_an_unusable_cohort_is_status_1(tmp_path):
     write_case(tmp_path, "swapped", ct=pet_image(), pet=ct_image(), label=None)
-    assert run(monkeypatch, "audit", tmp_path, "--workers", 1) == 1
-    assert "look swapped" in capsys.readouterr().out
+    done = hnseg("audit", tmp_path, "--workers", 1)
+    assert done.returncode == 1
+    assert "look swapped" in done.stdout
 
 
-def test_audit_takes_a_csv(monkeypatch, tmp_path):
+def test_audit_takes_a_csv(tmp_path):
     write_case(tmp_path, "A")
     (tmp_path / "cases.csv").write_text("case_id,ct,pet\nA,A/A__CT.nii.gz,A/A__PT.nii.gz\n")
-    assert run(monkeypatch, "audit", tmp_path / "cases.csv") == 0
+    assert hnseg("audit", tmp_path / "cases.csv").returncode == 0
 
 
-def test_evaluate_scores_a_perfect_prediction(monkeypatch, tmp_path):
+def test_evaluate_scores_a_perfect_prediction(tmp_path):
     for folder in ("truth", "predictions"):
         (tmp_path / folder).mkdir()
         sitk.WriteImage(label_image(), str(tmp_path / folder / "A-1.nii.gz"))
     result = tmp_path / "scores.json"
-    assert run(monkeypatch, "evaluate", tmp_path / "truth", tmp_path / "predictions", "--json", result) == 0
+    assert hnseg("evaluate", tmp_path / "truth", tmp_path / "predictions", "--json", result).returncode == 0
     official = json.loads(result.read_text())["official"]
     assert (official["gtvp_dsc"], official["gtvn_dsc_agg"], official["gtvn_f1_agg"]) == (1, 1, 1)
     assert (official["tp"], official["fp"], official["fn"]) == (2, 0, 0)
 
 
-def test_evaluate_without_the_images_to_draw_on(monkeypatch, capsys, tmp_path):
+def test_evaluate_without_the_images_to_draw_on(tmp_path):
     for folder in ("truth", "predictions"):
         (tmp_path / folder).mkdir()
         sitk.WriteImage(label_image(), str(tmp_path / folder / "A-1.nii.gz"))
     write_case(tmp_path / "data", "other")
     masks = (tmp_path / "truth", tmp_path / "predictions")
     draw = ("--overlays", tmp_path / "png", "--images", tmp_path / "data")
-    assert run(monkeypatch, "evaluate", *masks, *draw) == 2
-    assert "no CT and PET of A-1" in capsys.readouterr().err
-    assert run(monkeypatch, "evaluate", *masks, "--overlays", tmp_path / "png") == 2
-    assert "truth: no CT and PET to draw on; name their cohort with --images" in capsys.readouterr().err
+    assert "no CT and PET of A-1" in refused(hnseg("evaluate", *masks, *draw))
+    assert "--images" in refused(hnseg("evaluate", *masks, "--overlays", tmp_path / "png"))
 
 
-def test_evaluate_draws_each_case(monkeypatch, tmp_path):
+def test_evaluate_draws_each_case(tmp_path):
     folder = write_case(tmp_path / "data", "A-1")
     (tmp_path / "predictions").mkdir()
     (folder / "A-1.nii.gz").rename(tmp_path / "predictions" / "A-1.nii.gz")
     masks = (tmp_path / "predictions", tmp_path / "predictions")
     draw = ("--overlays", tmp_path / "png", "--images", tmp_path / "data")
-    assert run(monkeypatch, "evaluate", *masks, *draw) == 0
+    assert hnseg("evaluate", *masks, *draw).returncode == 0
     assert (tmp_path / "png" / "A-1.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_phantom_makes_a_cohort_that_the_audit_accepts(monkeypatch, tmp_path):
+def test_phantom_makes_a_cohort_that_the_audit_accepts(tmp_path):
     cohort = tmp_path / "phantom"
-    assert run(monkeypatch, "phantom", cohort, "--cases", 2, "--seed", 0, "--workers", 1) == 0
-    assert run(monkeypatch, "audit", cohort, "--workers", 1) == 0
+    assert hnseg("phantom", cohort, "--cases", 2, "--seed", 0, "--workers", 1).returncode == 0
+    assert hnseg("audit", cohort, "--workers", 1).returncode == 0

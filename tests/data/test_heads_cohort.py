@@ -1,15 +1,14 @@
 """`hnseg heads propose`: which cases it draws, what it writes, and what it leaves alone."""
 
 import csv
-import sys
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from entry import hnseg, refused
 from fabricate import ct_image, write_case
 from posed import posed
 
-from hnseg.cli import main
 from hnseg.data.heads import draw_cases, propose_head
 from hnseg.data.prepare import prepare_case
 from hnseg.imaging.case import read_cases
@@ -33,12 +32,8 @@ def root(tmp_path, head_ct):
     return tmp_path / "data"
 
 
-def propose(monkeypatch, *arguments):
-    """Exit status of `hnseg heads propose arguments`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["hnseg", "heads", "propose", *map(str, arguments), "--workers", "1"])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return int(caught.value.code or 0)
+def propose(*arguments):
+    return hnseg("heads", "propose", *arguments, "--workers", 1)
 
 
 def table(folder):
@@ -46,9 +41,8 @@ def table(folder):
         return {row["case_id"]: row for row in csv.DictReader(file)}
 
 
-def test_masks_table_and_picture(monkeypatch, capsys, root):
-    assert propose(monkeypatch, root) == 0
-    assert "1 heads, 1 scans without one" in capsys.readouterr().out
+def test_masks_table_and_picture(root):
+    assert "1 heads, 1 scans without one" in propose(root).stdout
     rows = table(root / "heads")
     assert rows["A-1"]["head"] == "yes"
     low, high = mask_bounds(read_label(root / "heads" / "A-1.nii.gz"))
@@ -60,26 +54,25 @@ def test_masks_table_and_picture(monkeypatch, capsys, root):
     assert (root / "heads" / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_corrected_mask_is_kept_until_told_otherwise(monkeypatch, capsys, root):
-    assert propose(monkeypatch, root) == 0
+def test_a_corrected_mask_is_kept_until_told_otherwise(root):
+    assert propose(root).returncode == 0
     path = root / "heads" / "A-1.nii.gz"
     mask = sitk.ReadImage(str(path))
     mask[0, 0, 0] = 1
     sitk.WriteImage(mask, str(path))
     corrected = path.read_bytes()
-    capsys.readouterr()
-    assert propose(monkeypatch, root) == 0
+    assert "2 of these masks were there" in propose(root).stdout
     assert path.read_bytes() == corrected
-    assert "2 of these masks were there" in capsys.readouterr().out
     assert table(root / "heads")["B-1"]["note"].startswith("no head")  # still what calls for a look
-    assert propose(monkeypatch, root, "--overwrite") == 0
+    assert propose(root, "--overwrite").returncode == 0
     assert sitk.ReadImage(str(path))[0, 0, 0] == 0
 
 
-def test_a_broken_ct_is_one_line_and_the_others_finish(monkeypatch, capsys, root):
+def test_a_broken_ct_is_one_line_and_the_others_finish(root):
     (root / "B-1" / "B-1__CT.nii.gz").write_bytes(b"no image")
-    assert propose(monkeypatch, root, "--out", root.parent / "masks") == 1
-    lines = capsys.readouterr().out.splitlines()
+    done = propose(root, "--out", root.parent / "masks")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1
     assert len(lines) == 2
     assert lines[0].startswith("B-1: ")
     assert (root.parent / "masks" / "A-1.nii.gz").exists()
@@ -87,15 +80,15 @@ def test_a_broken_ct_is_one_line_and_the_others_finish(monkeypatch, capsys, root
     assert table(root.parent / "masks")["B-1"]["head"] == "failed"
 
 
-def test_a_second_draw_leaves_the_lines_of_the_first(monkeypatch, root):
-    assert propose(monkeypatch, root) == 0
+def test_a_second_draw_leaves_the_lines_of_the_first(root):
+    assert propose(root).returncode == 0
     first = table(root / "heads")
-    assert propose(monkeypatch, root, "--count", 1, "--overwrite") == 0
+    assert propose(root, "--count", 1, "--overwrite").returncode == 0
     assert table(root / "heads") == first
     (root / "heads" / "B-1.nii.gz").unlink()
     (root / "B-1" / "B-1__CT.nii.gz").rename(root / "B-1.nii.gz")  # gone from the cohort too
     (root / "B-1" / "B-1__PT.nii.gz").unlink()
-    assert propose(monkeypatch, root) == 0
+    assert propose(root).returncode == 0
     assert list(table(root / "heads")) == ["A-1"]
 
 
@@ -106,33 +99,30 @@ def test_a_stopped_call_leaves_the_lines_of_its_masks(monkeypatch, root):
         return propose_head(ct)
 
     monkeypatch.setattr("hnseg.data.heads.cohort.propose_head", stop)
-    assert propose(monkeypatch, root) == 130
+    assert propose(root).returncode == 130
     assert table(root / "heads")["A-1"]["head"] == "yes"
     assert {path.name for path in (root / "heads").iterdir()} == {"A-1.nii.gz", "heads.csv"}
 
 
-def test_a_table_that_something_else_saved_is_one_line_and_stays(monkeypatch, capsys, root):
+def test_a_table_that_something_else_saved_is_one_line_and_stays(root):
     (root / "heads").mkdir()
     (root / "heads" / "heads.csv").write_text("case_id,head\nA-1,yes\n")
-    assert propose(monkeypatch, root) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = refused(propose(root))
     assert "heads.csv: has no columns x_min" in line
     assert [path.read_text() for path in (root / "heads").iterdir()] == ["case_id,head\nA-1,yes\n"]
 
 
-def test_a_file_in_the_folder_s_place_is_one_line(monkeypatch, capsys, root):
+def test_a_file_in_the_folder_s_place_is_one_line(root):
     (root / "heads").touch()
-    assert propose(monkeypatch, root) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = refused(propose(root))
     assert f"hnseg: error: {root / 'heads'}" in line
 
 
-def test_a_list_of_cases_needs_a_folder_for_the_masks(monkeypatch, capsys, root):
+def test_a_list_of_cases_needs_a_folder_for_the_masks(root):
     source = root / "cases.csv"
     source.write_text("case_id,ct,pet\nA-1,A-1/A-1__CT.nii.gz,A-1/A-1__PT.nii.gz\n")
-    assert propose(monkeypatch, source) == 2
-    assert "--out" in capsys.readouterr().err
-    assert propose(monkeypatch, source, "--out", root / "masks") == 0
+    assert "--out" in refused(propose(source))
+    assert propose(source, "--out", root / "masks").returncode == 0
     assert list(table(root / "masks")) == ["A-1"]
 
 
@@ -146,8 +136,8 @@ def test_the_draw_is_random_repeatable_and_grows():
     assert draw_cases(cases, 40, seed=1) == cases
 
 
-def test_a_scan_without_a_head_is_a_label_to_train_on(monkeypatch, tmp_path, root):
-    assert propose(monkeypatch, root) == 0
+def test_a_scan_without_a_head_is_a_label_to_train_on(tmp_path, root):
+    assert propose(root).returncode == 0
     cases = with_head_mask(read_cases(root), root / "heads")
     assert [case.case_id for case in cases] == ["A-1", "B-1"]
     stage = Stage("head", (16, 16, 16), (10.0, 10.0, 12.0), "top_of_scan", ("head",))

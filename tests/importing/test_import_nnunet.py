@@ -5,7 +5,6 @@ That imported folds predict what nnU-Net does, tests/parity/test_parity_import_n
 
 import hashlib
 import json
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from entry import hnseg, refused
 from members import card, write_run
 from nnunet_results import CT, RAW, dataset, plain, plans, train
 
-from hnseg.cli import main
 from hnseg.errors import HnsegError
 from hnseg.importing.nnunet import import_nnunet
 from hnseg.models.bundle import Bundle, export_bundle
@@ -40,11 +39,11 @@ def test_a_member_says_where_it_comes_from_and_which_cases_it_has_seen(tmp_path:
         1: ["a", "c"],
         "all": ["a", "b", "c"],
     }
-    told = members[1].card["imported"]
-    checkpoint = folder / told["checkpoint"]
-    assert told["checkpoint"] == "fold_1/checkpoint_final.pth"
-    assert told["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    assert told["trainer"] == "nnUNetTrainer"
+    origin = members[1].card["imported"]
+    checkpoint = folder / origin["checkpoint"]
+    assert origin["checkpoint"] == "fold_1/checkpoint_final.pth"
+    assert origin["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert origin["trainer"] == "nnUNetTrainer"
     assert str(tmp_path) not in (tmp_path / "bundle" / "fine_plainconv_fold_1" / "member.yaml").read_text()
 
 
@@ -79,8 +78,8 @@ def test_imported_members_and_trained_runs_gather_into_one_bundle(tmp_path: Path
 
 
 def test_plans_of_older_nnunets_are_read(tmp_path: Path) -> None:
-    told = plans()
-    configuration = told["configurations"]["3d_fullres"]
+    plan = plans()
+    configuration = plan["configurations"]["3d_fullres"]
     del configuration["architecture"]
     configuration |= {
         "UNet_class_name": "PlainConvUNet",
@@ -92,17 +91,17 @@ def test_plans_of_older_nnunets_are_read(tmp_path: Path) -> None:
         "pool_op_kernel_sizes": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
         "conv_kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]],
     }
-    import_nnunet(train(told), RAW, tmp_path / "bundle")
+    import_nnunet(train(plan), RAW, tmp_path / "bundle")
     (member,) = Bundle.load(tmp_path / "bundle").members
     assert member.card["network"]["features"] == [8, 16, 16]
 
 
 def test_a_configuration_inherits_as_in_nnunet(tmp_path: Path) -> None:
-    told = plans()
-    known = told["configurations"]
+    plan = plans()
+    known = plan["configurations"]
     known["base"] = known.pop("3d_fullres")
     known["3d_fullres"] = {"inherits_from": "base", "patch_size": [8, 12, 8]}
-    import_nnunet(train(told), RAW, tmp_path / "bundle")
+    import_nnunet(train(plan), RAW, tmp_path / "bundle")
     (member,) = Bundle.load(tmp_path / "bundle").members
     assert member.card["patch"] == [8, 12, 8]
 
@@ -219,26 +218,14 @@ def test_a_damaged_checkpoint_is_told_in_a_line(tmp_path: Path) -> None:
         import_nnunet(folder, RAW, tmp_path / "bundle")
 
 
-def test_the_command_makes_a_bundle_or_says_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def hnseg(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["hnseg", "import-nnunet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return int(caught.value.code or 0)
-
+def test_the_command_makes_a_bundle_or_says_what_is_missing(tmp_path: Path) -> None:
     folder, out = train(folds=[0, 1]), tmp_path / "bundle"
-    capsys.readouterr()
-    assert hnseg(folder, *RAW, "--out", out, "--folds", "1") == 0
-    assert capsys.readouterr().out == f"{out}: fine_plainconv_fold_1\n"
-    for arguments, told in (
+    done = hnseg("import-nnunet", folder, *RAW, "--out", out, "--folds", "1")
+    assert (done.returncode, done.stdout) == (0, f"{out}: fine_plainconv_fold_1\n")
+    for arguments, message in (
         ((folder, *RAW, "--folds", "0,4"), "fold_4"),
         ((folder, *RAW, "--checkpoint", "best"), "checkpoint_best.pth"),
         ((folder.parent, *RAW), "plans.json"),
         ((folder, "stage=finne"), "finne"),
     ):
-        assert hnseg(*arguments, "--out", out) == 2
-        captured = capsys.readouterr()
-        assert told in captured.err
-        assert len(captured.err.splitlines()) == 1
+        assert message in refused(hnseg("import-nnunet", *arguments, "--out", out))

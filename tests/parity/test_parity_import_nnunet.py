@@ -112,9 +112,9 @@ SPOILED: dict[str, Callable[[dict[str, Any]], None]] = {
 def test_a_changed_entry_of_the_card_no_longer_predicts_what_nnunet_does(
     tmp_path: Path, spoil: Callable[[dict[str, Any]], None]
 ) -> None:
-    told = plans(patch_size=[8, 8, 8])
-    told["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"][1] = [2, 2, 2]
-    folder, (ct, pet, grid) = train(told), study(LARGER)
+    plan = plans(patch_size=[8, 8, 8])
+    plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"][1] = [2, 2, 2]
+    folder, (ct, pet, grid) = train(plan), study(LARGER)
     import_nnunet(folder, [*RAW, f"stage.size={list(grid.size)}"], tmp_path / "bundle")
     reference = theirs(folder, [sitk.GetArrayFromImage(image) for image in (ct, pet)], [0], mirror=True)
     (member,) = Bundle.load(tmp_path / "bundle").members

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from entry import refused, run
+from entry import hnseg, refused
 
 from hnseg.data.splits import Split
 from hnseg.errors import HnsegError
@@ -148,7 +148,7 @@ def test_runs_are_listed_by_arm_and_fold_and_nothing_else_is(tmp_path: Path) -> 
 def test_the_command_prints_every_run_and_writes_json(tmp_path: Path) -> None:
     finish(tmp_path / "runs" / "n" / "head_plainconv" / "fold_0", {"val/dice": 0.9}, arm="head_plainconv")
     begin(tmp_path / "runs" / "n" / "fine_resenc" / "fold_1", 4, 0.5, fold=1)
-    done = run("hnseg", "runs", "--json", "runs.json", cwd=tmp_path)
+    done = hnseg("runs", "--json", "runs.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [line.replace("│", " ").split() for line in done.stdout.splitlines() if line[:1] == "│"]
     assert rows == [
@@ -177,14 +177,14 @@ def test_the_commands_tell_a_damaged_file_in_one_line(tmp_path: Path) -> None:
     for fold in (0, 1):
         finish(tmp_path / "a" / f"fold_{fold}", {"val/dice": 0.7}, fold=fold)
     (tmp_path / "a" / "fold_0" / "score.json").write_text("")
-    done = run("hnseg", "runs", ".", cwd=tmp_path)
+    done = hnseg("runs", ".", cwd=tmp_path)
     assert [line.replace("│", " ").split() for line in done.stdout.splitlines() if line[:1] == "│"] == [
         ["a/fold_0", "0", "damaged"],
         ["a/fold_1", "fine", "resenc", "1", "10/10", "0.7000", "finished"],
     ]
     assert done.returncode == 0
     assert "a/fold_0/score.json: cannot be read (damaged); restore it, or remove it" in done.stderr
-    assert done.stderr.splitlines()[0] in refused(run("hnseg", "compare", "a", "a/fold_1", cwd=tmp_path))
+    assert done.stderr.splitlines()[0] in refused(hnseg("compare", "a", "a/fold_1", cwd=tmp_path))
 
 
 def test_compare_shows_only_what_differs(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_compare_shows_only_what_differs(tmp_path: Path) -> None:
     assert settings == {"training.patch": ([16, 16, 16], [8])}
     assert scores == {"val/dice": (0.7, 0.8)}
     assert folds == 1
-    done = run("hnseg", "compare", "a", "b", cwd=tmp_path)
+    done = hnseg("compare", "a", "b", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "training.patch" in done.stdout
     assert "seed" not in done.stdout
@@ -217,7 +217,7 @@ def test_compare_warns_where_other_cases_were_held_out(tmp_path: Path) -> None:
     for name, fold, split in (("a", 0, one), ("b", 0, one), ("c", 1, one), ("d", 0, other)):
         finish(tmp_path / name, {"val/dice": 0.7}, fold=fold)
         split.write(tmp_path / name / "split.json")
-    told = {name: run("hnseg", "compare", "a", name, cwd=tmp_path) for name in "bcd"}
+    told = {name: hnseg("compare", "a", name, cwd=tmp_path) for name in "bcd"}
     assert [len(done.stderr.splitlines()) for done in told.values()] == [0, 1, 1]
     assert "of other cases" in told["c"].stderr
     assert other.hash in told["d"].stdout
@@ -250,4 +250,4 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: st
         begin(tmp_path / "c" / f"fold_{fold + 2}", fold=fold + 2)
     begin(tmp_path / "d", fold=0)
     (tmp_path / "empty").mkdir()
-    assert message in refused(run("hnseg", *arguments, cwd=tmp_path))
+    assert message in refused(hnseg(*arguments, cwd=tmp_path))

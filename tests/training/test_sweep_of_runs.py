@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from entry import ROOT, run, tiny, write_cohort
+from entry import ROOT, hnseg, run, tiny, write_cohort
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def test_a_killed_sweep_started_again_finishes_with_the_same_runs(cohort: Path, 
     epoch = torch.load(second / "last.ckpt", weights_only=True)["epoch"]
     kept = (first / "last.ckpt").read_bytes()
 
-    listed = run("hnseg", "runs", "--json", "runs.json", cwd=tmp_path)
+    listed = hnseg("runs", "--json", "runs.json", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     states = [one["state"] for one in json.loads((tmp_path / "runs.json").read_text())["runs"]]
     assert states == ["finished", "stopped"]

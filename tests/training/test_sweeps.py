@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from entry import ROOT, refused, run
+from entry import ROOT, hnseg, refused, run
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -120,7 +120,7 @@ def agents_commands(path: Path) -> Sequence[str]:
 
 
 def test_wandbs_agent_runs_the_sweeps_job(tmp_path: Path) -> None:
-    made = run("hnseg", "sweep", "loss", "job=segresnet", "fold=1,2", "logger.mode=online", cwd=tmp_path)
+    made = hnseg("sweep", "loss", "job=segresnet", "fold=1,2", "logger.mode=online", cwd=tmp_path)
     assert (made.returncode, made.stderr) == (0, "")
     (tmp_path / "sweep.yaml").write_text(made.stdout)
     env, python, program, *overrides = agents_commands(tmp_path / "sweep.yaml")
@@ -133,7 +133,7 @@ def test_wandbs_agent_runs_the_sweeps_job(tmp_path: Path) -> None:
 
 
 def test_a_sweep_whose_runs_wandb_cannot_see_says_so(tmp_path: Path) -> None:
-    assert "logger.mode=online" in run("hnseg", "sweep", "folds", cwd=tmp_path).stderr
+    assert "logger.mode=online" in hnseg("sweep", "folds", cwd=tmp_path).stderr
 
 
 @pytest.mark.parametrize(

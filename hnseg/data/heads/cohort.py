@@ -185,20 +185,20 @@ def propose_heads(
         outcomes.extend(map_cases(work, cases, "proposing heads", workers=workers))
     finally:
         if outcomes:
-            _write_table(lines | {one.case_id: one.row for one in outcomes}, out / TABLE)
-    draw_sheet([one.panel for one in outcomes if one.panel], out / SHEET)
+            _write_table(lines | {outcome.case_id: outcome.row for outcome in outcomes}, out / TABLE)
+    draw_sheet([outcome.panel for outcome in outcomes if outcome.panel], out / SHEET)
     return outcomes
 
 
 def summary(outcomes: Sequence[Outcome], out: Path) -> str:
     """A line for every failed case, and one on all."""
-    heads = [one.head for one in outcomes]
+    heads = [outcome.head for outcome in outcomes]
     counts = [f"{heads.count(True)} heads", f"{heads.count(False)} scans without one"]
-    if kept := sum(one.kept for one in outcomes):
+    if kept := sum(outcome.kept for outcome in outcomes):
         counts.append(f"{kept} of these masks were there and are left as they are (--overwrite redoes them)")
     if failed := heads.count(None):
         counts.append(f"{failed} failed")
-    lines = [f"{one.case_id}: {one.note}" for one in outcomes if one.head is None]
+    lines = [f"{outcome.case_id}: {outcome.note}" for outcome in outcomes if outcome.head is None]
     return "\n".join([*lines, f"{out}: {', '.join(counts)}; look at {SHEET}"])
 
 
