@@ -20,7 +20,6 @@ from hnseg.imaging.case import Case, read_cases
 from hnseg.imaging.images import read_image, read_label, same_grid, to_array
 from hnseg.imaging.slices import PET_COLOURS, Index, Kind, View, draw_slice, legend_lines, planes, suv_scale
 from hnseg.imaging.suv import read_pet
-from hnseg.metrics.lesions import label_lesions
 from hnseg.metrics.official import CLASSES, count_case
 
 VIEW_MM = 240.0  # wide enough for a neck with both sides and for the skull base down to the clavicles
@@ -116,19 +115,12 @@ def _to_lps(image: sitk.Image) -> sitk.Image:
 
 def _focus(masks: list[NDArray[np.uint8]]) -> Index | None:
     """Index (x, y, z) of the voxel nearest the middle of the largest lesion of the first mask with any."""
-    for mask in masks:
-        if mask.any():
-            voxels = max((_largest_lesion(mask == label) for label in CLASSES.values()), key=len)
-            z, y, x = voxels[np.abs(voxels - voxels.mean(axis=0)).sum(axis=1).argmin()].tolist()
-            return x, y, z
+    for mask in filter(np.any, masks):
+        largest = (cc3d.largest_k(mask == label, k=1, connectivity=26) for label in CLASSES.values())
+        voxels = max(map(np.argwhere, largest), key=len)
+        z, y, x = voxels[np.abs(voxels - voxels.mean(axis=0)).sum(axis=1).argmin()].tolist()
+        return x, y, z
     return None
-
-
-def _largest_lesion(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Indices (voxels, 3) of the mask's largest component, in the order z, y, x."""
-    lesions, _ = label_lesions(mask)
-    sizes = cc3d.statistics(lesions)["voxel_counts"][1:]  # [0] is the background
-    return np.argwhere(lesions == 1 + sizes.argmax()) if len(sizes) else np.empty((0, 3), np.int64)
 
 
 def _maximum(pet: sitk.Image, ct: sitk.Image) -> Index:

@@ -33,7 +33,6 @@ from hnseg.metrics.lesions import (
 from hnseg.metrics.official import (
     CLASSES,
     EMPTY_POLICIES,
-    GTVN,
     SCORES,
     TITLES,
     CaseCounts,
@@ -249,9 +248,7 @@ def evaluate(
     options = Options(empty, connectivity, matching, threshold)
 
     def score(case_id: str) -> CaseScore:
-        prediction, label = read_masks(predicted[case_id], true[case_id].mask)
-        labels = to_array(prediction), to_array(label)
-        return score_case(case_id, *labels, label.GetSpacing(), options, true[case_id].center)
+        return _score_case(case_id, predicted[case_id], true[case_id], options)
 
     # Reading and distance transforms release Python's lock, so threads do.
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 4)) as pool:
@@ -260,35 +257,20 @@ def evaluate(
     return CohortScore(options, cases, extra=sorted(predicted.keys() - true.keys()))
 
 
-def score_case(
-    case_id: str,
-    prediction: NDArray[np.uint8],
-    truth: NDArray[np.uint8],
-    spacing: tuple[float, ...],
-    options: Options,
-    center: str,
-) -> CaseScore:
-    """Score one patient.
-
-    Args:
-        case_id: Name of the case.
-        prediction: Labels (z, y, x).
-        truth: Labels on the same grid.
-        spacing: (x, y, z) in mm.
-        options: What the organisers leave open.
-        center: The case's centre, '' where unknown.
-    """
-    prediction, truth = crop_to_labels(prediction, truth)
-    pairs = {name: (prediction == label, truth == label) for name, label in CLASSES.items()}
-    gtvp, gtvn = (Overlap.of(*pair, prod(spacing)) for pair in pairs.values())
+def _score_case(case_id: str, prediction: Path, truth: "Truth", options: Options) -> CaseScore:
+    predicted, true = read_masks(prediction, truth.mask)
+    spacing = true.GetSpacing()
+    labels, reference = crop_to_labels(to_array(predicted), to_array(true))
+    pairs = {name: (labels == label, reference == label) for name, label in CLASSES.items()}
     detections = {}
     for connectivity in CONNECTIVITIES:
-        overlaps = overlapping_lesions(prediction == GTVN, truth == GTVN, connectivity)
+        overlaps = overlapping_lesions(*pairs["GTVn"], connectivity)
         for matching in MATCHINGS:
             detections[connectivity, matching] = match(overlaps, matching, options.threshold)
+    gtvp, gtvn = (Overlap.of(*pair, prod(spacing)) for pair in pairs.values())
     return CaseScore(
         case_id=case_id,
-        center=center,
+        center=truth.center,
         counts=CaseCounts(gtvp, gtvn, detections[options.connectivity, options.matching]),
         detections=detections,
         distances={name: surface_distance(*pair, spacing) for name, pair in pairs.items()},

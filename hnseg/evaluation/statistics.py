@@ -14,7 +14,7 @@ from hnseg.metrics.official import SCORES, EmptyPolicy, Score, Scores, aggregate
 if TYPE_CHECKING:
     from hnseg.evaluation.score import CaseScore
 
-RESAMPLES = 10_000
+CONFIDENCE, RESAMPLES = 0.95, 10_000
 FEW = 50  # patients below which an interval is too narrow to be trusted
 FEWEST = 5  # patients below which there is none: four can be resampled in 35 ways only
 _NO_VARIANCE = 1e-12  # of a score, squared: what rounding leaves where patients do not differ
@@ -43,7 +43,6 @@ def score_intervals(
     cases: Sequence["CaseScore"],
     *,
     empty: EmptyPolicy = "one",
-    confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[Score, Interval]:
@@ -52,17 +51,13 @@ def score_intervals(
     Args:
         cases: One entry a patient.
         empty: What a patient without a class on either side scores.
-        confidence: Of the intervals.
         resamples: How often the patients are resampled.
         seed: Of the resampling.
     """
     scores = aggregate((case.counts for case in cases), empty=empty)
     terms = score_terms(cases, empty)
     weights = resample(len(cases), resamples, seed)
-    return {
-        score: interval(scores[score], terms[score][:, None], weights, confidence=confidence, lowest=0)
-        for score in SCORES
-    }
+    return {score: interval(scores[score], terms[score][:, None], weights, lowest=0) for score in SCORES}
 
 
 def score_terms(cases: Sequence["CaseScore"], empty: EmptyPolicy) -> dict[Score, Array]:
@@ -79,10 +74,8 @@ def resample(patients: int, resamples: int, seed: int) -> Array:
     return counts.reshape(resamples, patients).astype(np.float64)
 
 
-def interval(
-    value: float | None, terms: Array, weights: Array, *, confidence: float = 0.95, lowest: float
-) -> Interval:
-    """Return the studentised (bootstrap-t) interval of a score, or of the difference of two arms.
+def interval(value: float | None, terms: Array, weights: Array, *, lowest: float) -> Interval:
+    """Return the 95 % studentised (bootstrap-t) interval of a score, or of the difference of two arms.
 
     SciPy's `bootstrap` has none; `benchmarks/coverage.py` compares the coverage of its BCa interval.
 
@@ -90,7 +83,6 @@ def interval(
         value: The score or difference itself.
         terms: (patients, arms, 2) numerators and denominators; with two arms, the first minus the second.
         weights: (resamples, patients), see `resample`.
-        confidence: Of the interval.
         lowest: Least possible value: 0 of a score, -1 of a difference. The greatest is 1.
     """
     if value is None:
@@ -100,7 +92,7 @@ def interval(
     if concerned < FEWEST:
         return Interval(value, note=f"no interval: fewer than {FEWEST} patients ({concerned})")
     values, variances = _contrast(terms, weights)
-    usable, tail = variances > _NO_VARIANCE, (1 - confidence) / 2
+    usable, tail = variances > _NO_VARIANCE, (1 - CONFIDENCE) / 2
     if np.mean(usable) < 1 - tail:  # the others deviate without bound
         return Interval(value, note="no interval: too few patients differ")
     deviations = (values[usable] - value) / np.sqrt(variances[usable])

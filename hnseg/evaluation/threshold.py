@@ -24,7 +24,7 @@ from hnseg.imaging.grid import Grid
 from hnseg.imaging.images import read_label, to_array
 from hnseg.imaging.masks import centroid
 from hnseg.imaging.suv import read_pet
-from hnseg.metrics.official import CLASSES, GTVN, GTVP, EmptyPolicy, Overlap, ratio_of_sums
+from hnseg.metrics.official import CLASSES, GTVN, GTVP, Overlap, ratio_of_sums
 
 SUVS = tuple(float(suv) for suv in np.geomspace(1.0, 20.0, 45))
 ROI_SIZE, ROI_SPACING = (48, 48, 48), (3.0, 3.0, 3.0)  # 144 mm, as the fine stage's
@@ -56,38 +56,32 @@ class ThresholdScore:
         )
 
 
-def oracle_threshold(
-    cases: Sequence[Case], suvs: Sequence[float] = SUVS, *, empty: EmptyPolicy = "one"
-) -> ThresholdScore:
+def oracle_threshold(cases: Sequence[Case], suvs: Sequence[float] = SUVS) -> ThresholdScore:
     """Score the best single SUV threshold inside the fine ROI, helped by the ground truth three times.
 
     The ground truth places the ROI (144 mm, centred on the mean voxel of all labels), picks the threshold,
     and gives each 26-connected component above it a class: those whose union has the highest GTVp DSC are
-    GTVp, the rest GTVn. Scores are official, on the CT's grid; lesions outside the ROI count as missed.
+    GTVp, the rest GTVn. Scores are official, on the CT's grid; lesions outside the ROI count as missed, and a
+    case without GTVp in ground truth and prediction scores 1.
 
     Args:
         cases: All with a label.
         suvs: Thresholds to try.
-        empty: What a case without GTVp in ground truth and prediction scores.
 
     Raises:
-        HnsegError: No cases, a case without a label, no GTVp to score, or files that cannot be read.
+        HnsegError: A case without a label, or files that cannot be read.
     """
     if unlabelled := [case.case_id for case in cases if case.label is None]:
         raise HnsegError(f"{', '.join(unlabelled)}: no label; a threshold can only be scored against one")
     results = track(cases, "thresholds", console=Console(stderr=True))
     table = [_try_all(case, suvs) for case in results]  # cases × thresholds
-    dice = [[found["GTVp"].dice_or(empty) for found in row] for row in table]
-    # Whether a case is scored depends on its label alone: with skip, components without GTVp become GTVn.
-    scored = np.array([row for row in dice if None not in row], dtype=np.float64)
-    if not scored.size:
-        raise HnsegError(f"empty={empty}: none of {len(cases)} cases has GTVp to score; choose other cases")
-    best = int(scored.mean(axis=0).argmax())
+    dice = np.array([[found["GTVp"].dice_or("one") for found in row] for row in table], dtype=np.float64)
+    best = int(dice.mean(axis=0).argmax())
     return ThresholdScore(
         suv=suvs[best],
-        gtvp_dsc=float(scored[:, best].mean()),
+        gtvp_dsc=float(dice[:, best].mean()),
         gtvn_dsc_agg=ratio_of_sums(row[best]["GTVn"].dice_terms for row in table),
-        gtvp_dsc_per_case=float(scored.max(axis=1).mean()),
+        gtvp_dsc_per_case=float(dice.max(axis=1).mean()),
         cases=len(cases),
     )
 

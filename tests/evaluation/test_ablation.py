@@ -284,37 +284,27 @@ def test_runs_that_make_no_fair_comparison_are_refused_before_anything_is_comput
     assert not list(tmp_path.glob("out/*/cases.csv"))
 
 
-def test_runs_on_all_cases_stand_beside_those_in_folds(runs, cohort, tmp_path, capsys):
-    """The README's final head and coarse networks may lie in the same folder: they are no fold's."""
-    shutil.copytree(runs, tmp_path / "runs")
-    whole = tmp_path / "runs" / "head_plainconv" / "fold_all"
-    shutil.copytree(tmp_path / "runs" / "head_plainconv" / "head_plainconv_fold_0", whole)
-    config = json.loads((whole / "config.json").read_text())
-    write_config(whole, **config | {"fold": "all"})
-    assert ablation(tmp_path / "runs", cohort, tmp_path / "out", "--arms", "resenc") == 0
-    assert "head_plainconv_fold_1" in (tmp_path / "out" / "bundle" / "bundle.yaml").read_text()
-
-
-def test_a_csv_serves_as_the_cohort(runs, cohort, tmp_path):
+def test_a_csv_few_head_masks_and_runs_on_all_cases(runs, cohort, tmp_path):
+    """Neither head network knows B-1 and B-3, which had no head mask; a run on all cases is no fold's."""
     files = [(f"{cohort}/{name}/{name}", name) for name in CASES]
     lines = [f"{name},{path}__CT.nii.gz,{path}__PT.nii.gz,{path}.nii.gz,ward" for path, name in files]
     (tmp_path / "cases.csv").write_text("\n".join(["case_id,ct,pet,label,center", *lines]))
-    assert ablation(runs, tmp_path / "cases.csv", tmp_path / "out", "--arms", "resenc") == 0
-    rows = json.loads((tmp_path / "out" / "ablation.json").read_text())["rows"]
-    assert [(row["center"], row["cases"]) for row in rows] == [(None, 4), ("ward", 4)]
-
-
-def test_head_networks_may_have_learnt_from_fewer_cases(runs, cohort, tmp_path):
-    """B-1 and B-3 had no head mask, so that neither head network knows them."""
     shutil.copytree(runs, tmp_path / "runs")
+    heads = tmp_path / "runs" / "head_plainconv"
+    shutil.copytree(heads / "head_plainconv_fold_0", heads / "fold_all")
+    config = json.loads((heads / "fold_all" / "config.json").read_text())
+    write_config(heads / "fold_all", **config | {"fold": "all"})
     for fold, known in enumerate(("A-2", "A-0")):
-        run = tmp_path / "runs" / "head_plainconv" / f"head_plainconv_fold_{fold}"
+        run = heads / f"head_plainconv_fold_{fold}"
         (run / "split.json").write_text(json.dumps({"folds": [["A-0"], ["A-2"]]}))
         stored = torch.load(run / "best.ckpt", weights_only=True)
         stored["hnseg"]["trained_on"] = [known]
         torch.save(stored, run / "best.ckpt")
-    assert ablation(tmp_path / "runs", cohort, tmp_path / "out", "--arms", "resenc") == 0
-    assert {row["unseen"] for row in table(tmp_path / "out" / "resenc").values()} == {"yes"}
+    out = tmp_path / "out"
+    assert ablation(tmp_path / "runs", tmp_path / "cases.csv", out, "--arms", "resenc") == 0
+    assert {row["unseen"] for row in table(out / "resenc").values()} == {"yes"}
+    rows = json.loads((out / "ablation.json").read_text())["rows"]
+    assert [(row["center"], row["cases"]) for row in rows] == [(None, 4), ("ward", 4)]
 
 
 def test_cases_that_cannot_be_segmented_end_it_before_the_table(runs, cohort, tmp_path, capsys):

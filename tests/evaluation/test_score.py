@@ -108,25 +108,11 @@ def test_a_csv_names_the_true_masks_and_their_centres(folders):
     assert report.extra == ["CHUM-002"]  # without a label
 
 
-def test_scores_do_not_depend_on_the_storage_orientation_of_the_pair(tmp_path, masks, write):
-    flip = np.diag([-1.0, -1.0, 1.0])
-    for case_id, pair in masks.items():
-        for folder, array in zip(("predictions", "truth"), pair, strict=True):
-            write(tmp_path / folder / f"{case_id}.nii.gz", array[:, ::-1, ::-1].copy(), direction=flip)
-    assert evaluate(tmp_path / "truth", tmp_path / "predictions").official["gtvp_dsc"] == pytest.approx(
-        2.75 / 3
-    )
-
-
-def test_missing_predictions_are_listed(folders, masks, write):
+def test_missing_predictions_are_listed(folders):
     truth, predictions = folders
     for case_id in ("CHUM-002", "MDA-001"):
         (predictions / f"{case_id}.nii.gz").unlink()
     with pytest.raises(HnsegError, match=r"predictions: .*2 of 3 cases \(CHUM-002, MDA-001\)"):
-        evaluate(truth, predictions)
-    for number in range(9):
-        write(truth / f"X-{number}.nii.gz", masks["MDA-001"][1])
-    with pytest.raises(HnsegError, match=r"11 of 12 cases \(CHUM-002, .*, X-2 and 6 more\)"):
         evaluate(truth, predictions)
 
 
@@ -153,19 +139,13 @@ def test_foreign_labels_are_refused_by_name(folders, masks, write):
         evaluate(truth, predictions)
 
 
-def test_nothing_to_score_is_refused(folders, tmp_path):
+def test_nothing_to_score_or_two_masks_of_a_case_are_refused(folders, masks, write, tmp_path):
     truth, predictions = folders
     (tmp_path / "empty").mkdir()
     with pytest.raises(HnsegError, match="empty: no case to score"):
         evaluate(tmp_path / "empty", predictions)
     with pytest.raises(HnsegError, match="nowhere: no such folder"):
         evaluate(truth, tmp_path / "nowhere")
-    with pytest.raises(HnsegError, match=r"CHUM-001\.nii\.gz: not a folder; give the folder"):
-        evaluate(truth, predictions / "CHUM-001.nii.gz")
-
-
-def test_two_masks_of_one_case_are_refused(folders, masks, write):
-    truth, predictions = folders
     write(predictions / "MDA-001.mha", masks["MDA-001"][0])
     with pytest.raises(HnsegError, match=r"case MDA-001 also has .*MDA-001\."):
         evaluate(truth, predictions)

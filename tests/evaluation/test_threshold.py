@@ -73,14 +73,10 @@ def test_uptake_outside_the_roi_does_not_count(save):
     assert oracle_threshold(read_cases(save("A-1", suv, label)), suvs=(4.0,)).gtvn_dsc_agg == 1.0
 
 
-def test_a_case_without_gtvp_scores_by_the_policy(save, scene):
+def test_a_case_without_gtvp_scores_one(save, scene):
     suv, label = scene
     label[label == GTVP] = 0
-    cases = read_cases(save("A-1", suv, label))
-    assert oracle_threshold(cases, suvs=(3.0,)).gtvp_dsc == 1.0
-    assert oracle_threshold(cases, suvs=(3.0,), empty="zero").gtvp_dsc == 0.0
-    with pytest.raises(HnsegError, match="GTVp"):
-        oracle_threshold(cases, suvs=(3.0,), empty="skip")
+    assert oracle_threshold(read_cases(save("A-1", suv, label)), suvs=(3.0,)).gtvp_dsc == 1.0
 
 
 def test_the_chosen_classes_are_the_best_of_all():

@@ -36,7 +36,7 @@ from hnseg.imaging.case import Case, read_cases
 from hnseg.inference.decision import Decision
 from hnseg.inference.postprocess import remove_faint, remove_small
 from hnseg.metrics.official import SCORES, aggregate
-from hnseg.models.bundle import Bundle, write_rules
+from hnseg.models.bundle import Bundle
 
 SPACING = (1.3, 1.1, 2.7)
 VOXEL_ML = float(np.prod(np.float32(SPACING))) / 1000
@@ -292,16 +292,6 @@ def test_what_clearly_helps_is_chosen_and_no_more(bundle: Path, root: Path, tmp_
     assert tuning.cases == 12
     assert {threshold.ml for threshold in tuning.present.thresholds.values()} == {0.05}
     assert tuning.present.scores == before  # neither is smaller than that
-
-
-def test_another_bundles_predictions_are_refused(bundle: Path, root: Path, tmp_path: Path) -> None:
-    write_predictions(tmp_path / "found", false_lesions)
-    other = make_bundle(tmp_path / "other", card("fine", "segresnet", cte=True))
-    with pytest.raises(HnsegError, match=r"found: another bundle made A-00.*; make them anew"):
-        tune(other, tmp_path / "found", root)
-    members = Bundle.load(bundle)
-    write_rules(members, members.decision | {"rule": "argmax"}, "")
-    assert Bundle.load(bundle).identity == members.identity  # its rules are what tuning changes
 
 
 def test_where_nothing_helps_nothing_is_dropped(bundle: Path, root: Path, tmp_path: Path) -> None:

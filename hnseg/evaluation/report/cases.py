@@ -168,15 +168,13 @@ def lesion_box(scan: Scan, focus: Index) -> tuple[Index, Index]:
     """Start and size (x, y, z) of the part of the CT around all lesions, or `focus` where there are none."""
     labelled = np.logical_or.reduce([mask > 0 for mask in scan.masks()])
     (box,) = find_objects(labelled.view(np.uint8)) or [tuple(slice(i, i + 1) for i in focus[::-1])]
-    start, size = [], []
-    spans = zip(box[::-1], scan.ct.GetSpacing(), scan.ct.GetSize(), strict=True)
-    for span, spacing, available in spans:
-        length = (span.stop - span.start) * spacing
-        margin = max(MARGIN_MM, (LEAST_MM - length) / 2) / spacing
-        first = max(int(span.start - margin), 0)
-        start.append(first)
-        size.append(min(int(np.ceil(span.stop + margin)), available) - first)
-    return (start[0], start[1], start[2]), (size[0], size[1], size[2])
+    first = np.array([span.start for span in box[::-1]])
+    last = np.array([span.stop for span in box[::-1]])
+    spacing = np.array(scan.ct.GetSpacing())
+    margin = np.maximum(MARGIN_MM, (LEAST_MM - (last - first) * spacing) / 2) / spacing
+    start = np.maximum((first - margin).astype(int), 0)
+    stop = np.minimum(np.ceil(last + margin).astype(int), scan.ct.GetSize())
+    return tuple(start.tolist()), tuple((stop - start).tolist())
 
 
 def best_overlaps(scan: Scan) -> list[tuple[float, float]]:
@@ -219,6 +217,19 @@ class Calibration:
         self.probability += np.bincount(bins, values, minlength=BINS)
         self.true += np.bincount(bins, truth[counted], minlength=BINS)
 
+    def add_maps(self, folder: Path, name: str, truth: Path) -> None:
+        """Count a case from its files; without the class's probability map in `folder`, nothing.
+
+        Raises:
+            HnsegError: A file that cannot be read, or two grids.
+        """
+        paths = (folder / f"probability_{name}{extension}" for extension in EXTENSIONS)
+        for path in filter(Path.is_file, paths):
+            probability, mask = read_image(path), read_label(truth)
+            if not same_grid(probability, mask):
+                raise HnsegError(f"{path}: is not on the grid of {truth}; {_REMEDY}")
+            self.add(to_array(probability), to_array(mask) == CLASSES[name])
+
     @property
     def curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean probability and share of voxels of the class, of the bins that hold any voxel."""
@@ -230,21 +241,3 @@ class Calibration:
         """Expected calibration error (Naeini et al. 2015): mean distance of both, bins weighted by voxels."""
         total = self.voxels.sum()
         return float(np.abs(self.probability - self.true).sum() / total) if total else 0.0
-
-
-def find_map(folder: Path, name: str) -> Path | None:
-    """The probability map of a class in maps/CASE, as infer.py writes it, if there is one."""
-    paths = (folder / f"probability_{name}{extension}" for extension in EXTENSIONS)
-    return next((path for path in paths if path.is_file()), None)
-
-
-def add_case(calibration: Calibration, probability: Path, truth: Path, label: int) -> None:
-    """Count a case from its files.
-
-    Raises:
-        HnsegError: A file that cannot be read, or two grids.
-    """
-    image, mask = read_image(probability), read_label(truth)
-    if not same_grid(image, mask):
-        raise HnsegError(f"{probability}: is not on the grid of {truth}; {_REMEDY}")
-    calibration.add(to_array(image), to_array(mask) == label)

@@ -21,11 +21,9 @@ from hnseg.evaluation.report.cases import (
     Arm,
     Calibration,
     CaseRow,
-    add_case,
     best_overlaps,
     find_arms,
     find_lesions,
-    find_map,
     lesion_box,
     read_arm,
 )
@@ -75,13 +73,15 @@ class Gallery:
         room: Characters left for the viewer's volumes.
         cases: Those drawn so far.
         nodes: (ml, best IoU) of every ground-truth node.
-        calibrations: By class, if there are probability maps.
+        calibrations: By class, of the probability maps.
     """
 
     room: float
     cases: list[DrawnCase] = field(default_factory=list)
     nodes: list[tuple[float, float]] = field(default_factory=list)
-    calibrations: dict[str, Calibration] = field(default_factory=dict)
+    calibrations: dict[str, Calibration] = field(
+        default_factory=lambda: {name: Calibration() for name in CLASSES}
+    )
 
     @property
     def without_viewer(self) -> int:
@@ -103,10 +103,9 @@ class Gallery:
         undrawn = len(findings) - len(pictures)
         self.cases.append(DrawnCase(row, maximum_projection(scan), pictures, undrawn, volumes))
         self.nodes += best_overlaps(scan)
-        for name, label in CLASSES.items():
-            probability = find_map(mask.parent / "maps" / case.case_id, name)
-            if probability is not None and case.label is not None:
-                add_case(self.calibrations.setdefault(name, Calibration()), probability, case.label, label)
+        if case.label is not None:
+            for name, calibration in self.calibrations.items():
+                calibration.add_maps(mask.parent / "maps" / case.case_id, name, case.label)
 
     def _volumes(self, scan: Scan, part: sitk.Image) -> str | None:
         """The viewer's volumes until the first that do not fit."""
@@ -205,7 +204,8 @@ def _plots(arm: Arm, gallery: Gallery) -> Iterator[Picture]:
     if plot := sizes(gallery.nodes, arm.cohort.options.threshold):
         yield plot
     for name, calibration in gallery.calibrations.items():
-        yield reliability(name, calibration)
+        if calibration.voxels.any():
+            yield reliability(name, calibration)
 
 
 def _source(environment: Environment, name: str) -> str:

@@ -21,7 +21,6 @@ from hnseg.evaluation.report.cases import Calibration, best_overlaps, find_lesio
 from hnseg.evaluation.report.pictures import lesion_picture, limits_of_agreement
 from hnseg.evaluation.report.viewer import viewer_grid
 from hnseg.evaluation.score import evaluate
-from hnseg.files import read_table
 
 
 class Page(HTMLParser):
@@ -79,36 +78,25 @@ def test_the_scores_are_those_of_the_masks(ablation_text, ablation, cohort):
     assert tables["ablation"][1:] == [["full", "0.5"], ["resenc", ""]]
 
 
-def test_what_to_look_at_comes_first_and_then_the_worst(ablation_text):
+def test_cases_to_review_come_first_and_then_the_worst(ablation_text):
     shown = [row for row in Page(ablation_text).tables["cases"] if row[1] == "full"]
     assert [row[0] for row in shown] == ["B-2", "A-1", "<script>alert(1)<script>"]
     assert shown[0][-2] == "0.50"  # the lesion on which fewest members agree
 
 
-def test_a_csv_serves_as_the_cohort(predictions, cohort, tmp_path):
-    lines = [f"{name},{cohort}/{name}/{name}" for name in ("A-1", "B-2")]
-    lines = [f"{line}__CT.nii.gz,{line[4:]}__PT.nii.gz,{line[4:]}.nii.gz" for line in lines]
-    (tmp_path / "cases.csv").write_text("\n".join(["case_id,ct,pet,label", *lines]))
-    text = write(predictions, tmp_path, truth=tmp_path / "cases.csv")
-    assert [row[0] for row in Page(text).tables["cases"][1:]] == ["B-2", "A-1"]
-
-
-def test_names_and_remarks_are_escaped(ablation_text):
+def test_names_and_reasons_are_escaped(ablation_text):
     parsed = Page(ablation_text)
     assert len([tag for tag, _ in parsed.elements if tag == "script"]) == 2 + 2 + 3  # code, data, volumes
     assert "alert(1)" not in "".join(text for _, text in parsed.data)
     assert "members disagree &lt;script&gt;alert(1)&lt;/script&gt;" in ablation_text
 
 
-def test_nothing_is_loaded_from_outside(ablation_text):
+def test_nothing_is_loaded_from_outside_and_the_viewer_carries_its_licence(ablation_text):
+    assert "Redistribution and use in source and binary forms" in ablation_text
     assert not re.findall(r"https?:|//[a-z]+\.", ablation_text)
     for _, attributes in Page(ablation_text).elements:
         for key in ("src", "href"):
             assert attributes.get(key, "#").startswith(("#", "data:"))
-
-
-def test_the_viewer_carries_its_licence(ablation_text):
-    assert "Redistribution and use in source and binary forms" in ablation_text
 
 
 def test_pictures_and_tables_can_be_read_aloud(ablation_text):
@@ -180,18 +168,14 @@ def test_a_tilted_scan_is_shown_where_it_lies():
         assert (point <= low + np.multiply(grid.size, grid.spacing)).all()
 
 
-def test_calibration_by_hand():
+def test_calibration_and_limits_of_agreement_by_hand():
     """Two bins: 0.15 of which none is true, 0.8 of which half are; 0.001 is background."""
     calibration = Calibration()
     probability = np.array([0.15, 0.15, 0.8, 0.8, 0.001], np.float32).reshape(1, 1, 5)
     calibration.add(probability, np.array([0, 0, 1, 0, 1], bool).reshape(1, 1, 5))
     np.testing.assert_allclose(calibration.curve, [[0.15, 0.8], [0, 0.5]], atol=1e-6)
     assert calibration.error == pytest.approx((2 * 0.15 + 2 * 0.3) / 4)
-
-
-def test_limits_of_agreement_by_hand():
-    bias, spread = limits_of_agreement(np.array([1.0, 2.0, 3.0]))
-    assert (bias, spread) == (2.0, pytest.approx(1.96))
+    assert limits_of_agreement(np.array([1.0, 2.0, 3.0])) == (2.0, pytest.approx(1.96))
 
 
 def test_the_command_writes_beside_the_masks_and_says_where_there_is_no_room(
@@ -220,7 +204,7 @@ def test_the_command_writes_beside_the_masks_and_says_where_there_is_no_room(
         ("ablation.csv", "arm,p\nfull,0.5,1\n", r"line 2: not as many cells .* hnseg ablation"),
     ],
 )
-def test_a_table_that_something_else_saved_is_told(ablation, tmp_path, table, text, message):
+def test_a_table_that_a_spreadsheet_saved_is_refused(ablation, tmp_path, table, text, message):
     out = shutil.copytree(ablation, tmp_path / "ablation")
     (out / table).write_text(text, encoding="utf-8")
     with pytest.raises(HnsegError, match=message) as caught:
@@ -241,12 +225,7 @@ def test_what_would_be_refused_at_the_end_is_refused_at_once(ablation, tmp_path,
     assert {path.name for path in tmp_path.iterdir()} == {"page.html", "file"}
 
 
-def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_column(tmp_path):
-    (tmp_path / "cases.csv").write_text("case_id\nA-1\n", encoding="utf-8-sig")
-    assert read_table(tmp_path / "cases.csv", "write it anew", ("case_id",))[1] == [{"case_id": "A-1"}]
-
-
-def test_mistakes_are_told_with_a_remedy(predictions, ablation, tmp_path, monkeypatch):
+def test_mistakes_are_refused_with_a_remedy(predictions, ablation, tmp_path, monkeypatch):
     with pytest.raises(HnsegError, match=r"out: has no ablation.json .*--truth ROOT"):
         write(predictions, tmp_path)
     (tmp_path / "ablation.json").write_text("{}")
