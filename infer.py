@@ -38,9 +38,9 @@ def main(cfg: DictConfig) -> None:
         )
 
     from hnseg.inference.case_list import segment_cases
-    from hnseg.processes import quiet
+    from hnseg.processes import silence_libraries
 
-    quiet()
+    silence_libraries()
     with make_engine(cfg) as engine:
         outcomes = segment_cases(
             cases, engine, Path(cfg.out), extension=f".{cfg.format}", overwrite=cfg.overwrite

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from hnseg.app import compose_job
 from hnseg.construct import construct
-from hnseg.devices import Precision, autocast, free_memory, pick_device, pick_precision
+from hnseg.devices import Precision, autocast, pick_device, pick_precision
 from hnseg.job import describe, make_input, make_stage
 from hnseg.models.nets import build, checkpoint_blocks
 
@@ -129,6 +129,31 @@ class Needs:
     between: int
     peak: int
     checkpoint: int
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a process could take on a device at most, None where the system does not tell.
+
+    On the processor they are the machine's, swap included, or those that its control group may have in all.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    machine = sum(int(lines[key].split()[0]) * 1024 for key in ("MemAvailable", "SwapFree"))
+    return min([machine, *_group_limits()])
+
+
+def _group_limits() -> list[int]:
+    """Of memory: of this process's control groups, version 2 and 1, as seen from inside and outside."""
+    groups = [line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    root = Path("/sys/fs/cgroup")
+    files = [root / f"{group}/memory.max".strip("/") for group in ["", *groups]]
+    files += [root / f"memory{group}/memory.limit_in_bytes" for group in ["", *groups]]
+    texts = [file.read_text().strip() for file in files if file.exists()]
+    return [int(text) for text in texts if text.isdigit()]
 
 
 def estimate(job: StepJob, precision: Precision, device: torch.device) -> Needs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -90,31 +89,6 @@ def reset_gpu_peak(device: torch.device) -> None:
 def gpu_peak_mib(device: torch.device) -> float | None:
     """The most memory that tensors took on the GPU since `reset_gpu_peak`, MiB; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that a process could take on a device at most, None where the system does not tell.
-
-    On the processor they are the machine's, swap included, or those that its control group may have in all.
-    """
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return None
-    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    machine = sum(int(lines[key].split()[0]) * 1024 for key in ("MemAvailable", "SwapFree"))
-    return min([machine, *_group_limits()])
-
-
-def _group_limits() -> list[int]:
-    """Of memory: of this process's control groups, version 2 and 1, as seen from inside and outside."""
-    groups = [line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    root = Path("/sys/fs/cgroup")
-    files = [root / f"{group}/memory.max".strip("/") for group in ["", *groups]]
-    files += [root / f"memory{group}/memory.limit_in_bytes" for group in ["", *groups]]
-    texts = [file.read_text().strip() for file in files if file.exists()]
-    return [int(text) for text in texts if text.isdigit()]
 
 
 _NO_ROOM = ("out of memory", "bad_alloc", "allocate memory", "alloc_failed")

@@ -65,7 +65,9 @@ def map_cases(
         with make_pool(workers) as pool:
             yield from bar(pool.map(work, cases))
     except BrokenProcessPool as error:
-        raise HnsegError(f"--workers {workers}: a worker was killed, likely for memory; use fewer") from error
+        raise HnsegError(
+            f"one of {workers} workers was killed, likely for memory; use fewer workers"
+        ) from error
 
 
 def follow(parent: int) -> None:
@@ -90,12 +92,12 @@ def _begin(parent: int) -> None:
     threadpool_limits(1)
 
 
-def quiet() -> None:
-    """Leaves the terminal to the progress bar: libraries speak only of what went wrong."""
+def silence_libraries() -> None:
+    """Leaves the terminal to the progress bar: libraries report errors alone."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", module="torchio")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-    # Of convolutions of one voxel, whose channels-last strides are told in two ways.
+    # Of convolutions of one voxel, whose channels-last strides have two spellings.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 from processes import all_end
 from threadpoolctl import threadpool_info
 
-from hnseg.processes import make_pool
+from hnseg.errors import HnsegError
+from hnseg.processes import make_pool, map_cases
 
 
 def _threads(_: int) -> dict[str, Any]:
@@ -27,15 +29,15 @@ def test_each_process_computes_by_one_thread_and_leaves_ctrl_c_to_its_parent() -
     unset = {name: os.environ.pop(name) for name in list(os.environ) if name.endswith("_NUM_THREADS")}
     try:
         with make_pool(2) as pool:
-            told = list(pool.map(_threads, range(8)))
+            found = list(pool.map(_threads, range(8)))
     finally:
         os.environ |= unset
-    assert os.getpid() not in {one["pid"] for one in told}
-    for one in told:
-        assert len(one["blas"]) >= 2  # NumPy's and SciPy's
-        assert {threads for _, threads in one["blas"]} == {1}
-        assert one["itk"] == 1
-        assert one["ctrl_c"] == signal.SIG_IGN
+    assert os.getpid() not in {worker["pid"] for worker in found}
+    for worker in found:
+        assert len(worker["blas"]) >= 2  # NumPy's and SciPy's
+        assert {threads for _, threads in worker["blas"]} == {1}
+        assert worker["itk"] == 1
+        assert worker["ctrl_c"] == signal.SIG_IGN
 
 
 def _work(folder: Path) -> None:
@@ -58,3 +60,12 @@ def test_none_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
     parent.join()
     assert all_end([int(path.name) for path in tmp_path.iterdir()], seconds=60)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def _die(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_line() -> None:
+    with pytest.raises(HnsegError, match="one of 2 workers was killed, likely for memory"):
+        list(map_cases(_die, range(2), "dying", workers=2))

@@ -45,9 +45,9 @@ def ablation(
     from hnseg.evaluation.ablation import predict, write_ablation
     from hnseg.evaluation.tables import ABLATION, print_tables
     from hnseg.files import require_writable
-    from hnseg.processes import quiet
+    from hnseg.processes import silence_libraries
 
-    quiet()
+    silence_libraries()
     require_writable(out / ABLATION)  # before the long work
     if logger == "wandb" and mode == "online":
         from hnseg.training.wandb_runs import require_login

@@ -121,9 +121,9 @@ def challenge(
 ) -> None:
     """Segment the one study of a grand-challenge container."""
     from hnseg.inference.grand_challenge import INTERFACES, segment_study
-    from hnseg.processes import quiet
+    from hnseg.processes import silence_libraries
 
-    quiet()
+    silence_libraries()
     target, result = segment_study(source, out, model, INTERFACES[interface])
     for fallback in result.fallbacks:
         print(fallback)

@@ -49,8 +49,7 @@ class StageVolume:
 
     def voxels_outside_roi(self, classes: int) -> list[float]:
         """Voxels of each class 1..classes that the ROI does not hold, in voxels of the stage's grid."""
-        ml = voxel_ml(self.meta["grid"]["spacing"])
-        outside = self.meta["ml_outside_roi"]
+        ml, outside = voxel_ml(self.meta["grid"]["spacing"]), self.meta["ml_outside_roi"]
         return [outside.get(str(label), 0.0) / ml for label in range(1, classes + 1)]
 
     @cached_property

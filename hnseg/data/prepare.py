@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -17,22 +16,20 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 
 from hnseg.data.cache import CacheError, StageVolume, entry_folder, is_whole, write_entry
 from hnseg.data.sampling import MODALITIES, STUDY, Sampling
 from hnseg.errors import HnsegError
 from hnseg.files import digest, digest_file, read_table, replacing
-from hnseg.imaging import images
 from hnseg.imaging.case import Case, mask_file
 from hnseg.imaging.checks import check_case
 from hnseg.imaging.grid import Grid
-from hnseg.imaging.images import read_label, to_array
+from hnseg.imaging.images import read_label, read_mask, to_array
 from hnseg.imaging.masks import foreground_box, positions, voxel_ml
 from hnseg.imaging.placement import PlacedRoi, place
 from hnseg.imaging.stage import Stage
 from hnseg.imaging.suv import read_scan
-from hnseg.processes import make_pool
+from hnseg.processes import map_cases
 
 
 def needs_head(stage: Stage) -> bool:
@@ -40,7 +37,7 @@ def needs_head(stage: Stage) -> bool:
     return stage.name == "head" or stage.placement == "below_head"
 
 
-def read_mask(case: Case, stage: Stage, ct: sitk.Image, masks: Path | None) -> sitk.Image | None:
+def placing_mask(case: Case, stage: Stage, ct: sitk.Image, masks: Path | None) -> sitk.Image | None:
     """A case's head mask (1, whichever value an editor gave it) where the stage needs one, else its coarse
     prediction; None without `masks`.
 
@@ -51,7 +48,7 @@ def read_mask(case: Case, stage: Stage, ct: sitk.Image, masks: Path | None) -> s
         return None
     path = None if masks is None else mask_file(masks, case.case_id)
     if path is not None and path.exists():
-        mask = images.read_mask(path, ct)
+        mask = read_mask(path, ct)
         return mask > 0 if needs_head(stage) else mask
     if needs_head(stage):
         raise HnsegError(
@@ -150,8 +147,6 @@ def _digest_volume(volume: StageVolume) -> str:
 # Raise when an entry would come out differently for the same inputs.
 FORMAT = 6
 
-_console = Console(stderr=True)
-
 
 def prepare(
     cases: Sequence[Case],
@@ -192,19 +187,28 @@ def prepare(
     missing = [n for n, volume in enumerate(volumes) if not is_whole(volume.folder)]
     if not missing:
         return volumes
-    how: dict[str, Any] = {"stage": stage, "sampling": sampling, "modalities": modalities}
-    work = partial(_prepare_or_reason, folder=folder, masks=masks, margin_mm=margin_mm, **how)
-    made = _in_parallel(work, [cases[n] for n in missing], f"Preparing {stage.name} volumes", workers)
-    if failures := [one for one in made if isinstance(one, str)]:
+    settings: dict[str, Any] = {"sampling": sampling, "modalities": modalities, "margin_mm": margin_mm}
+    work = partial(_prepare_or_reason, stage=stage, folder=folder, masks=masks, **settings)
+    prepared = map_cases(
+        work,
+        [cases[n] for n in missing],
+        f"Preparing {stage.name} volumes",
+        workers=workers,
+        most=os.cpu_count() or 1,
+    )
+    failures = []
+    for number, volume in zip(missing, prepared, strict=True):
+        if isinstance(volume, str):
+            failures.append(volume)
+        else:
+            volumes[number] = volume  # whose files may have changed meanwhile
+    if failures:
         raise HnsegError(
             f"{len(failures)} of {len(cases)} cases cannot be used for the {stage.name} stage: "
             + "; ".join(failures)
             + " (mend them, or leave them out with data.exclude=[CASE,...])"
         )
-    # Files may have changed meanwhile: the entries are those that were made.
-    there = {volume.case_id: volume for volume in (*volumes, *made) if isinstance(volume, StageVolume)}
-    volumes = [there[case.case_id] for case in cases]
-    _report_lost(volumes, stage)
+    _report_outside(volumes, stage)
     return volumes
 
 
@@ -220,33 +224,16 @@ def _folder_name(
     return f"{stage.name}-{digest(made_by)}"
 
 
-def _in_parallel(
-    work: Callable[[Case], StageVolume | str], cases: Sequence[Case], title: str, workers: int | None
-) -> list[StageVolume | str]:
-    """What the work makes of each case, in processes, under a bar."""
-    workers = min(workers or os.cpu_count() or 1, len(cases))
-    try:
-        with make_pool(workers) as pool:
-            return list(track(pool.map(work, cases), title, len(cases), console=_console))
-    except BrokenProcessPool as error:
-        raise HnsegError(
-            f"data.prepare_workers={workers}: a worker was killed, likely for memory; use fewer"
-        ) from error
-
-
-def _report_lost(volumes: Sequence[StageVolume], stage: Stage) -> None:
-    """Says how much of what is to be found the ROI does not hold: no network can find it there."""
+def _report_outside(volumes: Sequence[StageVolume], stage: Stage) -> None:
+    """Says how much of the lesions the ROIs do not hold: no network can find it there."""
+    console, of_all = Console(stderr=True), f"of {len(volumes)} cases"
     for fallback, count in Counter(volume.meta["fallback"] for volume in volumes).items():
         if fallback:
-            _console.print(f"{count} of {len(volumes)} cases: ROI by fallback {fallback}", highlight=False)
-    lost = [sum(volume.meta["ml_outside_roi"].values()) for volume in volumes]
-    cut = sum(ml > 0 for ml in lost)
-    if cut:
-        _console.print(
-            f"{cut} of {len(volumes)} cases have {'/'.join(stage.classes)} outside the {stage.name} ROI, "
-            f"{sum(lost):.1f} ml in all",
-            highlight=False,
-        )
+            console.print(f"{count} {of_all}: ROI by fallback {fallback}", highlight=False)
+    outside = [sum(volume.meta["ml_outside_roi"].values()) for volume in volumes]
+    if cut := sum(ml > 0 for ml in outside):
+        what = f"{'/'.join(stage.classes)} outside the {stage.name} ROI, {sum(outside):.1f} ml in all"
+        console.print(f"{cut} {of_all} have {what}", highlight=False)
 
 
 def _prepare_or_reason(case: Case, **settings: Any) -> StageVolume | str:
@@ -287,10 +274,9 @@ def prepare_case(
     target = entry_folder(folder, case, masks)  # before they are read: they may change meanwhile
     ct, pet = read_scan(case)
     lesions = None if case.label is None else read_label(case.label)
-    faults = [f.text for f in check_case(ct, pet, lesions) if f.level == "error"]
-    if faults:
-        raise HnsegError(f"{case.case_id}: {faults[0]}")
-    mask = read_mask(case, stage, ct, masks)
+    if errors := [issue.text for issue in check_case(ct, pet, lesions) if issue.level == "error"]:
+        raise HnsegError(f"{case.case_id}: {errors[0]}")
+    mask = placing_mask(case, stage, ct, masks)
     label = mask if stage.name == "head" else lesions
     if label is None:
         raise HnsegError(
@@ -304,8 +290,9 @@ def prepare_case(
     placed = place_roi(case, stage, ct, pet, lesions if mask is None else mask, masks)
     margin = stage.voxels(margin_mm)
     grid = placed.grid.padded(margin)
-    how: dict[str, Any] = {"modalities": modalities, "antialias": stage.antialias}
-    arrays: dict[str, NDArray[Any]] = sampling.images(ct, pet, grid, **how)
+    arrays: dict[str, NDArray[Any]] = {
+        **sampling.images(ct, pet, grid, modalities=modalities, antialias=stage.antialias)
+    }
     if sampling.source == "study" and "ct" in arrays:
         arrays["ct"] = arrays["ct"].astype(np.int16)  # whole HU
     arrays["label"] = sampling.label(label, ct, grid)

@@ -33,7 +33,7 @@ from hnseg.inference.predictor import Predictor
 from hnseg.job import describe, jitter_mm, make_input, make_stage, scan_augment
 from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import build, checkpoint_blocks
-from hnseg.processes import follow, quiet
+from hnseg.processes import follow, silence_libraries
 from hnseg.training.callbacks import NonFiniteGuard, ProgressFile, RunProgress, SigtermStop
 from hnseg.training.checkpoints import (
     RunCheckpoints,
@@ -74,7 +74,7 @@ def train(
     Raises:
         HnsegError: Device, weights, data or loggers cannot be used, or the loss became NaN.
     """
-    quiet()
+    silence_libraries()
     if processes.child:
         follow(os.getppid())
     device, precision = pick_machine(config)

@@ -22,7 +22,7 @@ from hnseg.errors import HnsegError
 from hnseg.job import describe, make_input, make_stage
 from hnseg.job_keys import read_job
 from hnseg.preflight import check_job
-from hnseg.processes import quiet
+from hnseg.processes import silence_libraries
 from hnseg.training.cohort import find_fold
 from hnseg.training.fit import make_datamodule, make_module, pick_machine, trainer_options
 
@@ -157,7 +157,7 @@ def profile(overrides: Sequence[str], steps: int) -> Profile:
     Raises:
         HnsegError: Settings, a step or a cohort that train.py would refuse too, and more than one process.
     """
-    quiet()
+    silence_libraries()
     config = read_job(compose_job(overrides))
     if (processes := config["trainer"]["processes"]) != 1:
         raise HnsegError(

@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -94,7 +93,7 @@ def full(*_: Any) -> None:
 
 
 @pytest.mark.parametrize("place", ["file", "file/cache", "full"])
-def test_a_cache_that_cannot_be_written_is_told_once(cohort, tmp_path, in_this_process, monkeypatch, place):
+def test_a_cache_that_cannot_be_written_is_told_once(cohort, tmp_path, monkeypatch, place):
     (tmp_path / "file").touch()
     if place == "full":
         monkeypatch.setattr("hnseg.data.cache.np.save", full)
@@ -107,13 +106,3 @@ def test_a_cache_that_cannot_be_written_is_told_once(cohort, tmp_path, in_this_p
     )
     assert "data.exclude" not in message
     assert [path for path in (tmp_path / place).rglob("*") if path.is_file()] == []
-
-
-def die(*_: Any, **__: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_worker_is_one_line(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr("hnseg.data.prepare._prepare_or_reason", die)
-    with pytest.raises(HnsegError, match=r"data\.prepare_workers=1: a worker was killed, likely for memory"):
-        prepare(cohort, FINE, tmp_path / "cache", workers=1)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,20 @@ from scipy.spatial.transform import Rotation
 
 from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import roi_subject
-from hnseg.data.prepare import prepare, prepare_case
+from hnseg.data.prepare import prepare as prepare_cases
+from hnseg.data.prepare import prepare_case
 from hnseg.data.resample import AIR_HU
 from hnseg.errors import HnsegError
-from hnseg.imaging.case import Case, read_cases
+from hnseg.imaging.case import read_cases
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.stage import Stage
 
 FINE = Stage("fine", (14, 12, 10), (3.0, 3.5, 5.0), "lesions")
 HEAD = Stage("head", (10, 10, 8), (10.0, 10.0, 12.0), "top_of_scan", ("head",))
 COARSE = Stage("coarse", (18, 18, 18), (4.0, 4.0, 4.0), "below_head")
+
+
+prepare = partial(prepare_cases, workers=1)  # in this process: another one takes seconds to start
 
 
 @pytest.fixture
@@ -92,59 +97,39 @@ def test_the_margin_surrounds_the_same_roi(cohort, tmp_path):
     assert wide.meta["ml_outside_roi"] == bare.meta["ml_outside_roi"]
 
 
-def test_the_margin_is_counted_axis_by_axis(cohort, tmp_path):
-    stage = replace(FINE, spacing=(1.0, 2.0, 4.0))
-    entry = prepare_case(cohort[0], stage, tmp_path, margin_mm=8.0)
-    assert entry.margin == (2, 4, 8)  # z, y, x
-    assert entry.load("label").shape == (10 + 4, 12 + 8, 14 + 16)
-
-
-def test_nothing_is_made_again_when_nothing_changed(root, tmp_path, in_this_process):
+def test_nothing_is_made_again_when_nothing_changed(root, tmp_path):
     cases = read_cases(root)
-    first = prepare(cases, FINE, tmp_path / "cache", workers=1)
+    first = prepare(cases, FINE, tmp_path / "cache")
     before = times(first)
     assert [v.case_id for v in first] == ["A-1", "A-2"]
-    again = prepare(cases[::-1], FINE, tmp_path / "cache", workers=1)
+    again = prepare(cases[::-1], FINE, tmp_path / "cache")
     assert [v.case_id for v in again] == ["A-2", "A-1"]
     assert times(again) == before
     assert len(before) == 2 * 4
 
 
-def test_a_changed_file_makes_its_case_again_and_no_other(root, tmp_path, in_this_process):
+def test_a_changed_file_makes_its_case_again_and_no_other(root, tmp_path):
     cases = read_cases(root)
-    first = prepare(cases, FINE, tmp_path / "cache", workers=1)
+    first = prepare(cases, FINE, tmp_path / "cache")
     before, folders = times(first), {volume.folder for volume in first}
     for path in (cases[0].ct, cases[0].pet, cases[0].label):
         touch(path)
-        changed, same = prepare(cases, FINE, tmp_path / "cache", workers=1)
+        changed, same = prepare(cases, FINE, tmp_path / "cache")
         assert changed.folder not in folders
         assert same == first[1]
         folders.add(changed.folder)
     assert times(first) == before  # a training that runs on them still reads them
 
 
-def test_cohorts_that_share_case_ids_have_entries_of_their_own(root, tmp_path, in_this_process):
-    """Two raters' labels of the same scans, as two CSVs name them."""
-    cases = read_cases(root)
-    other = tmp_path / "second rater.nii.gz"
-    sitk.WriteImage(sitk.Cast(label_image() > 0, sitk.sitkUInt8) * 2, str(other))
-    raters = [cases, [replace(case, label=other) for case in cases]]
-    made = [prepare(rater, FINE, tmp_path / "cache", workers=1) for rater in raters]
-    before = [times(volumes) for volumes in made]
-    assert [set(np.unique(volumes[0].load("label"))) for volumes in made] == [{0, 1, 2}, {0, 2}]
-    again = [prepare(rater, FINE, tmp_path / "cache", workers=1) for rater in raters]
-    assert [times(volumes) for volumes in again] == before
-
-
 @pytest.mark.parametrize("change", [{"spacing": (3.0, 3.5, 4.0)}, {"antialias": True}, {"placement": "scan"}])
-def test_another_stage_is_another_entry_beside_the_first(root, tmp_path, in_this_process, change):
+def test_another_stage_is_another_entry_beside_the_first(root, tmp_path, change):
     cases = read_cases(root)[:1]
-    first = prepare(cases, FINE, tmp_path / "cache", workers=1)
+    first = prepare(cases, FINE, tmp_path / "cache")
     before = times(first)
-    other = prepare(cases, replace(FINE, **change), tmp_path / "cache", workers=1)
-    wide = prepare(cases, FINE, tmp_path / "cache", margin_mm=6, workers=1)
+    other = prepare(cases, replace(FINE, **change), tmp_path / "cache")
+    wide = prepare(cases, FINE, tmp_path / "cache", margin_mm=6)
     assert len({entry.folder for entry in (*first, *other, *wide)}) == 3
-    assert times(prepare(cases, FINE, tmp_path / "cache", workers=1)) == before
+    assert times(prepare(cases, FINE, tmp_path / "cache")) == before
 
 
 def test_processes_prepare_in_parallel_and_name_all_bad_cases_at_once(tmp_path):
@@ -194,7 +179,7 @@ def test_the_volume_outside_the_roi_is_counted_voxel_by_voxel(tmp_path, turn):
     assert min(outside.values()) > 0
 
 
-def test_the_head_stage_learns_head_masks(root, tmp_path, in_this_process):
+def test_the_head_stage_learns_head_masks(root, tmp_path):
     heads = write_heads(root, "A-1", "A-2")
     entry = prepare(read_cases(root), HEAD, tmp_path, heads=heads)[0]
     grid = HEAD.grid(ct_image())
@@ -208,7 +193,7 @@ def test_the_head_stage_learns_head_masks(root, tmp_path, in_this_process):
     assert inside.any()
 
 
-def test_a_stage_that_sees_ct_alone_has_no_pet_sampled(root, tmp_path, in_this_process):
+def test_a_stage_that_sees_ct_alone_has_no_pet_sampled(root, tmp_path):
     told = {"heads": write_heads(root, "A-1", "A-2")}
     (both, *_) = prepare(read_cases(root), HEAD, tmp_path, **told)
     (alone, *_) = prepare(read_cases(root), HEAD, tmp_path, **told, modalities=("ct",))
@@ -219,7 +204,7 @@ def test_a_stage_that_sees_ct_alone_has_no_pet_sampled(root, tmp_path, in_this_p
         np.testing.assert_array_equal(alone.load(name), both.load(name))
 
 
-def test_the_coarse_stage_is_placed_by_the_head_but_learns_lesions(root, tmp_path, in_this_process):
+def test_the_coarse_stage_is_placed_by_the_head_but_learns_lesions(root, tmp_path):
     heads = write_heads(root, "A-1", "A-2")
     entry = prepare(read_cases(root), COARSE, tmp_path, heads=heads)[0]
     grid = COARSE.grid(ct_image(), sitk.ReadImage(str(heads / "A-1.nii.gz")))
@@ -229,20 +214,20 @@ def test_the_coarse_stage_is_placed_by_the_head_but_learns_lesions(root, tmp_pat
     assert prepare(read_cases(root), COARSE, tmp_path, heads=heads)[0].folder != entry.folder
 
 
-def test_head_masks_do_not_concern_the_fine_stage(root, tmp_path, in_this_process):
+def test_head_masks_do_not_concern_the_fine_stage(root, tmp_path):
     heads = write_heads(root, "A-1", "A-2")
     before = times(prepare(read_cases(root), FINE, tmp_path, heads=heads))
     shutil.rmtree(heads)
     assert times(prepare(read_cases(root), FINE, tmp_path, heads=heads)) == before
 
 
-def test_labels_without_a_class_are_told(root, tmp_path, in_this_process):
+def test_labels_without_a_class_are_told(root, tmp_path):
     with pytest.raises(HnsegError, match=r"A-1: its labels reach 2, and stage\.classes=\[GTVp\] names 1"):
         prepare(read_cases(root), replace(FINE, classes=("GTVp",)), tmp_path)
 
 
 @pytest.mark.parametrize("stage", [HEAD, COARSE])
-def test_a_missing_head_mask_is_named_with_the_remedy(root, tmp_path, in_this_process, stage):
+def test_a_missing_head_mask_is_named_with_the_remedy(root, tmp_path, stage):
     heads = write_heads(root, "A-1")
     with pytest.raises(HnsegError) as caught:
         prepare(read_cases(root), stage, tmp_path, heads=heads)
@@ -253,7 +238,7 @@ def test_a_missing_head_mask_is_named_with_the_remedy(root, tmp_path, in_this_pr
         prepare(read_cases(root), stage, tmp_path)
 
 
-def test_a_scan_without_a_head_is_placed_as_at_inference(root, tmp_path, in_this_process):
+def test_a_scan_without_a_head_is_placed_as_at_inference(root, tmp_path):
     heads = write_heads(root, "A-1", "A-2")
     sitk.WriteImage(volume(np.zeros((30, 40, 40), np.uint8), (2, 2, 3)), str(heads / "A-2.nii.gz"))
     drawn, empty = prepare(read_cases(root), COARSE, tmp_path, heads=heads)
@@ -264,7 +249,7 @@ def test_a_scan_without_a_head_is_placed_as_at_inference(root, tmp_path, in_this
     assert empty.load("label").any()
 
 
-def test_coarse_predictions_place_the_fine_roi_and_truth_stays_the_label(root, tmp_path, in_this_process):
+def test_coarse_predictions_place_the_fine_roi_and_truth_stays_the_label(root, tmp_path):
     coarse = tmp_path / "coarse"
     coarse.mkdir()
     found = np.zeros((30, 40, 40), np.uint8)
@@ -311,7 +296,7 @@ def test_a_table_that_does_not_tell_the_searched_roi_is_told(root, tmp_path, tab
         prepare_case(read_cases(root)[0], FINE, tmp_path / "cache", masks=tmp_path)
 
 
-def test_runs_placed_by_different_predictions_have_entries_of_their_own(root, tmp_path, in_this_process):
+def test_runs_placed_by_different_predictions_have_entries_of_their_own(root, tmp_path):
     folders, cases = [tmp_path / "first", tmp_path / "second"], read_cases(root)
     for folder, x in zip(folders, (10, 30), strict=True):
         folder.mkdir()
@@ -326,11 +311,3 @@ def test_runs_placed_by_different_predictions_have_entries_of_their_own(root, tm
     assert times(first) == made
     for volumes, x in ((first, 21), (second, 61)):  # the corner next to the voxel, of 2 mm
         assert Grid.from_dict(volumes[0].meta["grid"]).center[0] == pytest.approx(x)
-
-
-def test_the_meta_file_tells_what_made_the_entry(cohort: list[Case], tmp_path):
-    entry = prepare_case(cohort[0], FINE, tmp_path, margin_mm=4)
-    meta = json.loads((entry.folder / "meta.json").read_text())
-    assert meta["margin"] == [2, 2, 1]  # x, y, z
-    assert meta["grid"]["size"] == [18, 16, 12]
-    assert meta["grid"]["spacing"] == [3.0, 3.5, 5.0]

@@ -27,7 +27,7 @@ from hnseg.models.checkpoint import CARD
 from hnseg.models.losses import DeepSupervision, DiceCELoss
 from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import build
-from hnseg.processes import quiet
+from hnseg.processes import silence_libraries
 from hnseg.training.checkpoints import checkpoints, validation_scores
 
 EPOCHS, STEPS, LR = 4, 2, 0.01
@@ -87,7 +87,7 @@ class Run:
 @pytest.fixture
 def train(tmp_path):
     """Return a training into tmp_path / `folder`: `train(folder, epochs, resume=…, ema=…, seed=…)`."""
-    quiet()
+    silence_libraries()
     labels = [lesions((12, 12, 12), n) for n in range(3)]
     volumes = [write_volume(tmp_path / "cache", f"A-{n}", labels[n], seed=n) for n in range(3)]
 
@@ -226,7 +226,7 @@ def validate(module: SegmentationModule, cases: list[tuple[np.ndarray, np.ndarra
 
 
 def test_validation_scores_are_those_of_the_cases():
-    quiet()
+    silence_libraries()
     rng = np.random.default_rng(0)
     truths = [rng.choice(3, (6, 7, 8), p=(0.8, 0.1, 0.1)).astype(np.uint8) for _ in range(3)]
     cases = [(np.where(rng.uniform(size=t.shape) < 0.7, t, 0).astype(np.uint8), t) for t in truths]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hnseg.models.module import SegmentationModule
-from hnseg.processes import quiet
+from hnseg.processes import silence_libraries
 
 Batches = Sequence[dict[str, Tensor]]
 Trainers = Callable[[str], nnUNetTrainer]
@@ -33,7 +33,7 @@ class Rates(L.Callback):
 
 def train(cfg: DictConfig, network: nn.Module, loss: nn.Module, batches: Batches) -> list[float]:
     """Trains by the configured optimiser, schedule and clip; the rates of all steps."""
-    quiet()
+    silence_libraries()
     module = SegmentationModule(
         network,
         loss,

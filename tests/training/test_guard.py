@@ -16,7 +16,7 @@ from hnseg.errors import HnsegError
 from hnseg.models.losses import DeepSupervision, DiceCELoss
 from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import build
-from hnseg.processes import quiet
+from hnseg.processes import silence_libraries
 from hnseg.training.callbacks import NonFiniteGuard
 
 NETWORK = {"in_channels": 2, "out_channels": 3, **TINY["plainconv"]}
@@ -24,7 +24,7 @@ NETWORK = {"in_channels": 2, "out_channels": 3, **TINY["plainconv"]}
 
 def train(spoiled: int, batch: int = 2, **settings: Any) -> None:
     """Six samples, of which one is infinite."""
-    quiet()
+    silence_libraries()
     torch.manual_seed(0)
     module = SegmentationModule(
         build(**NETWORK),

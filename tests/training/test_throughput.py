@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from hnseg.processes import quiet
+from hnseg.processes import silence_libraries
 from hnseg.training import callbacks
 from hnseg.training.callbacks import Throughput
 
@@ -35,7 +35,7 @@ class Timed(L.LightningModule):
 
 
 def test_samples_a_second_do_not_count_validation(monkeypatch):
-    quiet()
+    silence_libraries()
     module = Timed()
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: module.now))
     trainer = L.Trainer(
