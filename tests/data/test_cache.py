@@ -1,6 +1,5 @@
 """Entries of the cache: whole or not there, for every process and user, and never changed under a reader."""
 
-import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,15 +76,6 @@ def test_a_damaged_entry_is_made_again(cohort, entry, name, content):
     again = prepare_case(cohort[0], FINE, entry.folder.parents[1])
     assert is_whole(again.folder)
     np.testing.assert_array_equal(again.load("pet"), pet)
-
-
-def test_the_umask_says_who_may_read_an_entry(cohort, tmp_path):
-    before = os.umask(0o002)
-    try:
-        entry = prepare_case(cohort[0], FINE, tmp_path)
-    finally:
-        os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in (entry.folder, entry.folder.parent)} == {0o775}
 
 
 def full(*_: Any) -> None:

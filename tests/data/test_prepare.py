@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -212,13 +211,6 @@ def test_the_coarse_stage_is_placed_by_the_head_but_learns_lesions(root, tmp_pat
     assert set(np.unique(entry.load("label"))) == {0, 1, 2}
     touch(heads / "A-1.nii.gz")
     assert prepare(read_cases(root), COARSE, tmp_path, heads=heads)[0].folder != entry.folder
-
-
-def test_head_masks_do_not_concern_the_fine_stage(root, tmp_path):
-    heads = write_heads(root, "A-1", "A-2")
-    before = times(prepare(read_cases(root), FINE, tmp_path, heads=heads))
-    shutil.rmtree(heads)
-    assert times(prepare(read_cases(root), FINE, tmp_path, heads=heads)) == before
 
 
 def test_labels_without_a_class_are_told(root, tmp_path):

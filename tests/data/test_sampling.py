@@ -1,7 +1,5 @@
 """What volumes are cut from: held against SimpleITK on the authors' steps written out."""
 
-import json
-
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -50,12 +48,6 @@ def test_the_authors_head_crop_step_by_step():
         np.testing.assert_allclose(array, sitk.GetArrayFromImage(expected[name]), atol=1e-4)
 
 
-def test_the_authors_pet_never_exceeds_a_fifth():
-    # Min-max brings it to [0, 1]; a window from 0 to 5 divides by five.
-    pet = AUTHORS.images(ct_image(), pet_image(), GRID)["pet"]
-    assert 0.1 < pet.max() < 0.25
-
-
 def test_beyond_the_scan_the_study_is_air_or_the_authors_minus_one():
     far = Grid.centred((400, 400, 400), (6, 6, 6), (2.0, 2.0, 2.0))
     air = Sampling().images(ct_image(), pet_image(), far)
@@ -69,12 +61,6 @@ def test_beyond_the_head_crop(outside, ct_fill):
     far = Grid.centred((400, 400, 400), (6, 6, 6), (2.0, 2.0, 2.0))
     images = Sampling("head_crop", outside).images(ct_image(), pet_image(), far)
     assert (np.unique(images["ct"]), np.unique(images["pet"])) == ([ct_fill], [0])
-
-
-def test_the_study_is_sampled_in_whole_hu():
-    hu = Sampling().images(ct_image(), pet_image(), GRID)["ct"]
-    np.testing.assert_array_equal(hu, np.rint(hu))
-    np.testing.assert_allclose(hu, sitk.GetArrayFromImage(resampled(ct_image(), GRID, -1024)), atol=0.51)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), AUTHORS], ids=["study", "head crop"])
@@ -95,8 +81,3 @@ def test_labels_take_the_same_steps_as_the_images():
     direct = sitk.GetArrayFromImage(resampled(label, GRID, 0.0, sitk.sitkNearestNeighbor))
     np.testing.assert_array_equal(Sampling().label(label, ct, GRID), direct)
     assert direct.any()
-
-
-def test_a_sampling_survives_being_written_down():
-    assert Sampling.from_dict(json.loads(json.dumps(AUTHORS.to_dict()))) == AUTHORS
-    assert hash(Sampling.from_dict(AUTHORS.to_dict())) == hash(AUTHORS)

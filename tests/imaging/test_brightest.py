@@ -69,13 +69,6 @@ def test_uptake_above_the_eyes_is_the_brains_however_small() -> None:
         np.testing.assert_allclose(region.center, expected, atol=2)
 
 
-def test_the_brighter_of_two_lesions_is_taken_by_its_peak_not_its_size() -> None:
-    large = ((35, 20, -230), (20, 20, 25), 5.0)
-    region = brightest(pet(BRAIN, large, LESION), ct(), LOW, HIGH, EYES)
-    assert region is not None
-    np.testing.assert_allclose(region.center, LESION[0], atol=2)
-
-
 def test_noise_is_no_lesion() -> None:
     """One voxel of 0.06 ml with SUV 40 gives 1 ml around it a mean of about 2."""
     noisy = pet(BRAIN, LESION)

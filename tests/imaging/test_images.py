@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -33,40 +34,20 @@ def refusal(path: Path, read=read_image) -> str:
     return message
 
 
-@pytest.mark.parametrize("ext", FORMATS)
-@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64])
-def test_reads_what_simpleitk_wrote_as_float32(tmp_path, ext, dtype):
-    original = noise(dtype)
-    sitk.WriteImage(original, str(tmp_path / f"a{ext}"), useCompression=True)
-    image = read_image(tmp_path / f"a{ext}")
-    assert image.GetPixelID() == sitk.sitkFloat32
-    np.testing.assert_array_equal(to_array(image), sitk.GetArrayFromImage(original).astype(np.float32))
-    assert same_grid(image, original)
-
-
-@pytest.mark.parametrize("ext", FORMATS)
-def test_a_ct_of_16_bit_integers_stays_so_on_request(tmp_path, ext):
-    original = noise(np.int16)
-    sitk.WriteImage(original, str(tmp_path / f"a{ext}"), useCompression=True)
-    image = read_image(tmp_path / f"a{ext}", integers=True)
-    assert image.GetPixelID() == sitk.sitkInt16
-    np.testing.assert_array_equal(to_array(image), sitk.GetArrayFromImage(original))
-
-
 STORED = [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.float32, np.float64]
 
 
-@pytest.mark.parametrize("ext", [".nii.gz", ".nii"])
+@pytest.mark.parametrize("ext", FORMATS)
 @pytest.mark.parametrize("dtype", STORED)
-def test_reads_of_every_type_what_simpleitk_reads(tmp_path, ext, dtype):
+@pytest.mark.parametrize("integers", [False, True])
+def test_reads_of_every_type_what_simpleitk_reads(tmp_path, ext, dtype, integers):
     path = tmp_path / f"a{ext}"
-    original = sitk.Cast(sitk.Abs(noise()), sitk.sitkFloat64)
-    turned = sitk.Euler3DTransform((0, 0, 0), 0.1, -0.2, 0.3).GetMatrix()
-    original.SetDirection(turned)
-    sitk.WriteImage(
-        sitk.Cast(original, volume(np.zeros((2, 2, 2), dtype), (1, 1, 1)).GetPixelID()), str(path)
-    )
-    image, expected = read_image(path), sitk.ReadImage(str(path), sitk.sitkFloat32)
+    original = sitk.Cast(sitk.Abs(noise()), volume(np.zeros((2, 2, 2), dtype), (1, 1, 1)).GetPixelID())
+    original.SetDirection(sitk.Euler3DTransform((0, 0, 0), 0.1, -0.2, 0.3).GetMatrix())
+    sitk.WriteImage(original, str(path), useCompression=True)
+    image, expected = read_image(path, integers=integers), sitk.ReadImage(str(path), sitk.sitkFloat32)
+    as_stored = integers and dtype == np.int16
+    assert image.GetPixelID() == (sitk.sitkInt16 if as_stored else sitk.sitkFloat32)
     np.testing.assert_array_equal(to_array(image), to_array(expected))
     for side in ("Spacing", "Origin", "Size"):
         assert getattr(image, f"Get{side}")() == getattr(expected, f"Get{side}")()
@@ -74,22 +55,22 @@ def test_reads_of_every_type_what_simpleitk_reads(tmp_path, ext, dtype):
     np.testing.assert_allclose(image.GetDirection(), expected.GetDirection(), atol=3e-8)
 
 
-def test_reads_the_other_order_of_bytes(tmp_path):
-    """As big-endian machines wrote: each number of the header and of the voxels turned round."""
-    path = tmp_path / "a.nii"
-    sitk.WriteImage(noise(np.int16), str(path))
-    stored = path.read_bytes()
-    header = bytearray(stored[:352])
-    for first, last, width in ((0, 4, 4), (32, 36, 4), (36, 38, 2), (40, 56, 2), (56, 68, 4), (68, 76, 2)):
-        turn(header, first, last, width)
-    for first, last, width in ((76, 120, 4), (120, 122, 2), (124, 148, 4), (252, 256, 2), (256, 328, 4)):
-        turn(header, first, last, width)
-    path.write_bytes(bytes(header) + np.frombuffer(stored[352:], "<i2").astype(">i2").tobytes())
-    expected = sitk.ReadImage(str(path))
-    np.testing.assert_array_equal(to_array(expected), to_array(noise(np.int16)))
-    image = read_image(path, integers=True)
-    np.testing.assert_array_equal(to_array(image), to_array(expected))
-    assert same_grid(image, expected)
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("slope", [1.0, 0.5])
+def test_reads_either_version_order_of_bytes_and_scale(tmp_path, kind, order, slope):
+    stored = to_array(noise(np.int16)).T
+    header = kind.header_class(endianness=order)
+    header.set_data_dtype(np.dtype(f"{order}i2"))
+    affine = np.diag((-1.5, -2.0, 3.0, 1.0))  # RAS: x to the left, y to the back
+    affine[:3, 3] = 10, -20, -300
+    image = kind(stored, affine, header)
+    image.header.set_slope_inter(slope, 3.25 if slope != 1 else 0)
+    nib.save(image, tmp_path / "a.nii")
+    read = read_image(tmp_path / "a.nii", integers=True)
+    assert read.GetPixelID() == (sitk.sitkInt16 if slope == 1 else sitk.sitkFloat32)
+    assert (read.GetSpacing(), read.GetOrigin()) == ((1.5, 2, 3), (-10, 20, -300))
+    np.testing.assert_allclose(to_array(read), np.asarray(nib.load(tmp_path / "a.nii").dataobj).T, atol=1e-3)
 
 
 def test_what_a_header_promises_beyond_the_file_takes_no_memory(tmp_path):
@@ -104,21 +85,6 @@ def test_what_a_header_promises_beyond_the_file_takes_no_memory(tmp_path):
     tracemalloc.stop()
 
 
-def turn(header: bytearray, first: int, last: int, width: int) -> None:
-    for start in range(first, last, width):
-        header[start : start + width] = header[start : start + width][::-1]
-
-
-def test_scaled_integers_are_no_integers(tmp_path):
-    sitk.WriteImage(noise(np.int16), str(tmp_path / "a.nii"))
-    header = bytearray((tmp_path / "a.nii").read_bytes())
-    struct.pack_into("<2f", header, 112, 0.5, 3.25)  # scl_slope, scl_inter
-    (tmp_path / "a.nii").write_bytes(header)
-    image = read_image(tmp_path / "a.nii", integers=True)
-    assert image.GetPixelID() == sitk.sitkFloat32
-    np.testing.assert_allclose(to_array(image), 0.5 * to_array(noise(np.int16)) + 3.25)
-
-
 @pytest.mark.parametrize("ext", FORMATS)
 def test_writes_what_simpleitk_reads_and_leaves_nothing_else(tmp_path, ext):
     path = tmp_path / "new" / "folder" / f"a{ext}"
@@ -126,22 +92,6 @@ def test_writes_what_simpleitk_reads_and_leaves_nothing_else(tmp_path, ext):
     again = sitk.ReadImage(str(path))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(again), sitk.GetArrayFromImage(noise()))
     assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_write_that_fails_keeps_the_old_file_and_leaves_no_temporary(tmp_path, monkeypatch):
-    path = tmp_path / "a.nii.gz"
-    write_image(noise(), path)
-    before = path.read_bytes()
-
-    def full_disk(image, name, **_):
-        Path(name).write_bytes(b"half")
-        raise RuntimeError("Exception thrown\nitk::ERROR: NiftiImageIO(0x5cf3d0): No space left on device.")
-
-    monkeypatch.setattr(sitk, "WriteImage", full_disk)
-    with pytest.raises(HnsegError, match=r"a\.nii\.gz: cannot be written \(No space left on device\)"):
-        write_image(noise(), path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("ext", FORMATS)
@@ -239,14 +189,6 @@ def test_an_impossible_nifti_spacing_is_refused(tmp_path, step):
     content = bytearray(path.read_bytes())
     content[80:84] = struct.pack("<f", step)  # pixdim[1]
     path.write_bytes(content)
-    assert "mm is impossible" in refusal(path)
-
-
-@pytest.mark.parametrize("step", ["0", "-1"])
-def test_an_impossible_metaimage_spacing_is_refused(tmp_path, step):
-    path = tmp_path / "a.mha"
-    sitk.WriteImage(noise(), str(path))
-    path.write_bytes(path.read_bytes().replace(b"ElementSpacing = 1.5", f"ElementSpacing = {step}".encode()))
     assert "mm is impossible" in refusal(path)
 
 

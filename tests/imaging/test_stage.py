@@ -51,21 +51,6 @@ def test_a_placement_without_its_reference_says_so(placement):
             stage(placement).grid(ct_image(), reference)
 
 
-def test_lengths_become_whole_voxels_rounded_up():
-    assert stage("scan").voxels(12.0) == (6, 4, 3)
-    assert stage("scan").voxels(12.1) == (7, 5, 4)
-    assert stage("scan").voxels(0.0) == (0, 0, 0)
-
-
-def test_a_stage_survives_its_plain_form():
-    one = stage("lesions", classes=("GTVp",), antialias=True)
-    fields = {"name": "any", "size": [8, 10, 12], "spacing": [2.0, 3.0, 4.0], "placement": "lesions",
-              "classes": ["GTVp"], "antialias": True}  # fmt: skip
-    assert Stage.from_dict(fields) == one
-    assert one.shape == (12, 10, 8)
-    assert hash(one) == hash(Stage.from_dict(fields))
-
-
 def test_the_lesions_of_both_classes_place_the_fine_roi():
     label = np.zeros((10, 10, 10), np.uint8)
     label[2, 2, 2], label[8, 8, 8] = 1, 2
@@ -94,13 +79,3 @@ def test_a_mask_that_changes_moves_the_fine_roi_by_whole_voxels_or_not_at_all(se
         # Its faces are faces of the mask's voxels: it holds a voxel whole or not at all.
         faces = (grid.corners - m.GetOrigin()) / 2 - 0.5
         np.testing.assert_allclose(faces, np.rint(faces), atol=1e-6)
-
-
-def test_a_voxel_more_or_less_leaves_the_fine_roi_where_it_is():
-    mask = np.zeros((40, 40, 40), np.uint8)
-    mask[10:20, 10:20, 10:20] = 1
-    grown = mask.copy()
-    grown[20, 20, 20] = 2
-    fine = Stage("fine", (144, 144, 144), (1.0, 1.0, 1.0), "lesions")
-    one, other = (fine.grid(ct_image(), volume(m, (2, 2, 2))) for m in (mask, grown))
-    assert one == other
