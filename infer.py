@@ -10,19 +10,15 @@ A case that cannot be segmented is reported and the others still finish; the exi
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from hnseg.app import run
 from hnseg.errors import HnsegError
-from hnseg.imaging.case import Case, mask_file, read_cases
+from hnseg.imaging.case import Case, mask_file, read_cases, take_shard
 from hnseg.inference.options import check_options
-
-if TYPE_CHECKING:
-    from hnseg.inference.case_list import Engine
 
 
 def main(cfg: DictConfig) -> None:
@@ -37,44 +33,35 @@ def main(cfg: DictConfig) -> None:
             f"bundle={cfg.bundle}: no bundle.yaml there; make a bundle with hnseg export RUNS --out DIR"
         )
 
-    from hnseg.inference.case_list import segment_cases
+    from hnseg.devices import pick_devices
+    from hnseg.inference.predict_cases import Options, predict_cases, summary
+    from hnseg.inference.ray_engine import predict_on_ray
+    from hnseg.inference.setup import Setup
     from hnseg.processes import silence_libraries
 
     silence_libraries()
-    with make_engine(cfg) as engine:
-        outcomes = segment_cases(
-            cases, engine, Path(cfg.out), extension=f".{cfg.format}", overwrite=cfg.overwrite
-        )
-    failed = [outcome.case_id for outcome in outcomes if outcome.status == "error"]
-    skipped = sum(outcome.status == "skipped" for outcome in outcomes)
-    before = f" ({skipped} skipped, finished before; overwrite=true segments all)" if skipped else ""
-    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} cases segmented: {cfg.out}{before}")
-    if failed:
-        print(f"not segmented: {', '.join(failed)} (reasons in {cfg.out}/cases.csv)", file=sys.stderr)
+    config: Any = OmegaConf.to_container(cfg)
+    setup, device, out = Setup.from_config(config), cfg.trainer.device, Path(cfg.out)
+    options = Options(f".{cfg.format}", cfg.overwrite)
+    if cfg.engine.name == "ray":
+        resources = {"device": device, "workers": cfg.engine.workers, "address": cfg.engine.address}
+        outcomes = predict_on_ray(cases, setup, out, options, **resources)
+    else:
+        devices = [{out: cascade} for cascade in setup.load(pick_devices(device))]
+        outcomes = predict_cases(cases, devices, options)
+    print(summary(outcomes, out))
+    if failed := [outcome.case_id for outcome in outcomes if outcome.status == "error"]:
+        print(f"not segmented: {', '.join(sorted(failed))} (reasons in {out}/cases.csv)", file=sys.stderr)
         sys.exit(1)
 
 
-def make_engine(cfg: DictConfig) -> AbstractContextManager[Engine]:
-    """What runs the networks, loaded."""
-    from hnseg.devices import pick_devices
-    from hnseg.inference.local_engine import LocalEngine
-    from hnseg.inference.ray_engine import ray_engine
-    from hnseg.inference.setup import Setup
-
-    options: Any = OmegaConf.to_container(cfg)
-    setup, device = Setup.from_config(options), cfg.trainer.device
-    if cfg.engine.name == "ray":
-        return ray_engine(setup, device, cfg.engine.workers, cfg.engine.address)
-    return nullcontext(LocalEngine(setup.load(pick_devices(device)), cfg.engine.at_once))
-
-
 def read_case_list(cfg: DictConfig) -> list[Case]:
-    """The cases to segment; with until=head those that have no head mask yet.
+    """The cases of this process's shard; with until=head those that have no head mask yet.
 
     Raises:
-        HnsegError: No case list, no folder of head masks, or a mask for every case.
+        HnsegError: No case list, no folder of head masks, a mask for every case, or an impossible shard.
     """
-    cases = read_cases(Path(cfg.cases), strict=False)
+    cases = take_shard(read_cases(Path(cfg.cases), strict=False), cfg.shard)
     if cfg.heads is None:
         return cases
     heads = Path(cfg.heads)

@@ -15,7 +15,7 @@ from entry import ROOT
 # An entry point in a fork for each line of arguments: importing takes far longer than what is to be killed.
 _FORKS = """
 import os, runpy, shlex, sys
-import hnseg.app, hnseg.inference.backends, hnseg.inference.case_list, hnseg.training.fit
+import hnseg.app, hnseg.inference.backends, hnseg.inference.predict_cases, hnseg.training.fit
 for line in sys.stdin:
     child = os.fork()
     if child == 0:

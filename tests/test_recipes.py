@@ -57,7 +57,7 @@ def test_a_recipe_goes_from_cohort_to_masks(tmp_path: Path, recipe: str) -> None
         "unseen=true",
         f"heads={cohort / 'heads'}",
     )
-    assert {row["unseen"] for row in rows} == {"yes"}
+    assert {row["out_of_fold"] for row in rows} == {"yes"}
     oof = f"data.coarse={tmp_path / 'coarse'}"
     for model in ("resenc", "segresnet"):
         train("fine", model, "0", cohort, runs, chosen, chain, oof)

@@ -175,7 +175,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(cohort: Path,
 def write_coarse(folder: Path, cohort: Path, unseen: str = "yes") -> Path:
     """Coarse predictions as infer.py leaves them: the truth, moved by a voxel or gone."""
     folder.mkdir()
-    rows = ["case_id,status,unseen"]
+    rows = ["case_id,status,out_of_fold"]
     for case in sorted(p.name for p in cohort.iterdir() if p.name != "heads"):
         truth = sitk.ReadImage(str(cohort / case / f"{case}.nii.gz"))
         moved = sitk.Cast(sitk.CyclicShift(truth, (1, 0, 0)), sitk.sitkUInt8)
@@ -213,7 +213,7 @@ def test_coarse_predictions_of_a_network_that_saw_the_case_are_refused(cohort: P
     with pytest.raises(HnsegError, match=r"data\.coarse=.*nowhere: no such folder"):
         load("train").main(compose_job("train", *overrides, f"data.coarse={tmp_path / 'nowhere'}"))
     unlisted = write_coarse(tmp_path / "unlisted", cohort)  # as masks of another stage are, or copied ones
-    (unlisted / "cases.csv").write_text("case_id,status,unseen\nA-0,ok,yes\n")
+    (unlisted / "cases.csv").write_text("case_id,status,out_of_fold\nA-0,ok,yes\n")
     with pytest.raises(HnsegError, match=r"cases\.csv does not list A-2, B-1, B-3"):
         load("train").main(compose_job("train", *overrides, f"data.coarse={unlisted}"))
     few = write_coarse(tmp_path / "few", cohort)

@@ -20,7 +20,7 @@ from rich.console import Console
 from hnseg.data.cache import CacheError, StageVolume, entry_folder, is_whole, write_entry
 from hnseg.data.sampling import MODALITIES, STUDY, Sampling
 from hnseg.errors import HnsegError
-from hnseg.files import digest, digest_file, read_table, replacing
+from hnseg.files import digest, digest_file, replacing
 from hnseg.imaging.case import Case, mask_file
 from hnseg.imaging.checks import check_case
 from hnseg.imaging.grid import Grid
@@ -107,23 +107,24 @@ def ml_outside(label: sitk.Image, grid: Grid) -> dict[str, float]:
 
 
 def _searched(masks: Path, case_id: str) -> sitk.Image | None:
-    """The ROI in which infer.py looked for coarse lesions, empty; None if it does not say.
+    """The ROI in which infer.py looked for coarse lesions, empty; None without its record, OUT/CASE.json.
 
     The brightest PET is sought there, and not in a bladder far below.
 
     Raises:
-        HnsegError: cases.csv cannot be read.
+        HnsegError: The record is damaged.
     """
-    path = masks / "cases.csv"
-    remedy = "make it and the masks anew with python infer.py until=coarse unseen=true"
-    _, rows = read_table(path, remedy, ("case_id",))
-    roi = next((row.get("roi") for row in rows if row["case_id"] == case_id), None)
-    if not roi:
+    path = masks / f"{case_id}.json"
+    if not path.exists():
         return None
     try:
-        grid = Grid.from_dict(json.loads(roi))
+        (roi,) = json.loads(path.read_bytes())["roi"]
+        grid = Grid.from_dict(roi)
     except (ValueError, LookupError, TypeError) as error:
-        raise HnsegError(f"{path}: {case_id} has roi {roi[:30]!r}, no grid; {remedy}") from error
+        raise HnsegError(
+            f"{path}: not the record of a coarse prediction; make it and the mask anew with "
+            "python infer.py until=coarse unseen=true overwrite=true"
+        ) from error
     return grid.image(np.zeros(grid.shape, np.uint8))
 
 

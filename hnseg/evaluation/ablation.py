@@ -23,9 +23,9 @@ from hnseg.evaluation.score import evaluate
 from hnseg.evaluation.tables import ABLATION, ablation_rows, write_tables
 from hnseg.files import replacing, write_json
 from hnseg.imaging.case import Case
-from hnseg.inference.arms import Arms, segment_arms
 from hnseg.inference.ensemble import Memory
 from hnseg.inference.options import check_options
+from hnseg.inference.predict_cases import predict_cases
 from hnseg.inference.setup import Setup
 from hnseg.models.bundle import Bundle, export_bundle
 from hnseg.models.checkpoint import Checkpoint, Member, checkpoint_file
@@ -251,14 +251,13 @@ def predict(
     for one in pick_devices(device):
         networks, memory = first.networks(one), Memory()
         shared = {"networks": networks, "memory": memory, **options}
-        devices.append(Arms({name: setup.make(bundle, **shared) for name, setup in setups.items()}, memory))
+        devices.append({out / name: setup.make(bundle, **shared) for name, setup in setups.items()})
     # Fold by fold, so that the networks of one fold stay loaded.
     in_order = sorted(cases, key=lambda case: (sources.fold_of[case.case_id], case.case_id))
-    outcomes = segment_arms(in_order, devices, out)
-    failed = [(name, one.case_id) for name, ones in outcomes.items() for one in ones if one.status == "error"]
-    if failed:
-        table = out / failed[0][0] / "cases.csv"
-        ids = ", ".join(dict.fromkeys(case_id for _, case_id in failed))
+    outcomes = predict_cases(in_order, devices)
+    if failed := [outcome for outcome in outcomes if outcome.status == "error"]:
+        ids = ", ".join(dict.fromkeys(outcome.case_id for outcome in failed))
+        table = failed[0].out / "cases.csv"
         raise HnsegError(f"not segmented: {ids} (reasons in {table}); mend that, and run the command again")
 
 

@@ -7,7 +7,6 @@ that choice helps cases that had no part in it (cross-validation).
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from rich.progress import track
 from hnseg.errors import HnsegError, few
 from hnseg.evaluation.score import crop_to_labels, find_masks, read_masks
 from hnseg.evaluation.statistics import ratio
-from hnseg.files import print_table, read_table, table_console
+from hnseg.files import print_table, table_console
 from hnseg.imaging.case import Case, read_cases
 from hnseg.imaging.checks import SUV_LIMIT, SUV_REMEDY
 from hnseg.imaging.images import to_array
@@ -32,7 +31,7 @@ from hnseg.imaging.masks import voxel_ml
 from hnseg.imaging.suv import read_pet
 from hnseg.inference.decision import Decision
 from hnseg.inference.postprocess import components, least_voxels, suv_peak
-from hnseg.inference.record import TABLE
+from hnseg.inference.records import Record, read_records
 from hnseg.metrics.lesions import Overlaps, match, overlapping_lesions
 from hnseg.metrics.official import CLASSES, GTVN, SCORES, TITLES, CaseCounts, Overlap, Scores, aggregate
 from hnseg.models.bundle import Bundle
@@ -261,12 +260,11 @@ def require_tunable(predictions: Path, cases: Sequence[Case], identity: str, pre
         HnsegError: Masks that are missing, or were made with networks trained on the case, by an earlier
             stage, by another bundle, by other rules, or with post-processing.
     """
-    _, rows = read_table(predictions / TABLE, f"make it anew with {_COMMAND}", ("case_id", "status"))
-    records, masks = {row["case_id"]: row for row in rows}, find_masks(predictions)
+    records, masks = read_records(predictions), find_masks(predictions)
     faults: dict[str, list[str]] = {}
     for case in cases:
         record = records.get(case.case_id)
-        if case.case_id not in masks or record is None or record["status"] != "ok":
+        if case.case_id not in masks or record is None or record.status != "ok":
             fault = "no finished prediction of"
         else:
             fault = _fault(record, identity, present)
@@ -277,15 +275,15 @@ def require_tunable(predictions: Path, cases: Sequence[Case], identity: str, pre
     return [masks[case.case_id] for case in cases]
 
 
-def _fault(record: Mapping[str, str], identity: str, present: Decision) -> str:
+def _fault(record: Record, identity: str, present: Decision) -> str:
     """Why a mask must not be tuned on; '' if it may be."""
-    if record.get("unseen") != "yes":
+    if not record.out_of_fold:
         return "made by networks trained on the case:"
-    if not record.get("fine_s"):
+    if record.stage != "fine":
         return "not the fine stage's masks:"
-    if record.get("made_from", "").partition("-")[0] != identity:
+    if record.bundle != identity:
         return "another bundle made"
-    made_with = Decision.from_dict(json.loads(record["rules"]), tuple(CLASSES))
+    made_with = Decision.from_dict(record.rules, tuple(CLASSES))
     if any(made_with.floors(tuple(CLASSES))) or made_with.node_suv_peak:
         used = " ".join(f"decision.{key}={getattr(made_with, key)}" for key in TUNED)
         return f"components were dropped with {used}:"

@@ -90,6 +90,20 @@ def read_cases(source: Path, *, strict: bool = True) -> list[Case]:
     return sorted(cases, key=lambda case: case.case_id)
 
 
+def take_shard(cases: list[Case], shard: str | None) -> list[Case]:
+    """Every n-th case from the k-th on, for shard k/n (0/4 to 3/4); all without a shard.
+
+    Raises:
+        HnsegError: Not K/N with K below N.
+    """
+    if shard is None:
+        return cases
+    number, _, count = str(shard).partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise HnsegError(f"shard={shard}: write K/N with K from 0 to N-1, such as 0/4")
+    return cases[int(number) :: int(count)]
+
+
 def center_of(case_id: str) -> str:
     """The centre in a HECKTOR case name: CHUM-001 → CHUM; '' for a name without '-'."""
     return case_id.partition("-")[0] if "-" in case_id else ""

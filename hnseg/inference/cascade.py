@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,12 @@ from hnseg.errors import HnsegError
 from hnseg.imaging.case import mask_file
 from hnseg.imaging.grid import Grid, Point, bounds
 from hnseg.imaging.images import from_array, read_label
-from hnseg.imaging.placement import cuts, place, without_pet
+from hnseg.imaging.placement import Fallback, cuts, place, without_pet
 from hnseg.imaging.stage import Stage
 from hnseg.inference.backends import Networks
 from hnseg.inference.decision import Decision, decide
 from hnseg.inference.ensemble import MAPS, Clock, Memory, Spread, StageEnsemble
-from hnseg.inference.lesions import Lesion, look_first, measure
+from hnseg.inference.lesions import Lesion, measure, review_reasons
 from hnseg.inference.postprocess import remove_faint, remove_small
 from hnseg.inference.roi_cover import cubes, outside_ml
 from hnseg.inference.stitching import Box, blend, paste
@@ -84,42 +83,34 @@ class Segmentation:
 
     Args:
         mask: uint8 labels on the CT's grid.
-        unseen: No network that was used had been trained on the case.
+        out_of_fold: No network that was used had been trained on the case.
         decision: The rules by which the mask was decided.
-        outside_ml: Coarse lesion that no cube of the fine stage held, ml; None where lesions place no cube.
-        fallbacks: What was done where a stage found nothing, and what of the ROI the scan does not show.
-        seconds: Time each step took: `resample` (ROIs placed and cut out), `wait` for networks that another
-            case has, each stage's networks, `back` (to the CT's grid, decided and measured).
+        lesion_ml_outside_roi: Coarse lesion that no cube of the fine stage held, ml; None where lesions place
+            no cube.
+        fallbacks: What placed an ROI where the stage before found nothing.
+        notes: These in words, where the scan ends within the ROI or the head, and how members ran.
+        seconds: Time each step took: `resample` (ROIs placed and cut out), each stage's networks, `back` (to
+            the CT's grid, decided and measured).
         grids: Where each stage looked.
         lesions: What the mask holds; none where it holds heads.
-        look_first: Why a reader should look at the case before others, in words; else empty.
+        review_reasons: Why a reader should look at the case before others.
         maps: Those that were asked for, float32 (z, y, x) in `box`: `probability_CLASS`, `entropy` and
             `mutual_information`.
         box: The part (z, y, x) of the CT that the last stage's ROI reaches; None where they do not meet.
     """
 
     mask: sitk.Image
-    unseen: bool
+    out_of_fold: bool
     decision: Decision
-    outside_ml: float | None = None
-    fallbacks: list[str] = field(default_factory=list)
+    lesion_ml_outside_roi: float | None = None
+    fallbacks: list[Fallback] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     grids: dict[str, list[Grid]] = field(default_factory=dict)
     lesions: list[Lesion] = field(default_factory=list)
-    look_first: str = ""
+    review_reasons: list[str] = field(default_factory=list)
     maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     box: Box | None = None
-
-    @property
-    def roi(self) -> str:
-        """The grid of the last stage as JSON; empty where it looked at several cubes."""
-        last = list(self.grids.values())[-1] if self.grids else []
-        return json.dumps(last[0].to_dict()) if len(last) == 1 else ""
-
-    @property
-    def rules(self) -> str:
-        """The rules as JSON."""
-        return json.dumps(asdict(self.decision))
 
     def volumes(self) -> Iterator[tuple[str, sitk.Image]]:
         """The maps by name, one at a time on the CT's grid, float32 and zero outside the ROI."""
@@ -215,8 +206,7 @@ class Cascade:
             self.memory.turn_to(ct, pet)
         ensembles = self._for_case(case_id, without_head=drawn)
         used = [member for ensemble in ensembles for member in ensemble.members]
-        unseen = not any(member.has_seen(case_id) for member in used)
-        result = Segmentation(ct, unseen, self.decision)
+        result = Segmentation(ct, not any(member.has_seen(case_id) for member in used), self.decision)
         clock = Clock()
         for ensemble in ensembles:
             clock.begin("resample")
@@ -226,14 +216,15 @@ class Cascade:
             grid = placed.grid
             grids = [grid]
             if placed.fallback:
-                result.fallbacks.append(placed.note)
+                result.fallbacks.append(placed.fallback)
+                result.notes.append(placed.note)
             elif stage.placement == "lesions" and found is not None:
                 if self.decision.cover == "all":
                     grids = cubes(found, grid, self.decision.floors(stage.classes))
-                result.outside_ml = outside_ml(found, grids)
+                result.lesion_ml_outside_roi = outside_ml(found, grids)
             result.grids[stage.name] = grids
             under_head = stage.placement == "below_head" and not placed.fallback
-            result.fallbacks += limits(stage, grids, ct, pet, head if under_head else None)
+            result.notes += limits(stage, grids, ct, pet, head if under_head else None)
             if ensemble is ensembles[-1]:
                 self._finish(result, ensemble, ct, pet, clock)
             else:
@@ -241,8 +232,8 @@ class Cascade:
                 found = grid.image(decide(ensemble.probabilities(ct, pet, grid, clock)[1:], "argmax"))
                 head, drawn = found if stage.name == "head" else head, False
         result.seconds = clock.stop()
-        result.fallbacks += filter(None, map(self.networks.note, used))
-        result.fallbacks += [remark for ensemble in ensembles for remark in ensemble.remarks]
+        result.notes += filter(None, map(self.networks.note, used))
+        result.notes += [remark for ensemble in ensembles for remark in ensemble.remarks]
         return result
 
     def _finish(
@@ -276,7 +267,7 @@ class Cascade:
             if result.box is not None:
                 z, y, x = result.box
                 result.lesions = measure(result.mask[x, y, z], pet, classes, maps[:count], votes, grids)
-            result.look_first = look_first(result.lesions, result.fallbacks, result.outside_ml)
+            result.review_reasons = review_reasons(result.lesions, result.notes, result.lesion_ml_outside_roi)
         if result.box is not None:
             result.maps = self._asked_for(maps, classes)
 

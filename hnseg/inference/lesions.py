@@ -1,27 +1,23 @@
-"""What was found, lesion by lesion (lesions.csv), and which cases a reader should look at first."""
+"""The lesions of a mask, one by one (lesions.csv), and which cases a reader should look at first."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from hnseg.errors import HnsegError
-from hnseg.files import read_table, replacing
-from hnseg.imaging.grid import Grid, Point
+from hnseg.imaging.grid import Grid
 from hnseg.imaging.masks import positions
 from hnseg.inference.postprocess import Uptake, components, uptake
 
 COLUMNS = ["case_id", "lesion", "class", "volume_ml", "suv_max", "suv_mean", "suv_peak"]
-COLUMNS += ["x_mm", "y_mm", "z_mm", "probability", "agreement", "face_mm"]
+COLUMNS += ["x_mm", "y_mm", "z_mm", "probability", "agreement", "distance_to_roi_edge_mm"]
 
-# PET does not resolve less: a lesion nearer to a face than this may go on beyond it.
-NEAR_FACE_MM = 5.0
+# PET does not resolve less: a lesion nearer to the ROI's edge than this may go on beyond it.
+NEAR_EDGE_MM = 5.0
 # Below it, more than every third member sees something else in the lesion.
 LOW_AGREEMENT = 2 / 3
 # Less coarse lesion than this is dust, which the paper's post-processing would remove from the mask too.
@@ -41,18 +37,18 @@ class Lesion:
         probability: Mean of the fused probability of its class over its voxels.
         agreement: Share of members to which its class is the likeliest, mean over its voxels; None where
             there is one member.
-        face_mm: From its outermost voxel's centre to the nearest face of the ROI. Of several cubes that hold
-            a voxel, the one counts that holds it deepest.
+        distance_to_roi_edge_mm: From its outermost voxel's centre to the nearest face of the ROI. Of
+            several cubes that hold a voxel, the one counts that holds it deepest.
     """
 
     number: int
     name: str
     volume_ml: float
     suv: Uptake | None
-    centroid: Point
+    centroid: tuple[float, float, float]
     probability: float
     agreement: float | None
-    face_mm: float
+    distance_to_roi_edge_mm: float
 
     @property
     def row(self) -> dict[str, str]:
@@ -66,7 +62,7 @@ class Lesion:
             **dict(zip(("x_mm", "y_mm", "z_mm"), (f"{c:.1f}" for c in self.centroid), strict=True)),
             "probability": f"{self.probability:.3f}",
             "agreement": "" if self.agreement is None else f"{self.agreement:.3f}",
-            "face_mm": f"{self.face_mm:.1f}",
+            "distance_to_roi_edge_mm": f"{self.distance_to_roi_edge_mm:.1f}",
         }
 
 
@@ -100,71 +96,42 @@ def measure(
         sized.sort(key=lambda one: -int(one[0].sum()))
         for inside, box, part in sized:
             points = positions(part)
+            x, y, z = points.mean(axis=0)
             depths = _depths(points, grids)
             lesion = Lesion(
                 number=len(lesions) + 1,
                 name=name,
                 volume_ml=len(points) * voxel_ml,
                 suv=uptake(part, pet),
-                centroid=points.mean(axis=0),
+                centroid=(float(x), float(y), float(z)),
                 probability=float(probabilities[label - 1][box][inside].mean()),
                 agreement=_agreement(points, depths, [cube[label - 1] for cube in votes], grids),
-                face_mm=max(0.0, float(depths.max(axis=0).min())),
+                distance_to_roi_edge_mm=max(0.0, float(depths.max(axis=0).min())),
             )
             lesions.append(lesion)
     return lesions
 
 
-def look_first(
-    lesions: Sequence[Lesion], fallbacks: Sequence[str] = (), outside_ml: float | None = None
-) -> str:
-    """Why a reader should look at a case before others, in words; empty where nothing speaks for it.
+def review_reasons(
+    lesions: Sequence[Lesion], notes: Sequence[str] = (), lesion_ml_outside_roi: float | None = None
+) -> list[str]:
+    """Why a reader should look at a case before others; empty where nothing speaks for it.
 
     Args:
         lesions: All of the case.
-        fallbacks: What was done where a stage found nothing, and what of the ROI the scan does not show.
-        outside_ml: Coarse lesion outside the fine ROI, ml.
+        notes: What placed an ROI where nothing was found, and what of the ROI the scan does not show.
+        lesion_ml_outside_roi: Coarse lesion outside the fine ROI, ml.
     """
-    reasons = list(fallbacks)
+    reasons = list(notes)
     if not lesions:
         reasons.append("no lesion found")
-    if outside_ml is not None and outside_ml >= OUTSIDE_ML:
-        reasons.append(f"{outside_ml:.2f} ml of coarse lesion outside the ROI")
-    if near := [n.number for n in lesions if n.face_mm < NEAR_FACE_MM]:
-        reasons.append(f"less than {NEAR_FACE_MM:g} mm from the ROI's face: {_named(near)}")
+    if lesion_ml_outside_roi is not None and lesion_ml_outside_roi >= OUTSIDE_ML:
+        reasons.append(f"{lesion_ml_outside_roi:.2f} ml of coarse lesion outside the ROI")
+    if near := [n.number for n in lesions if n.distance_to_roi_edge_mm < NEAR_EDGE_MM]:
+        reasons.append(f"less than {NEAR_EDGE_MM:g} mm from the ROI's edge: {_named(near)}")
     if split := [n.number for n in lesions if n.agreement is not None and n.agreement < LOW_AGREEMENT]:
         reasons.append(f"members disagree: {_named(split)}")
-    return "; ".join(reasons)
-
-
-def write_lesions(lesions: Mapping[str, Sequence[Lesion]], path: Path) -> None:
-    """Writes lesions.csv whole, sorted by case and lesion; rows of cases that are not given stay.
-
-    Args:
-        lesions: By case; a case without lesions loses the rows that it had.
-        path: The file.
-
-    Raises:
-        HnsegError: The file has other columns, or cannot be written.
-    """
-    rows = [row for row in read_lesions(path) if row["case_id"] not in lesions]
-    rows += [{"case_id": case_id, **lesion.row} for case_id, found in lesions.items() for lesion in found]
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: (row["case_id"], int(row["lesion"]))))
-
-
-def read_lesions(path: Path) -> list[dict[str, str]]:
-    """The rows of lesions.csv; none where there is no such file.
-
-    Raises:
-        HnsegError: The file has other columns, or cannot be read.
-    """
-    columns, rows = read_table(path, "move the file away")
-    if path.exists() and columns != COLUMNS:
-        raise HnsegError(f"{path}: its columns are not {','.join(COLUMNS)}; move the file away")
-    return rows
+    return reasons
 
 
 def _depths(points: NDArray[np.float64], grids: Sequence[Grid]) -> NDArray[np.float64]:

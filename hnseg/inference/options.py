@@ -32,9 +32,6 @@ def check_options(config: Mapping[str, Any]) -> None:
     threads = config["trainer"]["threads"]
     if threads is not None and not is_count(threads):
         raise HnsegError(f"trainer.threads={threads}: give a number of 1 or more, or null for all cores")
-    at_once = config["engine"].get("at_once")
-    if at_once is not None and not is_count(at_once):
-        raise HnsegError(f"engine.at_once={at_once}: give a number of cases of 1 or more, or null")
     unused = [f"decision.{key}" for key in _OF_FINE_MASKS if config["decision"][key] is not None]
     if unused and config["until"] != "fine":
         raise HnsegError(

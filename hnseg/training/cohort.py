@@ -176,4 +176,4 @@ def _unseen(folder: Path) -> dict[str, bool]:
             f"seen the cases; make them with {_COMMAND}"
         )
     _, rows = read_table(path, f"make it and the masks anew with {_COMMAND}", ("case_id",))
-    return {row["case_id"]: row.get("unseen") == "yes" for row in rows}
+    return {row["case_id"]: row.get("out_of_fold") == "yes" for row in rows}

@@ -1,6 +1,5 @@
 """Cached volumes: the right voxels, made once, made again when something changed, whole or not at all."""
 
-import csv
 import json
 import os
 from dataclasses import replace
@@ -260,9 +259,7 @@ def test_coarse_predictions_place_the_fine_roi_and_truth_stays_the_label(root, t
     # Where infer.py says which ROI it searched, the brightest PET is sought there alone: not at the hot
     # spot of x 24-36 mm, but among the noise below it.
     grid = Grid((5, 5, 5), (4.0, 4.0, 4.0), (50.0, 50.0, 10.0))
-    rows = [["case_id", "roi"], ["A-2", json.dumps(grid.to_dict())]]
-    with (coarse / "cases.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    (coarse / "A-2.json").write_text(json.dumps({"roi": [grid.to_dict()]}))
     searched = prepare(cases, FINE, tmp_path / "other cache", coarse=coarse)[1]
     low, high = grid.corners.min(axis=0), grid.corners.max(axis=0)
     center = Grid.from_dict(searched.meta["grid"]).center
@@ -273,18 +270,11 @@ def test_coarse_predictions_place_the_fine_roi_and_truth_stays_the_label(root, t
         prepare(cases, FINE, tmp_path / "cache", coarse=coarse)
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ("case,roi\nA-1,\n", r"cases\.csv: has no columns case_id"),
-        ("case_id,roi\nA-1,\"{'size': 5}\"\n", r"cases\.csv: A-1 has roi \"{'size': 5}\", no grid"),
-        ("case_id,roi\nA-1,{}\n", r"cases\.csv: A-1 has roi '{}', no grid"),
-    ],
-)
-def test_a_table_that_does_not_tell_the_searched_roi_is_told(root, tmp_path, table, message):
+@pytest.mark.parametrize("record", ["", "[]", '{"roi": []}', '{"roi": [{"size": 5}]}'])
+def test_a_record_that_lacks_the_searched_roi_is_refused(root, tmp_path, record):
     sitk.WriteImage(volume(np.zeros((30, 40, 40), np.uint8), (2, 2, 3)), str(tmp_path / "A-1.nii.gz"))
-    (tmp_path / "cases.csv").write_text(table)
-    with pytest.raises(HnsegError, match=message):
+    (tmp_path / "A-1.json").write_text(record)
+    with pytest.raises(HnsegError, match=r"A-1\.json: not the record of a coarse prediction"):
         prepare_case(read_cases(root)[0], FINE, tmp_path / "cache", masks=tmp_path)
 
 

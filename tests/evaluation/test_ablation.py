@@ -13,7 +13,7 @@ import SimpleITK as sitk
 import torch
 from entry import compose_job, load
 from monai.metrics import compute_dice
-from results import contents, table
+from results import contents, record, table
 from safetensors.torch import load_file
 from scores_by_hand import find_nodes
 from sweep import CASES, FOLDS, TRAININGS, read, write_config, write_patients, write_sweep
@@ -88,7 +88,7 @@ def test_no_case_meets_a_network_that_was_trained_on_it(asked, out):
     assert Counter((case_id, member.card["name"]) for case_id, member in asked[1]) == Counter(expected)
     assert not [case_id for case_id, member in asked[1] if case_id in member.card["trained_on"]]
     for arm in ARMS:
-        assert {row["unseen"] for row in table(out / arm).values()} == {"yes"}
+        assert {row["out_of_fold"] for row in table(out / arm).values()} == {"yes"}
 
 
 @pytest.mark.parametrize("arm", ["full", "resenc"])
@@ -201,14 +201,14 @@ def test_an_oracle_places_the_fine_roi_on_the_true_lesions(runs, cohort, tmp_pat
     assert (content["arms"], content["roi"]) == (["resenc_oracle_roi", "full_oracle_roi"], "oracle")
     assert "full\\_oracle\\_roi" in (out / "ablation.tex").read_text()
     for case_id, row in table(out / "full_oracle_roi").items():
-        roi = json.loads(row["roi"])
+        (roi,) = record(out / "full_oracle_roi", case_id)["roi"]
         middle = np.add(roi["origin"], (np.array(roi["size"]) - 1) / 2 * roi["spacing"])
         truth = sitk.Cast(read(cohort / case_id, case_id) != 0, sitk.sitkUInt8)
         shape = sitk.LabelShapeStatisticsImageFilter()
         shape.Execute(truth)
         # A cube's middle is a corner of the label's voxels.
         assert np.abs(np.subtract(middle, shape.GetCentroid(1))).max() < 3
-        assert row["unseen"] == "yes"
+        assert row["out_of_fold"] == "yes"
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_a_csv_few_head_masks_and_runs_on_all_cases(runs, cohort, tmp_path):
         torch.save(stored, run / "best.ckpt")
     out = tmp_path / "out"
     assert ablation(tmp_path / "runs", tmp_path / "cases.csv", out, "--arms", "resenc") == 0
-    assert {row["unseen"] for row in table(out / "resenc").values()} == {"yes"}
+    assert {row["out_of_fold"] for row in table(out / "resenc").values()} == {"yes"}
     rows = json.loads((out / "ablation.json").read_text())["rows"]
     assert [(row["center"], row["cases"]) for row in rows] == [(None, 4), ("ward", 4)]
 

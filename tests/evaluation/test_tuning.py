@@ -1,10 +1,10 @@
 """`hnseg tune-postprocess`: what is measured, what is chosen, what is written, what must not be tuned on."""
 
-import csv
-import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +35,7 @@ from hnseg.evaluation.tuning import (
 from hnseg.imaging.case import Case, read_cases
 from hnseg.inference.decision import Decision
 from hnseg.inference.postprocess import remove_faint, remove_small
+from hnseg.inference.records import Record, record_file
 from hnseg.metrics.official import SCORES, aggregate
 from hnseg.models.bundle import Bundle
 
@@ -223,22 +224,17 @@ def pet() -> sitk.Image:
     return volume(suv, (2, 2, 3))
 
 
-def write_predictions(folder: Path, change: Callable[[np.ndarray], None], **columns: str) -> None:
-    """Masks that are the truth but for `change`, and the table that infer.py writes with them."""
+def write_predictions(folder: Path, change: Callable[[np.ndarray], None], **changes: Any) -> None:
+    """Masks that are the truth but for `change`, and the records that infer.py writes with them."""
     folder.mkdir()
     labels = sitk.GetArrayFromImage(label_image())
     change(labels)
-    made_from = ""
-    if (folder.parent / "bundle").exists():
-        made_from = f"{Bundle.load(folder.parent / 'bundle').identity}-0"
-    usual = {"status": "ok", "unseen": "yes", "fine_s": "1.0", "rules": json.dumps(RULES)}
-    rows = [{"case_id": name, **usual, "made_from": made_from, **columns} for name in NAMES]
+    made_by = folder.parent / "bundle"
+    identity = Bundle.load(made_by).identity if made_by.exists() else ""
     for name in NAMES:
         sitk.WriteImage(volume(labels, (2, 2, 3)), str(folder / f"{name}.nii.gz"))
-    with (folder / "cases.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+        record = Record(name, "ok", "", identity, "fine", RULES, out_of_fold=True)
+        record_file(folder, name).write_bytes(replace(record, **changes).to_json())
 
 
 def false_lesions(labels: np.ndarray) -> None:
@@ -335,27 +331,24 @@ def test_the_bundle_gets_the_rules_and_its_card_says_so(
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
+    ("changes", "message"),
     [
-        (
-            {"unseen": "no"},
-            r"networks trained on the case: A-00, A-01, .* and 7 more; make",
-        ),
+        ({"out_of_fold": False}, r"networks trained on the case: A-00, A-01, .* and 7 more; make"),
         ({"status": "error"}, "no finished prediction of A-00"),
-        ({"fine_s": ""}, "not the fine stage's masks: A-00"),
-        ({"made_from": "other-0"}, "another bundle made A-00"),
+        ({"stage": "coarse"}, "not the fine stage's masks: A-00"),
+        ({"bundle": "other"}, "another bundle made A-00"),
         (
-            {"rules": json.dumps(RULES | {"min_component_ml": {"GTVn": 0.1}})},
+            {"rules": RULES | {"min_component_ml": {"GTVn": 0.1}}},
             r"dropped with decision\.min_component_ml=.*GTVn.*0\.1",
         ),
-        ({"rules": json.dumps(RULES | {"node_suv_peak": 2.5})}, r"decision\.node_suv_peak=2\.5"),
-        ({"rules": json.dumps(RULES | {"rule": "argmax"})}, "rule=argmax where the bundle has half: A-00"),
+        ({"rules": RULES | {"node_suv_peak": 2.5}}, r"decision\.node_suv_peak=2\.5"),
+        ({"rules": RULES | {"rule": "argmax"}}, "rule=argmax where the bundle has half: A-00"),
     ],
 )
 def test_predictions_that_would_mislead_are_refused(
-    root: Path, tmp_path: Path, columns: dict[str, str], message: str
+    root: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    write_predictions(tmp_path / "found", nothing_false, **columns)
+    write_predictions(tmp_path / "found", nothing_false, **changes)
     with pytest.raises(HnsegError, match=f"found: .*{message}"):
         require_tunable(tmp_path / "found", read_cases(root), "", Decision())
 

@@ -7,8 +7,7 @@ import torch
 
 from hnseg.imaging.case import read_cases
 from hnseg.inference.cascade import Cascade
-from hnseg.inference.case_list import segment_cases
-from hnseg.inference.local_engine import LocalEngine
+from hnseg.inference.predict_cases import Options, Outcome, predict_cases
 from hnseg.models.bundle import Bundle
 
 NAMES = ("A", "B", "C")  # of the fixture `scans`
@@ -20,6 +19,10 @@ def cascade(bundle: Bundle, **settings: Any) -> Cascade:
     return Cascade(bundle, torch.device("cpu"), "float32", **settings)
 
 
-def statuses(source: Path, stages: Cascade, out: Path, **settings: Any) -> dict[str, str]:
-    outcomes = segment_cases(read_cases(source, strict=False), LocalEngine([stages]), out, **settings)
-    return {outcome.case_id: outcome.status for outcome in outcomes}
+def outcomes(source: Path, stages: Cascade, out: Path, **options: Any) -> dict[str, Outcome]:
+    found = predict_cases(read_cases(source, strict=False), [{out: stages}], Options(**options))
+    return {outcome.case_id: outcome for outcome in sorted(found, key=lambda one: one.case_id)}
+
+
+def statuses(source: Path, stages: Cascade, out: Path, **options: Any) -> dict[str, str]:
+    return {name: outcome.status for name, outcome in outcomes(source, stages, out, **options).items()}

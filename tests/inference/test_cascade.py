@@ -30,7 +30,7 @@ def detectors(pointwise: None, tmp_path: Path) -> Bundle:
 def test_a_detector_finds_the_lesions_where_they_are(detectors: Bundle, orientation: str) -> None:
     ct = make_ct(*ORIENTATIONS[orientation])
     result = Cascade(detectors, CPU, "float32")(ct, make_pet())
-    assert not any(fallback.startswith(("no head", "nothing coarse")) for fallback in result.fallbacks)
+    assert not any(fallback.startswith(("no head", "nothing coarse")) for fallback in result.notes)
     mask = sitk.GetArrayFromImage(result.mask)
     where = points(ct)
     slack = float(np.linalg.norm(ct.GetSpacing())) / 2 + 1.5  # half a voxel's diagonal, and half a fine voxel
@@ -82,7 +82,7 @@ def test_nothing_found_anywhere_ends_with_an_empty_mask_and_named_fallbacks(
     result = Cascade(bundle, CPU, "float32")(ct, make_pet())
     assert not sitk.GetArrayFromImage(result.mask).any()
     assert result.mask.GetDirection() == ct.GetDirection()
-    head, coarse = result.fallbacks
+    head, coarse = result.notes
     assert "no head" in head
     assert "brightest PET" in coarse
 
@@ -124,10 +124,10 @@ def test_given_heads_stand_for_the_head_stage(pointwise: None, tmp_path: Path) -
     without = Cascade(make_bundle(tmp_path / "a", coarse), CPU, "float32", until="coarse", heads=tmp_path)
     drawn = without(ct, make_pet(), "drawn")
     (cube,) = drawn.grids["coarse"]
-    assert not drawn.fallbacks
+    assert not drawn.notes
     np.testing.assert_allclose(cube.center, (10, 0, -100 - 36 * 6 / 2), atol=2.1)
     assert list(drawn.grids) == ["coarse"]
-    assert "no head" in without(ct, make_pet(), "empty").fallbacks[0]
+    assert "no head" in without(ct, make_pet(), "empty").notes[0]
     with pytest.raises(HnsegError, match=r"other\.nii\.gz: no such head mask.*no head member"):
         without(ct, make_pet(), "other")
     bundle = make_bundle(tmp_path / "b", coarse, card("head", "pointwise", HEAD))

@@ -58,11 +58,11 @@ def test_lesions_outside_one_cube_are_lost_and_said_and_all_cubes_find_them(
     lost, covered = results["one"], results["all"]
     assert len(lost.grids["fine"]) == 1
     assert sum(found_ml(lost.mask)) < 0.5 * sum(whole)
-    assert lost.outside_ml is not None
+    assert lost.lesion_ml_outside_roi is not None
     # What is outside by the coarse stage is about what the fine stage misses.
-    assert lost.outside_ml == pytest.approx(sum(whole) - sum(found_ml(lost.mask)), abs=2.0)
+    assert lost.lesion_ml_outside_roi == pytest.approx(sum(whole) - sum(found_ml(lost.mask)), abs=2.0)
     assert len(covered.grids["fine"]) == 2
-    assert covered.outside_ml == 0
+    assert covered.lesion_ml_outside_roi == 0
     assert found_ml(covered.mask) == pytest.approx(whole, rel=0.15)
     tumour, node = sorted(covered.grids["fine"], key=lambda grid: grid.center[0])
     np.testing.assert_allclose(tumour.center, TUMOUR, atol=3)

@@ -11,6 +11,7 @@ from members import card, make_bundle, never
 
 from hnseg.errors import HnsegError
 from hnseg.imaging.grid import Grid
+from hnseg.imaging.placement import Fallback
 from hnseg.imaging.stage import Stage
 from hnseg.inference.cascade import Cascade, limits
 from hnseg.models.bundle import Bundle
@@ -85,17 +86,18 @@ def found_around(mask: sitk.Image) -> np.ndarray:
 
 def test_nothing_coarse_and_the_lesion_is_found_not_the_brain(blind: Cascade) -> None:
     result = blind(make_ct(), make_pet())
-    (said,) = result.fallbacks
+    (said,) = result.notes
+    assert result.fallbacks == [Fallback.BRIGHTEST_PET]
     assert said.startswith("nothing coarse: ROI on the brightest PET outside the brain, SUVpeak ")
     assert float(said.split("SUVpeak ")[1].split()[0]) == pytest.approx(6.0, abs=0.3)
     np.testing.assert_allclose(found_around(result.mask), LESION, atol=3)
-    assert said in result.look_first
+    assert said in result.review_reasons
 
 
 def test_a_scan_without_a_head_says_so_and_the_lesion_is_still_found(pointwise: None, tmp_path: Path) -> None:
     """The coarse ROI hangs from the top of the scan and holds the whole brain."""
     result = Cascade(bundle(tmp_path, head=never(1, 1)), CPU, "float32")(make_ct(), make_pet())
-    head, coarse = result.fallbacks
+    head, coarse = result.notes
     assert head.startswith("no head: ")
     assert coarse.startswith("nothing coarse: ")
     np.testing.assert_allclose(found_around(result.mask), LESION, atol=3)
@@ -103,7 +105,7 @@ def test_a_scan_without_a_head_says_so_and_the_lesion_is_still_found(pointwise: 
 
 def test_a_scan_of_the_chest_says_that_it_shows_no_head(blind: Cascade) -> None:
     result = blind(make_ct(high=-230), make_pet((-160, -160, -420), (160, 160, -230)))
-    assert [said.split(":")[0] for said in result.fallbacks] == ["no head", "nothing coarse"]
+    assert [said.split(":")[0] for said in result.notes] == ["no head", "nothing coarse"]
     assert not sitk.GetArrayFromImage(result.mask).any()
 
 
@@ -119,10 +121,10 @@ def test_a_ct_that_ends_in_the_head_says_where(
     seeing: Cascade, low: float, high: float, expected: list[str]
 ) -> None:
     result = seeing(make_ct(low, high), make_pet())
-    said = [one for one in result.fallbacks if one.startswith("CT")]
+    said = [one for one in result.notes if one.startswith("CT")]
     assert len(said) == len(expected)
     assert all(one.startswith(words) for one, words in zip(said, expected, strict=True))
-    assert all(one in result.look_first for one in said)
+    assert all(one in result.review_reasons for one in said)
 
 
 @pytest.mark.parametrize("axis", [0, 2])
@@ -139,7 +141,7 @@ def test_pet_that_ends_in_the_roi_is_named_with_its_share(blind: Cascade, axis: 
         share = missing(grid, low, high)
         assert share > 0.05
         named = f"PET does not reach {share:.0%} of the {stage} ROI: seen on CT alone there"
-        assert named in result.fallbacks
+        assert named in result.notes
     assert (sitk.GetArrayFromImage(result.mask) == 1).any()
 
 
@@ -155,7 +157,7 @@ def missing(grid: Grid, low: np.ndarray, high: np.ndarray) -> float:
 def test_a_pet_narrower_than_the_ct_but_not_than_the_roi_is_not_named(seeing: Cascade) -> None:
     wide = sitk.ConstantPad(make_ct(), [20, 20, 0], [20, 20, 0], -1000.0)
     result = seeing(wide, make_pet())
-    assert result.fallbacks == []
+    assert result.notes == []
 
 
 @pytest.mark.parametrize("offset", [(400.0, 0.0, 0.0), (0.0, 0.0, -420.0)])

@@ -1,7 +1,5 @@
-"""lesions.csv: SUV and shape by SimpleITK, the rest by hand; and which cases come first."""
+"""Lesions: SUV and shape by SimpleITK, the rest by hand; and which cases to review first."""
 
-import csv
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +8,8 @@ import SimpleITK as sitk
 from fabricate import volume
 from members import rotation
 
-from hnseg.errors import HnsegError
 from hnseg.imaging.grid import Grid
-from hnseg.inference.lesions import Lesion, look_first, measure, write_lesions
+from hnseg.inference.lesions import COLUMNS, Lesion, measure, review_reasons
 from hnseg.inference.postprocess import Uptake
 
 CLASSES = ("GTVp", "GTVn")
@@ -136,76 +133,55 @@ def test_the_nearest_face_is_measured_from_the_outermost_voxel_in_the_cube_that_
     pet = uniform(mask)
     # Voxel edges from -2 to 58 mm in each axis: 10 mm on the low side in x and y.
     wide = Grid.centred((28, 28, 28), (60,) * 3, (1.0, 1.0, 1.0))
-    assert described(mask, pet, grids=[wide])[0].face_mm == pytest.approx(10)
+    assert described(mask, pet, grids=[wide])[0].distance_to_roi_edge_mm == pytest.approx(10)
     # From -11 to 25 mm in each axis: 4 mm above the tumour in z.
     low = Grid.centred((7, 7, 7), (36,) * 3, (1.0, 1.0, 1.0))
-    assert described(mask, pet, grids=[low])[0].face_mm == pytest.approx(4)
+    assert described(mask, pet, grids=[low])[0].distance_to_roi_edge_mm == pytest.approx(4)
     # Of both: voxels at x = 8 lie 10 mm deep in one and 17 mm in the other, at z = 21 mm 23 and 4 mm, and the
     # worst, at x = 8, y = 8, z = 21 mm, 10 and 4 mm.
-    assert described(mask, pet, grids=[low, wide])[0].face_mm == pytest.approx(10)
+    assert described(mask, pet, grids=[low, wide])[0].distance_to_roi_edge_mm == pytest.approx(10)
 
 
 def lesion(number: int = 1, **changes: Any) -> Lesion:
-    usual = {"name": "GTVp", "volume_ml": 2.0, "suv": Uptake(9.0, 5.0, 7.0), "centroid": np.zeros(3)}
-    return Lesion(number, **(usual | {"probability": 0.9, "agreement": 0.95, "face_mm": 30.0} | changes))
+    usual = {"name": "GTVp", "volume_ml": 2.0, "suv": Uptake(9.0, 5.0, 7.0), "centroid": (0.0, 0.0, 0.0)}
+    return Lesion(
+        number, **(usual | {"probability": 0.9, "agreement": 0.95, "distance_to_roi_edge_mm": 30.0} | changes)
+    )
 
 
 @pytest.mark.parametrize(
     ("lesions", "settings", "reasons"),
     [
-        ([lesion()], {"outside_ml": 0.0}, []),
+        ([lesion()], {"lesion_ml_outside_roi": 0.0}, []),
         ([lesion(agreement=None)], {}, []),
         ([], {}, ["no lesion found"]),
-        ([lesion()], {"fallbacks": ["no head: x", "nothing coarse: y"]}, ["no head: x", "nothing coarse: y"]),
-        ([lesion()], {"outside_ml": 0.09}, []),
-        ([lesion()], {"outside_ml": 1.234}, ["1.23 ml of coarse lesion outside the ROI"]),
-        ([lesion(), lesion(2, face_mm=4.9)], {}, ["less than 5 mm from the ROI's face: lesion 2"]),
+        ([lesion()], {"notes": ["no head: x", "nothing coarse: y"]}, ["no head: x", "nothing coarse: y"]),
+        ([lesion()], {"lesion_ml_outside_roi": 0.09}, []),
+        ([lesion()], {"lesion_ml_outside_roi": 1.234}, ["1.23 ml of coarse lesion outside the ROI"]),
+        (
+            [lesion(), lesion(2, distance_to_roi_edge_mm=4.9)],
+            {},
+            ["less than 5 mm from the ROI's edge: lesion 2"],
+        ),
         (
             [lesion(agreement=0.6), lesion(2, agreement=0.7), lesion(3, agreement=0.1)],
             {},
             ["members disagree: lesions 1, 3"],
         ),
         (
-            [lesion(face_mm=0.0, agreement=0.5)],
-            {"fallbacks": ["no head: x"]},
-            ["no head: x", "less than 5 mm from the ROI's face: lesion 1", "members disagree: lesion 1"],
+            [lesion(distance_to_roi_edge_mm=0.0, agreement=0.5)],
+            {"notes": ["no head: x"]},
+            ["no head: x", "less than 5 mm from the ROI's edge: lesion 1", "members disagree: lesion 1"],
         ),
     ],
 )
-def test_a_case_comes_first_for_reasons_in_words(
+def test_reasons_to_review_a_case_are_in_words(
     lesions: list[Lesion], settings: dict[str, Any], reasons: list[str]
 ) -> None:
-    assert look_first(lesions, **settings) == "; ".join(reasons)
+    assert review_reasons(lesions, **settings) == reasons
 
 
-def read(path: Path) -> list[tuple[str, str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [(row["case_id"], row["lesion"], row["volume_ml"]) for row in csv.DictReader(file)]
-
-
-def test_the_table_is_sorted_and_cases_given_again_replace_their_rows(tmp_path: Path) -> None:
-    path = tmp_path / "lesions.csv"
-    many = [lesion(n) for n in range(1, 12)]
-    write_lesions({"b": many, "a": [lesion(1)]}, path)
-    assert read(path) == [("a", "1", "2.000"), *(("b", str(n), "2.000") for n in range(1, 12))]
-    write_lesions({"b": [lesion(1, volume_ml=3.0)], "c": []}, path)
-    assert read(path) == [("a", "1", "2.000"), ("b", "1", "3.000")]
-    write_lesions({"a": [], "b": []}, path)
-    assert read(path) == []
-    assert [item.name for item in tmp_path.iterdir()] == ["lesions.csv"]
-
-
-def test_a_row_says_everything_in_its_own_unit(tmp_path: Path) -> None:
-    one = lesion(2, name="GTVn", centroid=np.array([-1.25, 2.0, 300.06]), agreement=2 / 3)
-    write_lesions({"x, y": [one]}, tmp_path / "lesions.csv")
-    with (tmp_path / "lesions.csv").open(newline="", encoding="utf-8") as file:
-        (row,) = csv.DictReader(file)
-    assert ";".join(row.values()) == ("x, y;2;GTVn;2.000;9.00;5.00;7.00;-1.2;2.0;300.1;0.900;0.667;30.0")
-
-
-def test_another_table_of_that_name_is_not_overwritten(tmp_path: Path) -> None:
-    path = tmp_path / "lesions.csv"
-    path.write_text("patient;size\n1;2\n")
-    with pytest.raises(HnsegError, match=r"lesions\.csv: its columns"):
-        write_lesions({"a": [lesion()]}, path)
-    assert path.read_text() == "patient;size\n1;2\n"
+def test_a_row_says_everything_in_its_own_unit() -> None:
+    one = lesion(2, name="GTVn", centroid=(-1.25, 2.0, 300.06), agreement=2 / 3)
+    assert list(one.row) == COLUMNS[1:]
+    assert ";".join(one.row.values()) == "2;GTVn;2.000;9.00;5.00;7.00;-1.2;2.0;300.1;0.900;0.667;30.0"

@@ -5,11 +5,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from deadly import DeadlySetup
@@ -21,11 +19,47 @@ from results import contents, table
 
 from hnseg.errors import HnsegError
 from hnseg.imaging.case import read_cases
-from hnseg.inference.case_list import segment_cases
-from hnseg.inference.lanes import Told
-from hnseg.inference.ray_engine import Actor, RayEngine, ray_engine
+from hnseg.inference.predict_cases import Options
+from hnseg.inference.ray_engine import Actor, Share, predict_on_ray, share
 from hnseg.inference.setup import Setup
-from hnseg.inference.work import Made, Work
+
+DESKTOP = [{"CPU": 16.0, "memory": 3e10}]
+MIXED = [{"CPU": 8.0}, {"CPU": 6.0}, {"CPU": 4.0}]
+GPUS = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 64.0}]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "device", "workers", "expected"),
+    [
+        (DESKTOP, "auto", None, Share(1, "cpu", gpus=0, cpus=16, threads=16)),
+        (DESKTOP, "auto", 3, Share(3, "cpu", gpus=0, cpus=5, threads=5)),
+        (MIXED, "auto", None, Share(3, "cpu", gpus=0, cpus=4, threads=4)),  # 2 + 1 + 1 find room
+        (MIXED, "cpu", 7, Share(7, "cpu", gpus=0, cpus=2, threads=2)),  # 3 would hold 2 + 2 + 1
+        (GPUS, "auto", None, Share(4, "cuda", gpus=1, cpus=0, threads=4)),
+        (GPUS, "cuda", 3, Share(3, "cuda", gpus=1, cpus=0, threads=4)),
+        (GPUS, "cpu", None, Share(3, "cpu", gpus=0, cpus=21, threads=21)),  # 64 holds three of 21
+    ],
+)
+def test_gpus_go_one_each_and_cpus_in_equal_parts(
+    nodes: list[dict[str, float]], device: str, workers: int | None, expected: Share
+) -> None:
+    assert share(nodes, device, workers) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "device", "workers", "message"),
+    [
+        (DESKTOP, "auto", 17, r"engine\.workers=17: the Ray cluster has 16 CPUs"),
+        (GPUS, "auto", 5, r"engine\.workers=5: the Ray cluster has 4 GPUs"),
+        (DESKTOP, "cuda", None, r"trainer\.device=cuda, but no node"),
+    ],
+)
+def test_more_than_a_cluster_holds_is_refused(
+    nodes: list[dict[str, float]], device: str, workers: int, message: str
+) -> None:
+    with pytest.raises(HnsegError, match=message):
+        share(nodes, device, workers)
+
 
 NAMES = [f"A-{seed}" for seed in range(6)]
 PLACES = ["cases=scans", "bundle=bundle"]
@@ -90,70 +124,50 @@ def test_a_cluster_that_does_not_run_is_refused(place: Path) -> None:
     assert line.startswith("infer.py: error: engine.address=auto: Ray cannot be reached")
 
 
-class Watched:
-    """An engine whose cases are counted as they are handed out; `at` the given one something happens."""
-
-    def __init__(self, engine: RayEngine, at: str = "", happens: Callable[[], object] = bool) -> None:
-        self.engine, self.provenance, self.begun = engine, engine.provenance, Counter[str]()
-        self.at, self.happens = at, happens
-
-    def run(self, works: Sequence[Work], told: Told[Made]) -> None:
-        def count(case_id: str) -> None:
-            self.begun[case_id] += 1
-            if case_id == self.at and self.begun[case_id] == 1:
-                self.happens()
-            told.begin(case_id)
-
-        self.engine.run(works, replace(told, begin=count))
-
-
-def actors() -> list[int]:
-    return [pid for pid, command in descendants(os.getpid()).items() if command.startswith("ray::Actor")]
-
-
 @pytest.mark.slow
-def test_killed_actors_are_replaced_and_their_cases_done_again(place: Path, tmp_path: Path) -> None:
+def test_killed_actors_are_started_again_and_the_list_finishes(place: Path, tmp_path: Path) -> None:
     """Nothing of the cluster can be reached from another machine."""
-    cases = read_cases(place / "scans", strict=False)
+    out, sockets = tmp_path / "out", set[str]()
 
     def kill() -> None:
-        assert listening(descendants(os.getpid())) <= LOOPBACK
-        for pid in actors():
-            os.kill(pid, signal.SIGKILL)
+        while not list(out.glob("*.nii.gz")):
+            time.sleep(0.01)
+        sockets.update(listening(descendants(os.getpid())))
+        for pid, command in descendants(os.getpid()).items():
+            if command.startswith("ray::Actor"):
+                os.kill(pid, signal.SIGKILL)
 
+    killer = Thread(target=kill)
+    killer.start()
     setup = Setup(place / "bundle", cascade={"probabilities": True}, **SETTINGS)
-    with ray_engine(setup, "cpu", 2) as engine:
-        watched = Watched(engine, "A-4", kill)
-        segment_cases(cases, watched, tmp_path / "out")
-    assert max(watched.begun.values()) == 2
-    assert same_but_paths(tmp_path / "out", place / "local")
+    cases = read_cases(place / "scans", strict=False)
+    predict_on_ray(cases, setup, out, Options(), device="cpu", workers=2)
+    killer.join()
+    assert sockets <= LOOPBACK
+    assert same_but_paths(out, place / "local")
 
 
 @pytest.mark.slow
-def test_a_case_that_ends_its_process_thrice_is_told_and_takes_no_other_with_it(
+def test_a_case_that_twice_ended_its_actor_takes_no_other_with_it(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # actors import `deadly` too
-    cases = read_cases(place / "scans", strict=False)
+    cases, out = read_cases(place / "scans", strict=False), tmp_path / "out"
     setup = DeadlySetup(place / "bundle", cascade={"probabilities": True}, deadly="A-1", **SETTINGS)
-    with ray_engine(setup, "cpu", 2) as engine:
-        watched = Watched(engine)
-        outcomes = segment_cases(cases, watched, tmp_path / "out")
-    assert watched.begun["A-1"] == 3
-    assert [one.case_id for one in outcomes if one.status == "error"] == ["A-1", "B-bad"]
-    assert "its process died 3 times" in table(tmp_path / "out")["A-1"]["message"]
-    assert same_but_paths(tmp_path / "out", place / "local", without="A-1")
+    outcomes = predict_on_ray(cases, setup, out, Options(), device="cpu", workers=2)
+    assert {one.case_id for one in outcomes if one.status == "error"} == {"A-1", "B-bad"}
+    assert "its process ended 2 times" in table(out)["A-1"]["message"]
+    assert same_but_paths(out, place / "local", without="A-1")
 
 
 def same_but_paths(out: Path, expected: Path, without: str = "-") -> bool:
     """Whether two folders hold the same but for a case, and for how its path was given in an error."""
     here, there = contents(out), contents(expected)
     for run_of in (here, there):
-        run_of["cases.csv"] = {
-            name: row | {"message": row["message"].partition("scans/")[2]}
-            for name, row in run_of["cases.csv"].items()
-            if name != without
-        }
+        rows = run_of["cases.csv"]
+        rows.pop(without, None)
+        for row in (rows["B-bad"], run_of["B-bad.json"]):
+            row["message"] = row["message"].partition("scans/")[2]
         lines = run_of["lesions.csv"].splitlines()
         run_of["lesions.csv"] = [line for line in lines if not line.startswith(f"{without},".encode())]
         for name in [name for name in run_of if without in name]:
@@ -182,7 +196,5 @@ def test_stopped_it_leaves_no_process_and_the_next_run_goes_on(
     assert actors
     # Killed, it cannot end the cluster; Ray's own agents see after a minute that they are alone.
     assert all_end(below if ending is signal.SIGINT else actors)
-    if ending is signal.SIGINT:
-        assert not list(out.glob(".*"))
     run("infer.py", *PLACES, *MACHINE, "probabilities=true", f"out={out}", cwd=place)
     assert contents(out) == contents(place / "local")

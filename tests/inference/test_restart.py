@@ -1,6 +1,7 @@
-"""A case list that is run again: nothing stale, nothing twice."""
+"""A case list that is run again: nothing stale, nothing twice, and nothing of somebody else's replaced."""
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,23 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from again import NAMES, NODE, cascade, statuses
+from again import NAMES, NODE, cascade, outcomes, statuses
 from members import DECISION, HOT, WHOLE, card, make_bundle
-from results import contents
+from results import contents, table
 
+from hnseg.inference.cascade import Cascade, Segmentation
 from hnseg.models.bundle import Bundle
 
 
-def test_a_second_run_touches_nothing(
+def test_a_second_run_changes_nothing(
     scans: Path, bundle: Bundle, tmp_path: Path, networks: list[str]
 ) -> None:
     out = tmp_path / "out"
     assert statuses(scans, cascade(bundle), out) == dict.fromkeys(NAMES, "ok")
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
+    before = {path: path.read_bytes() for path in out.iterdir()}
     networks.clear()
     assert statuses(scans, cascade(bundle), out) == dict.fromkeys(NAMES, "skipped")
     assert not networks
-    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()} == before
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
     assert statuses(scans, cascade(bundle), out, overwrite=True) == dict.fromkeys(NAMES, "ok")
     assert networks == list(NAMES)
 
@@ -40,10 +42,6 @@ def other_pet(path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def spoil(lesions: Path) -> None:
-    lesions.write_text(lesions.read_text().replace("A,1,GTVp", "A,1,GTVn"))
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -51,9 +49,9 @@ def spoil(lesions: Path) -> None:
         lambda root: other_pet(root / "scans" / "A" / "A__PT.nii.gz"),
         lambda root: (root / "scans" / "A" / "A__PT.json").write_text('{"Modality": "PT"}'),
         lambda root: (root / "out" / "A.nii.gz").unlink(),
-        lambda root: spoil(root / "out" / "lesions.csv"),
+        lambda root: (root / "out" / "A.json").unlink() or (root / "out" / "A.nii.gz").unlink(),
     ],
-    ids=["CT touched", "other PET", "sidecar", "mask gone", "another lesion"],
+    ids=["CT touched", "other PET", "sidecar", "mask gone", "record gone"],
 )
 def test_one_changed_file_costs_its_case_alone(
     scans: Path, bundle: Bundle, tmp_path: Path, change: Callable[[Path], object]
@@ -118,6 +116,71 @@ def test_masks_of_one_format_take_the_place_of_the_others(
     statuses(scans, cascade(bundle), out)
     first = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "A.nii.gz")))
     assert set(statuses(scans, cascade(bundle), out, extension=".mha").values()) == {"ok"}
-    assert {path.name for path in out.glob("?.*")} == {f"{name}.mha" for name in NAMES}
+    assert {path.name for path in out.glob("?.*") if path.suffix != ".json"} == {f"{n}.mha" for n in NAMES}
     np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(out / "A.mha"))), first)
     assert first.any()
+
+
+@pytest.mark.parametrize("drawn", ["A.nii.gz", "A.mha", "A.nii"])
+def test_a_mask_that_somebody_changed_stays_until_replacing_is_asked_for(
+    scans: Path, bundle: Bundle, tmp_path: Path, drawn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is an error only where another mask is asked for."""
+    out = tmp_path / "out"
+    statuses(scans, cascade(bundle), out)
+    (out / drawn).write_bytes(b"corrected by hand")
+    assert statuses(scans, cascade(bundle), out)["A"] == "skipped"
+    assert f"A: skipped: {drawn} was changed since and stays" in capsys.readouterr().err
+    found = outcomes(scans, cascade(bundle, mirror=True), out)
+    assert {name: one.status for name, one in found.items()} == {"A": "error", "B": "ok", "C": "ok"}
+    assert f"{drawn} is not as infer.py wrote it; move it away" in found["A"].message
+    assert (out / drawn).read_bytes() == b"corrected by hand"
+    assert table(out)["A"]["status"] == "ok"  # of the mask before
+    assert statuses(scans, cascade(bundle), out, overwrite=True)["A"] == "ok"
+    assert sitk.ReadImage(str(out / "A.nii.gz")).GetPixelID() == sitk.sitkUInt8
+
+
+def test_a_copied_folder_is_not_taken_for_changed(scans: Path, bundle: Bundle, tmp_path: Path) -> None:
+    """Its masks have other times, and the same bytes."""
+    statuses(scans, cascade(bundle), tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)
+    assert set(statuses(scans, cascade(bundle), tmp_path / "copy").values()) == {"skipped"}
+    assert set(statuses(scans, cascade(bundle, mirror=True), tmp_path / "copy").values()) == {"ok"}
+
+
+def test_a_mask_that_hnseg_did_not_make_stays(scans: Path, bundle: Bundle, tmp_path: Path) -> None:
+    """Neither does a case that fails now take a drawn mask with it, though all are asked for again."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "B.nii.gz").write_bytes(b"drawn by hand")
+    assert statuses(scans, cascade(bundle), out) == {"A": "ok", "B": "error", "C": "ok"}
+    (scans / "B" / "B__PT.nii.gz").write_bytes(b"damaged")
+    assert statuses(scans, cascade(bundle), out, overwrite=True)["B"] == "error"
+    assert (out / "B.nii.gz").read_bytes() == b"drawn by hand"
+
+
+def test_a_mask_that_is_put_there_meanwhile_stays(
+    scans: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment, out = Cascade.__call__, tmp_path / "out"
+
+    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
+        if case_id == "B":
+            (out / "B.nii.gz").write_bytes(b"drawn by hand")
+        return segment(self, ct, pet, case_id)
+
+    monkeypatch.setattr(Cascade, "__call__", call)
+    assert statuses(scans, cascade(bundle), out) == {"A": "ok", "B": "error", "C": "ok"}
+    assert (out / "B.nii.gz").read_bytes() == b"drawn by hand"
+    assert "put there meanwhile" in table(out)["B"]["message"]
+    assert not list(out.glob(".*"))
+
+
+def test_a_case_that_fails_now_does_not_keep_an_earlier_mask(
+    scans: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    statuses(scans, cascade(bundle), tmp_path / "out")
+    (scans / "A" / "A__PT.nii.gz").unlink()
+    assert statuses(scans, cascade(bundle), tmp_path / "out")["A"] == "error"
+    assert table(tmp_path / "out")["A"]["status"] == "error"
+    assert not (tmp_path / "out" / "A.nii.gz").exists()

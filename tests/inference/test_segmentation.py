@@ -49,15 +49,15 @@ def test_the_cascade_describes_what_its_members_found(pointwise: None, tmp_path:
     assert found.agreement == pytest.approx(2 / 3, abs=0.04)
     # The ROI of 75 x 75 x 72 mm about the CT's middle at (39, 39, 43.5) mm begins at 1.5, 1.5 and 7.5 mm.
     low = np.argwhere(mask == 1).min(axis=0)[::-1] * (2, 2, 3)
-    assert found.face_mm == pytest.approx((low - (1.5, 1.5, 7.5)).min())
+    assert found.distance_to_roi_edge_mm == pytest.approx((low - (1.5, 1.5, 7.5)).min())
 
 
 def test_members_that_disagree_put_a_case_first(pointwise: None, tmp_path: Path) -> None:
     agreed = segment(tmp_path / "agreed", TUMOUR, TUMOUR)
     assert agreed.lesions[0].agreement == pytest.approx(1, abs=0.05)
-    assert agreed.look_first == ""
+    assert agreed.review_reasons == []
     split = segment(tmp_path / "split", TUMOUR, NODE)
-    assert split.look_first == "members disagree: lesion 1"
+    assert split.review_reasons == ["members disagree: lesion 1"]
     assert segment(tmp_path / "one", TUMOUR).lesions[0].agreement is None
 
 
@@ -100,7 +100,7 @@ def test_a_case_in_which_nothing_is_found_has_no_lesion_and_comes_first(
     nothing = {"weights": [[0.0, 0.0]] * 3, "biases": [10.0, -10.0, -10.0]}
     result = segment(tmp_path, nothing, nothing)
     assert result.lesions == []
-    assert result.look_first == "no lesion found"
+    assert result.review_reasons == ["no lesion found"]
 
 
 @pytest.mark.parametrize(

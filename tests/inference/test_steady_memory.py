@@ -19,29 +19,25 @@ PAIRS, CASES, SETTLED = 4, 100, 10
 
 CHILD = """
 import json, sys
-from dataclasses import replace
 from pathlib import Path
-from hnseg.cases import read_cases
-from hnseg.hardware import pick_device
-from hnseg.inference.case_list import segment_cases
-from hnseg.inference.local_engine import LocalEngine
+from hnseg.devices import pick_device
+from hnseg.imaging.case import read_cases
+from hnseg.inference.predict_cases import Options, reporting, run
 from hnseg.inference.setup import Setup
 
 def resident():
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["VmRSS"].split()[0])
 
-class Watched(LocalEngine):
-    def run(self, works, told):
-        def watch(made):
-            told.done(made)
-            sizes.append(resident())
-        super().run(works, replace(told, done=watch))
-
 cases, bundle, out, backend = sys.argv[1:]
-sizes = []
+cases, out, sizes = read_cases(Path(cases)), Path(out), []
 setup = Setup(Path(bundle), backend=backend, threads=1, cascade={"uncertainty": True})
-outcomes = segment_cases(read_cases(Path(cases)), Watched(setup.load([pick_device("cpu")])), Path(out))
+(cascade,) = setup.load([pick_device("cpu")])
+with reporting(cases, [out]) as (report, outcomes):
+    def watch(outcome):
+        report(outcome)
+        sizes.append(resident())
+    run(cases, [{out: cascade}], Options(), watch)
 print(json.dumps([sizes, [outcome.status for outcome in outcomes]]))
 """
 

@@ -1,6 +1,5 @@
 """Members that have not seen the case: what each network paints shows which ones were asked."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import torch
 from entry import write_cohort
 from fabricate import write_case
 from members import card, make_bundle
+from results import table
 
 from hnseg.imaging.case import read_cases
 from hnseg.inference.cascade import Cascade
-from hnseg.inference.case_list import segment_cases
-from hnseg.inference.local_engine import LocalEngine
+from hnseg.inference.predict_cases import predict_cases
 from hnseg.models.bundle import Bundle
 
 # Fold 0 holds A-0 out, fold 1 B-1 and fold 2 A-2; B-3 was in the training of each.
@@ -46,9 +45,8 @@ def folds(stage: str = "coarse", **changes: Any) -> list[dict[str, Any]]:
 
 def segment(bundle: Bundle, cohort: Path, out: Path, **settings: Any) -> dict[str, dict[str, str]]:
     cascade = Cascade(bundle, torch.device("cpu"), "float32", heads=cohort / "heads", **settings)
-    segment_cases(read_cases(cohort, strict=False), LocalEngine([cascade]), out)
-    with (out / "cases.csv").open(newline="") as file:
-        return {row["case_id"]: row for row in csv.DictReader(file)}
+    predict_cases(read_cases(cohort), [{out: cascade}])
+    return table(out)
 
 
 def painted(out: Path, case_id: str) -> int:
@@ -72,8 +70,8 @@ def test_no_case_meets_a_network_that_was_trained_on_it(cohort: Path, tmp_path: 
     rows = segment(make_bundle(tmp_path, *folds()), cohort, tmp_path / "out", until="coarse", unseen=True)
     for fold, case_id in HELD_OUT.items():
         assert painted(tmp_path / "out", case_id) == PAINTS[fold]
-        assert (rows[case_id]["status"], rows[case_id]["unseen"]) == ("ok", "yes")
-    assert rows["C-4"]["unseen"] == "yes"
+        assert (rows[case_id]["status"], rows[case_id]["out_of_fold"]) == ("ok", "yes")
+    assert rows["C-4"]["out_of_fold"] == "yes"
 
 
 def test_a_case_that_every_member_knows_is_an_error_that_names_the_stage(
@@ -82,13 +80,15 @@ def test_a_case_that_every_member_knows_is_an_error_that_names_the_stage(
     rows = segment(make_bundle(tmp_path, *folds()), cohort, tmp_path / "out", until="coarse", unseen=True)
     assert {name for name, row in rows.items() if row["status"] == "error"} == {"B-3"}
     assert "every coarse member was trained on it" in rows["B-3"]["message"]
-    assert rows["B-3"]["unseen"] == ""
+    assert rows["B-3"]["out_of_fold"] == ""
     assert not (tmp_path / "out" / "B-3.nii.gz").exists()
 
 
 def test_without_unseen_all_members_are_asked_and_the_table_tells(cohort: Path, tmp_path: Path) -> None:
     rows = segment(make_bundle(tmp_path, *folds()), cohort, tmp_path / "out", until="coarse")
-    assert {name: row["unseen"] for name, row in rows.items()} == dict.fromkeys(CASES, "no") | {"C-4": "yes"}
+    assert {name: row["out_of_fold"] for name, row in rows.items()} == dict.fromkeys(CASES, "no") | {
+        "C-4": "yes"
+    }
     assert {row["status"] for row in rows.values()} == {"ok"}
 
 
@@ -99,14 +99,14 @@ def test_each_stage_has_members_of_its_own(cohort: Path, tmp_path: Path) -> None
     head = painter("head", 0, 1, ["A-0", "A-2"])
     bundle = make_bundle(tmp_path, head, *folds())
     rows = segment(bundle, cohort, tmp_path / "out", until="coarse", unseen=True)
-    assert (painted(tmp_path / "out", "A-0"), rows["A-0"]["unseen"]) == (1, "yes")
-    assert (painted(tmp_path / "out", "B-1"), rows["B-1"]["unseen"]) == (2, "yes")
+    assert (painted(tmp_path / "out", "A-0"), rows["A-0"]["out_of_fold"]) == (1, "yes")
+    assert (painted(tmp_path / "out", "B-1"), rows["B-1"]["out_of_fold"]) == (2, "yes")
     assert "every head member was trained on it" in rows["A-2"]["message"]
     # Asked without unseen, the head network that knows A-2 and the folds that do are in the table.
     rows = segment(
         make_bundle(tmp_path / "b", head, folds()[2]), cohort, tmp_path / "b" / "out", until="coarse"
     )
-    assert {name: rows[name]["unseen"] for name in ("A-0", "A-2", "C-4")} == {
+    assert {name: rows[name]["out_of_fold"] for name in ("A-0", "A-2", "C-4")} == {
         "A-0": "no",
         "A-2": "no",
         "C-4": "yes",
@@ -130,7 +130,9 @@ def test_the_whole_cascade_is_out_of_fold(cohort: Path, tmp_path: Path) -> None:
     rows = segment(bundle, cohort, tmp_path / "out", unseen=True)
     for fold, case_id in HELD_OUT.items():
         assert painted(tmp_path / "out", case_id) == PAINTS[fold]
-        assert rows[case_id]["unseen"] == "yes"
+        assert rows[case_id]["out_of_fold"] == "yes"
         # All of the coarse cube of 144 mm, but for the fine cube of 72 mm in its middle.
-        assert float(rows[case_id]["outside_ml"]) == pytest.approx((144**3 - 72**3) / 1000, abs=0.01)
+        assert float(rows[case_id]["lesion_ml_outside_roi"]) == pytest.approx(
+            (144**3 - 72**3) / 1000, abs=0.01
+        )
     assert "every coarse member" in rows["B-3"]["message"]

@@ -113,7 +113,7 @@ def test_without_data_the_key_and_the_demo_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "table", ["case,unseen\nA-1,yes\n", "case_id,unseen\nA-1\n", "case_id;unseen\nA-1;yes\n"]
+    "table", ["case,out_of_fold\nA-1,yes\n", "case_id,out_of_fold\nA-1\n", "case_id;out_of_fold\nA-1;yes\n"]
 )
 def test_a_table_of_coarse_predictions_that_something_else_saved_is_told(tmp_path, table):
     (tmp_path / "cases.csv").write_text(table)

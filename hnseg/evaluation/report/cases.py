@@ -97,7 +97,7 @@ def read_arm(name: str, folder: Path, truth: Path) -> Arm:
         HnsegError: A damaged table.
     """
     _, cases = read_table(folder / "cases.csv", _REMEDY, ("case_id",))
-    reasons = {row["case_id"]: row.get("look_first", "") for row in cases}
+    reasons = {row["case_id"]: row.get("review_reason", "") for row in cases}
     agreements = _read_agreements(folder / "lesions.csv")
     cohort = evaluate(truth, folder)
     rows = [

@@ -30,7 +30,7 @@ def write_arm(folder: Path, masks: dict[str, sitk.Image]) -> None:
     last = sorted(masks)[-1]
     reasons = {name: f"members disagree {SCRIPT}" if name == last else "" for name in masks}
     write_table(
-        folder / "cases.csv", [{"case_id": n, "status": "ok", "look_first": r} for n, r in reasons.items()]
+        folder / "cases.csv", [{"case_id": n, "status": "ok", "review_reason": r} for n, r in reasons.items()]
     )
     lesions = [{"case_id": last, "lesion": str(n), "agreement": a} for n, a in ((1, "0.500"), (2, "0.900"))]
     write_table(folder / "lesions.csv", lesions)

@@ -197,8 +197,8 @@ def test_the_command_writes_beside_the_masks_and_says_where_there_is_no_room(
     [
         (
             "full/cases.csv",
-            "case_id;look_first\nA-1;\n",
-            r"has no columns case_id, only 'case_id;look_first'",
+            "case_id;review_reason\nA-1;\n",
+            r"has no columns case_id, only 'case_id;review_reason'",
         ),
         ("full/lesions.csv", 'case_id,agreement\nA-1,"0,9"\n', r"A-1 has agreement '0,9', no number"),
         ("ablation.csv", "arm,p\nfull,0.5,1\n", r"line 2: not as many cells .* hnseg ablation"),

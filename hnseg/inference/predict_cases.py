@@ -1,0 +1,480 @@
+"""A case list → masks on disk: read, predict, export. A bad case is reported; the others still finish.
+
+A case is done when its record is there (`hnseg.inference.records`). Processes, shards and machines share a
+list through the folder alone. Where a file system has no locks, give each process a shard of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from os.path import realpath
+from pathlib import Path
+from threading import Event, Lock
+from time import monotonic, perf_counter, time
+from typing import Any, Literal
+
+import SimpleITK as sitk
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+import hnseg
+from hnseg.devices import gpu_peak_mib, lacks_memory, peak_mib, reset_gpu_peak
+from hnseg.errors import HnsegError
+from hnseg.files import digest, digest_file
+from hnseg.imaging.case import Case, mask_file
+from hnseg.imaging.checks import check_case
+from hnseg.imaging.images import write_image
+from hnseg.imaging.suv import read_scan, sidecar
+from hnseg.inference.cascade import Cascade, Segmentation
+from hnseg.inference.records import FORMATS, CaseFiles, Record, require_own_tables, write_tables
+from hnseg.models.bundle import LISTING
+
+_ATTEMPTS = 2  # that a case may take without leaving a record
+_DIED = (
+    f"its process ended {_ATTEMPTS} times while it was at hand, most likely for want of memory; with more of "
+    "it free, overwrite=true tries again"
+)
+_MORE_ROOM = (
+    "run the same command again with more of it free, with windows=trained and without probabilities and "
+    "uncertainty, with fewer engine.workers, or on the CPU (trainer.device=cpu)"
+)
+_CASE_BYTES = 4 * 2**30  # of a whole-body case that is read ahead and one that is written behind, at most
+_REFRESH_S, _REFRESH_SHARE = (
+    5.0,
+    0.02,
+)  # tables while the list runs: how often, and how much time they may take
+
+# The cascades of one device by the folder of their masks; several are the arms of an ensemble.
+Cascades = Mapping[Path, Cascade]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call has to say of a case.
+
+    Args:
+        out: The folder.
+        case_id: The case.
+        status: ok, error, skipped (an earlier call's mask still holds) or elsewhere (another process has it).
+        message: Why there is no mask, or what to know of it.
+    """
+
+    out: Path
+    case_id: str
+    status: Literal["ok", "error", "skipped", "elsewhere"]
+    message: str = ""
+
+
+Report = Callable[[Outcome], None]  # from any thread
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of one call.
+
+    Args:
+        extension: Of masks and maps, one of `FORMATS`.
+        overwrite: Segment finished cases again, and replace masks that somebody has changed.
+        since: When the call began, in seconds since the epoch.
+    """
+
+    extension: str = ".nii.gz"
+    overwrite: bool = False
+    since: float = field(default_factory=time)
+
+
+def predict_cases(
+    cases: Sequence[Case], devices: Sequence[Cascades], options: Options | None = None
+) -> list[Outcome]:
+    """Segments every case that can be segmented, into each folder.
+
+    Writes OUT/CASE.nii.gz, OUT/CASE.json, the maps that were asked for into OUT/maps/CASE, and OUT/cases.csv
+    and OUT/lesions.csv. Cases are skipped where neither their files, the bundle nor the settings have
+    changed. Those at hand when an earlier process died come last, with no other beside them.
+
+    Args:
+        cases: The case list; files may be missing or damaged.
+        devices: One mapping a device, all with the same folders; each device takes the next case when it is
+            free. Of several folders, a case is read once for all.
+        options: Of this call.
+
+    Returns:
+        What became of each case in each folder, in the order in which they ended.
+
+    Raises:
+        HnsegError: As `require_same` and `reporting`.
+    """
+    for out in devices[0]:
+        require_same([made_with(cascades[out]) for cascades in devices])
+    with reporting(cases, [*devices[0]]) as (report, outcomes):
+        run(cases, devices, options or Options(), report)
+    return outcomes
+
+
+def summary(outcomes: Sequence[Outcome], out: Path) -> str:
+    """A call's last line."""
+    counts = Counter[str](outcome.status for outcome in outcomes)
+    done = f"{counts['ok'] + counts['skipped']} of {len(outcomes)} cases segmented: {out}"
+    skipped = f"{counts['skipped']} skipped, finished before; overwrite=true segments all"
+    elsewhere = f"{counts['elsewhere']} at hand in other processes"
+    shown = [text for text, status in ((skipped, "skipped"), (elsewhere, "elsewhere")) if counts[status]]
+    return f"{done} ({'; '.join(shown)})" if shown else done
+
+
+def run(cases: Iterable[Case], devices: Sequence[Cascades], options: Options, report: Report) -> None:
+    """`predict_cases` without checks, progress and tables, for processes that share a list."""
+    settings = {out: made_with(cascade) for out, cascade in devices[0].items()}
+    fresh, suspects = deque[_Task](), list[_Task]()
+    for case in cases:
+        folders = [_files(out, case, devices[0][out], settings[out], options) for out in settings]
+        task = _Task(case, [one for one in folders if _is_to_do(one, options, report)], options)
+        if any(files.work.exists() for files in task.folders):
+            suspects.append(task)
+        elif task.folders:
+            fresh.append(task)
+    depth, stop = _overlap(len(devices)), Event()
+    if len(devices) == 1:  # in this thread, where Ctrl-C ends it within a case
+        _run_device(fresh, devices[0], depth, report, stop)
+    else:
+        with ThreadPoolExecutor(len(devices), "device") as pool:
+            running = [pool.submit(_run_device, fresh, each, depth, report, stop) for each in devices]
+            try:
+                wait(running, return_when=FIRST_EXCEPTION)
+            finally:
+                stop.set()  # whatever ends one, or this thread, ends all after the cases at hand
+        for each in running:
+            each.result()
+    for task in suspects:
+        _run_device(deque([task]), devices[0], 0, report, Event())
+
+
+def _overlap(devices: int) -> int:
+    """How many cases a device reads ahead and writes behind: what cores and memory allow, 1 to 4."""
+    cores, memory = os.cpu_count() or 1, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(4, cores // (4 * devices), memory // (_CASE_BYTES * devices)))
+
+
+def _run_device(todo: deque[_Task], cascades: Cascades, depth: int, report: Report, stop: Event) -> None:
+    """Reads, predicts and exports case by case, with `depth` cases read ahead and as many written behind."""
+    with ThreadPoolExecutor(max(depth, 1), "write") as writer, closing(_ahead(todo, depth, report)) as tasks:
+        writing: deque[Future[None]] = deque()
+        for task in tasks:
+            if stop.is_set():
+                task.release()
+                break
+            writing.append(writer.submit(task.export, task.predict(cascades), report))
+            while len(writing) > depth:
+                writing.popleft().result()
+        for each in writing:
+            each.result()
+
+
+def _ahead(todo: deque[_Task], depth: int, report: Report) -> Generator[_Task]:
+    """Tasks that this process has claimed, while the images of the next ones are read."""
+    reading: deque[_Task] = deque()
+    with ThreadPoolExecutor(max(depth, 1), "read") as reader:
+        try:
+            while True:
+                with suppress(IndexError):  # other devices take from it too
+                    while len(reading) <= depth:
+                        task = todo.popleft()
+                        task.folders = [one for one in task.folders if _is_claimed(one, task.options, report)]
+                        if task.folders:
+                            task.scan = reader.submit(_read, task.case)
+                            reading.append(task)
+                if not reading:
+                    return
+                yield reading.popleft()
+        finally:
+            for task in reading:
+                task.release()
+
+
+def _is_to_do(files: CaseFiles, options: Options, report: Report) -> bool:
+    """Whether a case has to be segmented into a folder; if not, `report` hears why."""
+    changed, finished = files.changed_mask(), files.finished()
+    if finished:
+        files.tidy()
+        status: Literal["ok", "skipped"] = "ok" if files.is_newer_than(options.since) else "skipped"
+        kept = f"{changed.name} was changed since and stays; overwrite=true replaces it" if changed else ""
+        report(Outcome(files.out, files.case_id, status, kept))
+    elif changed and not options.overwrite:
+        message = (
+            f"{changed.name} is not as infer.py wrote it; move it away, or replace it with overwrite=true"
+        )
+        report(Outcome(files.out, files.case_id, "error", message))
+    else:
+        return True
+    return False
+
+
+def _is_claimed(files: CaseFiles, options: Options, report: Report) -> bool:
+    """Whether this process may segment a case into a folder; if not, `report` hears why."""
+    if not files.claim():
+        report(Outcome(files.out, files.case_id, "elsewhere"))
+        return False
+    if not _is_to_do(files, options, report):  # another process has done it meanwhile
+        files.release()
+        return False
+    if files.attempts() >= _ATTEMPTS:
+        files.place(replace(files.failed, message=_DIED))
+        files.release(forget=False)
+        report(Outcome(files.out, files.case_id, "error", _DIED))
+        return False
+    files.begin()
+    return True
+
+
+_Scan = tuple[sitk.Image, sitk.Image, str, float]
+
+
+def _read(case: Case) -> _Scan:
+    """CT, PET, what to know of them, and the seconds it took."""
+    start = perf_counter()
+    ct, pet = read_scan(case)
+    issues = check_case(ct, pet)
+    if faults := [issue.text for issue in issues if issue.level == "error"]:
+        raise HnsegError(faults[0])
+    return ct, pet, "; ".join(issue.text for issue in issues), perf_counter() - start
+
+
+_Prediction = tuple[CaseFiles, Record, Segmentation | None]
+
+
+@dataclass
+class _Task:
+    """One case on its way into the folders that lack it."""
+
+    case: Case
+    folders: list[CaseFiles]
+    options: Options
+    scan: Future[_Scan] | None = None
+
+    def release(self) -> None:
+        """Leaves the case to a later call."""
+        for files in self.folders:
+            files.release(forget=False)
+
+    def predict(self, cascades: Cascades) -> list[_Prediction]:
+        """Runs the networks, folder by folder; the images are let go of."""
+        assert self.scan is not None
+        scan, self.scan = self.scan, None
+        try:
+            return [(files, *_predict(files, cascades[files.out], scan)) for files in self.folders]
+        except BaseException:  # Ctrl-C: of all others `_predict` makes records
+            self.release()
+            raise
+        finally:
+            for cascade in cascades.values():
+                if cascade.memory is not None:
+                    cascade.memory.forget()
+
+    def export(self, predictions: list[_Prediction], report: Report) -> None:
+        """Writes masks, maps and records."""
+        try:
+            while predictions:
+                files, record, result = predictions.pop(0)
+                report(_export(files, record, result, self.options.extension))
+        except BaseException:
+            self.release()
+            raise
+
+
+def _predict(files: CaseFiles, cascade: Cascade, scan: Future[_Scan]) -> tuple[Record, Segmentation | None]:
+    device, seconds = cascade.networks.device, dict[str, float]()
+    reset_gpu_peak(device)
+    try:
+        ct, pet, notes, seconds["read"] = scan.result()
+        result = cascade(ct, pet, files.case_id)
+    except Exception as error:
+        message = _explain(error)
+        return replace(files.failed, message=message, seconds=seconds, memory_mib=peak_mib()), None
+    record = replace(
+        files.failed,
+        status="ok",
+        rules=asdict(result.decision),
+        out_of_fold=result.out_of_fold,
+        roi=[grid.to_dict() for grid in [*result.grids.values()][-1]],
+        fallbacks=result.fallbacks,
+        lesions=result.lesions,
+        lesion_ml_outside_roi=result.lesion_ml_outside_roi,
+        review_reasons=result.review_reasons,
+        message="; ".join(filter(None, [*result.notes, notes])),
+        seconds=seconds | result.seconds,
+        memory_mib=peak_mib(),
+        gpu_mib=gpu_peak_mib(device),
+    )
+    return record, result
+
+
+def _export(files: CaseFiles, record: Record, result: Segmentation | None, extension: str) -> Outcome:
+    """Writes mask, maps and record; without the first two where they cannot be written."""
+    try:
+        if result is None:
+            files.place(record)
+        else:
+            start = perf_counter()
+            mask, maps = files.work / f"{files.case_id}{extension}", list[Path]()
+            write_image(result.mask, mask)
+            for name, image in result.volumes():
+                maps.append(files.work / f"{name}{extension}")
+                write_image(image, maps[-1])
+            record = replace(record, seconds=record.seconds | {"write": perf_counter() - start})
+            files.place(record, mask, maps)
+    except (HnsegError, OSError) as error:
+        record = replace(files.failed, message=str(error), seconds=record.seconds)
+        files.place(record)
+    files.release()
+    return Outcome(files.out, files.case_id, record.status, _remarks(record))
+
+
+def _remarks(record: Record) -> str:
+    """What a reader of the terminal should know."""
+    lost = record.lesion_ml_outside_roi
+    outside = f"{lost:.2f} ml of coarse lesion outside the cube" if lost else ""
+    return "; ".join(filter(None, (outside, record.message)))
+
+
+def _explain(error: Exception) -> str:
+    """An error in one line; the traceback of one that is a defect goes to stderr."""
+    if isinstance(error, HnsegError):
+        return str(error)
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if lacks_memory(error):
+        return f"not enough memory ({line[:200]}); {_MORE_ROOM}"
+    print("".join(traceback.format_exception(error)), file=sys.stderr)
+    return f"{line} (a defect, please report it)"
+
+
+def made_with(cascade: Cascade) -> dict[str, Any]:
+    """What all masks of a cascade depend on, in values that JSON can hold."""
+    return {
+        "version": hnseg.__version__,
+        "bundle": digest_file(cascade.bundle.path / LISTING),
+        "identity": cascade.bundle.identity,
+        "members": [[member.card["name"], [*member.card["patch"]]] for member in cascade.bundle.members],
+        "rules": asdict(cascade.decision),
+        "stage": cascade.names[-1],
+        "out_of_fold": cascade.unseen,
+        "oracle": cascade.lesions is not None,
+        "precision": cascade.precision,
+        "device": cascade.networks.device.type,
+        "networks": type(cascade.networks).__name__,
+        "maps": [cascade.probabilities, cascade.uncertainty],
+    }
+
+
+def require_same(settings: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses devices of which it would matter which one makes a mask.
+
+    Raises:
+        HnsegError: They differ in what `made_with` tells.
+    """
+    for other in settings[1:]:
+        for key, value in settings[0].items():
+            if other[key] != value:
+                raise HnsegError(
+                    f"the machines or GPUs differ in {key} ({value}, {other[key]}) and would make different "
+                    "masks; set trainer.precision, trainer.device and backend, and have one hnseg on all"
+                )
+
+
+def _files(
+    out: Path, case: Case, cascade: Cascade, settings: Mapping[str, Any], options: Options
+) -> CaseFiles:
+    """A case's files in a folder, with the digest of what its mask depends on.
+
+    Files count by path, size and time of change.
+    """
+    paths = [case.ct, case.pet]
+    with suppress(HnsegError):  # a misnamed PET has no sidecar, and is refused when it is read
+        paths.append(sidecar(case.pet))
+    if cascade.heads is not None:
+        paths.append(mask_file(cascade.heads, case.case_id))
+    if cascade.lesions is not None and case.label is not None:
+        paths.append(case.label)
+    content = [settings, [_state(path) for path in paths], case.pet_factor, options.extension]
+    failed = Record(case.case_id, "error", digest(content, 64), settings["identity"], settings["stage"])
+    return CaseFiles(out, failed, options.since if options.overwrite else None)
+
+
+def _state(path: Path) -> tuple[str, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:  # missing, or beyond reach, which reading it will tell
+        return None
+    return realpath(path), status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def reporting(cases: Sequence[Case], folders: Sequence[Path]) -> Iterator[tuple[Report, list[Outcome]]]:
+    """Checks the folders, shows progress, and makes the tables every few seconds and at the end.
+
+    Args:
+        cases: The case list.
+        folders: Of masks.
+
+    Yields:
+        What to call with each outcome, from any thread, and the list of those outcomes.
+
+    Raises:
+        HnsegError: A folder cannot be written, or holds images of the case list under the masks' names, or
+            tables that are not hnseg's.
+    """
+    for out in folders:
+        _require_usable(out, cases)
+    bar = (
+        "Segmenting",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        "left",
+        TimeRemainingColumn(),
+    )
+    outcomes: list[Outcome] = []
+    one_at_a_time, due = Lock(), monotonic() + _REFRESH_S
+    with Progress(*bar, console=Console(stderr=True)) as progress:
+        shown = progress.add_task("", total=len(cases) * len(folders))
+
+        def report(outcome: Outcome) -> None:
+            nonlocal due
+            with one_at_a_time:
+                outcomes.append(outcome)
+                progress.advance(shown)
+                if outcome.message:
+                    style = "red" if outcome.status == "error" else "yellow"
+                    text = escape(f"{outcome.case_id}: {outcome.status}: {outcome.message}")
+                    progress.console.print(f"[{style}]{text}[/]", soft_wrap=True, highlight=False)
+                if (start := monotonic()) > due:
+                    write_tables(outcome.out)
+                    took = monotonic() - start  # reads all records, so that it must become rarer as they grow
+                    due = monotonic() + max(_REFRESH_S, took / _REFRESH_SHARE)
+
+        try:
+            yield report, outcomes
+        finally:
+            for out in folders:
+                write_tables(out)
+
+
+def _require_usable(out: Path, cases: Sequence[Case]) -> None:
+    # realpath passes over links that lead in a circle; resolve would end the call for one case's sake.
+    images = {realpath(path) for case in cases for path in (case.ct, case.pet, case.label) if path}
+    for case in cases:
+        for extension in FORMATS:
+            name = f"{case.case_id}{extension}"
+            if realpath(out / name) in images:
+                raise HnsegError(f"out={out}: {name} is an image of the case list; choose another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HnsegError(f"out={out}: {error.strerror}; choose another folder") from error
+    require_own_tables(out)
