@@ -12,10 +12,12 @@ from torch import nn
 
 from hnseg.models import nets
 from hnseg.models.bundle import Bundle, export_bundle
+from hnseg.models.checkpoint import FORMAT
 
 DECISION = {"rule": "half", "min_component_ml": 0.0, "mirror": False}
 # Absolute scales, so that a threshold in HU or SUV is a threshold of the network's input.
 INPUT = {"ct_window": [-200.0, 200.0], "pet": "suv", "pet_upper": 20.0, "sampling": {}}
+INPUT |= {"ct_powers": ["square", "cube_root"], "pet_powers": [], "coordinates": False}
 # Settings of a pointwise network that takes SUV above 4 for a tumour, and the grid that shows it whole scans.
 HOT = {"weights": [[0.0, 0.0], [0.0, 400.0], [0.0, 0.0]], "biases": [0.0, -80.0, -500.0]}
 WHOLE = {"placement": "scan", "size": [32] * 3, "spacing": [3.0] * 3}
@@ -97,7 +99,8 @@ def write_run(root: Path, card: dict[str, Any], *, seed: int = 0, finished: bool
     folder = root / card["name"]
     folder.mkdir(parents=True)
     weights = {f"network.{name}": value for name, value in network.state_dict().items()}
-    torch.save({"state_dict": weights, "hnseg": card | {"scores": {"val/dice": 0.5}}}, folder / "best.ckpt")
+    described = {"format": FORMAT, **card, "scores": {"val/dice": 0.5}}
+    torch.save({"state_dict": weights, "hnseg": described}, folder / "best.ckpt")
     (folder / "config.json").write_text("{}")
     if finished:
         (folder / "score.json").write_text(json.dumps({"val/dice": 0.5}))

@@ -299,7 +299,7 @@ class Cascade:
 
     def _for_case(self, case_id: str, *, without_head: bool) -> list[StageEnsemble]:
         """The stages that a case needs, each with the members that may segment it."""
-        bundle = self.bundle.unseen(case_id) if self.unseen else self.bundle
+        bundle = self.bundle.out_of_fold(case_id) if self.unseen else self.bundle
         names = [name for name in self.names if not (without_head and name == "head")]
         for name in names:
             if not bundle.of_stage(name):

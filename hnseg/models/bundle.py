@@ -10,86 +10,59 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import save_model
-from torch import nn
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from hnseg.errors import HnsegError
 from hnseg.files import digest, digest_file, replacing, replacing_folder, restore
-from hnseg.models.checkpoint import Checkpoint, Member, Trained, read_checkpoint
+from hnseg.models.checkpoint import FORMAT, Checkpoint, Member, Trained, read_checkpoint
 
-_COLUMNS = ("member", "stage", "input", "recipe", "trained on", "split", "val/dice", "val_coarse/dice")
-_POWERS = {"square": "²", "cube_root": "^(1/3)"}
-
-_HEAD = """\
-# Model card
-
-Finds head-and-neck tumours (GTVp) and metastatic lymph nodes (GTVn) in PET/CT; made with hnseg.
-Research software: it is not a medical device and has not been validated for patients.
-
-**Input.** CT in HU and PET in SUV (body weight) of one patient, any grids, in one patient space.
-**Output.** Labels on the CT's grid: {labels}.
-**Rules.** {rules}
-
-Validation Dice is measured inside the stage's ROI, on cases of the held-out fold: `val` in ROIs that the
-truth has placed, which flatters the pipeline, `val_coarse` in ROIs placed by coarse predictions. Scores of
-`fold_all` are of cases that were trained on.
-"""
-
-
-def model_card(
-    cards: Sequence[Mapping[str, Any]], last: Mapping[str, Any], decision: Mapping[str, Any], note: str = ""
-) -> str:
-    """The model card of a bundle, Markdown.
-
-    Args:
-        cards: Its members' descriptions.
-        last: One of the last stage, which makes the mask.
-        decision: The bundle's rules.
-        note: What a reader should know of the rules, in a sentence.
-    """
-    classes = enumerate(last["stage"]["classes"], start=1)
-    labels = ", ".join(["0 background", *(f"{number} {name}" for number, name in classes)])
-    rules = ", ".join(f"{key}: {value}" for key, value in decision.items())
-    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_row(card) for card in cards)]
-    table = "\n".join(_line(row) for row in rows)
-    if note:
-        rules += f". {note}"
-    return f"{_HEAD.format(labels=labels, rules=rules)}\n{table}\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    """A line of the table; a bar in a name would begin another cell."""
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
-
-
-def _row(card: Mapping[str, Any]) -> tuple[str, ...]:
-    scores, spec = card.get("scores", {}), card["input"]
-    seen = card["trained_on"]
-    return (
-        card["name"],
-        card["stage"]["name"],
-        f"[{', '.join(_channels(spec))}]",
-        card.get("recipe", ""),
-        "unknown cases" if seen is None else f"{len(seen)} cases",
-        str(card.get("split") or "unknown"),
-        *(f"{scores[key]:.4f}" if key in scores else "" for key in ("val/dice", "val_coarse/dice")),
-    )
-
-
-def _channels(spec: Mapping[str, Any]) -> list[str]:
-    """What each channel shows; cards without the powers' names have the paper's, and no coordinates."""
-    powers = {"ct": spec.get("ct_powers", _POWERS), "pet": spec.get("pet_powers", ())}
-    shown = [
-        modality.upper() + suffix
-        for modality in spec["modalities"]
-        for suffix in ["", *(_POWERS[name] for name in powers[modality] if spec["cte"])]
-    ]
-    return [*shown, *(("x", "y", "z") if spec.get("coordinates") else ())]
-
-
-FORMAT = 1
 LISTING, MODEL_CARD, WEIGHTS, CARD_FILE = "bundle.yaml", "README.md", "weights.safetensors", "member.yaml"
+
+
+class _Digests(BaseModel):
+    """SHA-256 of a member's files."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    card: str = Field(alias="member.yaml")
+    weights: str = Field(alias="weights.safetensors")
+
+
+class _Listing(BaseModel):
+    """What bundle.yaml holds: its format, the digests of each member's files, the last stage's rules."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    format: int
+    members: dict[str, _Digests]
+    decision: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> _Listing:
+        """The listing of a bundle's folder."""
+        file = path / LISTING
+        try:
+            content = yaml.safe_load(file.read_text())
+            if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
+                raise HnsegError(
+                    f"{path}: bundle format {content['format']}, this hnseg reads {FORMAT}; make it again "
+                    "with hnseg export"
+                )
+            return cls.model_validate(content)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = ".".join(map(str, fault["loc"]))
+            raise HnsegError(f"{file}: damaged ({key}: {fault['msg']}); export the bundle again") from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise HnsegError(
+                f"{path}: not a bundle ({reason}); make one with hnseg export RUNS --out {path}"
+            ) from error
+
+    def write(self, path: Path) -> None:
+        """Writes the listing into a bundle's folder."""
+        with replacing(path / LISTING) as temporary:
+            temporary.write_text(yaml.safe_dump(self.model_dump(by_alias=True), sort_keys=False))
 
 
 @dataclass(frozen=True)
@@ -98,61 +71,48 @@ class Bundle:
 
     Args:
         path: The folder.
-        members: In the order of their names.
+        members: In the order of the listing.
         decision: Rules of the last stage's recipe, as `hnseg.inference.decision.Decision` reads them.
+        identity: Digest of all members, whatever the rules.
     """
 
     path: Path
     members: tuple[Member, ...]
     decision: dict[str, Any]
+    identity: str
 
     @classmethod
     def load(cls, path: Path) -> Bundle:
-        """Reads a bundle and checks its files against their hashes.
+        """Reads a bundle and checks its files against their digests.
 
         Raises:
-            HnsegError: Not a bundle, a newer format, or a missing or altered file.
+            HnsegError: Not a bundle, another format, or a missing or altered file.
         """
         restore(path)
-        try:
-            listing = yaml.safe_load((path / LISTING).read_text())
-            version, members, decision = listing["format"], listing["members"], listing["decision"]
-            files = [
-                (path / name / file, sha) for name, hashes in members.items() for file, sha in hashes.items()
-            ]
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise HnsegError(
-                f"{path}: not a bundle (no bundle.yaml); make one with hnseg export RUNS --out {path}"
-            ) from error
-        except OSError as error:
-            raise HnsegError(f"{path / LISTING}: cannot be read ({error.strerror}); allow it") from error
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
-            raise HnsegError(f"{path / LISTING}: damaged; export the bundle again") from error
-        if version != FORMAT:
-            raise HnsegError(f"{path}: bundle format {version}, this hnseg reads {FORMAT}; export it again")
-        _require_whole(path / LISTING, members, decision)
+        listing = _Listing.read(path)
+        files = {
+            path / name / file: sha
+            for name, digests in listing.members.items()
+            for file, sha in digests.model_dump(by_alias=True).items()
+        }
         with ThreadPoolExecutor() as pool:  # gigabytes, and hashing leaves the interpreter alone
-            list(pool.map(_verify, *zip(*files, strict=True)))
-        return cls(
-            path, tuple(_read_member(path / name, hashes) for name, hashes in members.items()), decision
+            list(pool.map(_verify, files, files.values()))
+        members = tuple(
+            Member(yaml.safe_load((path / name / CARD_FILE).read_text()), path / name / WEIGHTS, sha.weights)
+            for name, sha in listing.members.items()
         )
-
-    @property
-    def identity(self) -> str:
-        """Of all its members, as they lie in the folder, whatever rules are written beside them."""
-        listing = yaml.safe_load((self.path / LISTING).read_text())
-        return digest(listing["members"], 16)
+        return cls(path, members, listing.decision, digest(listing.model_dump()["members"], 16))
 
     def of_stage(self, name: str) -> list[Member]:
         """The members of one stage."""
         return [member for member in self.members if member.stage.name == name]
 
-    def unseen(self, case_id: str) -> Bundle:
+    def out_of_fold(self, case_id: str) -> Bundle:
         """The bundle without the members that were trained on a case."""
         return replace(self, members=tuple(m for m in self.members if not m.has_seen(case_id)))
 
     def whole(self) -> Bundle:
-        """The bundle with members that are shown whole ROIs."""
+        """The bundle with members that predict whole ROIs."""
         return replace(self, members=tuple(member.whole() for member in self.members))
 
     def arm(self, name: str, kinds: Sequence[Mapping[str, Any]] | None, stage: str = "fine") -> Bundle:
@@ -168,18 +128,13 @@ class Bundle:
         """
         if kinds is None:
             return self
-        for kind in kinds:
-            if not isinstance(kind, Mapping) or {"model", "cte"} - set(kind):
-                raise HnsegError(
-                    f"ensemble.members: {kind} names no kind of member; write {{model: NAME, cte: true}}"
-                )
         wanted = [(kind["model"], bool(kind["cte"])) for kind in kinds]
-        here = [_kind(member) for member in self.of_stage(stage)]
-        if missing := [kind for kind in wanted if kind not in here]:
-            present = ", ".join(dict.fromkeys(map(_kind_name, here))) or "none"
+        present = [_kind(member) for member in self.of_stage(stage)]
+        if missing := [kind for kind in wanted if kind not in present]:
             raise HnsegError(
                 f"ensemble={name}: {self.path} has no {stage} member {_kind_name(missing[0])}, only "
-                f"{present}; export those too, or choose another ensemble"
+                f"{', '.join(map(_kind_name, dict.fromkeys(present))) or 'none'}; export those too, or "
+                "choose another ensemble"
             )
         chosen = [m for m in self.members if m.stage.name != stage or _kind(m) in wanted]
         return replace(self, members=tuple(chosen))
@@ -190,8 +145,17 @@ def _kind(member: Member) -> tuple[str, bool]:
 
 
 def _kind_name(kind: tuple[str, bool]) -> str:
-    model, cte = kind
-    return f"{model} {'with' if cte else 'without'} enhancement"
+    return f"{kind[0]} {'with' if kind[1] else 'without'} enhancement"
+
+
+def _verify(path: Path, expected: str) -> None:
+    try:
+        found = digest_file(path)
+    except OSError as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise HnsegError(f"{path}: {reason}; copy or export the bundle again") from error
+    if found != expected:
+        raise HnsegError(f"{path}: altered since the bundle was made; export it again")
 
 
 def export_bundle(sources: Sequence[Path], out: Path, *, checkpoint: Checkpoint = "best") -> list[str]:
@@ -215,8 +179,7 @@ def export_bundle(sources: Sequence[Path], out: Path, *, checkpoint: Checkpoint 
             f"{', '.join(empty)}: no run below (it holds config.json); train first, or mend the name"
         )
     folders = sorted(set().union(*below.values()))
-    unfinished = [str(folder) for folder in folders if not (folder / "score.json").exists()]
-    if unfinished:
+    if unfinished := [str(folder) for folder in folders if not (folder / "score.json").exists()]:
         raise HnsegError(f"not finished: {', '.join(unfinished)}; run the same training command again")
     stored = [member for bundle in bundles for member in Bundle.load(bundle).members]
     trained = (read_checkpoint(folder, checkpoint) for folder in folders)
@@ -239,84 +202,56 @@ def write_bundle(trained: Iterable[Trained], out: Path) -> list[str]:
     """
     if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / LISTING).exists()):
         raise HnsegError(f"{out}: holds something other than a bundle; choose another --out")
+    cards: dict[str, dict[str, Any]] = {}
+    members: dict[str, _Digests] = {}
     try:
         with replacing_folder(out) as new:
-            return _write_members(trained, new)
-    except (OSError, SafetensorError) as error:
+            for card, network in trained:
+                if card["name"] in cards:
+                    raise HnsegError(
+                        f"a second member {card['name']}; a bundle holds one of each name, and arm=NAME "
+                        "gives a training or an import another"
+                    )
+                cards[card["name"]] = card
+                members[card["name"]] = _write_member(card, network, new / card["name"])
+            decision = last_stage(list(cards.values()))["decision"]
+            _Listing(format=FORMAT, members=members, decision=decision).write(new)
+            (new / MODEL_CARD).write_text(model_card(list(cards.values()), decision), encoding="utf-8")
+    except OSError as error:
         raise HnsegError(f"{out}: cannot be written ({error}); choose another --out") from error
-
-
-def _write_members(trained: Iterable[Trained], out: Path) -> list[str]:
-    cards: dict[str, dict[str, Any]] = {}
-    for card, network in trained:
-        if card["name"] in cards:
-            raise HnsegError(
-                f"a second member {card['name']}; a bundle holds one of each name, and arm=NAME gives a "
-                "training or an import another"
-            )
-        cards[card["name"]] = card
-        _write_member(card, network, out / card["name"])
-    hashes = {
-        name: {file.name: digest_file(file) for file in sorted((out / name).iterdir())} for name in cards
-    }
-    last = last_stage(list(cards.values()))
-    listing = {"format": FORMAT, "members": hashes, "decision": last["decision"]}
-    text = model_card(list(cards.values()), last, last["decision"])
-    (out / MODEL_CARD).write_text(text, encoding="utf-8")
-    (out / LISTING).write_text(yaml.safe_dump(listing, sort_keys=False))
     return list(cards)
 
 
-def _write_member(card: dict[str, Any], network: nn.Module, folder: Path) -> None:
-    if spoilt := [name for name, one in network.state_dict().items() if not one.isfinite().all()]:
-        raise HnsegError(
-            f"{card['name']}: its weights are no numbers any more (NaN or infinite, {spoilt[0]} first); "
-            "choose another --checkpoint, or leave it out"
-        )
+def _write_member(card: dict[str, Any], network: nn.Module, folder: Path) -> _Digests:
+    weights: dict[str, Tensor] = {}
+    stored: set[int] = set()
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise HnsegError(
+                f"{card['name']}: its weights are no numbers any more (NaN or infinite, {name} first); "
+                "choose another --checkpoint, or leave it out"
+            )
+        if tensor.data_ptr() not in stored:  # nnU-Net's decoder holds its encoder under a second name
+            weights[name] = tensor.contiguous()
+            stored.add(tensor.data_ptr())
     folder.mkdir()
-    # nnU-Net's decoder holds its encoder: save_model writes a tensor with two names once.
-    save_model(network, str(folder / WEIGHTS))
-    (folder / WEIGHTS).chmod(0o644)
+    (folder / WEIGHTS).write_bytes(save(weights))
     (folder / CARD_FILE).write_text(yaml.safe_dump(card, sort_keys=False))
-
-
-def _read_member(folder: Path, hashes: Mapping[str, str]) -> Member:
-    return Member(yaml.safe_load((folder / CARD_FILE).read_text()), folder / WEIGHTS, hashes[WEIGHTS])
+    return _Digests.model_validate({file: digest_file(folder / file) for file in (CARD_FILE, WEIGHTS)})
 
 
 def last_stage(cards: list[dict[str, Any]]) -> dict[str, Any]:
     """A card of the last stage, whose rules make the mask; all its members must agree on them."""
-    last = next(
-        stage for stage in ("fine", "coarse", "head") if any(c["stage"]["name"] == stage for c in cards)
-    )
+    order = ("head", "coarse", "fine")
+    last = max((card["stage"]["name"] for card in cards), key=order.index)
     members = [card for card in cards if card["stage"]["name"] == last]
     if any(card["decision"] != members[0]["decision"] for card in members):
         raise HnsegError(f"the {last} members disagree on recipe.decision; export runs of one recipe")
     return members[0]
 
 
-def _require_whole(listing: Path, members: Mapping[str, Mapping[str, str]], decision: Any) -> None:
-    """Refuses a listing without rules, or with a member that lacks one of its files."""
-    if not isinstance(decision, dict):
-        raise HnsegError(f"{listing}: decision={decision}: no rules; export the bundle again")
-    for name, hashes in members.items():
-        if lacking := [file for file in (CARD_FILE, WEIGHTS) if file not in hashes]:
-            raise HnsegError(f"{listing}: {name} has no {' and '.join(lacking)}; export the bundle again")
-
-
-def _verify(path: Path, expected: str) -> None:
-    try:
-        found = digest_file(path)
-    except FileNotFoundError as error:
-        raise HnsegError(f"{path}: missing from the bundle; copy or export it again") from error
-    except OSError as error:
-        raise HnsegError(f"{path}: cannot be read ({error.strerror}); allow it") from error
-    if found != expected:
-        raise HnsegError(f"{path}: altered since the bundle was made; export it again")
-
-
 def write_rules(bundle: Bundle, decision: Mapping[str, Any], note: str) -> None:
-    """Writes rules into a bundle, and tells of them in its model card.
+    """Writes rules into a bundle and its model card.
 
     They hold for these members: a bundle made or extended from it has its members' own rules again.
 
@@ -328,9 +263,65 @@ def write_rules(bundle: Bundle, decision: Mapping[str, Any], note: str) -> None:
     Raises:
         HnsegError: The bundle cannot be written.
     """
-    listing = yaml.safe_load((bundle.path / LISTING).read_text()) | {"decision": dict(decision)}
-    cards = [member.card for member in bundle.members]
-    with replacing(bundle.path / LISTING) as temporary:
-        temporary.write_text(yaml.safe_dump(listing, sort_keys=False))
+    _Listing.read(bundle.path).model_copy(update={"decision": dict(decision)}).write(bundle.path)
     with replacing(bundle.path / MODEL_CARD) as temporary:
-        temporary.write_text(model_card(cards, last_stage(cards), decision, note), encoding="utf-8")
+        cards = [member.card for member in bundle.members]
+        temporary.write_text(model_card(cards, decision, note), encoding="utf-8")
+
+
+_HEAD = """\
+# Model card
+
+Finds head-and-neck tumours (GTVp) and metastatic lymph nodes (GTVn) in PET/CT; made with hnseg.
+Research software: it is not a medical device and has not been validated for patients.
+
+**Input.** CT in HU and PET in SUV (body weight) of one patient, any grids, in one patient space.
+**Output.** Labels on the CT's grid: {labels}.
+**Rules.** {rules}
+
+Validation Dice is measured inside the stage's ROI, on cases of the held-out fold: `val` in ROIs that the
+truth has placed, which flatters the pipeline, `val_coarse` in ROIs placed by coarse predictions. Scores of
+`fold_all` are of cases that were trained on.
+"""
+_COLUMNS = ("member", "stage", "input", "recipe", "trained on", "split", "val/dice", "val_coarse/dice")
+_POWERS = {"square": "²", "cube_root": "^(1/3)"}
+
+
+def model_card(cards: list[dict[str, Any]], decision: Mapping[str, Any], note: str = "") -> str:
+    """The model card of a bundle, Markdown.
+
+    Args:
+        cards: Its members' descriptions.
+        decision: The bundle's rules.
+        note: What a reader should know of the rules, in a sentence.
+    """
+    classes = enumerate(last_stage(cards)["stage"]["classes"], start=1)
+    labels = ", ".join(["0 background", *(f"{number} {name}" for number, name in classes)])
+    rules = ", ".join(f"{key}: {value}" for key, value in decision.items())
+    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *map(_row, cards)]
+    # A bar in a name would begin another cell.
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    rules += f". {note}" if note else ""
+    return "\n".join([_HEAD.format(labels=labels, rules=rules), *lines, ""])
+
+
+def _row(card: Mapping[str, Any]) -> tuple[str, ...]:
+    scores, trained_on = card.get("scores", {}), card["trained_on"]
+    return (
+        card["name"],
+        card["stage"]["name"],
+        f"[{', '.join(_channels(card['input']))}]",
+        card.get("recipe", ""),
+        "unknown cases" if trained_on is None else f"{len(trained_on)} cases",
+        str(card.get("split") or "unknown"),
+        *(f"{scores[key]:.4f}" if key in scores else "" for key in ("val/dice", "val_coarse/dice")),
+    )
+
+
+def _channels(spec: Mapping[str, Any]) -> list[str]:
+    channels = [
+        modality.upper() + suffix
+        for modality in spec["modalities"]
+        for suffix in ["", *(_POWERS[name] for name in spec[f"{modality}_powers"] if spec["cte"])]
+    ]
+    return [*channels, *(("x", "y", "z") if spec["coordinates"] else ())]

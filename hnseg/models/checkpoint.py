@@ -1,10 +1,9 @@
-"""What a training leaves: a member with card and weights; foreign checkpoints read without running them."""
+"""Checkpoints and members: weights and a card that describes them; foreign checkpoints without their code."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy._core.multiarray import _reconstruct, scalar
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,7 +19,9 @@ from hnseg.errors import HnsegError
 from hnseg.imaging.stage import Stage
 from hnseg.models.nets import build, stride_product
 
-# The key under which a checkpoint says everything needed to run its network.
+# Of cards and bundles; 2: the network's card names its class.
+FORMAT = 2
+# The key of the card in a checkpoint: everything needed to run its network.
 CARD = "hnseg"
 # Card and network of a member.
 Trained = tuple[dict[str, Any], nn.Module]
@@ -47,18 +47,17 @@ class Member:
         return Stage.from_dict(self.card["stage"])
 
     def has_seen(self, case_id: str) -> bool:
-        """Whether it was trained on a case; an imported member whose split is not known counts as if."""
+        """Whether it was trained on a case; so counts an imported member whose split is unknown."""
         trained_on = self.card["trained_on"]
         return trained_on is None or case_id in trained_on
 
     def whole(self) -> Member:
-        """The same member, shown its stage's whole ROI at once instead of window by window.
+        """The same member, with a patch that holds its stage's whole ROI.
 
-        The ROI's sides are rounded up to what the network can be shown.
+        The ROI's sides are rounded up to multiples of the network's stride product.
         """
         steps = stride_product(self.card["network"])
-        # The network's axes in terms of ours: its steps go the way back.
-        order = self.card.get("axes", {}).get("order", [0, 1, 2])
+        order = self.card.get("axes", {}).get("order", [0, 1, 2])  # the network's axes, each of (z, y, x)
         ours = [steps[order.index(axis)] for axis in range(3)]
         padded = self.card["input"].get("pad_to") or (0, 0, 0)
         sides = [max(n, pad) for n, pad in zip(self.stage.size[::-1], padded, strict=True)]
@@ -112,18 +111,15 @@ def _fill(network: nn.Module, weights: dict[str, Tensor]) -> None:
         raise RuntimeError(f"{unexpected[0]} is not the network's")
 
 
-# Beyond tensors and plain data, both frameworks write numbers and small arrays of NumPy into their logs.
-# Each dtype is pickled by its own class since NumPy 2; the function's module has moved between the two.
-_DTYPES = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")]
-_ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    np.dtype,
-    np.ndarray,
-    *_DTYPES,
-    *(
-        (function, f"numpy.{core}.multiarray.{name}")
-        for core in ("core", "_core")
-        for function, name in ((scalar, "scalar"), (_reconstruct, "_reconstruct"))
-    ),
+# Beyond tensors and plain data, both frameworks write numbers and small arrays of NumPy into their logs: the
+# functions and dtypes that unpickle these. The functions' module was renamed in NumPy 2.
+_NUMPY: list[Any] = [np.float32(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
+_ALLOWED: list[Any] = [np.dtype, np.ndarray]
+_ALLOWED += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")]
+_ALLOWED += [
+    (function, f"numpy.{core}.multiarray.{function.__name__}")
+    for core in ("core", "_core")
+    for function in _NUMPY
 ]
 
 
@@ -151,7 +147,7 @@ def read_foreign_checkpoint(path: Path) -> dict[str, Any]:
                 f"{path}: holds {wanted[1]}, which could run code and is not read; save its weights alone "
                 "as tensors"
             ) from error
-        # What torch says of it is its own affair, or advice to load the file with its code.
+        # torch's own message advises to load the file with its code.
         raise HnsegError(
             f"{path}: is no file of torch.save, or a damaged one; copy it again (from Git LFS: git lfs pull)"
         ) from error
@@ -184,6 +180,11 @@ def read_checkpoint(folder: Path, choice: Checkpoint) -> Trained:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
         card: dict[str, Any] = stored[CARD]
+        if card.get("format") != FORMAT:
+            raise HnsegError(
+                f"{path}: format {card.get('format', 1)}, hnseg export reads {FORMAT}; train it again with "
+                "overwrite=true, or export it with the hnseg that trained it"
+            )
         network = build(**card["network"])
         # Lightning's WeightAveraging saves the average in the place of the network's own weights.
         own = stored.get("current_model_state")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,38 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from hnseg.metrics.torch_metrics import CaseMeans, OfficialScores
-from hnseg.models.checkpoint import CARD
+from hnseg.models.checkpoint import CARD, FORMAT
 from hnseg.models.losses import DeepSupervision
-
-
-class Translated:
-    """A network that runs translated, or as it is where it cannot be, which a warning then tells.
-
-    Args:
-        network: Image → logits, of one depth or several.
-        name: What the warning calls it.
-    """
-
-    def __init__(self, network: Callable[[Tensor], Any], name: str) -> None:
-        self._network, self._name = network, name
-        # Images of one shape follow one another; a translation that fits any shape would be slower.
-        self._run: Callable[[Tensor], Any] = torch.compile(network, dynamic=False)
-
-    def __call__(self, image: Tensor) -> Any:
-        """Logits."""
-        try:
-            return self._run(image)
-        except torch.OutOfMemoryError:  # as it is, it would take more
-            raise
-        except Exception as error:
-            if self._run is self._network:
-                raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            message = "%s: torch.compile failed (%s); it runs as it is"
-            logging.getLogger(__name__).warning(message, self._name, reason)
-            self._run = self._network
-            return self._network(image)
-
 
 Batch = dict[str, Any]
 # What the scores of the validation loaders are called: ROIs placed by the truth, and by coarse predictions.
@@ -64,7 +33,7 @@ class SegmentationModule(L.LightningModule):
         classes: Foreground classes in the order of their labels.
         spacing: Voxel size of the stage's grid in mm, (x, y, z).
         card: Plain description of the network and its input, saved into every checkpoint.
-        translate: Let `torch.compile` translate the training's forward and backward pass.
+        compile_network: Train with `torch.compile` on a GPU; on a CPU it gains nothing and is left out.
     """
 
     # nn.Module types its attributes as tensors or modules, no closer.
@@ -83,14 +52,14 @@ class SegmentationModule(L.LightningModule):
         classes: Sequence[str],
         spacing: tuple[float, float, float],
         card: dict[str, Any],
-        translate: bool = False,
+        compile_network: bool = False,
     ) -> None:
         super().__init__()
         self.network, self.loss, self.predict = network, loss, predict
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.classes, self.spacing, self.card = tuple(classes), spacing, card
-        self.translate = translate
-        self.translated: Translated | None = None
+        self.compile_network = compile_network
+        self.compiled: Callable[[Tensor], Any] | None = None
         names = ("loss", "dice", *(f"dice_{name}" for name in classes))
         self.means = nn.ModuleDict({where: CaseMeans(names) for where in ROIS})  # type: ignore[assignment]
         # The official scores are those of tumours and nodes; the head stage has neither.
@@ -101,14 +70,14 @@ class SegmentationModule(L.LightningModule):
         self.network.to(memory_format=torch.channels_last_3d)
 
     def on_fit_start(self) -> None:
-        """Wraps the network for the training's pass where it is translated."""
-        if self.translate:  # the training's pass alone: whole ROIs would each be translated for their shape
-            self.translated = Translated(self.network, self.card["name"])
+        """Compiles the training's pass alone, whose patches have one shape: ROIs of validation differ."""
+        if self.compile_network and self.device.type == "cuda":
+            self.compiled = torch.compile(self.network, dynamic=False)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Loss over all supervised depths of a batch of patches; logs its terms and depths too."""
         image = batch["image"].contiguous(memory_format=torch.channels_last_3d)
-        loss, parts = self.loss.parts((self.translated or self.network)(image), batch["label"])
+        loss, parts = self.loss.parts((self.compiled or self.network)(image), batch["label"])
         # Means over the epoch, kept on the device: no step waits for a number to be read.
         means = {f"train/{name}": value for name, value in {"loss": loss.detach(), **parts}.items()}
         # The run's callbacks log them, before they save a checkpoint.
@@ -177,7 +146,7 @@ class SegmentationModule(L.LightningModule):
         """A checkpoint knows what it is, how its input was made, and what it scored."""
         metrics = self.trainer.callback_metrics
         scores = {name: float(value) for name, value in metrics.items() if name.startswith("val")}
-        checkpoint[CARD] = {**self.card, "scores": scores}
+        checkpoint[CARD] = {"format": FORMAT, **self.card, "scores": scores}
 
 
 def _dice(predicted: Tensor, truth: Tensor, outside: Tensor) -> Tensor:

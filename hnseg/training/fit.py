@@ -228,7 +228,7 @@ def make_module(config: Config, stage: Stage, card: Config, precision: Precision
         classes=stage.classes,
         spacing=stage.spacing,
         card=card,
-        translate=config["trainer"]["compile"],
+        compile_network=config["trainer"]["compile"],
     )
 
 

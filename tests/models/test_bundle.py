@@ -58,11 +58,6 @@ def test_nothing_in_it_is_pickled(bundle: Bundle) -> None:
             assert file.read_bytes()[8:9] == b"{"  # a safetensors header, neither zip nor pickle
 
 
-def test_everyone_may_read_it(bundle: Bundle) -> None:
-    modes = {path.stat().st_mode & 0o444 for path in bundle.path.rglob("*")}
-    assert modes == {0o444}
-
-
 def test_a_bundle_can_be_moved(bundle: Bundle, tmp_path: Path) -> None:
     shutil.move(bundle.path, tmp_path / "elsewhere")
     for member in Bundle.load(tmp_path / "elsewhere").members:
@@ -85,51 +80,34 @@ def test_a_missing_file_is_named(bundle: Bundle, file: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "listing",
-    [
-        b"",
-        b"format: 1\nmembers: []\ndecision: {}",
-        b"[1, 2]",
-        b"a: [",
-        b"format: 1",
-        b"\xff\xfe\x00",
-        b"!!python/object:os.system {}",
-    ],
+    "listing", [b"", b"[1, 2]", b"a: [", b"format: 2", b"\xff\xfe\x00", b"!!python/object:os.system {}"]
 )
 def test_a_damaged_listing_is_one_line(bundle: Bundle, listing: bytes) -> None:
     (bundle.path / "bundle.yaml").write_bytes(listing)
-    with pytest.raises(HnsegError, match=r"bundle\.yaml: damaged"):
+    with pytest.raises(HnsegError, match=r"(bundle\.yaml: damaged|not a bundle).*export"):
         Bundle.load(bundle.path)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda listing: listing.update(decision=None), r"decision=None: no rules"),
-        (
-            lambda listing: listing["members"]["fine_resenc_fold_0"].pop("weights.safetensors"),
-            r"fine_resenc_fold_0 has no weights\.safetensors",
-        ),
-        (
-            lambda listing: listing["members"]["fine_resenc_fold_0"].clear(),
-            r"fine_resenc_fold_0 has no member\.yaml and weights\.safetensors",
-        ),
-    ],
-)
-def test_a_listing_with_gaps_is_told(bundle: Bundle, spoil: Any, message: str) -> None:
+def test_a_listing_without_a_members_file_is_told_by_its_key(bundle: Bundle) -> None:
     path = bundle.path / "bundle.yaml"
     listing = yaml.safe_load(path.read_text())
-    spoil(listing)
+    listing["members"]["fine_resenc_fold_0"].pop("weights.safetensors")
     path.write_text(yaml.safe_dump(listing))
-    with pytest.raises(HnsegError, match=rf"bundle\.yaml: {message}; export the bundle again"):
+    with pytest.raises(HnsegError, match=r"fine_resenc_fold_0\.weights\.safetensors: Field required"):
         Bundle.load(bundle.path)
 
 
-def test_another_format_is_told(bundle: Bundle) -> None:
+def test_another_format_names_the_command_that_makes_it_anew(bundle: Bundle, tmp_path: Path) -> None:
     listing = yaml.safe_load((bundle.path / "bundle.yaml").read_text())
-    (bundle.path / "bundle.yaml").write_text(yaml.safe_dump(listing | {"format": 99}))
-    with pytest.raises(HnsegError, match="format 99"):
+    (bundle.path / "bundle.yaml").write_text(yaml.safe_dump(listing | {"format": 1}))
+    with pytest.raises(HnsegError, match=r"format 1, .*hnseg export"):
         Bundle.load(bundle.path)
+    run = tmp_path / "runs" / "fine_resenc_fold_0"
+    stored = torch.load(run / "best.ckpt", weights_only=True)
+    del stored["hnseg"]["format"]
+    torch.save(stored, run / "best.ckpt")
+    with pytest.raises(HnsegError, match=r"best\.ckpt: format 1, hnseg export reads 2"):
+        export_bundle([run], tmp_path / "other")
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: None])

@@ -23,12 +23,12 @@ from hnseg.data.dataset import EpochSampler, PatchDataset, VolumeDataset
 from hnseg.data.intensity import InputSpec
 from hnseg.inference.predictor import Predictor
 from hnseg.metrics.official import aggregate, count_case
-from hnseg.models.checkpoint import CARD
+from hnseg.models.checkpoint import CARD, FORMAT
 from hnseg.models.losses import DeepSupervision, DiceCELoss
 from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import build
 from hnseg.processes import silence_libraries
-from hnseg.training.checkpoints import checkpoints, validation_scores
+from hnseg.training.checkpoints import checkpoint_callbacks, validation_scores
 
 EPOCHS, STEPS, LR = 4, 2, 0.01
 NETWORK = {"in_channels": 2, "out_channels": 3, **TINY["plainconv"]}
@@ -114,7 +114,7 @@ def train(tmp_path):
             gradient_clip_val=12.0,
             accumulate_grad_batches=accumulate,
             logger=CSVLogger(folder, name="", version=""),
-            callbacks=[*checkpoints(folder, ema, **choice), diary],
+            callbacks=[*checkpoint_callbacks(folder, ema, **choice), diary],
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             enable_progress_bar=False,
@@ -169,16 +169,6 @@ def test_a_batch_in_parts_trains_as_a_whole_one(train):
     assert parts.trainer.global_step == whole.trainer.global_step == STEPS
     for name, weights in whole.diary.weights[-1].items():
         torch.testing.assert_close(parts.diary.weights[-1][name], weights, rtol=1e-3, atol=1e-5)
-
-
-def test_a_network_that_cannot_be_compiled_trains_as_it_is(train, monkeypatch, caplog):
-    def fail(*_: Any) -> None:
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", lambda network, **_: fail)
-    compiled = train("compiled", 1, module={"translate": True})
-    assert "fine_plainconv_fold_0: torch.compile failed (no compiler); it runs as it is" in caplog.text
-    assert_same(compiled.diary.weights, train("plain", 1).diary.weights)
 
 
 def test_no_step_waits_for_a_number(train, monkeypatch):
@@ -272,7 +262,7 @@ def test_a_checkpoint_says_what_it_is_and_holds_no_code(train, tmp_path):
     run = train("run", 1)
     stored = read(tmp_path / "run" / "best.ckpt")
     scores = stored[CARD].pop("scores")
-    assert stored[CARD] == PLAIN_CARD
+    assert stored[CARD] == PLAIN_CARD | {"format": FORMAT}
     assert scores["val/dice"] == pytest.approx(float(run.trainer.callback_metrics["val/dice"]))
     assert scores == validation_scores(tmp_path / "run" / "best.ckpt")
     assert all(name.startswith("network.") for name in stored["state_dict"])
