@@ -29,8 +29,9 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hnseg.app import compose_job
-from hnseg.construct import construct
+from hnseg.app import compose as compose_job
+from hnseg.config import Node
+from hnseg.config import build as construct
 from hnseg.devices import Precision, autocast, pick_device, pick_precision
 from hnseg.job import describe, make_input, make_stage
 from hnseg.models.nets import build, checkpoint_blocks
@@ -98,8 +99,8 @@ class Step:
             if parameter.ndim == 5:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
         self.average = [p.detach().clone() for p in self.network.parameters()] if job.averaged else []
-        self.loss = construct(job.loss, "loss")
-        self.optimizer = construct(job.optimizer["step"], "optimizer.step")(self.network.parameters())
+        self.loss = construct(Node(**job.loss), "loss")
+        self.optimizer = construct(Node(**job.optimizer["step"]), "optimizer.step")(self.network.parameters())
 
     def __call__(self) -> None:
         """Forward, loss, backward, clip, update."""

@@ -28,7 +28,7 @@ import SimpleITK as sitk
 from authors_flow import COARSE, FINE, HEAD, centroid, enhanced, sample, scaled, window
 from omegaconf import OmegaConf
 
-from hnseg.app import compose_job
+from hnseg.app import compose as compose_job
 from hnseg.data.phantom import make_cohort
 from hnseg.data.prepare import prepare
 from hnseg.imaging.case import Case, read_cases

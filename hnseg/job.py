@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 import torchio as tio
 
-from hnseg.construct import construct
+from hnseg.config import Node, build
 from hnseg.data.augment import RandomHeadCut
 from hnseg.data.intensity import InputSpec, Normalise
 from hnseg.data.sampling import Sampling
 from hnseg.imaging.stage import Stage
 from hnseg.preflight import padding
-from hnseg.recipe import check_window, decision_rules
 
 Config = dict[str, Any]
 
@@ -33,7 +32,6 @@ def make_input(config: Config, stage: Stage) -> InputSpec:
     recipe = config["recipe"]
     # The head stage's own grid is the head crop: it is sampled from the study.
     source: Literal["study", "head_crop"] = "study" if stage.name == "head" else recipe["source"]
-    check_window(recipe, stage.name, config["cte"])
     window = recipe["ct_window"] and tuple(recipe["ct_window"])
     # Told only where it is used, so that studies prepared once serve every window.
     crop = {"ct_window": window} if source == "head_crop" else {}
@@ -76,7 +74,10 @@ def scan_augment(config: Config, stage: Stage) -> tio.Transform | None:
     """What training does to scans before they become channels; None if nothing is."""
     cut = cut_head(config, stage)
     named = config["scan_augment"].items()
-    transforms = [*([cut] if cut else []), *(construct(one, f"scan_augment.{name}") for name, one in named)]
+    transforms = [
+        *([cut] if cut else []),
+        *(build(Node(**one), f"scan_augment.{name}") for name, one in named),
+    ]
     return tio.Compose(transforms) if len(transforms) > 1 else next(iter(transforms), None)
 
 
@@ -105,6 +106,6 @@ def describe(config: Config, stage: Stage, spec: InputSpec, **provenance: Any) -
         "patch": config["training"]["patch"],
         "window": model["window"],
         "recipe": recipe["name"],
-        "decision": decision_rules(recipe),
+        "decision": {**recipe["decision"], "cover": recipe["cover"], "fallback": recipe["fallback"]},
         **provenance,
     }

@@ -10,28 +10,22 @@ import numpy as np
 from hydra.utils import get_class
 
 from hnseg.errors import HnsegError
-from hnseg.kinds import POSITIVE
-from hnseg.recipe import check_decision, check_window
 
 
 def check_job(config: Mapping[str, Any]) -> None:
     """Refuses a training that would be misunderstood, or fail once everything heavy is there.
 
     Args:
-        config: Of `hnseg.job_keys.read_job`; a patch that is not set is `???`.
+        config: As plain lists and numbers.
 
     Raises:
         HnsegError: The first key that does not fit the others.
     """
     stage, model, training = config["stage"], config["model"], config["training"]
     check_stages(model)
-    check_patch(None if training["patch"] == "???" else training["patch"], model, stage["name"])
-    check_length(training, config["trainer"]["accumulate"])
+    check_patch(training["patch"], model)
     check_class_weights(config["loss"]["loss"]["class_weights"], stage["classes"])
-    check_averages(training["ema"], config["recipe"]["checkpoint"])
-    check_decision(config["recipe"])
-    check_augment(config["augment"], coordinates=config["recipe"]["coordinates"])
-    check_window(config["recipe"], stage["name"], config["cte"])
+    check_augment(config["augment"])
 
 
 def check_stages(model: Mapping[str, Any]) -> None:
@@ -49,18 +43,12 @@ def check_stages(model: Mapping[str, Any]) -> None:
         )
 
 
-def check_patch(patch: Sequence[int] | None, model: Mapping[str, Any], stage: str) -> None:
+def check_patch(patch: Sequence[int], model: Mapping[str, Any]) -> None:
     """Refuses a patch that the network would have to crop or pad on its own.
 
     Raises:
-        HnsegError: No patch is set for this pair of stage and model, or its sides do not fit.
+        HnsegError: Its sides do not fit.
     """
-    name = model["name"]
-    if patch is None:
-        raise HnsegError(
-            f"training.patch is not set, and there is no conf/stage_model for stage={stage} model={name}; "
-            "choose another pair or give training.patch=[z,y,x]"
-        )
     network: Any = get_class(model["settings"]["_target_"])
     sides = network.stride_product(model["settings"])
     misfit = len(patch) != 3 or any(n % d or n < d for n, d in zip(patch, sides, strict=True))
@@ -68,35 +56,24 @@ def check_patch(patch: Sequence[int] | None, model: Mapping[str, Any], stage: st
     if misfit or tuple(patch) == sides:
         remedy = [max(int(np.ceil(n / d)), 2) * d for n, d in zip_longest(patch[:3], sides, fillvalue=1)]
         raise HnsegError(
-            f"training.patch={list(patch)} does not fit model={name}, whose sides (z, y, x) must be "
+            f"training.patch={list(patch)} does not fit model={model['name']}, whose sides (z, y, x) must be "
             f"multiples of {list(sides)}, and not all the least; use training.patch={remedy}"
         )
 
 
-def check_augment(augment: Mapping[str, Any], *, coordinates: bool) -> None:
-    """Refuses a mix that cannot run where it is to run.
-
-    Args:
-        augment: The configuration's `augment`.
-        coordinates: Whether the input has coordinate channels, which only the processor turns along.
+def check_augment(augment: Mapping[str, Any]) -> None:
+    """Refuses a mix on the GPU with transforms of TorchIO's own, which compute in NumPy or SimpleITK.
 
     Raises:
-        HnsegError: An unknown device; `cuda` with transforms of TorchIO's own, which compute in NumPy or
-            SimpleITK, or with coordinates.
+        HnsegError: There is one.
     """
-    device = augment.get("device", "cpu")  # absent where somebody composes a mix without hnseg's
-    if device not in ("cpu", "cuda"):
-        raise HnsegError(f"augment.device={device}: choose cpu or cuda")
-    if device == "cpu":
-        return
-    names = [transform["_target_"] for transform in augment["transforms"]]
-    if foreign := next((name for name in names if name.startswith("torchio.")), None):
+    names = [node["_target_"] for node in augment["transforms"].values() if node]
+    foreign = next((name for name in names if name.startswith("torchio.")), None)
+    if foreign and augment["device"] == "cuda":
         raise HnsegError(
             f"augment.device=cuda: {foreign} runs on the processor alone; choose augment=nnunet or "
             "augment=auto3dseg, or augment.device=cpu"
         )
-    if coordinates:
-        raise HnsegError("augment.device=cuda with recipe.coordinates=true: choose augment.device=cpu")
 
 
 def check_class_weights(weights: Sequence[float] | None, classes: Sequence[str]) -> None:
@@ -113,49 +90,10 @@ def check_class_weights(weights: Sequence[float] | None, classes: Sequence[str])
         return
     labels = ["background", *classes]
     fits = isinstance(weights, Sequence) and len(weights) == len(labels)
-    if not fits or not all(map(POSITIVE.fits, weights)):
+    if not fits or not all(weight > 0 for weight in weights):
         raise HnsegError(
             f"loss.loss.class_weights={weights}: give a positive number for each of {', '.join(labels)}, in "
             "this order"
-        )
-
-
-def check_length(training: Mapping[str, Any], accumulate: int) -> None:
-    """Refuses a training that would never step, or never be validated.
-
-    Args:
-        training: The configuration's `training`.
-        accumulate: Parts a batch is worked on in.
-
-    Raises:
-        HnsegError: Fewer epochs than the interval, or a batch that does not fall into equal parts.
-    """
-    batch = training["batch_size"]
-    if batch % accumulate:
-        raise HnsegError(
-            f"trainer.accumulate={accumulate} with training.batch_size={batch}: give a number that divides it"
-        )
-    epochs, interval = training["epochs"], training["validate_every"]
-    if interval > epochs:
-        raise HnsegError(
-            f"training.validate_every={interval} with training.epochs={epochs} validates never; lower it"
-        )
-
-
-def check_averages(ema: float | None, checkpoint: str) -> None:
-    """Refuses to compare averaged weights that nobody averages.
-
-    Args:
-        ema: Of `training`, the decay of averaged weights.
-        checkpoint: Of the recipe.
-
-    Raises:
-        HnsegError: There are none.
-    """
-    if checkpoint == "compare" and ema is None:
-        raise HnsegError(
-            "recipe.checkpoint=compare with training.ema=null: no averaged weights to compare; set "
-            "training.ema=0.999, or recipe.checkpoint=best"
         )
 
 

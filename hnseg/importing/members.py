@@ -11,14 +11,14 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from hnseg.app import compose_job
+from hnseg.card import plain
+from hnseg.config import compose_job
 from hnseg.data.intensity import InputSpec
 from hnseg.errors import HnsegError
 from hnseg.files import digest_file, restore
 from hnseg.imaging.stage import Stage
 from hnseg.inference.predictor import Axes
 from hnseg.job import Config, describe, make_input, make_stage
-from hnseg.job_keys import read_job
 from hnseg.models.bundle import LISTING, Bundle, Trained, write_bundle
 from hnseg.models.nets import build
 
@@ -65,7 +65,7 @@ def compose(model: str, network: str, overrides: Sequence[str]) -> tuple[Config,
         HnsegError: Overrides that do not fit, or that ask for another kind of network.
     """
     chosen = [] if any(override.startswith("model=") for override in overrides) else [f"model={model}"]
-    config = read_job(compose_job([*chosen, *overrides]))
+    config = plain(compose_job([*chosen, *overrides]))
     if config["model"]["settings"]["_target_"] != f"hnseg.models.nets.{network}":
         raise HnsegError(f"model={config['model']['name']}: the folder holds model={model}; leave it out")
     stage = make_stage(config)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hnseg.errors import HnsegError
-from hnseg.kinds import is_amount
 
 Rule = Literal["half", "argmax"]
 Fusion = Literal["flat", "authors"]
@@ -97,6 +96,11 @@ class Decision:
         """`decide` by these rules, for a stage's classes in the order of their labels."""
         bars = [self.thresholds.get(name, 0.0) for name in classes]
         return decide(foreground, self.rule, bars if self.rule == "argmax" else None)
+
+
+def is_amount(value: Any) -> bool:
+    """Whether it is a finite number of 0 or more."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
 def _check_numbers(key: str, value: Any) -> None:

@@ -18,7 +18,7 @@ from hydra.utils import get_class
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hnseg.construct import building
+from hnseg.config import building
 from hnseg.errors import HnsegError
 
 Triple = tuple[int, int, int]

@@ -21,7 +21,9 @@ from lightning.fabric.plugins.environments import (
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from hnseg.construct import construct
+from hnseg.config import LoggerSettings, Node
+from hnseg.config import build as construct
+from hnseg.data.augment import Compose
 from hnseg.data.datamodule import StageDataModule, choose_loading
 from hnseg.data.dataset import Shard
 from hnseg.data.intensity import InputSpec
@@ -46,7 +48,6 @@ from hnseg.training.checkpoints import (
 )
 from hnseg.training.cohort import Fold, head_folder
 from hnseg.training.launch import ALONE, Processes
-from hnseg.training.logger_settings import LoggerSettings
 from hnseg.training.loggers import callbacks, loggers, require_loggers
 from hnseg.training.pretrained import initialise, read_weights
 from hnseg.training.run_folder import RunFolder
@@ -82,7 +83,7 @@ def train(
     resume = None if config["overwrite"] else find_checkpoint(folder.last, folder.previous, processes.rank)
     first = Path(config["init_from"]["path"]) if config["init_from"] and resume is None else None
     weights = read_weights(first) if first else {}
-    require_loggers(LoggerSettings.from_dict(config["logger"]))
+    require_loggers(LoggerSettings(**config["logger"]))
     if processes.rank == 0 and resume is None:  # so that `hnseg runs` shows it while volumes are prepared
         folder.begin(config, split=fold.split, overwrite=config["overwrite"])
 
@@ -171,7 +172,7 @@ def make_datamodule(
         heads=head_folder(data, stage.name),
         coarse=fold.coarse,
         train_roi=config["recipe"]["roi"]["train"],
-        augment=construct(config["augment"], "augment"),
+        augment=_mix(config, stage),
         scan_augment=scan_augment(config, stage),
         jitter_mm=jitter_mm(config, stage),
         loading=choose_loading(
@@ -183,6 +184,12 @@ def make_datamodule(
         prepare_workers=data["prepare_workers"],
         seed=config["seed"],
     )
+
+
+def _mix(config: Config, stage: Stage) -> Compose:
+    mix = config["augment"]["transforms"] | config["augment"]["stages"].get(stage.name, {})
+    nodes = {f"augment.transforms.{name}": node for name, node in mix.items() if node}
+    return Compose([construct(Node(**node), key) for key, node in nodes.items()], config["augment"]["device"])
 
 
 def prepare_card(
@@ -221,10 +228,10 @@ def make_module(config: Config, stage: Stage, card: Config, precision: Precision
         checkpoint_blocks(network)
     return SegmentationModule(
         network,
-        construct(config["loss"], "loss"),
+        construct(Node(**config["loss"]), "loss"),
         Predictor.of(card, precision=precision),
-        construct(config["optimizer"]["step"], "optimizer.step"),
-        construct(config["optimizer"]["schedule"], "optimizer.schedule"),
+        construct(Node(**config["optimizer"]["step"]), "optimizer.step"),
+        construct(Node(**config["optimizer"]["schedule"]), "optimizer.schedule"),
         classes=stage.classes,
         spacing=stage.spacing,
         card=card,
@@ -237,7 +244,7 @@ def make_callbacks(
 ) -> list[L.Callback]:
     """Checkpoints and guards of every process; progress and what is logged beside losses, of rank 0."""
     ema, compare = config["training"]["ema"], config["recipe"]["checkpoint"] == "compare"
-    coarse = config["recipe"]["roi"]["validate"] == "coarse" and datamodule.coarse is not None
+    coarse = config["recipe"]["roi"]["validation"] == "coarse" and datamodule.coarse is not None
     monitor = "val_coarse/dice" if coarse else "val/dice"
     shared = [
         *checkpoint_callbacks(folder.path, ema, compare=compare, monitor=monitor),
@@ -246,7 +253,7 @@ def make_callbacks(
     ]
     if processes.rank > 0:
         return shared
-    watchers = callbacks(folder.path, LoggerSettings.from_dict(config["logger"]), datamodule.spec)
+    watchers = callbacks(folder.path, LoggerSettings(**config["logger"]), datamodule.spec)
     return [*shared, RunProgress(title), *watchers, ProgressFile(folder.progress, folder.best)]
 
 

@@ -14,12 +14,12 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 
+from hnseg.config import LoggerSettings
 from hnseg.data.intensity import InputSpec
 from hnseg.errors import HnsegError
 from hnseg.files import read_table, replacing
 from hnseg.training.callbacks import GateWeights, Throughput
 from hnseg.training.description import describe_run, told
-from hnseg.training.logger_settings import LoggerSettings
 from hnseg.training.pictures import Pictures, discard_pictures
 
 Row = dict[str, str]
@@ -118,7 +118,7 @@ def loggers(
     if rank > 0:
         yield [DummyLogger()]
         return
-    settings = LoggerSettings.from_dict(config["logger"])
+    settings = LoggerSettings(**config["logger"])
     former = read_rows(folder)
     rows = before(former, step)
     discard_pictures(folder, step)

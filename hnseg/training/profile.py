@@ -14,13 +14,13 @@ from lightning.pytorch.profilers import SimpleProfiler
 from rich.console import Console
 from rich.progress import Progress
 
-from hnseg.app import compose_job
+from hnseg.card import plain
+from hnseg.config import compose_job
 from hnseg.data.datamodule import Loading
 from hnseg.data.phantom import make_cohort
 from hnseg.devices import Precision, gpu_peak_mib, peak_mib, pick_precision, reset_gpu_peak
 from hnseg.errors import HnsegError
 from hnseg.job import describe, make_input, make_stage
-from hnseg.job_keys import read_job
 from hnseg.preflight import check_job
 from hnseg.processes import silence_libraries
 from hnseg.training.cohort import find_fold
@@ -158,7 +158,7 @@ def profile(overrides: Sequence[str], steps: int) -> Profile:
         HnsegError: Settings, a step or a cohort that train.py would refuse too, and more than one process.
     """
     silence_libraries()
-    config = read_job(compose_job(overrides))
+    config = plain(compose_job(overrides))
     if (processes := config["trainer"]["processes"]) != 1:
         raise HnsegError(
             f"trainer.processes={processes}: a profile measures one process; set trainer.processes=1 and "
@@ -171,7 +171,7 @@ def profile(overrides: Sequence[str], steps: int) -> Profile:
     with TemporaryDirectory() as folder:
         make_cohort(Path(folder) / "phantoms", 4, 0, workers=2)
         places = [f"data.root={folder}/phantoms", f"data.cache={folder}/cache", "data.folds=2"]
-        return _measure(read_job(compose_job([*overrides, *places])), device, precision, steps, made_up=True)
+        return _measure(plain(compose_job([*overrides, *places])), device, precision, steps, made_up=True)
 
 
 def _measure(

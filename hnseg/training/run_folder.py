@@ -58,27 +58,6 @@ def differing_keys(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any,
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-class Score(float):
-    """A run's validation Dice, with how the run was found and where it lies.
-
-    Args:
-        dice: Of the best checkpoint.
-        state: `finished` where nothing was trained for it.
-        folder: The run's.
-    """
-
-    state: State
-    folder: Path
-
-    def __new__(cls, dice: float, state: State, folder: Path) -> Score:
-        score = super().__new__(cls, dice)
-        score.state, score.folder = state, folder
-        return score
-
-    def __getnewargs__(self) -> tuple[float, State, Path]:  # type: ignore[override]
-        return float(self), self.state, self.folder  # launchers pickle what a job returns
-
-
 class RunFolder:
     """What a training leaves on disk: config.json, split.json, best.ckpt, last.ckpt, metrics.csv, score.json.
 

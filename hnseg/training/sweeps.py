@@ -7,9 +7,9 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
-from omegaconf import OmegaConf
 
-from hnseg.app import REPOSITORY, compose_job, expand_arguments, read_grid
+from hnseg.app import expand_arguments, read_grid
+from hnseg.config import compose_job
 from hnseg.errors import HnsegError
 
 
@@ -26,7 +26,7 @@ def wandb_sweep(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         HnsegError: No such sweep, or overrides that do not fit.
     """
-    grid = read_grid(REPOSITORY / "sweeps", [f"sweeps={name}"])
+    grid = read_grid(name)
     fixed: list[str] = []
     parameters: dict[str, dict[str, list[int | str]]] = {}
     for text in [*grid, *expand_arguments(list(overrides))]:
@@ -36,11 +36,11 @@ def wandb_sweep(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         else:
             fixed.append(text)
     first = [f"{key}={parameter['values'][0]}" for key, parameter in parameters.items()]
-    config = compose_job([f"sweeps={name}", *fixed, *first])  # what does not fit is told now
+    job = compose_job([f"sweeps={name}", *fixed, *first])  # what does not fit is told now
     return {
         "program": "train.py",
         "name": name,
-        "project": OmegaConf.select(config, "logger.project") or "hnseg",
+        "project": job.logger.project,
         "method": "grid",
         "metric": {"name": "val/dice", "goal": "maximize"},
         "parameters": parameters,

@@ -16,7 +16,6 @@ from lightning.pytorch.loggers import WandbLogger
 
 from hnseg.errors import HnsegError
 from hnseg.files import replacing
-from hnseg.training.logger_settings import LoggerSettings
 from hnseg.training.loggers import Row
 from hnseg.training.pictures import picture_key, pictures
 
@@ -191,9 +190,8 @@ def log_ablation(
         project: W&B project.
 
     Raises:
-        HnsegError: An unknown mode, or online without an API key.
+        HnsegError: Online without an API key.
     """
-    LoggerSettings("wandb", mode, project)  # refuses what it does not know
 
     def opened(name: str, job_type: str) -> Any:
         run_id = kept_id(folder, name)

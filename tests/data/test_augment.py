@@ -84,7 +84,7 @@ def test_scale_and_shift_leave_labels_alone():
 
 def test_the_left_right_axis_is_the_one_that_light_mirrors():
     # Arrays are (z, y, x): the last axis is left to right, which alone leaves an anatomy an anatomy.
-    flip = yaml.safe_load((CONF / "light.yaml").read_text())["transforms"][0]
+    flip = yaml.safe_load((CONF / "light.yaml").read_text())["transforms"]["flip"]
     made = instantiate(flip | {"flip_probability": 1.0})(subject())
     torch.testing.assert_close(made["label"].data, subject()["label"].data.flip(-1))
 

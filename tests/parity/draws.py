@@ -20,7 +20,8 @@ SURE = 1e-6
 
 def transform(mix: str, place: int, **changes: Any) -> tio.Transform:
     """The transform at a place of a mix in conf/augment, with some of its settings changed."""
-    return instantiate(yaml.safe_load((CONF / f"{mix}.yaml").read_text())["transforms"][place] | changes)
+    nodes = list(yaml.safe_load((CONF / f"{mix}.yaml").read_text())["transforms"].values())
+    return instantiate(nodes[place] | changes)
 
 
 def subject(image: torch.Tensor, label: torch.Tensor | None = None) -> tio.Subject:

@@ -4,7 +4,7 @@ from functools import cache
 
 from omegaconf import DictConfig, OmegaConf
 
-from hnseg.app import compose_job
+from hnseg.app import compose as compose_job
 
 
 @cache

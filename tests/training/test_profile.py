@@ -8,7 +8,7 @@ import torch
 from entry import tiny, write_cohort
 from typer.testing import CliRunner
 
-from hnseg.app import compose_job
+from hnseg.app import compose as compose_job
 from hnseg.cli import app
 from hnseg.data.datamodule import Loading
 from hnseg.errors import HnsegError

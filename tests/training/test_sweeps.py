@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from hnseg.app import compose_job
+from hnseg.app import compose as compose_job
 from hnseg.errors import HnsegError
 from hnseg.job import make_input, make_stage
 from hnseg.training.sweeps import wandb_sweep
@@ -38,7 +38,7 @@ def grid(sweep: str) -> list[list[str]]:
 def hydras_grid(sweep: str) -> dict[str, list[str]]:
     """The grid as Hydra's sweeper reads it from the file, ranges of folds spelt out by hand."""
     params = yaml.safe_load((ROOT / "sweeps" / f"{sweep}.yaml").read_text())["hydra"]["sweeper"]["params"]
-    assert params.pop("fold") == "0-4"
+    assert params.pop("fold") == "range(5)"
     return {key: value.split(",") for key, value in params.items()} | {"fold": list("01234")}
 
 
@@ -140,7 +140,7 @@ def test_a_sweep_whose_runs_wandb_cannot_see_says_so(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["trainings.epochs=3"], "trainings"),
-        (["stage=fin"], "did you mean fine"),
+        (["stage=fin"], "stage/fin'"),
         (["fold=4-0"], "backwards"),
     ],
 )
@@ -152,4 +152,5 @@ def test_a_wandb_sweep_whose_jobs_would_all_fail_is_refused(overrides: list[str]
 @pytest.mark.parametrize(("program", "argument"), [("train.py", "sweeps=ablaton"), ("hnseg", "ablaton")])
 def test_a_typo_in_a_sweeps_name_fails_from_any_folder(tmp_path: Path, program: str, argument: str) -> None:
     line = refused(run(program, *(["sweep"] if program == "hnseg" else []), argument, cwd=tmp_path))
-    assert "sweeps=ablaton: no such choice; did you mean ablation?" in line
+    assert "sweeps/ablaton" in line
+    assert "ablation" in line

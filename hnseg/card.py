@@ -1,0 +1,264 @@
+"""What a checkpoint's card says of its network: stage, input chain, decision; and what else conf/ is typed
+with.
+
+pydantic dataclasses: `Stage(**card["stage"])` reads one and refuses what it may not be, `plain` writes one as
+lists, numbers and names. Sizes and spacings are (x, y, z), shapes and patches (z, y, x).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import ceil, inf
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import to_jsonable_python
+
+# Scalars are never converted: "3" is no 3, and "no" is no false. Lists become tuples.
+Count = Annotated[int, Field(strict=True, ge=1)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Amount = Annotated[float, Field(strict=True, ge=0, lt=inf)]
+Positive = Annotated[float, Field(strict=True, gt=0, lt=inf)]
+Probability = Annotated[float, Field(strict=True, ge=0, le=1)]
+Fraction = Annotated[float, Field(strict=True, ge=0, lt=1)]
+# A name or folder may be called 2025, which Hydra reads as a number.
+Written = BeforeValidator(lambda value: str(value) if type(value) is int else value)
+Name = Annotated[str, Written, Field(strict=True, min_length=1)]
+
+Shape = tuple[Count, Count, Count]
+Bounds = tuple[Number, Number]  # rising
+Lesion = Literal["GTVp", "GTVn"]
+StageName = Literal["head", "coarse", "fine"]
+Power = Literal["square", "cube_root"]
+Scheme = Literal["zscore", "ct", "range", "sigmoid", "cohort", "rescale", "none"]
+PetRule = Literal["minmax", "suv", "raw"]
+Source = Literal["study", "head_crop"]
+Outside = Literal["air", "minus_one"]
+
+_VALUES = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_VALUES)
+class Stage:
+    """One stage of the cascade: a grid, the rule that places it, and the classes it tells apart (paper 2.3).
+
+    Args:
+        name: head, coarse or fine.
+        size: Voxels of the grid, (x, y, z).
+        spacing: Voxel size in mm, (x, y, z).
+        placement: `top_of_scan` hangs the grid from the top of the scan, `below_head` from a head mask,
+            `lesions` centres it on the mean voxel of all lesions (ground truth in training, the coarse
+            prediction at inference), `scan` on the middle of the scan.
+        classes: Foreground classes in the order of their labels 1, 2, ...
+        antialias: Smooth images before sampling them on a coarser grid.
+        top: For `below_head`, height of the ROI's top face as a fraction of the head's box.
+        lateral: For `top_of_scan`, centred on the `body` in x and y, or from the image's `corner`.
+    """
+
+    name: Name
+    size: Shape
+    spacing: tuple[Positive, Positive, Positive]
+    placement: Literal["top_of_scan", "below_head", "lesions", "scan"]
+    classes: Annotated[tuple[Name, ...], Field(min_length=1)] = ("GTVp", "GTVn")
+    antialias: StrictBool = False
+    top: Number = 0.7
+    lateral: Literal["body", "corner"] = "body"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the stage's arrays, (z, y, x)."""
+        return self.size[2], self.size[1], self.size[0]
+
+    def voxels(self, mm: float) -> tuple[int, int, int]:
+        """A length in mm as whole voxels along (x, y, z), rounded up."""
+        x, y, z = (ceil(mm / side) for side in self.spacing)
+        return x, y, z
+
+    def widened(self, mm: float) -> Stage:
+        """The stage with a grid larger by a margin in mm on every side, in whole voxels."""
+        x, y, z = (n + 2 * m for n, m in zip(self.size, self.voxels(mm), strict=True))
+        return replace(self, size=(x, y, z))
+
+
+@dataclass(frozen=True, config=_VALUES)
+class Sampling:
+    """How CT and PET come onto a stage's grid.
+
+    Args:
+        source: `study` samples the original study once (HU and SUV). `head_crop` samples the authors' head
+            crop, which was sampled and windowed before: CT in [0, 1] of `ct_window`, PET by min-max over the
+            crop and then a window of level 2.5 and width 5, B-spline twice.
+        outside: Value outside the source: `air` is air and no activity; `minus_one` is the authors', -1 in
+            both modalities where the study is sampled, and CT -1, PET 0 where the head crop is.
+        ct_window: HU that become 0 and 1 in the head crop.
+        head_size: Voxels of the head crop, (x, y, z).
+        head_spacing: mm, (x, y, z).
+    """
+
+    source: Source = "study"
+    outside: Outside = "air"
+    ct_window: Bounds = (-105.0, 195.0)
+    head_size: Shape = (256, 256, 128)
+    head_spacing: tuple[Positive, Positive, Positive] = (2.0, 2.0, 3.0)
+
+
+STUDY = Sampling()  # the paper's
+
+
+@dataclass(frozen=True, config=_VALUES)
+class Normalise:
+    """How one channel is normalised, on top of the stage's own scaling.
+
+    Args:
+        scheme: `zscore`: mean 0 and standard deviation 1 over the image (nnU-Net's ZScoreNormalization
+            without mask). `ct`: clipped to [lower, upper], then (x - mean) / std (CTNormalization). `range`:
+            lower → -1 and upper → 1, unclipped, then a sigmoid (Auto3DSeg's CT). `sigmoid`: sigmoid((x - min)
+            / std) of the image (Auto3DSeg's PET). `cohort`: (x - mean) / std with constants, so that an
+            absolute scale stays one. `rescale`: to [0, 1] by the image's extremes (RescaleTo01Normalization).
+            `none`: as it is.
+        lower: In the units of the channel, like the others: mostly the 0.5 % foreground percentile.
+        upper: Mostly the 99.5 % foreground percentile.
+        mean: Of the cohort.
+        std: Of the cohort.
+    """
+
+    scheme: Scheme
+    lower: Number | None = None
+    upper: Number | None = None
+    mean: Number | None = None
+    std: Number | None = None
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Constants of the training cohort that the scheme needs and that are not known yet."""
+        needed = {
+            "ct": ("lower", "upper", "mean", "std"),
+            "range": ("lower", "upper"),
+            "cohort": ("mean", "std"),
+        }
+        return tuple(name for name in needed.get(self.scheme, ()) if getattr(self, name) is None)
+
+
+@dataclass(frozen=True, config=_VALUES)
+class InputSpec:
+    """How a network's input is made from a study's CT in HU and PET in SUV.
+
+    Args:
+        modalities: ("ct",) for the head stage, ("ct", "pet") after it.
+        sampling: What the volumes are cut from, and what lies outside it.
+        ct_window: HU that become 0 and 1; None leaves CT as it is: already in [0, 1] where it comes from the
+            head crop, HU where a foreign network wants HU.
+        ct_range: What 0 and 1 become after the powers; unused without a window on studies.
+        cte: Enhancement: powers of x beside x, those of `ct_powers` and `pet_powers`.
+        pet: `minmax` over the crop, `suv` against a fixed upper bound, or `raw`.
+        pet_upper: That bound, SUV.
+        roi_minmax: Scale both modalities by their extremes in the ROI, before the powers.
+        normalise: On top, one for each channel of intensities; () normalises none.
+        pad_to: Shape (z, y, x) to which the ROI is padded after normalisation, with zeros.
+        ct_powers: What enhancement adds to CT; the paper's are x² and x^(1/3).
+        pet_powers: What it adds to PET, which must be in [0, 1] by then.
+        coordinates: Three channels more: where each voxel lies in the ROI along x, y and z.
+    """
+
+    modalities: tuple[Literal["ct", "pet"], ...] = ("ct", "pet")
+    sampling: Sampling = STUDY
+    ct_window: Bounds | None = (-110.0, 190.0)
+    ct_range: Bounds = (-1.0, 1.0)
+    cte: StrictBool = False
+    pet: PetRule = "minmax"
+    pet_upper: Positive = 20.0
+    roi_minmax: StrictBool = False
+    normalise: tuple[Normalise, ...] = ()
+    pad_to: Shape | None = None
+    ct_powers: tuple[Power, ...] = ("square", "cube_root")
+    pet_powers: tuple[Power, ...] = ()
+    coordinates: StrictBool = False
+
+    @model_validator(mode="after")
+    def _one_scheme_a_channel(self) -> Self:
+        if len(self.normalise) not in (0, len(self.intensities)):
+            raise ValueError(
+                f"normalise has {len(self.normalise)} entries for {len(self.intensities)} channels"
+            )
+        return self
+
+    def powers(self, modality: str) -> tuple[Power, ...]:
+        """What enhancement adds to a modality."""
+        return {"ct": self.ct_powers, "pet": self.pet_powers}[modality] if self.cte else ()
+
+    @property
+    def intensities(self) -> list[tuple[str, Power | None]]:
+        """Modality and power of each channel that shows one; None is the modality itself."""
+        return [(name, power) for name in self.modalities for power in (None, *self.powers(name))]
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels of the network."""
+        return len(self.channel_names)
+
+    @property
+    def channel_names(self) -> list[str]:
+        """What each input channel shows, for instance CT, CT², CT^(1/3), PET; x, y, z are coordinates."""
+        sign = {None: "", "square": "²", "cube_root": "^(1/3)"}
+        return [name.upper() + sign[power] for name, power in self.intensities] + self._axes
+
+    @property
+    def channel_keys(self) -> list[str]:
+        """The same in plain letters, as numbers are logged: ct, ct_square, ct_cube_root, pet."""
+        return [f"{name}_{power}" if power else name for name, power in self.intensities] + self._axes
+
+    @property
+    def _axes(self) -> list[str]:
+        return ["x", "y", "z"] if self.coordinates else []
+
+    @property
+    def unnormalised(self) -> InputSpec:
+        """The stage's scaling alone: what a fingerprint is measured on."""
+        return replace(self, normalise=(), pad_to=None, coordinates=False)
+
+
+@dataclass(frozen=True, config=_VALUES)
+class Decision:
+    """The rules from probabilities to a mask; a bundle carries them as `decision`.
+
+    Args:
+        fusion: `flat` is the mean of the members' probabilities; `authors` is the release's: the mean of
+            softmax(mean logits of nnU-Net's networks) and the mean softmax of the others.
+        weights: Of a model's members under `flat`, 1 where not named; 0 leaves them out.
+        rule: `half` wants a probability of at least 0.5, `argmax` more than the background's.
+        thresholds: By class; read under `argmax` alone.
+        way_back: What is brought to the CT's grid: `probabilities`, linearly, to be decided there, or
+            `labels` decided on the stage's grid, by nearest neighbour.
+        min_component_ml: Smallest component that stays, ml; one number or by class. 0 keeps all.
+        node_suv_peak: GTVn components with a lower SUVpeak are dropped; None or 0 drops none.
+        mirror: Average over mirrorings in the last stage.
+        cover: `one` cube, or `all` that the coarse lesions need.
+        fallback: Where a stage finds nothing, `chain` looks somewhere sensible and `fail` ends the case.
+    """
+
+    fusion: Literal["flat", "authors"] = "flat"
+    weights: dict[str, Amount] = Field(default_factory=dict)
+    rule: Literal["half", "argmax"] = "half"
+    thresholds: dict[Lesion, Probability] = Field(default_factory=dict)
+    way_back: Literal["probabilities", "labels"] = "probabilities"
+    min_component_ml: Amount | dict[Lesion, Amount] = 0.0
+    node_suv_peak: Amount | None = None
+    mirror: StrictBool = False
+    cover: Literal["one", "all"] = "one"
+    fallback: Literal["chain", "fail"] = "chain"
+
+    @property
+    def placing(self) -> Decision:
+        """The rules for what only places the next stage's ROI: the likeliest class, as it comes."""
+        return Decision(self.fusion, self.weights, rule="argmax", fallback=self.fallback)
+
+    def floors(self, classes: tuple[str, ...] | list[str]) -> list[float]:
+        """The smallest component that stays, ml, class by class."""
+        floor: Any = self.min_component_ml
+        return [floor.get(name, 0.0) if isinstance(floor, dict) else floor for name in classes]
+
+
+def plain(value: Any) -> Any:
+    """Settings as lists, numbers and names, for JSON, YAML and a checkpoint's card."""
+    return to_jsonable_python(value, by_alias=True)

@@ -1,0 +1,62 @@
+"""What infer.py does: checks case list and bundle, segments case by case, says what became of them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from omegaconf import DictConfig
+
+from hnseg.card import plain
+from hnseg.config import Inference, read_inference
+from hnseg.errors import HnsegError
+from hnseg.imaging.case import Case, mask_file, read_cases, take_shard
+
+
+def main(cfg: DictConfig) -> None:
+    """Checks the case list and the bundle, then segments case by case."""
+    call = read_inference(cfg)
+    cases = read_case_list(call)
+    if not (call.bundle / "bundle.yaml").exists():
+        raise HnsegError(
+            f"bundle={call.bundle}: no bundle.yaml there; make a bundle with hnseg export RUNS --out DIR"
+        )
+
+    from hnseg.devices import pick_devices
+    from hnseg.inference.predict_cases import Options, predict_cases, summary
+    from hnseg.inference.ray_engine import predict_on_ray
+    from hnseg.inference.setup import Setup
+    from hnseg.processes import silence_libraries
+
+    silence_libraries()
+    setup, device, out = Setup.from_config(plain(call)), call.trainer.device, call.out
+    options = Options(f".{call.format}", call.overwrite)
+    if call.engine.name == "ray":
+        resources: dict[str, Any] = {"workers": call.engine.workers, "address": call.engine.address}
+        outcomes = predict_on_ray(cases, setup, out, options, device=device, **resources)
+    else:
+        devices = [{out: cascade} for cascade in setup.load(pick_devices(device))]
+        outcomes = predict_cases(cases, devices, options)
+    print(summary(outcomes, out))
+    if failed := [outcome.case_id for outcome in outcomes if outcome.status == "error"]:
+        print(f"not segmented: {', '.join(sorted(failed))} (reasons in {out}/cases.csv)", file=sys.stderr)
+        sys.exit(1)
+
+
+def read_case_list(call: Inference) -> list[Case]:
+    """The cases of this process's shard; with until=head those that have no head mask yet.
+
+    Raises:
+        HnsegError: No case list, no folder of head masks, a mask for every case, or an impossible shard.
+    """
+    cases, heads = take_shard(read_cases(call.cases, strict=False), call.shard), call.heads
+    if heads is None:
+        return cases
+    if not heads.is_dir():
+        raise HnsegError(f"heads={heads}: no such folder; give one that holds CASE.nii.gz")
+    if call.until != "head":
+        return cases
+    left = [case for case in cases if not mask_file(heads, case.case_id).exists()]
+    if not left:
+        raise HnsegError(f"heads={heads} until=head: each of the {len(cases)} cases has a mask; name others")
+    return left
