@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_banded
 from threadpoolctl import threadpool_limits
 
+from hnseg.imaging import grid as grids
 from hnseg.imaging.grid import Grid
 
 # What a voxel adds to a sample falls by 0.27 a step (the prefilter's pole); less than this part is left out:
@@ -47,7 +48,7 @@ def sample(
     ]
     if not all(matrix.size for matrix in matrices):
         return out
-    needed = [_counting(matrix) for matrix in matrices]
+    needed = [_relevant(matrix) for matrix in matrices]
     matrices = [matrix[:, columns] for matrix, columns in zip(matrices, needed, strict=True)]
     result = values[(*whole, *needed)].astype(np.float32, copy=False)
     # BLAS's threads wait for each other in a loop at the end of every small product: many times slower than
@@ -130,14 +131,14 @@ def _apply(
 
 
 def _blocks(matrix: NDArray[np.float32]) -> Iterator[tuple[slice, slice]]:
-    """Blocks of rows, and the columns that count in them."""
+    """Blocks of rows, and the columns that are not negligible in them."""
     for start in range(0, len(matrix), _ROWS):
         rows = slice(start, start + _ROWS)
-        yield rows, _counting(matrix[rows])
+        yield rows, _relevant(matrix[rows])
 
 
-def _counting(matrix: NDArray[np.float32]) -> slice:
-    """The columns that count in any row."""
+def _relevant(matrix: NDArray[np.float32]) -> slice:
+    """The columns that are not negligible in every row."""
     columns = np.flatnonzero((np.abs(matrix) > _NEGLIGIBLE).any(axis=0))
     return slice(int(columns[0]), int(columns[-1]) + 1)
 
@@ -179,9 +180,10 @@ def to_grid(image: sitk.Image, grid: Grid, *, fill: float, antialias: bool = Fal
     lines = _lines(image, _frame(grid), grid.size) if min(image.GetSize()) >= 4 else None
     if lines is not None:
         return lines.sample(sitk.GetArrayViewFromImage(image), degree=3, fill=fill)
-    cropped = image if box is None else _cut(image, box)
-    # ITK would round what it interpolates between whole numbers.
-    return sitk.GetArrayFromImage(_sample(sitk.Cast(cropped, sitk.sitkFloat32), grid, sitk.sitkBSpline, fill))
+    cropped = sitk.Cast(image if box is None else _cut(image, box), sitk.sitkFloat32)  # ITK rounds integers
+    # ITK's B-spline needs more than three voxels a side; a thinner image is sampled linearly.
+    interpolator = sitk.sitkBSpline if min(cropped.GetSize()) >= 4 else sitk.sitkLinear
+    return grids.sample(cropped, grid, interpolator, fill)
 
 
 def label_to_grid(label: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
@@ -189,8 +191,7 @@ def label_to_grid(label: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
     box = index_box(label, grid.corners)
     if box is None:
         return np.zeros(grid.shape, np.uint8)
-    sampled = _sample(_cut(label, box), grid, sitk.sitkNearestNeighbor, 0.0)
-    return sitk.GetArrayFromImage(sampled).astype(np.uint8)
+    return grids.sample(_cut(label, box), grid).astype(np.uint8)
 
 
 def to_image(
@@ -265,20 +266,20 @@ class _Lines:
 def _lines(source: sitk.Image, target: sitk.Image, size: Sequence[int]) -> _Lines | None:
     """Where the first `size` voxels of `target` lie in `source`; None if they are oblique."""
 
-    def place(axis: int, index: int) -> NDArray[np.float64]:
+    def in_source(axis: int, index: int) -> NDArray[np.float64]:
         """Continuous index in the source of the target's voxel so far along an axis."""
         point = target.TransformIndexToPhysicalPoint([index if a == axis else 0 for a in range(3)])
         return np.array(source.TransformPhysicalPointToContinuousIndex(point))
 
-    spans = np.array([place(axis, n) - place(axis, 0) for axis, n in enumerate(size)])
+    spans = np.array([in_source(axis, n) - in_source(axis, 0) for axis, n in enumerate(size)])
     order = np.abs(spans).argmax(axis=1)
     stray = spans.copy()
     stray[range(3), order] = 0
     if np.abs(stray).max() > _PARALLEL:
         return None
-    at = [np.array([place(axis, i)[order[axis]] for i in range(n)]) for axis, n in enumerate(size)]
+    at = [np.array([in_source(axis, i)[order[axis]] for i in range(n)]) for axis, n in enumerate(size)]
     # ITK walks along rows by fractions of their length; so do we, to agree on what is just outside.
-    at[0] = place(0, 0)[order[0]] + np.arange(size[0]) / size[0] * spans[0, order[0]]
+    at[0] = in_source(0, 0)[order[0]] + np.arange(size[0]) / size[0] * spans[0, order[0]]
     return _Lines(tuple(int(axis) for axis in order), tuple(at))
 
 
@@ -299,13 +300,3 @@ def _smooth(image: sitk.Image, grid: Grid) -> sitk.Image:
     excess = np.maximum(target**2 - np.asarray(image.GetSpacing()) ** 2, 0.0)
     sigma = np.maximum(0.3 * np.sqrt(excess), 1e-3)
     return sitk.SmoothingRecursiveGaussian(sitk.Cast(image, sitk.sitkFloat32), [float(s) for s in sigma])
-
-
-def _sample(image: sitk.Image, grid: Grid, interpolator: Any, fill: float) -> sitk.Image:
-    # ITK's B-spline needs more than three voxels a side; a thinner image is sampled linearly.
-    if interpolator == sitk.sitkBSpline and min(image.GetSize()) < 4:
-        interpolator = sitk.sitkLinear
-    identity = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
-    return sitk.Resample(
-        image, grid.size, sitk.Transform(), interpolator, grid.origin, grid.spacing, identity, fill
-    )

@@ -237,7 +237,7 @@ def find_orphans(root: Path) -> list[str]:
             files = set(case_files(folder).values())
             orphans += [path for path in _image_files(folder) if path not in files] if files else [folder]
             cases |= {folder.name} if files else set()
-    orphans += [path for path in _image_files(root / HEADS) if _stem(path) not in cases]
+    orphans += [path for path in _image_files(root / HEADS) if stem(path) not in cases]
     return sorted(str(path.relative_to(root)) for path in orphans)
 
 
@@ -249,5 +249,7 @@ def _image_files(folder: Path) -> list[Path]:
     return []
 
 
-def _stem(path: Path) -> str:
-    return next(path.name[: -len(end)] for end in EXTENSIONS if path.name.lower().endswith(end))
+def stem(path: Path) -> str:
+    """The name of a file without its image extension (or what else comes after its last dot)."""
+    extension = next((known for known in EXTENSIONS if path.name.lower().endswith(known)), path.suffix)
+    return path.name[: len(path.name) - len(extension)]

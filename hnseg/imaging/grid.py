@@ -91,6 +91,18 @@ class Grid:
         return image
 
 
+def sample(
+    image: sitk.Image, grid: Grid, interpolator: int = sitk.sitkNearestNeighbor, fill: float = 0.0
+) -> NDArray[Any]:
+    """The image's values (z, y, x) on a grid by an interpolator of SimpleITK's, `fill` outside it."""
+    identity = np.eye(3).ravel().tolist()
+    return sitk.GetArrayFromImage(
+        sitk.Resample(
+            image, grid.size, sitk.Transform(), interpolator, grid.origin, grid.spacing, identity, fill
+        )
+    )
+
+
 def top_of_scan_grid(
     ct: sitk.Image,
     size: Sequence[int],
@@ -168,9 +180,7 @@ def body_center(ct: sitk.Image, depth: float) -> Point:
     spacing = (8.0, 8.0, 8.0)
     size = np.maximum(np.ceil((high - low) / 8.0), 1).astype(int)
     lattice = Grid.centred((low + high) / 2, _ints(size), spacing)
-    reference = lattice.image(np.zeros(lattice.shape, np.uint8))
-    coarse = sitk.Resample(ct, reference, sitk.Transform(), sitk.sitkNearestNeighbor, -1024.0)
-    body = ndimage.binary_opening(sitk.GetArrayViewFromImage(coarse) > BODY_HU)
+    body = ndimage.binary_opening(sample(ct, lattice, fill=-1024.0) > BODY_HU)
     if not body.any():
         return (low + high) / 2
     first, last = mask_bounds(lattice.image(body.astype(np.uint8)))

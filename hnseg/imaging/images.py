@@ -202,8 +202,9 @@ def _read_nifti(path: Path) -> sitk.Image:
             raise HnsegError(f"{path}: several values a voxel (RGB or complex); give one scalar image")
         spacing = np.array(header.get_zooms()[:3], np.float64)
         _require_volume(path, shape[:3] if max(shape[3:], default=1) < 2 else shape, spacing.tolist())
-        axes = affine[:3, :3] / spacing
-        if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
+        steps = affine[:3, :3]  # mm from voxel to voxel along (i, j, k), a column each
+        axes = steps / np.linalg.norm(steps, axis=0)
+        if not np.allclose(steps.T @ steps, np.diag(spacing**2), rtol=1e-3, atol=1e-3 * spacing.min() ** 2):
             raise HnsegError(f"{path}: its axes are not orthonormal at its spacing; resample it")
         needed = prod(shape[:3]) * dtype.itemsize
         if needed > _GZIP_MOST * path.stat().st_size:  # before a damaged header makes room for it

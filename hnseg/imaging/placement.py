@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import cc3d
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hnseg.errors import HnsegError
 from hnseg.imaging import masks
-from hnseg.imaging.grid import Grid, Point, bounds, top_of_scan_grid
+from hnseg.imaging.grid import Grid, Point, bounds, sample, top_of_scan_grid
 from hnseg.imaging.stage import Stage
 from hnseg.imaging.suv import sphere_means
 
@@ -176,7 +176,7 @@ def brightest(
     """
     lattice = _lattice(low, high)
     seen = in_field_of_view(pet, lattice) & in_field_of_view(ct, lattice)
-    suv = np.where(seen, sphere_means(sampled(pet, lattice, sitk.sitkLinear), lattice.spacing, seen), 0.0)
+    suv = np.where(seen, sphere_means(sample(pet, lattice, sitk.sitkLinear), lattice.spacing, seen), 0.0)
     brain = _topmost(seen)
     brain[lattice.origin[2] + np.arange(lattice.size[2]) * _LATTICE_MM > brain_above] = True
     left = np.where(brain, 0.0, suv)
@@ -210,17 +210,7 @@ def in_field_of_view(image: sitk.Image, grid: Grid) -> NDArray[np.bool_]:
     whole.SetSpacing((size * image.GetSpacing()).tolist())
     whole.SetDirection(image.GetDirection())
     whole.SetOrigin(image.TransformContinuousIndexToPhysicalPoint(((size - 1) / 2).tolist()))
-    return sampled(whole, grid) > 0
-
-
-def sampled(image: sitk.Image, grid: Grid, interpolator: int = sitk.sitkNearestNeighbor) -> NDArray[Any]:
-    """The image's values (z, y, x) on a grid by an interpolator of SimpleITK's, zero outside it."""
-    identity = np.eye(3).ravel().tolist()
-    return sitk.GetArrayFromImage(
-        sitk.Resample(
-            image, grid.size, sitk.Transform(), interpolator, grid.origin, grid.spacing, identity, 0.0
-        )
-    )
+    return sample(whole, grid) > 0
 
 
 # Points a side on which a ROI is tried: 6 mm apart in the coarse ROI, so that a slice less is no warning.
@@ -261,7 +251,7 @@ def cuts(head: sitk.Image, ct: sitk.Image) -> Cuts:
         ct: CT, any orientation.
     """
     lattice = _lattice(*bounds(head))
-    inside = sampled(head, lattice) != 0
+    inside = sample(head, lattice) != 0
     x, y, z = lattice.origin
 
     def cut(mm: float) -> bool:

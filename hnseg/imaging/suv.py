@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from hnseg.errors import HnsegError
-from hnseg.imaging.case import EXTENSIONS, Case
+from hnseg.imaging.case import Case, stem
 from hnseg.imaging.images import read_image
 
 F18_HALF_LIFE_S = 6586.2  # 1.8295 h (Laboratoire National Henri Becquerel), the value scanners write
@@ -50,8 +50,7 @@ def read_pet(case: Case) -> sitk.Image:
 
 def sidecar(pet: Path) -> Path:
     """The JSON file beside a PET image that may say how to make SUV of it: CASE__PT.json."""
-    suffix = next((known for known in EXTENSIONS if pet.name.lower().endswith(known)), pet.suffix)
-    return pet.with_name(f"{pet.name[: len(pet.name) - len(suffix)]}.json")
+    return pet.with_name(f"{stem(pet)}.json")
 
 
 def sidecar_factor(path: Path) -> float | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from hnseg.data.resample import AIR_HU
-from hnseg.imaging.grid import BODY_HU, Grid, bounds
+from hnseg.imaging.grid import BODY_HU, Grid, bounds, sample
 
 Mask = NDArray[np.bool_]
 
@@ -36,11 +36,7 @@ def sample_top(ct: sitk.Image) -> tuple[Grid, NDArray[np.float32]]:
     grid = Grid.centred((low + high) / 2, size, [LATTICE_MM] * 3)
     steps = zip(ct.GetSpacing(), ct.GetSize(), strict=True)
     averaged = sitk.BinShrink(ct, [max(1, min(int(LATTICE_MM / step), count)) for step, count in steps])
-    upright = np.eye(3).ravel().tolist()
-    sampled = sitk.Resample(
-        averaged, grid.size, sitk.Transform(), sitk.sitkLinear, grid.origin, grid.spacing, upright, AIR_HU
-    )
-    return grid, sitk.GetArrayFromImage(sampled)
+    return grid, sample(averaged, grid, sitk.sitkLinear, AIR_HU)
 
 
 def body_outline(hu: NDArray[np.float32], seed: Mask) -> Mask:
