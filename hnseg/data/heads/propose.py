@@ -29,17 +29,17 @@ _HEIGHT_MM, _BREADTH_MM, _LENGTH_MM = (180.0, 310.0), (120.0, 230.0), (150.0, 29
 
 NO_SKULL = "no head: the scan shows no skull with brain in it"
 CUT = "the top of the head is cut off"
-NO_CHIN = "no jaw seen: chin placed as in an upright head"
+NO_CHIN = "no jaw found: chin placed as in an upright head"
 ENDS = "the scan ends above the chin"
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A head mask and what is to be known about it.
+    """A head mask and reasons to check it.
 
     Attributes:
         mask: uint8, 1 inside the head, on the CT's grid; empty where the scan shows no head.
-        flags: What calls for a look, in words.
+        flags: The reasons, in words.
     """
 
     mask: sitk.Image
@@ -70,12 +70,12 @@ def propose_head(ct: sitk.Image) -> Proposal:
     if skull.cut:
         flags.append(CUT)
     else:
-        flags += _odd_sizes(mask, complete=ENDS not in flags)
+        flags += _unusual_size(mask, complete=ENDS not in flags)
     return Proposal(mask, tuple(flags))
 
 
 def _around(skull: Skull, shape: tuple[int, ...]) -> tuple[slice, slice, slice]:
-    """The part of the lattice (z, y, x) that the head may fill: it keeps shoulders and raised arms out."""
+    """The part of the lattice (z, y, x) that the head may fill, without shoulders and raised arms."""
     before = np.round([0.0, _FRONT_MM / LATTICE_MM, _SIDE_MM / LATTICE_MM])
     after = np.round([_ABOVE_MM / LATTICE_MM, _BACK_MM / LATTICE_MM, _SIDE_MM / LATTICE_MM])
     low = np.maximum([skull.chin[2], *(skull.low - before)[1:]], 0).astype(int)
@@ -85,7 +85,7 @@ def _around(skull: Skull, shape: tuple[int, ...]) -> tuple[slice, slice, slice]:
 
 
 def _chin(hu: NDArray[np.float32], body: Mask, skull: Skull, *, ends: bool) -> tuple[int, list[str]]:
-    """The lowest slice of the head, and what is to be said about it.
+    """The lowest slice of the head, and flags.
 
     Args:
         hu: HU around the head (z, y, x).
@@ -93,14 +93,14 @@ def _chin(hu: NDArray[np.float32], body: Mask, skull: Skull, *, ends: bool) -> t
         skull: Of this head.
         ends: Whether the lowest slice is the scan's own.
     """
-    chin = find_chin(hu, body, skull)
-    flags = [] if chin is not None else [NO_CHIN]
-    if chin is None:
-        chin = max(skull.chin[1], 0)
-    return chin, ([ENDS] if ends and chin == 0 else flags)
+    found = find_chin(hu, body, skull)
+    chin = max(skull.chin[1], 0) if found is None else found
+    if ends and chin == 0:
+        return chin, [ENDS]
+    return chin, [NO_CHIN] if found is None else []
 
 
-def _odd_sizes(mask: sitk.Image, *, complete: bool) -> list[str]:
+def _unusual_size(mask: sitk.Image, *, complete: bool) -> list[str]:
     low, high = mask_bounds(mask)
     usual = (_BREADTH_MM, _LENGTH_MM, _HEIGHT_MM if complete else (0.0, _HEIGHT_MM[1]))
     if all(least <= side <= most for side, (least, most) in zip(high - low, usual, strict=True)):

@@ -17,7 +17,7 @@ Mask = NDArray[np.bool_]
 
 LATTICE_MM = 3.0  # half the thickness of a skull: coarse enough to be fast, fine enough to keep it closed
 SEARCH_MM = 700.0  # raised arms reach 400 mm above the vertex, the chin lies 250 mm below it
-# Couch shells, head rests and masks are thinner than 12 mm; nose and ears, thin too, are grown back.
+# Couch shells, head rests and masks are thinner than 12 mm; so are nose and ears, which are grown back.
 _THIN_MM, _GROWN_MM = 6.0, 12.0
 
 
@@ -40,7 +40,7 @@ def sample_top(ct: sitk.Image) -> tuple[Grid, NDArray[np.float32]]:
 
 
 def body_outline(hu: NDArray[np.float32], seed: Mask) -> Mask:
-    """The body around `seed`, its cavities filled slice by slice: no couch, head rest or loose arm.
+    """The body around `seed`, its cavities filled slice by slice, without couch, head rest and loose arms.
 
     Args:
         hu: HU on the lattice (z, y, x).
@@ -67,7 +67,7 @@ def fill_slices(mask: Mask) -> Mask:
 
 
 def opened(mask: Mask, radius: float) -> Mask:
-    """`mask` (z, y, x) without what is too thin for a ball of `radius` mm; the scan's faces are not thin."""
+    """The opening of `mask` (z, y, x) by a ball of `radius` mm; the faces of the scan count as thick."""
     result = np.zeros_like(mask)
     if not mask.any():
         return result
@@ -163,11 +163,11 @@ def find_skull(hu: NDArray[np.float32]) -> Skull | None:
 
 
 def find_chin(hu: NDArray[np.float32], body: Mask, skull: Skull) -> int | None:
-    """The lattice's slice of the jaw's lower edge; None where no jaw is seen.
+    """The lattice's slice of the jaw's lower edge; None where no jaw is found.
 
     Args:
         hu: HU on the lattice (z, y, x).
-        body: The head and what of neck and shoulders is under it, filled, (z, y, x).
+        body: The filled outline of the head and of neck and shoulders under it, (z, y, x).
         skull: Of this head.
     """
     high, _, low = np.clip(skull.chin, 0, len(hu)).tolist()
@@ -197,7 +197,7 @@ def _closed_slices(bone: Mask) -> Mask:
 
 
 def _is_brain(cavity: Mask, hu: NDArray[np.float32], bone: Mask) -> bool:
-    """Whether the content is brain's and bone is all around it, but for the scan's own faces."""
+    """Whether HU are those of brain and bone surrounds it, except at the scan's own faces."""
     mean = float(hu[cavity].mean())
     surface = cavity & ~ndimage.binary_erosion(cavity, border_value=1)
     shell = (surface & reach(bone, _SHELL_MM)).sum() / max(int(surface.sum()), 1)
