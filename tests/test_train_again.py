@@ -81,6 +81,37 @@ def test_a_run_does_not_go_on_with_other_images_or_labels(tmp_path: Path, part: 
     assert job(cohort, tmp_path) == dice
 
 
+def test_under_slurm_a_run_leaves_the_working_directory_alone(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would write hpc_ckpt_1.ckpt there on a signal, and load it in any run that starts there."""
+    job(cohort, tmp_path, "name=expected")
+    job(cohort, tmp_path, "name=other", "seed=1")
+    expected, other, run_dir = (
+        tmp_path / name / "fine_resenc_cte" / "fold_0" for name in ("expected", "other", "hecktor")
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    shutil.copy(other / "last.ckpt", work / "hpc_ckpt_1.ckpt")
+    monkeypatch.chdir(work)
+    for name, value in {"JOB_ID": "7", "NTASKS": "1", "JOB_NAME": "train", "PROCID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    received = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: received.append(number))
+    monkeypatch.setattr(
+        "hnseg.training.callbacks.RunProgress.on_train_epoch_start",
+        lambda *_: os.kill(os.getpid(), signal.SIGUSR1),
+    )
+    try:
+        job(cohort, tmp_path)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert received == [signal.SIGUSR1]
+    assert [path.name for path in work.iterdir()] == ["hpc_ckpt_1.ckpt"]
+    for key, value in weights(expected).items():
+        torch.testing.assert_close(weights(run_dir)[key], value, rtol=0, atol=0)
+
+
 def test_a_run_may_start_anew_from_its_own_weights(cohort: Path, tmp_path: Path) -> None:
     job(cohort, tmp_path)
     (best,) = tmp_path.glob("hecktor/fine_resenc_cte/fold_0/best.ckpt")
