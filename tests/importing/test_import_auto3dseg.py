@@ -1,5 +1,7 @@
 """Auto3DSeg's SegResNets in hnseg: what MONAI predicts with them, and what is refused."""
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -12,9 +14,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 import torchio as tio
-from auto3dseg import CONFIG, NETWORK, segment, write_algorithm
+from auto3dseg import CONFIG, NETWORK, network, segment, write_algorithm
 from entry import hnseg, refused
 from fabricate import ct_image, pet_image
+from safetensors.torch import load_file
 
 from hnseg.data.intensity import InputSpec
 from hnseg.imaging.grid import Grid
@@ -125,6 +128,59 @@ def run(*arguments: object) -> str:
     """The output of `hnseg import-monai`, or the line that it ends with."""
     done = hnseg("import-monai", *arguments)
     return refused(done) if done.returncode else done.stdout
+
+
+def test_a_work_directory_becomes_one_member_a_fold(tmp_path):
+    cases = [{"image": f"x/MDA-00{n}__CT.nii.gz", "fold": n % 2} for n in range(4)]
+    for fold in (0, 1):
+        listed = {"data_list_file_path": "/gone/datalist.json"}
+        write_algorithm(tmp_path / "work" / f"segresnet_{fold}", fold=fold, **listed)
+    (tmp_path / "work" / "datalist.json").write_text(json.dumps({"training": cases}))
+    (tmp_path / "work" / "swinunetr_0" / "model").mkdir(parents=True)
+    (tmp_path / "work" / "swinunetr_0" / "model" / "model.pt").touch()
+    output = run(tmp_path / "work", *STAGE, "recipe=authors", "--out", tmp_path / "bundle")
+    members = Bundle.load(tmp_path / "bundle").members
+    assert [member.card["name"] for member in members] == ["fine_segresnet_fold_0", "fine_segresnet_fold_1"]
+    assert all(member.card["name"] in output for member in members)
+    assert [member.card["trained_on"] for member in members] == [
+        ["MDA-001", "MDA-003"],
+        ["MDA-000", "MDA-002"],
+    ]
+    for fold, member in enumerate(members):
+        weights = load_file(member.weights)
+        for name, expected in network(CONFIG | {"fold": fold}).state_dict().items():
+            assert torch.equal(weights[f"network.{name}"], expected)
+
+
+def test_the_card_says_how_the_release_made_its_images(tmp_path):
+    """The grid and window of the fine stage in the authors' released configuration."""
+    folder = write_algorithm(tmp_path / "segresnet_3", fold=3, resample_resolution=[1.0] * 3, resample=True)
+    run(folder, "stage=fine", "recipe=authors", "--out", tmp_path / "bundle")
+    (member,) = Bundle.load(tmp_path / "bundle").members
+    card = member.card
+    assert (card["stage"]["size"], card["stage"]["spacing"]) == ([144] * 3, [1.0] * 3)
+    spec = card["input"]
+    sampling = spec["sampling"]
+    assert (sampling["source"], sampling["outside"]) == ("head_crop", "minus_one")
+    assert sampling["ct_window"] == [-105.0, 195.0]
+    assert (spec["roi_minmax"], spec["cte"], spec["pad_to"]) == (True, False, None)
+    assert spec["normalise"] == [{"scheme": "range", "lower": 0.3, "upper": 0.6}, {"scheme": "sigmoid"}]
+    assert card["patch"] == [10, 8, 12]
+    assert card["window"] == {"tiling": "monai", "overlap": 0.625}
+    assert (card["axes"], card["mirror_axes"]) == ({"order": [2, 1, 0], "flip": [0, 1]}, [0, 1, 2])
+    assert (card["decision"]["fusion"], card["decision"]["way_back"]) == ("authors", "labels")
+    digest = hashlib.sha256((folder / "model" / "model.pt").read_bytes()).hexdigest()
+    origin = {"from": "Auto3DSeg", "checkpoint": "model.pt", "sha256": digest, "epoch": 7, "best_metric": 0.5}
+    assert (card["imported"], card["trained_on"]) == (origin, None)
+
+
+def test_references_to_other_keys_are_read(tmp_path):
+    channels = {"in_channels": "@input_channels", "out_channels": "@output_classes"}
+    changes = {"network": NETWORK | channels | {"norm": "INSTANCE_NVFUSER"}, "batch_size": "@missing"}
+    folder = write_algorithm(tmp_path / "segresnet_0", stored={"config": CONFIG | changes})
+    run(folder, *STAGE, "recipe=authors", "--out", tmp_path / "bundle")
+    (member,) = Bundle.load(tmp_path / "bundle").members
+    assert (member.card["network"]["in_channels"], member.card["network"]["norm"]) == (2, "INSTANCE")
 
 
 @pytest.mark.parametrize(
