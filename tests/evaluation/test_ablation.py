@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from entry import compose_job, load
+from entry import compose_job, hnseg, load
 from monai.metrics import compute_dice
 from results import contents, record, table
 from safetensors.torch import load_file
@@ -19,7 +18,6 @@ from scores_by_hand import find_nodes
 from sweep import CASES, FOLDS, TRAININGS, read, write_config, write_patients, write_sweep
 from wandb_files import offline_runs
 
-from hnseg.cli import main
 from hnseg.inference.backends import Networks
 from hnseg.inference.cascade import Cascade
 from hnseg.models.checkpoint import Member
@@ -38,15 +36,13 @@ def runs(tmp_path_factory) -> Path:
     return write_sweep(tmp_path_factory.mktemp("sweep") / "runs")
 
 
-def ablation(runs: Path, cohort: Path, out: Path, *options: str) -> int:
-    """Exit status of `hnseg ablation` without log and report, unless the options ask for them."""
+def ablation(runs: Path, cohort: Path, out: Path, *options: str) -> str | None:
+    """Refusal of `hnseg ablation`, without log and report unless the options ask for them."""
     usual = ["--no-report", "--logger", "none"]
-    places = [str(runs), "--data", str(cohort), "--out", str(out)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["hnseg", "ablation", *places, *CPU, *usual, *options])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return int(ended.value.code or 0)
+    done = hnseg("ablation", runs, "--data", cohort, "--out", out, *CPU, *usual, *options)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("hnseg: error:")]
+    assert done.returncode == (2 if errors else 0), done.stderr
+    return errors[0] if errors else None
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +64,7 @@ def asked(runs, cohort, tmp_path_factory) -> tuple[Path, list[tuple[str, Member]
         patch.setattr(Cascade, "__call__", segment_noted)
         patch.setattr(Networks, "__call__", network_noted)
         options = ["--report", "--logger", "wandb", "--arms", ",".join(ARMS)]
-        assert ablation(runs, cohort, out, *options) == 0
+        assert ablation(runs, cohort, out, *options) is None
     return out, asked
 
 
@@ -171,7 +167,7 @@ def test_the_same_command_segments_nothing_again(out, runs, cohort, tmp_path, mo
         return work(self, ct, pet, case_id)
 
     monkeypatch.setattr(Cascade, "__call__", noted)
-    assert ablation(runs, cohort, again, "--arms", ",".join(ARMS)) == 0
+    assert ablation(runs, cohort, again, "--arms", ",".join(ARMS)) is None
     assert asked == ["B-1"]
     assert contents(again / "resenc") == contents(out / "resenc")
 
@@ -181,7 +177,7 @@ def test_other_checkpoints_than_the_best_may_be_asked_for(runs, cohort, tmp_path
     sweep, out = tmp_path / "runs", tmp_path / "out"
     shutil.copytree(runs, sweep)
     options = ["--arms", "full,resenc"]
-    assert ablation(sweep, cohort, out, *options) == 0
+    assert ablation(sweep, cohort, out, *options) is None
     for best in sweep.rglob("best.ckpt"):
         stored = torch.load(best, weights_only=True)
         stored["state_dict"] = {name: torch.zeros_like(w) for name, w in stored["state_dict"].items()}
@@ -196,7 +192,7 @@ def test_an_oracle_places_the_fine_roi_on_the_true_lesions(runs, cohort, tmp_pat
     fine = write_sweep(tmp_path / "fine", [one for one in TRAININGS if one[1] == "fine"])
     out = tmp_path / "out"
     options = ["--arms", "full,resenc", "--baseline", "resenc", "--oracle-roi"]
-    assert ablation(fine, cohort, out, *options) == 0
+    assert ablation(fine, cohort, out, *options) is None
     content = json.loads((out / "ablation.json").read_text())
     assert (content["arms"], content["roi"]) == (["resenc_oracle_roi", "full_oracle_roi"], "oracle")
     assert "full\\_oracle\\_roi" in (out / "ablation.tex").read_text()
@@ -220,21 +216,14 @@ def test_an_oracle_places_the_fine_roi_on_the_true_lesions(runs, cohort, tmp_pat
         (["unseen=false"], "unseen=false: hnseg ablation sets unseen itself"),
     ],
 )
-def test_impossible_options_are_refused(runs, cohort, tmp_path, capsys, option, message):
-    assert ablation(runs, cohort, tmp_path / "out", *option) == 2
-    assert message in refusal(capsys)
+def test_impossible_options_are_refused(runs, cohort, tmp_path, option, message):
+    assert message in ablation(runs, cohort, tmp_path / "out", *option)
 
 
-def refusal(capsys) -> str:
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hnseg: error:")]
-    return line
-
-
-def test_what_would_be_refused_at_the_end_is_refused_at_once(runs, cohort, tmp_path, monkeypatch, capsys):
+def test_what_would_be_refused_at_the_end_is_refused_at_once(runs, cohort, tmp_path, monkeypatch):
     monkeypatch.setattr("hnseg.evaluation.ablation.make_bundle", None)
     (tmp_path / "file").touch()
-    assert ablation(runs, cohort, tmp_path / "file") == 2
-    assert "file/ablation.json: cannot be written" in refusal(capsys)
+    assert "file/ablation.json: cannot be written" in ablation(runs, cohort, tmp_path / "file")
 
 
 def set_folds(runs: Path, pattern: str, folds: list[list[str]]) -> None:
@@ -275,12 +264,11 @@ SWAPPED = [[FOLDS[0][0], FOLDS[1][0]], [FOLDS[0][1], FOLDS[1][1]]]
     ],
 )
 def test_runs_that_make_no_fair_comparison_are_refused_before_anything_is_computed(
-    runs, cohort, tmp_path, capsys, spoil, message
+    runs, cohort, tmp_path, spoil, message
 ):
     shutil.copytree(runs, tmp_path / "runs")
     spoil(tmp_path / "runs")
-    assert ablation(tmp_path / "runs", cohort, tmp_path / "out") == 2
-    assert message in refusal(capsys)
+    assert message in ablation(tmp_path / "runs", cohort, tmp_path / "out")
     assert not list(tmp_path.glob("out/*/cases.csv"))
 
 
@@ -301,19 +289,20 @@ def test_a_csv_few_head_masks_and_runs_on_all_cases(runs, cohort, tmp_path):
         stored["hnseg"]["trained_on"] = [known]
         torch.save(stored, run / "best.ckpt")
     out = tmp_path / "out"
-    assert ablation(tmp_path / "runs", tmp_path / "cases.csv", out, "--arms", "resenc") == 0
+    assert ablation(tmp_path / "runs", tmp_path / "cases.csv", out, "--arms", "resenc") is None
     assert {row["out_of_fold"] for row in table(out / "resenc").values()} == {"yes"}
     rows = json.loads((out / "ablation.json").read_text())["rows"]
     assert [(row["center"], row["cases"]) for row in rows] == [(None, 4), ("ward", 4)]
 
 
-def test_cases_that_cannot_be_segmented_end_it_before_the_table(runs, cohort, tmp_path, capsys):
+def test_cases_that_cannot_be_segmented_end_it_before_the_table(runs, cohort, tmp_path):
     spoiled = tmp_path / "cohort"
     shutil.copytree(cohort, spoiled)
     (spoiled / "A-2" / "A-2__PT.nii.gz").write_bytes(b"no image")
     out = tmp_path / "out"
-    assert ablation(runs, spoiled, out, "--arms", "resenc") == 2
-    assert f"not segmented: A-2 (reasons in {out / 'resenc' / 'cases.csv'})" in refusal(capsys)
+    assert f"not segmented: A-2 (reasons in {out / 'resenc' / 'cases.csv'})" in ablation(
+        runs, spoiled, out, "--arms", "resenc"
+    )
     assert {path.name for path in (out / "resenc").glob("*.nii.gz")} == {f"{n}.nii.gz" for n in CASES} - {
         "A-2.nii.gz"
     }

@@ -1,6 +1,5 @@
 """`hnseg tune-postprocess`: what is measured, what is chosen, what is written, what must not be tuned on."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +9,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import yaml
-from entry import compose_job, load
+from entry import compose_job, hnseg, load, refused
 from fabricate import label_image, volume, write_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from members import DECISION, card, make_bundle
 from scipy import ndimage, stats
 
-from hnseg.cli import main
 from hnseg.errors import HnsegError
 from hnseg.evaluation.score import evaluate
 from hnseg.evaluation.tuning import (
@@ -262,14 +260,6 @@ def bundle(tmp_path: Path) -> Path:
     return make_bundle(tmp_path, card("fine", "segresnet", decision=rules)).path
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Exit status of `hnseg tune-postprocess arguments`."""
-    monkeypatch.setattr(sys, "argv", ["hnseg", "tune-postprocess", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return int(caught.value.code or 0)
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -298,23 +288,14 @@ def test_where_nothing_helps_nothing_is_dropped(bundle: Path, root: Path, tmp_pa
     assert tuning.cross_validated == pytest.approx((2 * 48 / (48 + 64), 1, 1))
 
 
-def test_the_bundle_gets_the_rules_and_its_card_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    bundle: Path,
-    root: Path,
-    tmp_path: Path,
-) -> None:
+def test_the_bundle_gets_the_rules_and_its_card_says_so(bundle: Path, root: Path, tmp_path: Path) -> None:
     write_predictions(tmp_path / "found", false_lesions)
     (bundle / "cache").mkdir()
     (bundle / "cache" / "network.xml").write_text("converted")
     untouched = contents(bundle)
-    assert command(monkeypatch, bundle, tmp_path / "found", root, "--dry-run") == 0
+    assert "chosen" in hnseg("tune-postprocess", bundle, tmp_path / "found", root, "--dry-run").stdout
     assert contents(bundle) == untouched
-    assert "chosen" in capsys.readouterr().out
-    assert command(monkeypatch, bundle, tmp_path / "found", root) == 0
-    said = capsys.readouterr()
-    assert f"{bundle}: rules written" in said.out.replace("\n", "")
+    assert f"{bundle}: rules written" in hnseg("tune-postprocess", bundle, tmp_path / "found", root).stdout
     changed = {name for name, content in contents(bundle).items() if untouched[name] != content}
     assert changed == {"bundle.yaml", "README.md"}
     decision = Bundle.load(bundle).decision
@@ -371,9 +352,7 @@ def test_too_few_cases_no_ground_truth_or_no_fine_stage(bundle: Path, root: Path
         tune(make_bundle(tmp_path / "coarse", card("coarse", "plainconv")), tmp_path, root)
 
 
-def test_from_infer_to_tuned_rules_as_typed(
-    pointwise: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_from_infer_to_tuned_rules_as_typed(tmp_path: Path) -> None:
     """Two folds that call every hot spot a node: the true one of SUV 8, and a fainter one of SUV 3."""
     node = {"weights": [[0.0, 0.0], [0.0, 0.0], [0.0, 400.0]], "biases": [0.0, -500.0, -40.0]}
     grid = {"placement": "scan", "size": [20] * 3, "spacing": [4.0] * 3}
@@ -395,10 +374,10 @@ def test_from_infer_to_tuned_rules_as_typed(
         load("infer").main(compose_job("infer", *places, *arguments))
 
     infer()
-    assert command(monkeypatch, bundle, out, tmp_path / "cohort") == 2
-    assert "components were dropped with decision.min_component_ml=0.1" in capsys.readouterr().err
+    done = hnseg("tune-postprocess", bundle, out, tmp_path / "cohort")
+    assert "components were dropped with decision.min_component_ml=0.1" in refused(done)
     infer("decision.min_component_ml=0", "decision.node_suv_peak=0")
-    assert command(monkeypatch, bundle, out, tmp_path / "cohort") == 0
+    assert hnseg("tune-postprocess", bundle, out, tmp_path / "cohort").returncode == 0
     assert Bundle.load(bundle).decision["node_suv_peak"] in (3.0, 4.0)
     infer()
     for name in NAMES[:10]:

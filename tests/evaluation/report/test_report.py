@@ -4,16 +4,15 @@ import base64
 import json
 import re
 import shutil
-import sys
 from html.parser import HTMLParser
 from itertools import pairwise, product
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from entry import hnseg
 from fabricate import ct_image, label_image
 
-from hnseg.cli import main
 from hnseg.errors import HnsegError
 from hnseg.evaluation.figures import Scan
 from hnseg.evaluation.report import page
@@ -178,16 +177,10 @@ def test_calibration_and_limits_of_agreement_by_hand():
     assert limits_of_agreement(np.array([1.0, 2.0, 3.0])) == (2.0, pytest.approx(1.96))
 
 
-def test_the_command_writes_beside_the_masks_and_says_where_there_is_no_room(
-    predictions, cohort, monkeypatch, capsys
-):
-    arguments = ["hnseg", "report", str(predictions), "--truth", str(cohort), "--viewer-mb", "0"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert not caught.value.code
-    printed, text = capsys.readouterr().out, (predictions / "report.html").read_text(encoding="utf-8")
-    assert "3 of them without the viewer" in printed
+def test_the_command_writes_beside_the_masks_and_says_where_there_is_no_room(predictions, cohort):
+    done = hnseg("report", predictions, "--truth", cohort, "--viewer-mb", "0")
+    assert "3 of them without the viewer" in done.stdout
+    text = (predictions / "report.html").read_text(encoding="utf-8")
     assert "3 of 3 cases have still pictures alone" in text
     assert not [kind for kind, _ in Page(text).data if kind == "volumes"]
 
