@@ -27,11 +27,6 @@ LOCK = ".lock"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)*")
 
 
-def temporary_beside(path: Path, extension: str) -> Path:
-    """A name that nothing has yet, in the folder of `path`, which `remove_leftovers` knows again."""
-    return path.with_name(f".{uuid.uuid4().hex}{extension}")
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there takes its place if the block ends well.
@@ -42,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
         HnsegError: The folder cannot be written.
     """
     suffix = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix  # it says the format
-    temporary = temporary_beside(path, suffix)
+    temporary = path.with_name(f".{uuid.uuid4().hex}{suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -63,7 +58,7 @@ def require_writable(path: Path) -> None:
         HnsegError: It cannot be written.
     """
     folder = next(parent for parent in path.absolute().parents if parent.exists())
-    temporary = temporary_beside(folder / path.name, "")
+    temporary = folder / f".{uuid.uuid4().hex}"
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -71,22 +66,6 @@ def require_writable(path: Path) -> None:
         temporary.unlink()
     except OSError as error:
         raise _unwritable(path, error) from error
-
-
-def place(temporary: Path, path: Path) -> None:
-    """Move a whole temporary file to its place, or remove it.
-
-    Raises:
-        HnsegError: The folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.replace(path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _unwritable(path: Path, error: OSError) -> HnsegError:
@@ -147,9 +126,7 @@ def _locked_folder(path: Path) -> AbstractContextManager[None]:
 
 @contextmanager
 def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep other processes from this block while it runs, and remove what killed ones left half-written.
-
-    The lock ends with the process, however it ends.
+    """Keep other processes from this block while it runs; the lock ends with the process, however it ends.
 
     Args:
         folder: Holds the lock file while the block runs.
@@ -159,11 +136,7 @@ def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
         HnsegError: Another process holds the lock.
     """
     with _locked(folder / LOCK, folder, wait_s=-1 if wait else 1):
-        remove_leftovers(folder)
-        try:
-            yield
-        finally:
-            remove_leftovers(folder)
+        yield
 
 
 @contextmanager
@@ -173,9 +146,7 @@ def _locked(file: Path, path: Path, wait_s: float) -> Iterator[None]:
             try:
                 yield
             finally:
-                file.unlink(
-                    missing_ok=True
-                )  # who waits for it finds a file without a name, and makes another
+                file.unlink(missing_ok=True)  # a process that waits for it makes another
     except Timeout as error:
         raise HnsegError(f"{path}: another process writes there; wait, or choose another folder") from error
 
@@ -195,7 +166,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of `replacing`; only for who holds the lock of the folder."""
+    """Remove temporary files of `replacing` that a killed process left, where no other process writes."""
     for path in folder.iterdir():
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
@@ -245,13 +216,13 @@ def read_table(
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a CSV file whole; a cell that a row lacks is empty.
+    """Write a CSV file whole; what a row lacks is empty, what has no column is left out.
 
     Raises:
         HnsegError: The folder cannot be written.
     """
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -19,7 +19,7 @@ from isal.igzip_lib import IsalError
 from nibabel.spatialimages import HeaderDataError
 
 from hnseg.errors import HnsegError
-from hnseg.files import place, temporary_beside
+from hnseg.files import replacing
 from hnseg.imaging.case import EXTENSIONS
 
 LABELS = (0, 1, 2)  # background, GTVp, GTVn
@@ -112,34 +112,14 @@ def write_image(image: sitk.Image, path: Path) -> None:
     Raises:
         HnsegError: An extension other than .nii.gz, .nii and .mha, or a folder that cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    place(stage_image(image, path, path.parent), path)
-
-
-def stage_image(image: sitk.Image, path: Path, folder: Path) -> Path:
-    """Write `image` compressed to a temporary file in `folder`, for `hnseg.files.place` to move to `path`.
-
-    Returns:
-        The file. `folder` is not made: where it is missing, it may be the wrong machine.
-
-    Raises:
-        HnsegError: As `write_image`.
-    """
-    # The temporary file must keep the extension, from which ITK takes the format.
-    temporary = temporary_beside(folder / path.name, extension(path))
-    try:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
-        _read(temporary)  # ITK passes over a full disk in silence where it writes NIfTI
-    except BaseException as error:
-        with suppress(OSError):  # it would hide the first error
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError | RuntimeError | HnsegError):
-            raise _unwritable(path, error) from error
-        raise
-    return temporary
+    extension(path)
+    with replacing(path) as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+            _read(temporary)  # ITK passes over a full disk in silence where it writes NIfTI
+        except (RuntimeError, HnsegError) as error:
+            reason = "cut short" if isinstance(error, HnsegError) else _reason(error)
+            raise HnsegError(f"{path}: cannot be written ({reason}); check the disk's space") from error
 
 
 def to_array(image: sitk.Image) -> np.ndarray:
@@ -271,16 +251,10 @@ def _require_volume(path: Path, size: Sequence[int], spacing: Sequence[float]) -
         raise HnsegError(f"{path}: spacing ({steps}) mm is impossible; correct the header")
 
 
-def _unwritable(path: Path, error: Exception) -> HnsegError:
-    return HnsegError(f"{path}: cannot be written ({_reason(error)}); check the folder and its space")
-
-
 def _reason(error: Exception) -> str:
     """The telling line of an error: ITK puts it last, after addresses and source locations."""
     if isinstance(error, OSError):
         return error.strerror or " ".join(str(error).split())
-    if isinstance(error, HnsegError):  # about the temporary file
-        return str(error).partition(": ")[2].partition(";")[0]
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Reason:")]
     last = lines[-1] if lines else type(error).__name__
     return re.sub(r"^.*ERROR:\s*|\w*\(?0x[0-9a-f]+\)?:\s*", "", last).strip().rstrip(".!")

@@ -8,9 +8,8 @@ becomes the record, and whatever is being written.
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import field, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from hnseg.errors import HnsegError
-from hnseg.files import digest_file, lock, read_table, replacing
+from hnseg.files import digest_file, lock, read_table, replacing, write_table
 from hnseg.imaging.case import EXTENSIONS
 from hnseg.imaging.placement import Fallback
 from hnseg.inference.ensemble import MAPS
@@ -140,16 +139,9 @@ def write_tables(out: Path) -> None:
     """
     with lock(out, wait=True):  # who has it last has read every process's records
         records = read_records(out).values()
-        _write(out / CASES, COLUMNS, (record.row for record in records))
+        write_table(out / CASES, COLUMNS, (record.row for record in records))
         lesions = ({"case_id": one.case_id, **lesion.row} for one in records for lesion in one.lesions)
-        _write(out / LESIONS, LESION_COLUMNS, lesions)
-
-
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+        write_table(out / LESIONS, LESION_COLUMNS, lesions)
 
 
 def require_own_tables(out: Path) -> None:

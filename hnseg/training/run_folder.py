@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from hnseg.data.splits import Split
 from hnseg.errors import HnsegError, few
-from hnseg.files import lock, replacing
+from hnseg.files import lock, remove_leftovers, replacing
 
 # Keys of the machine and of what is logged: they do not change a run's result.
 MACHINE = (
@@ -97,6 +97,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         try:
             with lock(self.path):
+                remove_leftovers(self.path)
                 try:
                     yield
                 except Exception as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from hnseg.data.heads.propose import propose_head
 from hnseg.data.heads.skull import LATTICE_MM, Mask, sample_top
 from hnseg.errors import HnsegError
-from hnseg.files import read_table, replacing, require_writable
+from hnseg.files import read_table, replacing, require_writable, write_table
 from hnseg.imaging.case import Case, mask_file
 from hnseg.imaging.images import read_image, read_mask, write_image
 from hnseg.imaging.masks import mask_bounds
@@ -185,7 +184,8 @@ def propose_heads(
         outcomes.extend(map_cases(work, cases, "proposing heads", workers=workers))
     finally:
         if outcomes:
-            _write_table(lines | {outcome.case_id: outcome.row for outcome in outcomes}, out / TABLE)
+            by_case = lines | {outcome.case_id: outcome.row for outcome in outcomes}
+            write_table(out / TABLE, FIELDS, (by_case[case_id] for case_id in sorted(by_case)))
     draw_sheet([outcome.panel for outcome in outcomes if outcome.panel], out / SHEET)
     return outcomes
 
@@ -220,10 +220,3 @@ def _propose_case(case: Case, *, out: Path, overwrite: bool, notes: Mapping[str,
     sides = zip(*mask_bounds(mask), strict=True) if head else ()
     box = tuple(round(float(mm), 1) for pair in sides for mm in pair)
     return Outcome(case.case_id, head, box, note, Panel.of(case.case_id, ct, mask, note), kept)
-
-
-def _write_table(lines: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines[case_id] for case_id in sorted(lines))

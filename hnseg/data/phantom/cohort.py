@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from hnseg.data.phantom.anatomy import Patient, build, chin_height, table
 from hnseg.data.phantom.lesions import draw_lesions
 from hnseg.data.phantom.scanner import Size, draw_centre, draw_grids, head_mask, label_map, scan_ct, scan_pet
 from hnseg.errors import HnsegError
-from hnseg.files import replacing
+from hnseg.files import write_table
 from hnseg.imaging.images import write_image
 from hnseg.processes import map_cases
 
@@ -111,10 +110,7 @@ def make_cohort(
     make = partial(_make_and_write, seed=seed, size=size, root=out)
     most = (os.cpu_count() or 1) if size == "small" else FULL_WORKERS
     rows = list(map_cases(make, range(cases), "phantom", workers=workers, most=most))
-    with replacing(out / "clinical.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: row["PatientID"]))
+    write_table(out / "clinical.csv", FIELDS, sorted(rows, key=lambda row: row["PatientID"]))
 
 
 def _make_and_write(index: int, *, seed: int, size: Size, root: Path) -> dict[str, str]:
