@@ -15,9 +15,10 @@ class WandbFile:
 
     Args:
         path: The folder offline-run-DATE-ID.
+        finished: Whether it must have ended.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, finished: bool = True) -> None:
         (self.path,) = path.glob("run-*.wandb")
         self.kinds: dict[str, list[Any]] = {}
         # W&B's service process still writes when the run is finished; its last record is `exit`.
@@ -26,7 +27,7 @@ class WandbFile:
             for record in map(Record.FromString, _records(self.path)):
                 name = record.WhichOneof("record_type")
                 self.kinds.setdefault(name, []).append(getattr(record, name))
-            if "exit" in self.kinds:
+            if "exit" in self.kinds or not finished:
                 return
             time.sleep(0.1)
         raise AssertionError(f"{self.path} was not finished")
@@ -87,6 +88,6 @@ def _records(path: Path) -> Iterator[bytes]:
         _, length, kind = struct.unpack_from("<IHB", data, offset)
         record += data[offset + 7 : offset + 7 + length]
         offset += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4) and offset <= len(data):  # whole, or the last part
             yield record
             record = b""

@@ -25,8 +25,12 @@ from hnseg.training.pictures import Pictures, discard_pictures
 Row = dict[str, str]
 
 
-def read_rows(folder: Path) -> list[Row]:
+def read_rows(folder: Path, step: int) -> list[Row]:
     """The rows of metrics.csv without their empty cells, oldest first.
+
+    Args:
+        folder: The run's folder.
+        step: Of the checkpoint; what was logged after it will be logged again.
 
     Raises:
         HnsegError: It is damaged.
@@ -37,17 +41,8 @@ def read_rows(folder: Path) -> list[Row]:
     odd = next((row["step"] for row in rows if not row["step"].isdecimal()), None)
     if odd is not None:
         raise HnsegError(f"{path}: step {odd!r} is no number; {remedy}")
+    rows = [row for row in rows if int(row["step"]) < step]
     return [{key: value for key, value in row.items() if value} for row in rows]
-
-
-def before(rows: list[Row], step: int) -> list[Row]:
-    """Rows of the steps before one: what was logged after the last checkpoint will be logged again."""
-    return [row for row in rows if int(row["step"]) < step]
-
-
-def next_step(rows: list[Row]) -> int:
-    """The step after the last one logged."""
-    return 1 + max((int(row["step"]) for row in rows), default=-1)
 
 
 class CsvFile(Logger):
@@ -119,8 +114,7 @@ def loggers(
         yield [DummyLogger()]
         return
     settings = LoggerSettings(**config["logger"])
-    former = read_rows(folder)
-    rows = before(former, step)
+    rows = read_rows(folder, step)
     discard_pictures(folder, step)
     with_csv: list[Logger] = [CsvFile(folder / "metrics.csv", rows)]
     if settings.kind == "csv":
@@ -131,9 +125,7 @@ def loggers(
         from hnseg.training.wandb_runs import wandb_logger
 
         fields = {"project": settings.project, **describe_run(config, provenance)}
-        with wandb_logger(
-            folder, rows, next_step(former), settings.mode, paints=settings.paints, **fields
-        ) as logger:
+        with wandb_logger(folder, rows, settings.mode, paints=settings.paints, **fields) as logger:
             yield [*with_csv, logger]
 
 

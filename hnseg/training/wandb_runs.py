@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import struct
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,15 +14,18 @@ from typing import Any
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
+from wandb.proto import wandb_internal_pb2
 
 from hnseg.errors import HnsegError
 from hnseg.files import replacing
 from hnseg.training.loggers import Row
 from hnseg.training.pictures import picture_key, pictures
 
+_BLOCK = 2**15  # bytes
+
 
 class StepLogger(WandbLogger):
-    """Logs under the step it is given, whatever belongs to one step as one row.
+    """Logs under the step it is given; what belongs to one step is one row.
 
     Args:
         run: The W&B run.
@@ -33,11 +37,12 @@ class StepLogger(WandbLogger):
         self.first = first
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Logs one row."""
         if step is None or step >= self.first:
             self.experiment.log(dict(metrics), step=step)
 
     def replay(self, rows: list[Row], folder: Path, *, paints: bool) -> None:
-        """Logs the rows of a run that was interrupted, and its pictures where `paints` lets them."""
+        """Logs the rows of an interrupted run, and its pictures where `paints` allows them."""
         steps: dict[int, dict[str, Any]] = defaultdict(dict)
         for row in rows:
             steps[int(row["step"])] |= {key: float(value) for key, value in row.items() if key != "step"}
@@ -49,18 +54,18 @@ class StepLogger(WandbLogger):
 
 @contextmanager
 def wandb_logger(
-    folder: Path, rows: list[Row], logged: int, mode: str, *, paints: bool, **fields: Any
+    folder: Path, rows: list[Row], mode: str, *, paints: bool, **fields: Any
 ) -> Iterator[StepLogger]:
-    """The logger of a run folder; its W&B run keeps its id when the run is taken up again.
+    """The logger of a run folder; a resumed run keeps its W&B id.
 
-    W&B cannot append to a file on disk: it begins a second one under the same id, which overlaps the
-    first wherever the run was cut off behind its checkpoint. So as long as nothing has been sent, it is
-    removed and logged anew from metrics.csv; afterwards nothing is logged again.
+    W&B cannot append to a file on disk: it begins another under the same id. As long as nothing has been
+    sent, earlier files are removed and metrics.csv is replayed whole. Once something has been sent, they
+    stay, and metrics.csv is replayed from the first step that they lack: a killed process loses what W&B had
+    not yet written.
 
     Args:
         folder: The run's folder.
         rows: Of metrics.csv, up to the checkpoint.
-        logged: The step after the last one that was logged before the interruption.
         mode: offline or online.
         paints: Earlier pictures may be logged; those painted offline must not go online unasked.
         fields: Of `wandb.init`.
@@ -69,12 +74,33 @@ def wandb_logger(
         HnsegError: Online without an API key.
     """
     run_id = _run_id(folder)
-    sent = forget_unsent(folder, run_id)
-    first = _first_unsent(folder, logged) if sent else 0
+    forget_unsent(folder, run_id)
+    first = 1 + max(map(last_step, folder.glob(f"wandb/*run-*-{run_id}*/*.wandb")), default=-1)
     with open_run(folder, mode, id=run_id, **fields) as run:
         logger = StepLogger(run, max(run.starting_step, first))
         logger.replay(rows, folder, paints=paints)
         yield logger
+
+
+def last_step(file: Path) -> int:
+    """The last step in a file that W&B wrote, which may be cut off anywhere; -1 where there is none.
+
+    The file holds protobuf records in LevelDB's log format behind 7 bytes of header: blocks of 32 KiB, and in
+    them chunks with checksum, length and kind (1 whole, 2 first, 3 middle, 4 last).
+    """
+    data, offset, record, step = file.read_bytes(), 7, b"", -1
+    while offset + 7 <= len(data):
+        if (left := _BLOCK - offset % _BLOCK) < 7:  # filled up with zeros
+            offset += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, offset)
+        record += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4) and offset <= len(data):
+            history = wandb_internal_pb2.Record.FromString(record).history  # type: ignore[attr-defined]
+            steps = [int(item.value_json) for item in history.item if "_step" in (item.key, *item.nested_key)]
+            step, record = max([step, *steps]), b""
+    return step
 
 
 @contextmanager
@@ -154,25 +180,12 @@ def kept_id(folder: Path, name: str = "run", new: str | None = None) -> str:
     return path.read_text()
 
 
-def _first_unsent(folder: Path, logged: int) -> int:
-    """The step after the last one of any interruption: metrics.csv is cut back with each."""
-    path = folder / "wandb" / "run.step"
-    first = max(logged, int(path.read_text()) if path.exists() else 0)
-    with replacing(path) as temporary:
-        temporary.write_text(str(first))
-    return first
-
-
-def forget_unsent(folder: Path, run_id: str) -> bool:
-    """Removes files of a run of which `wandb sync` has sent none, and tells whether it has sent any.
-
-    Once it has, the others hold what came after: metrics.csv is logged from there on alone.
-    """
+def forget_unsent(folder: Path, run_id: str) -> None:
+    """Removes the files of an offline run, unless `wandb sync` has sent some of them."""
     parts = list((folder / "wandb").glob(f"offline-run-*-{run_id}*"))  # W&B numbers those of one second
-    sent = any(any(part.glob("*.synced")) for part in parts)
-    for part in () if sent else parts:
-        shutil.rmtree(part)
-    return sent
+    if not any(any(part.glob("*.synced")) for part in parts):
+        for part in parts:
+            shutil.rmtree(part)
 
 
 def log_ablation(

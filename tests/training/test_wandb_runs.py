@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import wandb
 from trackable import CONFIG, PROVENANCE
-from wandb_files import offline_runs
+from wandb_files import WandbFile, offline_runs
 
 import hnseg
 from hnseg.errors import HnsegError
@@ -96,36 +96,37 @@ def test_a_resumed_run_is_one_run_with_every_step_once(tmp_path, log):
     assert not picture_path(tmp_path, "A-1", 3).exists()
 
 
-def test_what_was_sent_before_an_interruption_is_not_logged_again(tmp_path, log):
+@pytest.mark.parametrize("resumes", [[(2, 6)], [(4, 6), (6, 8)], [(2, 3), (2, 6)]])
+def test_what_was_sent_is_not_logged_again_and_nothing_is_lost(tmp_path, log, resumes):
+    """Resumed from a checkpoint's step, once or twice, each time killed after the last step."""
     log(tmp_path, {step: {"train/loss": 1.0} for step in range(4)}, kind="wandb")
     (before,) = offline_runs(tmp_path)
     before.path.with_name(f"{before.path.name}.synced").touch()
-    log(tmp_path, {step: {"train/loss": 1.0} for step in range(2, 6)}, resume=2, kind="wandb")
-    first, second = offline_runs(tmp_path)
-    assert first.run.run_id == second.run.run_id
-    assert second.run.resume  # on the server it goes on with the first
-    steps = [row["_step"] for found in (first, second) for row in found.history]
-    assert steps == list(range(6))
+    for first, end in resumes:
+        log(tmp_path, {step: {"train/loss": 1.0} for step in range(first, end)}, resume=first, kind="wandb")
+    found = offline_runs(tmp_path)
+    assert {one.run.run_id for one in found} == {before.run.run_id}
+    assert found[-1].run.resume  # on the server it goes on with the first
+    steps = [row["_step"] for one in found for row in one.history]
+    assert steps == list(range(resumes[-1][1]))
 
 
-def test_nothing_is_lost_when_a_run_is_sent_and_then_interrupted_twice(tmp_path, log):
-    log(tmp_path, {step: {"train/loss": 1.0} for step in range(4)}, kind="wandb")
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.6])
+def test_what_a_killed_run_had_not_written_is_replayed_after_it_was_sent(tmp_path, log, kept):
+    """W&B's file ends with a whole block: what metrics.csv holds beyond it must not be lost."""
+    count = 400  # rows of about 200 bytes, in blocks of 32 KiB
+    log(
+        tmp_path, {step: {"train/loss": 1.0, "val/dice": step / count} for step in range(count)}, kind="wandb"
+    )
     (before,) = offline_runs(tmp_path)
+    data = before.path.read_bytes()
+    before.path.write_bytes(data[: int(kept * len(data)) // 2**15 * 2**15])
     before.path.with_name(f"{before.path.name}.synced").touch()
-    log(tmp_path, {step: {"train/loss": 1.0} for step in range(4, 6)}, resume=4, kind="wandb")
-    log(tmp_path, {step: {"train/loss": 1.0} for step in range(6, 8)}, resume=6, kind="wandb")
-    steps = [row["_step"] for found in offline_runs(tmp_path) for row in found.history]
-    assert steps == list(range(8))
-
-
-def test_what_was_sent_stays_known_when_a_run_is_cut_back_twice(tmp_path, log):
-    log(tmp_path, {step: {"train/loss": 1.0} for step in range(4)}, kind="wandb")
-    (before,) = offline_runs(tmp_path)
-    before.path.with_name(f"{before.path.name}.synced").touch()
-    log(tmp_path, {2: {"train/loss": 1.0}}, resume=2, kind="wandb")
-    log(tmp_path, {step: {"train/loss": 1.0} for step in range(2, 6)}, resume=2, kind="wandb")
-    steps = [row["_step"] for found in offline_runs(tmp_path) for row in found.history]
-    assert steps == list(range(6))
+    log(tmp_path, {count: {"train/loss": 0.5}}, resume=count, kind="wandb")
+    part, rest = (path for path in sorted(tmp_path.glob("wandb/offline-run-*")) if path.is_dir())
+    history = [*WandbFile(part, finished=False).history, *WandbFile(rest).history]
+    assert [row["_step"] for row in history] == list(range(count + 1))
+    assert [row["val/dice"] for row in history[:-1]] == [step / count for step in range(count)]
 
 
 @pytest.fixture
