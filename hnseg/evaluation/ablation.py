@@ -15,7 +15,7 @@ from typing import Any
 
 from hnseg.app import compose
 from hnseg.card import plain
-from hnseg.config import read_inference
+from hnseg.config import Inference, read_inference
 from hnseg.data.splits import read_split_file
 from hnseg.devices import pick_devices
 from hnseg.errors import HnsegError, few
@@ -155,10 +155,8 @@ def _require_cohort(cases: Sequence[Case], fold_of: Mapping[str, int], root: Pat
         )
 
 
-Config = dict[str, Any]
-
-ORACLE = "_oracle_roi"  # ends the names of arms that no patient's scan can be segmented by
-# What an ablation decides itself.
+ORACLE = "_oracle_roi"  # ends the names of arms that need the ground truth
+# Keys that an ablation sets itself.
 _OURS = ("cases", "bundle", "out", "format", "overwrite", "until", "unseen", "heads", "ensemble", "engine")
 
 
@@ -168,15 +166,15 @@ def read_arms(
     *,
     baseline: str | None = None,
     oracle: bool = False,
-) -> dict[str, Config]:
-    """What each arm is run with, as infer.py's configuration, by the name of its folder.
+) -> dict[str, Inference]:
+    """The call of infer.py that each arm stands for, by the name of the arm's folder.
 
     Args:
         names: Of conf/ensemble.
         overrides: As for infer.py.
-        baseline: The arm that the others are compared with, by default the first. It comes first, and it
-            alone has probability maps unless the overrides say otherwise: the report draws its cases.
-        oracle: The arms' names tell that their fine ROI is placed by the true lesions.
+        baseline: The arm that the others are compared with, by default the first. It comes first, and only
+            it has probability maps unless the overrides say otherwise: the report draws its cases.
+        oracle: Whether the ground truth places the fine ROI; the arms' names say so.
 
     Raises:
         HnsegError: No arm, an unknown one or one without members, or overrides that do not fit.
@@ -195,20 +193,20 @@ def read_arms(
     return {name + ORACLE * oracle: _read_arm(name, overrides, mapped=name == first) for name in names}
 
 
-def _read_arm(name: str, overrides: Sequence[str], *, mapped: bool) -> Config:
-    given = [f"ensemble={name}", f"probabilities={str(mapped).lower()}", *overrides]
-    places = ["cases=unused", "bundle=unused", "out=unused"]
-    config: Config = plain(read_inference(compose([*given, *places], "infer")))
-    if config["ensemble"]["members"] is None:
+def _read_arm(name: str, overrides: Sequence[str], *, mapped: bool) -> Inference:
+    ours = [f"ensemble={name}", "unseen=true", "cases=unused", "bundle=unused", "out=unused"]
+    maps = f"probabilities={str(mapped).lower()}"
+    call = read_inference(compose([*ours, maps, *overrides], "infer"))
+    if call.ensemble.members is None:
         raise HnsegError(f"--arms {name}: takes whatever members there are; name arms that say theirs")
-    return config | {"unseen": True}
+    return call
 
 
-def kinds_of(arms: Mapping[str, Config], *, oracle: bool) -> list[NetworkKind]:
+def kinds_of(arms: Mapping[str, Inference], *, oracle: bool) -> list[NetworkKind]:
     """The networks that the arms need, the fine stage's last; an oracle ROI needs those alone."""
     placing = [] if oracle else [NetworkKind("head"), NetworkKind("coarse")]
-    members = [member for config in arms.values() for member in config["ensemble"]["members"]]
-    fine = [NetworkKind("fine", member["model"], bool(member["cte"])) for member in members]
+    members = [member for call in arms.values() for member in call.ensemble.members or ()]
+    fine = [NetworkKind("fine", member.model, member.cte) for member in members]
     return [*placing, *dict.fromkeys(fine)]
 
 
@@ -217,7 +215,7 @@ _MADE_OF = "made_of.json"  # in it: the checkpoints it was exported from
 
 
 def predict(
-    arms: Mapping[str, Config],
+    arms: Mapping[str, Inference],
     sources: Sources,
     cases: Sequence[Case],
     out: Path,
@@ -225,15 +223,15 @@ def predict(
     oracle: bool = False,
     checkpoint: Checkpoint = "best",
 ) -> None:
-    """Segments every case with every arm, into OUT/ARM; what an earlier call finished is skipped.
+    """Segment every case with every arm, into OUT/ARM; what an earlier call finished is skipped.
 
     Args:
         arms: As `read_arms` gives them.
         sources: The runs they are made of.
         cases: The cohort.
         out: The ablation's folder.
-        oracle: The true lesions place the fine ROI, instead of head and coarse networks.
-        checkpoint: Which of the runs' weights; the cases had a say in which are the best.
+        oracle: The ground truth places the fine ROI, instead of head and coarse networks.
+        checkpoint: Which of the runs' weights; these cases took part in choosing the best.
 
     Raises:
         HnsegError: Cases could not be segmented.
@@ -241,15 +239,12 @@ def predict(
     bundle = make_bundle(sources.folders, out / BUNDLE, checkpoint)
     require_out_of_fold(bundle, cases)
     options: dict[str, Any] = {"lesions": {case.case_id: case.label for case in cases}} if oracle else {}
-    setups = {
-        name: Setup.from_config(config | {"bundle": bundle.path, "heads": None})
-        for name, config in arms.items()
-    }
-    first, device = next(iter(setups.values())), next(iter(arms.values()))["trainer"]["device"]
+    setups = {name: Setup.from_config(plain(call) | {"bundle": bundle.path}) for name, call in arms.items()}
+    first = next(iter(arms))
     devices = []
-    for one in pick_devices(device):
-        networks, memory = first.networks(one), Memory()
-        shared = {"networks": networks, "memory": memory, **options}
+    for device in pick_devices(arms[first].trainer.device):
+        # The arms share networks and what these gave for the case at hand: each runs once a case.
+        shared = {"networks": setups[first].networks(device), "memory": Memory(), **options}
         devices.append({out / name: setup.make(bundle, **shared) for name, setup in setups.items()})
     # Fold by fold, so that the networks of one fold stay loaded.
     in_order = sorted(cases, key=lambda case: (sources.fold_of[case.case_id], case.case_id))

@@ -210,7 +210,7 @@ def test_an_oracle_places_the_fine_roi_on_the_true_lesions(runs, cohort, tmp_pat
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--arms", "full,best"], "ensemble=best: no such choice"),
+        (["--arms", "full,best"], "Could not find 'ensemble/best'"),
         (["--arms", "all"], "--arms all: takes whatever members there are"),
         (["--baseline", "segresnet"], "--baseline segresnet: not among the arms"),
         (["unseen=false"], "unseen=false: hnseg ablation sets unseen itself"),
