@@ -1,10 +1,10 @@
-"""The one exception a user is meant to read."""
+"""The exception for mistakes in the input."""
 
 from collections.abc import Sequence
 
 
 class HnsegError(Exception):
-    """A mistake in the input, told in one line.
+    """A mistake in the input, in one line.
 
     The message names the file or key, the value that clashed and the remedy. Entry points print
     it without a traceback and exit with status 2; any other exception is a defect of hnseg.
@@ -12,5 +12,5 @@ class HnsegError(Exception):
 
 
 def few(names: Sequence[str]) -> str:
-    """The first five names, and how many more there are: enough to tell, in one line."""
+    """The first five names and the number of the others, for one line."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

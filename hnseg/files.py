@@ -52,7 +52,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def require_writable(path: Path) -> None:
-    """Refuse, before long work, a file that could not be written after it; nothing is left there.
+    """Refuse, before long work, a file that could not be written after it.
 
     Raises:
         HnsegError: It cannot be written.
@@ -77,11 +77,11 @@ def _unwritable(path: Path, error: OSError) -> HnsegError:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`, which takes its place if the block ends well.
 
-    What a killed process left there is removed, or put back, first.
+    What a killed process left beside it is removed, or put back, first.
 
     Raises:
         HnsegError: Another process is replacing it.
-        OSError: It cannot be written; what was there stays.
+        OSError: It cannot be written; the old folder stays.
     """
     path = path.resolve()  # of a link, its target
     new, old = path.with_name(f".{path.name}.new"), _moved_aside(path)
@@ -152,7 +152,7 @@ def _locked(file: Path, path: Path, wait_s: float) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process holds the lock of a folder; not known where this one may not write there."""
+    """Whether another process holds the lock of a folder; False in a folder that cannot be written."""
     file = folder / LOCK
     if not file.exists():
         return False
@@ -186,11 +186,11 @@ def digest_file(path: Path) -> str:
 def read_table(
     path: Path, remedy: str, needed: Sequence[str] = ()
 ) -> tuple[Sequence[str], list[dict[str, str]]]:
-    """Columns and rows of a CSV file; none where there is no such file.
+    """Columns and rows of a CSV file; none if it does not exist.
 
     Args:
         path: The file.
-        remedy: What to do about one that cannot be read.
+        remedy: What to do if it cannot be read.
         needed: Columns that it must have.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Worker processes of one thread each, and libraries kept from talking over the progress bar."""
+"""Worker processes of one thread each, and silence of libraries beside a progress bar."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def map_cases(
 
     Args:
         work: Runs in worker processes, so that it and its results are pickled; in this one for one worker.
-        cases: What it is given, one at a time.
+        cases: Its arguments.
         title: Of the progress bar.
         workers: Processes. Default: one for each core, `most` at most.
         most: For work that takes gigabytes of memory.
@@ -85,7 +85,7 @@ def follow(parent: int) -> None:
 
 def _begin(parent: int) -> None:
     follow(parent)
-    # NumPy and SciPy bring a BLAS each, which has to be there to be limited.
+    # NumPy and SciPy bring a BLAS each, which must be loaded to be limited.
     import scipy.linalg  # noqa: F401
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

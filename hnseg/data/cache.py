@@ -1,4 +1,4 @@
-"""Entries of the cache: one case on one stage's grid, whole or absent, under a hash of what made it."""
+"""Entries of the cache: a case on a stage's grid, whole or absent, under a hash of its sources."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ARRAYS = ("ct", "pet", "label")
 
 
 class CacheError(HnsegError):
-    """No fault of a case: no other one could be written either."""
+    """The cache cannot be written, whichever the case."""
 
 
 @dataclass(frozen=True)
 class StageVolume:
-    """One case on one stage's grid, as it lies in the cache.
+    """A case on a stage's grid in the cache.
 
     Args:
         case_id: The case.
@@ -66,7 +66,7 @@ class StageVolume:
 
 
 def entry_folder(folder: Path, case: Case, masks: Path | None) -> Path:
-    """Where a case's entry lies: with another file the case has another one, and trainings keep theirs."""
+    """Where a case's entry lies: a changed source makes another entry, and trainings keep theirs."""
     return folder / case.case_id / sources(case, masks)
 
 
@@ -92,7 +92,7 @@ def write_entry(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: P
                 sizes = {file.name: file.stat().st_size for file in new.iterdir()}
                 (new / "meta.json").write_text(json.dumps(meta | {"sizes": sizes}))
     except OSError as error:
-        reason = error.strerror or error  # NumPy tells of a full disk in words alone
+        reason = error.strerror or error  # NumPy reports a full disk without an error number
         raise CacheError(
             f"{target}: cannot be written ({reason}); check the folder and its space, or choose another "
             "data.cache=FOLDER"
@@ -100,7 +100,7 @@ def write_entry(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: P
 
 
 def is_whole(entry: Path) -> bool:
-    """Whether an entry is there, with all its files as long as they were written."""
+    """Whether an entry exists, each file as long as it was written."""
     try:
         sizes = json.loads((entry / "meta.json").read_text())["sizes"]
         return all((entry / name).stat().st_size == size for name, size in sizes.items())

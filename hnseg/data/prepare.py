@@ -38,11 +38,14 @@ def needs_head(stage: Stage) -> bool:
 
 
 def placing_mask(case: Case, stage: Stage, ct: sitk.Image, masks: Path | None) -> sitk.Image | None:
-    """A case's head mask (1, whichever value an editor gave it) where the stage needs one, else its coarse
-    prediction; None without `masks`.
+    """The mask that places a case's ROI by another than its label.
+
+    Returns:
+        Its head mask (1, whichever value an editor gave it) if the stage needs it, else its coarse
+        prediction; None without `masks`.
 
     Raises:
-        HnsegError: It is not there, or not on the CT's grid.
+        HnsegError: It does not exist, or is not on the CT's grid.
     """
     if masks is None and not needs_head(stage):
         return None
@@ -109,7 +112,7 @@ def ml_outside(label: sitk.Image, grid: Grid) -> dict[str, float]:
 def _searched(masks: Path, case_id: str) -> sitk.Image | None:
     """The ROI in which infer.py looked for coarse lesions, empty; None without its record, OUT/CASE.json.
 
-    The brightest PET is sought there, and not in a bladder far below.
+    The brightest PET is sought in it, not in a bladder far below.
 
     Raises:
         HnsegError: The record is damaged.
@@ -134,7 +137,7 @@ def digest_volumes(volumes: Iterable[StageVolume]) -> str:
 
 
 def _digest_volume(volume: StageVolume) -> str:
-    """Read once, then kept beside the arrays; an entry prepared anew is another folder."""
+    """Computed once, then kept beside the arrays, which never change."""
     kept = volume.folder / "content.txt"
     if kept.exists() and (known := kept.read_text()):
         return known
@@ -217,16 +220,16 @@ def _folder_name(
     stage: Stage, sampling: Sampling, modalities: Sequence[str], masks: Path | None, margin_mm: float
 ) -> str:
     """Of what holds the entries of a stage and its settings."""
-    made_by = {"stage": asdict(stage), "sampling": sampling.to_dict(), "margin": margin_mm, "format": FORMAT}
+    settings = {"stage": asdict(stage), "sampling": sampling.to_dict(), "margin": margin_mm, "format": FORMAT}
     if tuple(modalities) != MODALITIES:
-        made_by["modalities"] = list(modalities)
+        settings["modalities"] = list(modalities)
     if masks is not None:  # a case whose mask is missing has no entry, though it may have one without masks
-        made_by["masks"] = str(masks.resolve())
-    return f"{stage.name}-{digest(made_by)}"
+        settings["masks"] = str(masks.resolve())
+    return f"{stage.name}-{digest(settings)}"
 
 
 def _report_outside(volumes: Sequence[StageVolume], stage: Stage) -> None:
-    """Says how much of the lesions the ROIs do not hold: no network can find it there."""
+    """Says how much of the lesions the ROIs do not hold: no network can find it."""
     console, of_all = Console(stderr=True), f"of {len(volumes)} cases"
     for fallback, count in Counter(volume.meta["fallback"] for volume in volumes).items():
         if fallback:

@@ -1,4 +1,4 @@
-"""The one resampler that training and inference share: image → stage grid, and back to the CT's grid."""
+"""Resampling for training and inference: image → stage grid, and back to the CT's grid."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sample(
             voxel below the first is still inside, half a voxel above the last is outside.
 
     Returns:
-        float32, the leading axis of `values` and one sample for each point of `at`.
+        float32, the leading axis of `values` and a sample for each point of `at`.
     """
     whole = (slice(None),) * (values.ndim - 3)
     sizes = values.shape[-3:]

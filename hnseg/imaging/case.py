@@ -123,7 +123,7 @@ def case_files(folder: Path) -> dict[str, Path]:
 
 
 def mask_file(folder: Path, case_id: str) -> Path:
-    """A case's file in a folder of masks: CASE.nii.gz, or what else is there of `EXTENSIONS`."""
+    """A case's file in a folder of masks: CASE.nii.gz, or with another of `EXTENSIONS` that exists."""
     paths = [folder / f"{case_id}{extension}" for extension in EXTENSIONS]
     return next((path for path in paths if os.access(path, os.F_OK)), paths[0])
 
@@ -193,7 +193,7 @@ def _positive(cell: str) -> float:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and stripped cells by column name, "" for what is not there; empty lines left out."""
+    """Line number and stripped cells by column name, "" where a cell is missing; empty lines left out."""
     known = ("case_id", "ct", "pet", "label", "center", "pet_factor")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -242,7 +242,7 @@ def find_orphans(root: Path) -> list[str]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """None of a folder that is not there, or cannot be read."""
+    """Image files in a folder; none if it cannot be read."""
     with suppress(OSError):
         files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
         return [path for path in files if path.name.lower().endswith(EXTENSIONS)]

@@ -1,4 +1,4 @@
-"""What makes one case's images unusable, or doubtful."""
+"""What makes the images of a case unusable, or doubtful."""
 
 from __future__ import annotations
 

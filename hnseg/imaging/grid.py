@@ -158,7 +158,7 @@ def scan_grid(ct: sitk.Image, size: Sequence[int], spacing: Sequence[float]) -> 
 def nearest_corner(image: sitk.Image, point: Point) -> Point:
     """The corner of voxels of an image's lattice that is nearest to a point in mm.
 
-    Halfway between two it is the one further along x, y and z, whatever the image's orientation.
+    Halfway between two corners it is the further along x, y and z, whatever the image's orientation.
     """
     index = np.floor(image.TransformPhysicalPointToContinuousIndex((point + _NUDGE_MM).tolist())) + 0.5
     return np.asarray(image.TransformContinuousIndexToPhysicalPoint(index.tolist()))

@@ -83,7 +83,7 @@ def read_label(path: Path) -> sitk.Image:
     """
     image = _read(path)
     values = sitk.GetArrayViewFromImage(image)
-    # The least and the largest tell of whole numbers, hundreds of times faster than each voxel does.
+    # Of integers the least and the largest suffice, hundreds of times faster than a look at each voxel.
     whole = values.dtype.kind in "iu" and LABELS[0] <= values.min() and values.max() <= LABELS[-1]
     if not whole and (foreign := ~np.isin(values, LABELS)).any():
         found = np.unique(values[foreign])
