@@ -215,7 +215,7 @@ class Optimizer(Settings):
 class Augment(Settings):
     """What is done to patches in training."""
 
-    device: Literal["cpu", "cuda"]  # cuda mixes on the GPU that trains, not in the loaders
+    device: Literal["cpu", "cuda"]  # cuda augments on the GPU that trains, not in the loaders
     transforms: dict[Name, Node | None]  # in their order; null leaves one out
     stages: dict[StageName, dict[Name, Node | None]]  # for one stage alone: in their place, or more
 
@@ -284,8 +284,6 @@ class Job(Settings):
                 "recipe.checkpoint=compare with training.ema=null: no averaged weights to compare; set "
                 "training.ema=0.999, or recipe.checkpoint=best"
             )
-        if self.augment.device == "cuda" and self.recipe.coordinates:
-            raise ValueError("augment.device=cuda with recipe.coordinates=true: choose augment.device=cpu")
         return self
 
     @model_validator(mode="after")

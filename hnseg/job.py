@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-import torchio as tio
-
 from hnseg.config import Node, build
-from hnseg.data.augment import RandomHeadCut
+from hnseg.data.augment import Compose, RandomHeadCut
 from hnseg.data.intensity import InputSpec, Normalise
 from hnseg.data.sampling import Sampling
 from hnseg.imaging.stage import Stage
@@ -64,21 +62,16 @@ def jitter_mm(config: Config, stage: Stage) -> float:
     return float(config["recipe"][key]["jitter_mm"]) if key else 0.0
 
 
-def cut_head(config: Config, stage: Stage) -> RandomHeadCut | None:
-    """The transform by which the head stage sees scans without a head, as often as the recipe says."""
-    share = config["recipe"]["cut_head"]
-    return RandomHeadCut(p=share) if stage.name == "head" and share else None
+def scan_augment(config: Config, stage: Stage) -> Compose | None:
+    """What training does to scans before they become channels; None if nothing is.
 
-
-def scan_augment(config: Config, stage: Stage) -> tio.Transform | None:
-    """What training does to scans before they become channels; None if nothing is."""
-    cut = cut_head(config, stage)
+    The head stage sees scans without a head as often as `recipe.cut_head` says.
+    """
     named = config["scan_augment"].items()
-    transforms = [
-        *([cut] if cut else []),
-        *(build(Node(**one), f"scan_augment.{name}") for name, one in named),
-    ]
-    return tio.Compose(transforms) if len(transforms) > 1 else next(iter(transforms), None)
+    transforms = {name: build(Node(**node), f"scan_augment.{name}") for name, node in named}
+    if stage.name == "head" and config["recipe"]["cut_head"]:
+        transforms = {"cut_head": RandomHeadCut(p=config["recipe"]["cut_head"]), **transforms}
+    return Compose(transforms) if transforms else None
 
 
 def describe(config: Config, stage: Stage, spec: InputSpec, **provenance: Any) -> Config:

@@ -25,7 +25,6 @@ def check_job(config: Mapping[str, Any]) -> None:
     check_stages(model)
     check_patch(training["patch"], model)
     check_class_weights(config["loss"]["loss"]["class_weights"], stage["classes"])
-    check_augment(config["augment"])
 
 
 def check_stages(model: Mapping[str, Any]) -> None:
@@ -58,21 +57,6 @@ def check_patch(patch: Sequence[int], model: Mapping[str, Any]) -> None:
         raise HnsegError(
             f"training.patch={list(patch)} does not fit model={model['name']}, whose sides (z, y, x) must be "
             f"multiples of {list(sides)}, and not all the least; use training.patch={remedy}"
-        )
-
-
-def check_augment(augment: Mapping[str, Any]) -> None:
-    """Refuses a mix on the GPU with transforms of TorchIO's own, which compute in NumPy or SimpleITK.
-
-    Raises:
-        HnsegError: There is one.
-    """
-    names = [node["_target_"] for node in augment["transforms"].values() if node]
-    foreign = next((name for name in names if name.startswith("torchio.")), None)
-    if foreign and augment["device"] == "cuda":
-        raise HnsegError(
-            f"augment.device=cuda: {foreign} runs on the processor alone; choose augment=nnunet or "
-            "augment=auto3dseg, or augment.device=cpu"
         )
 
 

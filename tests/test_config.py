@@ -137,7 +137,6 @@ def test_a_bad_value_is_refused_in_one_line_with_its_key(override: str) -> None:
         ("training.validate_every=4 training.epochs=3", ("training.validate_every=4", "training.epochs=3")),
         ("trainer.accumulate=3", ("trainer.accumulate=3", "training.batch_size=4")),
         ("recipe.checkpoint=compare", ("recipe.checkpoint=compare", "training.ema=null")),
-        ("augment.device=cuda recipe.coordinates=true", ("augment.device=cuda", "recipe.coordinates=true")),
         ("recipe.ct_window=null", ("recipe.ct_window=null", "cte=true")),
         ("recipe.ct_window=null recipe.source=head_crop cte=false", ("recipe.ct_window=null", "head crop")),
         ("recipe.enhance.pet=[square] recipe.pet=raw", ("recipe.enhance.pet", "stage=fine")),

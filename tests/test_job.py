@@ -9,10 +9,9 @@ import yaml
 from entry import ROOT, compose_job
 from omegaconf import OmegaConf
 
-from hnseg.data.augment import RandomHeadCut
 from hnseg.data.sampling import Sampling
 from hnseg.inference.decision import Decision
-from hnseg.job import cut_head, describe, jitter_mm, make_input, make_stage
+from hnseg.job import describe, jitter_mm, make_input, make_stage, scan_augment
 
 PAIRS = {"head": "plainconv", "coarse": "plainconv", "fine": "resenc", "segresnet": "segresnet"}
 
@@ -141,12 +140,12 @@ def test_jitter_margin_and_head_cut() -> None:
     config, stage, _ = job("paper", "coarse", "recipe.coarse.jitter_mm=8")
     assert jitter_mm(config, stage) == 8
     config, stage, _ = job("best", "head")
-    cut = cut_head(config, stage)
-    assert isinstance(cut, RandomHeadCut)
-    assert cut.probability == 0.2
+    augment = scan_augment(config, stage)
+    assert augment is not None
+    assert augment.transforms["cut_head"].p == 0.2
     assert jitter_mm(config, stage) == 0
-    assert cut_head(*job("paper", "head")[:2]) is None
-    assert cut_head(*job("best", "fine")[:2]) is None
+    assert scan_augment(*job("paper", "head")[:2]) is None
+    assert scan_augment(*job("best", "fine")[:2]) is None
 
 
 def test_all_recipes_have_the_same_keys_and_each_is_read_somewhere() -> None:

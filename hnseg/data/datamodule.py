@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import torchio as tio
 from torch.utils.data import DataLoader
 
+from hnseg.data.augment import Compose
 from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import WHOLE, EpochSampler, PatchDataset, Shape, Shard, VolumeDataset, augment_batch
 from hnseg.data.fingerprint import Fingerprint, needs_fingerprint
@@ -80,7 +80,7 @@ class StageDataModule(L.LightningDataModule):
     Fine ROIs can be placed by the true lesions or, as at inference, by coarse predictions. Where there
     are predictions, both are validated: the first loader has the true ROIs, the second the predicted ones.
 
-    Batches are dictionaries: `image` (B, C, z, y, x) float, `label` (B, z, y, x) long, `case_id` list;
+    Batches are dictionaries: `image` (B, C, z, y, x) float, `label` (B, z, y, x) uint8, `case_id` list;
     in validation also `voxels_outside_roi` (B, classes), voxels of the truth that the ROI does not hold.
 
     Args:
@@ -97,8 +97,8 @@ class StageDataModule(L.LightningDataModule):
         heads: Folder of head masks, where the stage needs them.
         coarse: Folder of coarse predictions of models that have not seen the case, or None.
         train_roi: What places the ROI in training: `truth` or `coarse`.
-        augment: Transform of subjects with `image` and `label`.
-        scan_augment: Transform of subjects with the stage's modalities and `label`, before the chain.
+        augment: Transforms of patches.
+        scan_augment: Transforms of scans, before the input chain.
         jitter_mm: Random shift of the ROI in training, at most this much along each axis, mm.
         loading: Loader processes.
         prepare_workers: Processes that prepare; all cores by default.
@@ -121,8 +121,8 @@ class StageDataModule(L.LightningDataModule):
         heads: Path | None = None,
         coarse: Path | None = None,
         train_roi: str = "truth",
-        augment: tio.Transform | None = None,
-        scan_augment: tio.Transform | None = None,
+        augment: Compose | None = None,
+        scan_augment: Compose | None = None,
         jitter_mm: float = 0.0,
         loading: Loading = IN_PROCESS,
         prepare_workers: int | None = None,
@@ -179,7 +179,7 @@ class StageDataModule(L.LightningDataModule):
         classes = len(self.stage.classes)
         self.validation_sets = [VolumeDataset(cases[rank::size], self.spec, classes) for cases in volumes]
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Patches in numbered order; see `PatchDataset`."""
         # Whole batches only: a sample's place in its batch decides whether it is forced onto foreground.
         batches = math.ceil((self.samples or len(self.train_set.volumes)) / self.batch_size)
@@ -188,7 +188,7 @@ class StageDataModule(L.LightningDataModule):
             self.train_set,
             batch_size=part // self.shard.size,
             sampler=EpochSampler(batches * self.batch_size, part, self.shard),
-            collate_fn=list if self.train_set.postpones else None,
+            collate_fn=list if self.train_set.augments_on_device else None,
             **self._processes(self.loading.workers),
         )
 
@@ -203,8 +203,10 @@ class StageDataModule(L.LightningDataModule):
         return {"num_workers": workers, "pin_memory": self.loading.pin, **ahead}
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augments what the loaders left to the device."""
-        return augment_batch(self.train_set.augment, batch) if isinstance(batch, list) else batch
+        """Augments on the device where the loaders left it to it."""
+        if isinstance(batch, list) and self.augment is not None:
+            return augment_batch(self.augment, batch)
+        return batch
 
     def _validation_rois(self) -> list[Path | None]:
         return [None] if self.coarse is None else [None, self.coarse]

@@ -1,84 +1,65 @@
-"""Cached volumes → TorchIO subjects: training patches, and whole ROIs for validation; both augmented."""
+"""Cached volumes → training patches, augmented, and whole ROIs for validation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torchio as tio
-from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from hnseg.data.augment import Compose, RandomPatchAffine
+from hnseg.data.augment import Compose, RandomAffine, Sample, Streams
 from hnseg.data.cache import StageVolume
-from hnseg.data.intensity import InputSpec, network_input
-from hnseg.data.patch import Patch, Shape, foreground_voxel, sample_patch
-
-Sample = dict[str, Any]
-
-
-def sample_of(subject: tio.Subject, case_id: str) -> Sample:
-    """What a network is trained on: `image` (C, z, y, x) float, `label` (z, y, x) long, `case_id`."""
-    return {"image": network_input(subject), "label": subject["label"].data[0].long(), "case_id": case_id}
+from hnseg.data.coordinates import coordinate_channels, follow
+from hnseg.data.intensity import InputSpec, to_subject
+from hnseg.data.patch import Shape, foreground_voxel, sample_patch
+from hnseg.data.sampling import MODALITIES
 
 
-def augmented(augment: tio.Transform, subject: tio.Subject, seed: int, case_id: str) -> Sample:
-    """A sample after the mix, drawn from `seed`."""
-    with seeded(seed):
-        return sample_of(augment(subject), case_id)
+def roi_subject(volume: StageVolume, start: Sequence[int]) -> tio.Subject:
+    """The ROI of a cached volume that begins at voxel `start` (z, y, x).
 
-
-def postponed(subject: tio.Subject, seed: int, case_id: str) -> Sample:
-    """What `augmented` needs, as tensors and numbers that can be sent to a device.
-
-    Args:
-        subject: With `image` and `label`, and perhaps the `patch` that the mix will cut: then only what it
-            may show is taken.
-        seed: Of the mix.
-        case_id: The case.
+    It holds `ct` in HU, `pet` in SUV where the stage sees it, and `label`.
     """
-    image, label, patch = subject["image"].data, subject["label"].data, subject.get("patch")
-    if patch is not None:
-        image, label = (patch.surroundings(data)[0].contiguous() for data in (image, label))
-        patch = (patch.size, patch.around, tuple(min(start, 0) for start in patch.start))
-    return {
-        "image": image,
-        "label": label,
-        "classes": int(label.max()),  # so that nobody has to ask the device
-        "patch": patch,
-        "seed": seed,
-        "case_id": case_id,
-    }
+    arrays = {name: volume.load(name) for name in volume.arrays}
+    spans = zip(start, arrays["label"].shape, volume.margin, strict=True)
+    box = tuple(slice(a, a + n - 2 * m) for a, n, m in spans)
+    label = torch.from_numpy(np.array(arrays.pop("label")[box], np.uint8))
+    images = {name: torch.from_numpy(array[box].astype(np.float32)) for name, array in arrays.items()}
+    return to_subject(images, label)
 
 
-def augment_batch(augment: tio.Transform, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Does on their device what was postponed, and puts the samples together to a batch."""
-    return default_collate([_resumed(augment, **sample) for sample in samples])
+def to_item(sample: Sample) -> dict[str, Any]:
+    """What a network is trained on: `image` (C, z, y, x) float32, `label` (z, y, x) uint8, `case_id`."""
+    image = sample.image
+    if sample.position is not None:
+        coordinates = coordinate_channels(sample.position, image.shape[1:], image.device)
+        image = torch.cat([image, coordinates])
+    return {"image": image, "label": sample.label, "case_id": sample.case_id}
 
 
-def _resumed(
-    augment: tio.Transform, image: Any, label: Any, classes: int, patch: Any, **sample: Any
-) -> Sample:
-    labels = tio.LabelMap(tensor=label, classes=classes)
-    subject = tio.Subject(image=tio.ScalarImage(tensor=image), label=labels)
-    if patch is not None:
-        subject["patch"] = Patch(*patch)
-    return augmented(augment, subject, **sample)
+def augment_scan(augment: Compose, subject: tio.Subject, case_id: str, streams: Streams) -> None:
+    """Augments CT and PET of a subject, and its label."""
+    names = [name for name in MODALITIES if name in subject]
+    scan, label = torch.cat([subject[name].data for name in names]), subject["label"].data[0]
+    sample = Sample(case_id, scan, label, streams, int(label.max()))
+    augment([sample], scope="scan_augment")
+    for name, channel in zip(names, sample.image, strict=True):
+        subject[name].set_data(channel[None])
+    subject["label"].set_data(sample.label[None])
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seeds the processor's generator, which transforms draw from, and leaves it as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
-        yield
+def augment_batch(augment: Compose, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Augments samples on the device where they lie, and collates them."""
+    augment(samples)
+    batch: dict[str, Any] = default_collate([to_item(sample) for sample in samples])
+    return batch
 
 
 class Shard(NamedTuple):
-    """What one of several processes takes of something: the `rank`-th of `size` equal parts."""
+    """What one of several processes takes of a batch: the `rank`-th of `size` equal parts."""
 
     rank: int = 0
     size: int = 1
@@ -117,13 +98,13 @@ class EpochSampler(Sampler[int]):
         return self.samples // self.shard.size
 
 
-class PatchDataset(Dataset[dict[str, Any]]):
+class PatchDataset(Dataset[dict[str, Any] | Sample]):
     """Training patches, numbered without end.
 
-    The order is: jittered ROI → scan transform → intensity chain → patch → augmentation. A mix that
-    begins with nnU-Net's `RandomPatchAffine` cuts the patch itself, from more than the patch, and places
-    it as nnU-Net does; with any other mix, patches stay inside the (padded) ROI. No queue is needed: one
-    case is read for one patch either way.
+    The order is: jittered ROI → scan transforms → intensity chain → patch → augmentation. Each of these draws
+    from a random stream of its own (`Streams`). Where the augmentation begins with an affine transform that
+    turns patches in their surroundings, as nnU-Net's does, that transform cuts the patch, and patches are
+    placed as nnU-Net places them; otherwise they stay inside the (padded) ROI.
 
     Args:
         volumes: Cached cases of the training folds.
@@ -131,14 +112,12 @@ class PatchDataset(Dataset[dict[str, Any]]):
         patch: Patch shape (z, y, x).
         batch_size: Samples of a batch, among which nnU-Net's rule forces the last ones onto
             foreground: a random voxel of a random class present is in the patch's middle.
-        augment: Transform of subjects with `image` and `label`, or None. A mix for another device is left
-            to `hnseg.data.augmented.augment_batch`.
+        augment: Transforms of patches, or None. Those for another device are left to `augment_batch`.
         seed: Of cases, positions and augmentation.
-        foreground: Share of each batch that is forced onto foreground, rounded as nnU-Net does
+        foreground: Part of each batch that is forced onto foreground, rounded as nnU-Net does
             (0.33: 1 of 2, 1 of 4, none of 1).
         jitter: Shift the ROI at random within the cached margin.
-        scan_augment: Transform of subjects with `ct` in HU, `pet` in SUV (where the stage sees it) and
-            `label`, before the intensity chain, or None.
+        scan_augment: Transforms of scans (CT in HU, PET in SUV) before the intensity chain, or None.
     """
 
     def __init__(
@@ -147,57 +126,73 @@ class PatchDataset(Dataset[dict[str, Any]]):
         spec: InputSpec,
         patch: Shape,
         batch_size: int,
-        augment: tio.Transform | None,
+        augment: Compose | None,
         seed: int,
         foreground: float = 0.33,
         jitter: bool = False,
-        scan_augment: tio.Transform | None = None,
+        scan_augment: Compose | None = None,
     ) -> None:
-        self.volumes, self.patch, self.augment, self.seed = list(volumes), patch, augment, seed
+        self.volumes, self.spec, self.transform = list(volumes), spec, spec.transform()
+        self.patch, self.augment, self.seed = patch, augment, seed
         self.batch_size, self.jitter, self.scan_augment = batch_size, jitter, scan_augment
         self.unforced = round(batch_size * (1 - foreground))
-        self.transform = spec.transform()
-        self.postpones = isinstance(augment, Compose) and augment.device == "cuda"
-        first = augment[0] if isinstance(augment, tio.Compose) and len(augment) else augment
-        self.around = first.around(patch) if isinstance(first, RandomPatchAffine) else None
+        first = next(iter(augment.transforms.values()), None) if augment else None
+        self.around = first.surroundings(patch) if isinstance(first, RandomAffine) else None
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        rng = np.random.default_rng([self.seed, number])
-        volume = self.volumes[self._case(number)]
-        shift = [int(rng.integers(0, 2 * m + 1)) if self.jitter else m for m in volume.margin]
-        subject = roi_subject(volume, shift)
+    @property
+    def augments_on_device(self) -> bool:
+        """Whether samples are left for `augment_batch`."""
+        return self.augment is not None and self.augment.device == "cuda"
+
+    def __getitem__(self, number: int) -> dict[str, Any] | Sample:
+        """A patch as `to_item` makes it, or a `Sample` where the device augments."""
+        streams, volume = Streams(self.seed, number), self.volumes[self._case(number)]
+        start = np.asarray(volume.margin)
+        if self.jitter:
+            start = streams("jitter").integers(0, 2 * start + 1)
+        subject = roi_subject(volume, start.tolist())
         if self.scan_augment is not None:
-            with seeded(int(rng.integers(2**62))):
-                subject = self.scan_augment(subject)
+            augment_scan(self.scan_augment, subject, volume.case_id, streams)
         subject = self.transform(subject)
-        # Fixed by the sample's place in its batch, as nnU-Net does, not drawn.
-        forced = number % self.batch_size >= self.unforced
-        subject = self._placed(subject, forced, rng)
-        if self.augment is None:
-            return sample_of(subject, volume.case_id)
-        seed = int(rng.integers(2**62))
-        if self.postpones:
-            return postponed(subject, seed, volume.case_id)
-        return augmented(self.augment, subject, seed, volume.case_id)
+        image, label = subject["image"], subject["label"].data[0]
+        sample = Sample(volume.case_id, image.data, label, streams, int(label.max()))
+        if self.spec.coordinates:
+            sample.position = image.affine[:3]
+        self._cut(sample, forced=number % self.batch_size >= self.unforced)
+        if self.augment is None or self.augments_on_device:
+            return sample if self.augments_on_device else to_item(sample)
+        self.augment([sample])
+        return to_item(sample)
 
     def _case(self, number: int) -> int:
         """Cases in shuffled rounds: each is seen once before any is seen again."""
-        turn, place = divmod(number, len(self.volumes))
-        return int(np.random.default_rng([self.seed, turn]).permutation(len(self.volumes))[place])
+        turn, index = divmod(number, len(self.volumes))
+        return int(Streams(self.seed, turn)("cases").permutation(len(self.volumes))[index])
 
-    def _placed(self, subject: tio.Subject, forced: bool, rng: np.random.Generator) -> tio.Subject:
-        """The subject cut, or whole with the `patch` that the mix will cut."""
-        image, label = subject["image"].data, subject["label"].data
-        if self.around is None and image.shape[1:] == self.patch:
-            return subject
-        voxel = foreground_voxel(label[0], rng) if forced else None
+    def _cut(self, sample: Sample, forced: bool) -> None:
+        """Cuts a patch, or what the augmentation will cut it from.
+
+        Args:
+            sample: The whole ROI.
+            forced: Onto foreground. Fixed by the sample's place in its batch, as nnU-Net does, not drawn.
+        """
+        shape, size = sample.label.shape, self.patch
+        if self.around is None and shape == size:
+            return
+        rng = sample.streams("patch")
+        voxel = foreground_voxel(sample.label, rng) if forced else None
         how: dict[str, Any] = {"around": self.around, "voxel": voxel, "overhang": self.around is not None}
-        patch = sample_patch(image.shape[1:], self.patch, rng, **how)
-        if self.around is not None:
-            subject["patch"] = patch
-            return subject
-        images = subject.get_images_dict(intensity_only=False)
-        return tio.Subject({name: type(one)(tensor=patch.cut(one.data)) for name, one in images.items()})
+        patch = sample_patch(shape, size, rng, **how)
+        if self.around is None:
+            first: Sequence[int] = patch.first
+            image, label = patch.cut(sample.image), patch.cut(sample.label)
+        else:
+            first = [max(start, 0) for start in patch.start]
+            image, label = (patch.surroundings(x)[0].contiguous() for x in (sample.image, sample.label))
+            sample.patch = patch.within(first)
+        sample.image, sample.label = image, label
+        if sample.position is not None:
+            sample.position = follow(sample.position, np.eye(3), first)
 
 
 class VolumeDataset(Dataset[dict[str, Any]]):
@@ -210,7 +205,8 @@ class VolumeDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, volumes: Sequence[StageVolume], spec: InputSpec, classes: int) -> None:
-        self.volumes, self.transform, self.classes = list(volumes), spec.transform(), classes
+        self.volumes, self.spec, self.classes = list(volumes), spec, classes
+        self.transform = spec.transform()
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -218,20 +214,9 @@ class VolumeDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         volume = self.volumes[index]
         subject = self.transform(roi_subject(volume, volume.margin))
-        outside = torch.tensor(volume.voxels_outside_roi(self.classes))
-        return sample_of(subject, volume.case_id) | {"voxels_outside_roi": outside}
-
-
-def roi_subject(volume: StageVolume, start: Sequence[int]) -> tio.Subject:
-    """The ROI of a cached volume that begins at voxel `start` (z, y, x), as `ct`, `pet` where the stage sees
-    it, and `label`."""
-    arrays = {name: volume.load(name) for name in volume.arrays}
-    size = [n - 2 * m for n, m in zip(arrays["label"].shape, volume.margin, strict=True)]
-    box = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
-    label = tio.LabelMap(tensor=_tensor(arrays.pop("label")[box], np.uint8))
-    images = {name: tio.ScalarImage(tensor=_tensor(array[box])) for name, array in arrays.items()}
-    return tio.Subject(**images, label=label)
-
-
-def _tensor(array: NDArray[Any], dtype: type = np.float32) -> torch.Tensor:
-    return torch.from_numpy(np.array(array, dtype))[None]
+        return {
+            "image": self.spec.network_input(subject),
+            "label": subject["label"].data[0],
+            "case_id": volume.case_id,
+            "voxels_outside_roi": torch.tensor(volume.voxels_outside_roi(self.classes)),
+        }

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torchio as tio
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from hnseg.data.coordinates import AXES, coordinate_channels, roi_position
 from hnseg.data.sampling import STUDY, Sampling
 
 Scheme = Literal["zscore", "ct", "range", "sigmoid", "cohort", "rescale", "none"]
@@ -138,71 +140,17 @@ class StackChannels(tio.transforms.Transform):
         return subject
 
 
-AXES = ("x", "y", "z")
-# Voxels along each axis from which a position is told: exact for affine transforms, so that few do.
-_SAMPLES = 16
+def to_subject(images: Mapping[str, Tensor], label: Tensor | None = None) -> tio.Subject:
+    """CT in HU, PET in SUV and perhaps labels of an ROI, all (z, y, x), by modality.
 
-
-class Coordinates(tio.Image):
-    """Positions in the ROI, (4, z, y, x): x, y and z along the patient's axes, and 1 wherever they are known.
-
-    They are in units of half the ROI from its middle: -1 and 1 are its faces, whatever its voxels, and 1 is
-    left, posterior, superior. An image of a type of its own: spatial transforms carry it along, TorchIO's to
-    the nearest voxel, intensity transforms pass it by, and what is left of it `network_input` reads.
+    The subject's affine says where its voxels lie in the ROI (`hnseg.data.coordinates`), padding included.
     """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "type": "coordinates"})
-
-
-class AddCoordinates(tio.transforms.Transform):
-    """Adds `coordinates` to a subject whose `image` is the whole ROI."""
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        image = subject["image"]
-        z, y, x = (2 * (torch.arange(n) + 0.5) / n - 1 for n in image.spatial_shape)
-        steps = torch.meshgrid(z, y, x, indexing="ij")
-        known = torch.stack([*reversed(steps), torch.ones(image.spatial_shape)])
-        subject.add_image(Coordinates(tensor=known, affine=image.affine), "coordinates")
-        return subject
-
-
-def network_input(subject: tio.Subject) -> Tensor:
-    """The channels of a subject: its `image`, and x, y and z where it has `coordinates`.
-
-    Returns:
-        (C, z, y, x).
-    """
-    image: Tensor = subject["image"].data
-    if "coordinates" not in subject:
-        return image
-    return torch.cat([image, extended(subject["coordinates"].data)])
-
-
-def extended(coordinates: Tensor) -> Tensor:
-    """Positions also where transforms have left none: beyond the ROI they go on beyond -1 and 1.
-
-    All that augmentation and padding do is affine, so positions are an affine function of the voxel, which is
-    found from those that are known; the voxels where nearest neighbours stood in are evened out.
-
-    Args:
-        coordinates: (4, z, y, x), of `Coordinates` after any affine transforms.
-
-    Returns:
-        x, y and z, (3, z, y, x); 0 where not one is known.
-    """
-    shape = coordinates.shape[1:]
-    places = [torch.arange(0, n, max(1, n // _SAMPLES)) for n in shape]
-    z, y, x = torch.meshgrid(*places, indexing="ij")
-    few = coordinates[:, z, y, x].flatten(1).double()
-    voxels = torch.cartesian_prod(*places).double()
-    known = few[3] > 1 - 1e-3
-    design = torch.cat([voxels, torch.ones(len(voxels), 1, dtype=torch.float64)], dim=1)[known]
-    # The pseudo-inverse also serves patches that show a single slice of the ROI.
-    slopes = torch.linalg.pinv(design) @ few[:3, known].T if known.any() else torch.zeros(4, 3).double()
-    z, y, x = (torch.arange(n, dtype=torch.float64)[:, None] * slopes[axis] for axis, n in enumerate(shape))
-    positions = z[:, None, None] + y[None, :, None] + x[None, None, :] + slopes[3]
-    return positions.movedim(-1, 0).float().contiguous()
+    (shape,) = {tuple(image.shape) for image in images.values()}
+    affine = np.vstack([roi_position(shape), [0, 0, 0, 1]])
+    parts = {name: tio.ScalarImage(tensor=image[None], affine=affine) for name, image in images.items()}
+    if label is not None:
+        parts["label"] = tio.LabelMap(tensor=label[None], affine=affine)
+    return tio.Subject(parts)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -224,7 +172,8 @@ class InputSpec:
         pad_to: Shape (z, y, x) to which the ROI is padded after normalisation, with zeros.
         ct_powers: What enhancement adds to CT; the paper's are x² and x^(1/3).
         pet_powers: What it adds to PET, which must be in [0, 1] by then.
-        coordinates: Three channels more: where each voxel lies in the ROI along x, y and z (`Coordinates`).
+        coordinates: Three channels more: where each voxel lies in the ROI along x, y and z
+            (`hnseg.data.coordinates`).
     """
 
     modalities: tuple[str, ...] = ("ct", "pet")
@@ -287,10 +236,10 @@ class InputSpec:
         return replace(self, normalise=(), pad_to=None, coordinates=False)
 
     def transform(self) -> tio.Compose:
-        """Subject with the modalities (1, z, y, x) and perhaps `label` → subject with `image` (C, z, y, x),
-        and `coordinates` where the input has them: `network_input` joins the two.
+        """Subject with the modalities (1, z, y, x) and perhaps `label` → subject with `image` (C, z, y, x).
 
-        The subject given is changed; its tensors are not."""
+        It is padded, and has no coordinates yet. The subject given is changed; its tensors are not.
+        """
         steps: list[tio.Transform] = []
 
         def scale(modality: str, function: Callable[..., Tensor], **settings: Any) -> None:
@@ -308,11 +257,17 @@ class InputSpec:
         if self.ct_window is not None:
             scale("ct", rescale, low=self.ct_range[0], high=self.ct_range[1])
         steps.append(StackChannels(self.modalities, self.normalise))
-        if self.coordinates:
-            steps.append(AddCoordinates())
         if self.pad_to is not None:
             # TorchIO pads symmetrically, so that a centre crop undoes it.
             steps.append(tio.CropOrPad(self.pad_to, padding_mode=0))
         for step in steps:
             step.copy = False  # TorchIO would copy the subject before each
         return tio.Compose(steps, copy=False)
+
+    def network_input(self, subject: tio.Subject) -> Tensor:
+        """The network's input (C, z, y, x): what `transform` made of a whole ROI, with coordinates."""
+        image = subject["image"]
+        data: Tensor = image.data
+        if not self.coordinates:
+            return data
+        return torch.cat([data, coordinate_channels(image.affine[:3], data.shape[1:], data.device)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,31 +28,52 @@ class Patch:
     around: Shape
     start: Shape
 
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> Patch:
+        """All of a volume (z, y, x), without surroundings."""
+        z, y, x = shape
+        return cls((z, y, x), (z, y, x), (0, 0, 0))
+
+    @property
+    def first(self) -> Shape:
+        """First voxel of the patch in the volume, rounded as by nnU-Net's crop of the middle."""
+        z, y, x = (a + n // 2 - m // 2 for a, n, m in zip(self.start, self.around, self.size, strict=True))
+        return z, y, x
+
+    def within(self, first: Sequence[int]) -> Patch:
+        """The same patch, in a part of the volume that begins at a voxel."""
+        z, y, x = (a - b for a, b in zip(self.start, first, strict=True))
+        return replace(self, start=(z, y, x))
+
     def cut(self, volume: Tensor) -> Tensor:
-        """The patch of a volume (C, z, y, x), 0 where it reaches past the volume."""
-        # Rounded as by nnU-Net's crop of the middle.
-        starts = [a + n // 2 - m // 2 for a, n, m in zip(self.start, self.around, self.size, strict=True)]
-        spans = list(zip(starts, self.size, volume.shape[1:], strict=True))
-        inside = tuple(slice(max(a, 0), min(a + n, limit)) for a, n, limit in spans)
-        if all(a >= 0 and a + n <= limit for a, n, limit in spans):
-            return volume[(slice(None), *inside)].contiguous()
-        patch = volume.new_zeros((len(volume), *self.size))
-        target = tuple(slice(s.start - a, s.stop - a) for s, a in zip(inside, starts, strict=True))
-        patch[(slice(None), *target)] = volume[(slice(None), *inside)]
+        """The patch of a volume (..., z, y, x), 0 where it reaches past the volume."""
+        spans = list(zip(self.first, self.size, volume.shape[-3:], strict=True))
+        inside = [slice(max(a, 0), min(a + n, limit)) for a, n, limit in spans]
+        part = _crop(volume, inside)
+        if part.shape[-3:] == self.size:
+            return part.contiguous()
+        patch = volume.new_zeros((*volume.shape[:-3], *self.size))
+        target = [slice(s.start - a, s.stop - a) for s, a in zip(inside, self.first, strict=True)]
+        _crop(patch, target).copy_(part)
         return patch
 
     def surroundings(self, volume: Tensor) -> tuple[Tensor, Sequence[float]]:
-        """What the volume (C, z, y, x) holds of the surroundings, as a view.
+        """What the volume (..., z, y, x) holds of the surroundings, as a view.
 
         Returns:
             The view, and how far the middle of the whole surroundings lies from the view's, voxels.
         """
-        spans = zip(self.start, self.around, volume.shape[1:], strict=True)
+        spans = zip(self.start, self.around, volume.shape[-3:], strict=True)
         box = [slice(max(a, 0), min(a + n, limit)) for a, n, limit in spans]
         offset = [
             a + n / 2 - (s.start + s.stop) / 2 for s, a, n in zip(box, self.start, self.around, strict=True)
         ]
-        return volume[(slice(None), *box)], offset
+        return _crop(volume, box), offset
+
+
+def _crop(volume: Tensor, box: Sequence[slice]) -> Tensor:
+    z, y, x = box
+    return volume[..., z, y, x]
 
 
 def sample_patch(

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
-import torchio as tio
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hnseg.data.intensity import InputSpec, network_input
+from hnseg.data.intensity import InputSpec, to_subject
 from hnseg.data.sampling import Sampling
 from hnseg.devices import Precision
 from hnseg.errors import HnsegError
@@ -356,16 +355,11 @@ class _Inputs:
         if asked not in self._volumes:
             how: dict[str, Any] = {"modalities": spec.modalities, "antialias": self.stage.antialias}
             images = spec.sampling.images(self.ct, self.pet, self.grid, **how)
-            self._volumes[asked] = {name: torch.from_numpy(a)[None] for name, a in images.items()}
+            self._volumes[asked] = {name: torch.from_numpy(a) for name, a in images.items()}
         if spec not in self._inputs:
-            self._inputs[spec] = _network_input(self._volumes[asked], spec).to(self.device)
+            subject = spec.transform()(to_subject(self._volumes[asked]))
+            self._inputs[spec] = spec.network_input(subject)[None].to(self.device)
         return self._inputs[spec]
-
-
-def _network_input(volumes: dict[str, Tensor], spec: InputSpec) -> Tensor:
-    """(1, C, z, y, x) for one input chain; the volumes are left as they are."""
-    subject = tio.Subject({name: tio.ScalarImage(tensor=data.clone()) for name, data in volumes.items()})
-    return network_input(spec.transform()(subject))[None].float()
 
 
 def _is_finite(logits: Tensor) -> bool:
@@ -374,7 +368,7 @@ def _is_finite(logits: Tensor) -> bool:
 
 
 def _uncrop(logits: Tensor, shape: Sequence[int]) -> Tensor:
-    """Takes the padding of the input chain off again. TorchIO pads the odd voxel in front."""
+    """Takes the padding of the input chain off again: the odd voxel is in front."""
     front = [(padded - n + 1) // 2 for padded, n in zip(logits.shape[1:], shape, strict=True)]
     box = tuple(slice(a, a + n) for a, n in zip(front, shape, strict=True))
     return logits[(slice(None), *box)]

@@ -77,7 +77,7 @@ class SegmentationModule(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Loss over all supervised depths of a batch of patches; logs its terms and depths too."""
         image = batch["image"].contiguous(memory_format=torch.channels_last_3d)
-        loss, parts = self.loss.parts((self.compiled or self.network)(image), batch["label"])
+        loss, parts = self.loss.parts((self.compiled or self.network)(image), batch["label"].long())
         # Means over the epoch, kept on the device: no step waits for a number to be read.
         means = {f"train/{name}": value for name, value in {"loss": loss.detach(), **parts}.items()}
         # The run's callbacks log them, before they save a checkpoint.
@@ -96,7 +96,7 @@ class SegmentationModule(L.LightningModule):
             Labels (B, z, y, x), for callbacks that look at them.
         """
         logits = self.predict(self.network, batch["image"])
-        target = batch["label"]
+        target = batch["label"].long()
         decided = logits.argmax(1)
         where = ROIS[dataloader_idx]
         dice = {

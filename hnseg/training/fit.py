@@ -156,8 +156,8 @@ def make_datamodule(
     """Cached volumes and patches of one fold; of several processes, this one's share."""
     training, data, accumulate = config["training"], config["data"], config["trainer"]["accumulate"]
     patches = training["batch_size"] // accumulate // processes.size
-    # Patches are float32 channels and labels of eight bytes.
-    batch_bytes = patches * math.prod(training["patch"]) * (4 * spec.channels + 8)
+    # Patches are float32 channels and labels of one byte.
+    batch_bytes = patches * math.prod(training["patch"]) * (4 * spec.channels + 1)
     return StageDataModule(
         fold.train,
         fold.validation,
@@ -188,8 +188,9 @@ def make_datamodule(
 
 def _mix(config: Config, stage: Stage) -> Compose:
     mix = config["augment"]["transforms"] | config["augment"]["stages"].get(stage.name, {})
-    nodes = {f"augment.transforms.{name}": node for name, node in mix.items() if node}
-    return Compose([construct(Node(**node), key) for key, node in nodes.items()], config["augment"]["device"])
+    nodes = {name: Node(**node) for name, node in mix.items() if node}
+    transforms = {name: construct(node, f"augment.transforms.{name}") for name, node in nodes.items()}
+    return Compose(transforms, config["augment"]["device"])
 
 
 def prepare_card(

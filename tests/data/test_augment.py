@@ -1,157 +1,358 @@
-"""Every mix in conf/augment runs, keeps image and label together, and follows the seed."""
+"""Transforms do what they say by the parameters they draw, alike in every batch and on every device."""
 
-from pathlib import Path
+from functools import partial
+from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
-import torchio as tio
-import yaml
-from hydra.utils import instantiate
+from entry import compose_job
+from mixes import MIXES, mix
+from omegaconf import OmegaConf
+from scipy.ndimage import gaussian_filter
+from spoiled import must_fail
+from volumes import lesions, write_volume
 
-from hnseg.data.augment import RandomHeadCut, RandomPatchAffine, RandomScaleShift
+from hnseg.data.augment import (
+    Compose,
+    RandomAffine,
+    RandomContrast,
+    RandomDropout,
+    RandomFlip,
+    RandomGamma,
+    RandomHeadCut,
+    RandomLowResolution,
+    RandomMisalignment,
+    RandomNoise,
+    RandomScaleShift,
+    Sample,
+    Streams,
+)
+from hnseg.data.augment.spatial import HeadCut, Shift
+from hnseg.data.dataset import PatchDataset
+from hnseg.data.intensity import InputSpec, Normalise, to_subject
 from hnseg.data.patch import Patch
-
-CONF = Path(__file__).parents[2] / "conf" / "augment"
-MIXES = sorted(path.stem for path in CONF.glob("*.yaml"))
+from hnseg.job import make_stage, scan_augment
 
 
-def subject(channels: int = 2) -> tio.Subject:
-    """A bright block on ground that is 0 on average, and its label."""
-    label = torch.zeros((1, 20, 24, 28), dtype=torch.uint8)
-    label[:, 6:14, 8:16, 5:15] = 1
-    label[:, 6:14, 8:16, 18:24] = 2
-    image = label.float().repeat(channels, 1, 1, 1) * 5
-    return tio.Subject(image=tio.ScalarImage(tensor=image), label=tio.LabelMap(tensor=label))
+def block(number: int = 0, seed: int = 0) -> Sample:
+    """Bright blocks on ground that is 0 on average, and their label."""
+    label = torch.zeros((20, 24, 28), dtype=torch.uint8)
+    label[6:14, 8:16, 5:15] = 1
+    label[6:14, 8:16, 18:24] = 2
+    return Sample("A", label.float().repeat(2, 1, 1, 1) * 5, label, Streams(seed, number), 2)
 
 
-@pytest.mark.parametrize("mix", MIXES)
-def test_a_mix_keeps_shapes_and_labels_and_follows_the_seed(mix):
-    augment = instantiate(yaml.safe_load((CONF / f"{mix}.yaml").read_text()))
-    seen = []
-    for seed in (0, 0, 1, 2, 3):
-        torch.manual_seed(seed)
-        made = augment(subject())
-        image, label = made["image"].data, made["label"].data
-        assert image.shape == (2, 20, 24, 28)
-        assert image.isfinite().all()
-        assert set(label.unique().tolist()) <= {0, 1, 2}
-        seen.append(image)
-    torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=0)
-    changed = any(not torch.equal(seen[0], other) for other in seen[2:])
-    assert changed == (mix != "none")
+def changed(augment: Compose, number: int = 0, seed: int = 0) -> Sample:
+    sample = block(number, seed)
+    augment([sample])
+    return sample
 
 
-@pytest.mark.parametrize("mix", [mix for mix in MIXES if mix != "none"])
-def test_the_label_moves_with_the_image(mix):
-    augment = instantiate(yaml.safe_load((CONF / f"{mix}.yaml").read_text()))
-    torch.manual_seed(0)
-    for _ in range(6):
-        made = augment(subject())
+@pytest.mark.parametrize("name", MIXES)
+def test_a_mix_keeps_shapes_and_labels_and_follows_the_seed(name):
+    augment = mix(name)
+    made = [changed(augment, number) for number in (0, 0, 1, 2, 3)]
+    for sample in made:
+        assert sample.image.shape == (2, 20, 24, 28)
+        assert (sample.label.shape, sample.label.dtype) == ((20, 24, 28), torch.uint8)
+        assert sample.image.isfinite().all()
+        assert set(sample.label.unique().tolist()) <= {0, 1, 2}
+    assert torch.equal(made[0].image, made[1].image)
+    assert any(not torch.equal(made[0].image, other.image) for other in made[2:]) == (name != "none")
+    assert name == "none" or not all(
+        torch.equal(changed(augment, n).image, changed(augment, n, seed=1).image) for n in range(4)
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in MIXES if name != "none"])
+def test_the_label_moves_with_the_image(name):
+    augment = mix(name)
+    for number in range(6):
+        made = changed(augment, number)
         # Bright is what the label says is bright: 0, 5 and 10, up to noise, scale and partial volume.
-        bright, truth = made["image"].data.mean(0) > 2.5, made["label"].data[0] > 0
-        dice = 2 * (bright & truth).sum() / (bright.sum() + truth.sum())
-        assert dice > 0.85
+        bright, truth = made.image.mean(0) > 2.5, made.label > 0
+        assert 2 * (bright & truth).sum() / (bright.sum() + truth.sum()) > 0.85
 
 
-def test_scale_and_shift_stay_within_their_bounds_and_differ_between_channels():
-    torch.manual_seed(0)
-    image = torch.ones((50, 2, 2, 2))
-    image[:, 0] = 0
-    made = RandomScaleShift(scale=0.3, shift=0.1)(tio.Subject(image=tio.ScalarImage(tensor=image)))
-    data = made["image"].data
-    shift, factor = data[:, 0, 0, 0], data[:, 1, 0, 0] - data[:, 0, 0, 0]
-    assert shift.abs().max() <= 0.1
-    assert ((factor >= 0.7) & (factor <= 1.3)).all()
-    assert shift.abs().max() > 0.05  # and they are used
-    assert factor.std() > 0.1
-    for row in (0, 1):  # one factor and one shift a channel, whatever the voxel
-        assert (data[:, row] == data[:, row, :1, :1]).all()
+@pytest.mark.parametrize("name", MIXES)
+def test_a_batch_is_changed_as_its_samples_are(name):
+    """Bit for bit, with every transform acting often."""
+    augment = mix(name)
+    for transform in augment.transforms.values():
+        transform.p = max(transform.p, 0.5)
+    together = [block(number) for number in range(6)]
+    augment(together)
+    for number, sample in enumerate(together):
+        alone = changed(augment, number)
+        assert torch.equal(sample.image, alone.image)
+        assert torch.equal(sample.label, alone.label)
 
 
-def test_scale_and_shift_are_shared_by_all_channels_on_demand():
-    torch.manual_seed(0)
-    image = torch.arange(8.0).reshape(1, 2, 2, 2).repeat(3, 1, 1, 1)
-    augment = RandomScaleShift(scale=0.3, shift=0.1, per_channel=False)
-    data = augment(tio.Subject(image=tio.ScalarImage(tensor=image)))["image"].data
-    assert (data == data[:1]).all()
-    assert not torch.equal(data, image)
+def test_a_further_transform_moves_no_other_one_s_parameters():
+    """Each draws from a stream of its own, so that the same sample keeps its noise."""
+    noise = RandomNoise(std=(0.5, 1.0))
+    alone, after = Compose({"noise": noise}), Compose({"gamma": RandomGamma(p=0), "noise": noise})
+    assert torch.equal(changed(alone).image, changed(after).image)
+    assert not torch.equal(changed(alone).image, changed(Compose({"other": noise})).image)
 
 
-def test_scale_and_shift_leave_labels_alone():
-    made = RandomScaleShift(scale=0.3, shift=0.1)(subject())
-    torch.testing.assert_close(made["label"].data, subject()["label"].data)
+def test_streams_are_apart():
+    draws = {
+        Streams(seed, number)(name).random()
+        for seed in (0, 1)
+        for number in (0, 1)
+        for name in ("a", "b", "c")
+    }
+    assert len(draws) == 12
+    assert Streams(0, 1)("a").random() == Streams(0, 1)("a").random()
 
 
-def test_the_left_right_axis_is_the_one_that_light_mirrors():
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["nnunet", "auto3dseg"])
+def test_a_gpu_changes_alike(name):
+    """Up to rounding and its own noise: the same labels but for ties, the same mean and spread."""
+    augment = mix(name)
+    here, there = [block(n) for n in range(60)], [block(n).to(torch.device("cuda")) for n in range(60)]
+    augment(here)
+    augment(there)
+    labels = [torch.stack([sample.label.cpu() for sample in samples]) for samples in (here, there)]
+    assert (labels[0] != labels[1]).float().mean() < 1e-3
+    images = [torch.stack([sample.image.cpu() for sample in samples]) for samples in (here, there)]
+    for measure in (torch.mean, torch.std):
+        torch.testing.assert_close(measure(images[1]), measure(images[0]), rtol=0.01, atol=0.01)
+
+
+def test_no_transform_reads_a_number_from_the_device():
+    """Tensors without numbers, of which none could be read; a patch without lesions is one of these too."""
+    augment = Compose({name: t for name, t in mix("nnunet").transforms.items() if name != "noise"})
+    for transform in augment.transforms.values():
+        transform.p = 1.0
+    for classes in (0, 2):
+        image, label = torch.empty(2, 8, 9, 10, device="meta"), torch.empty(8, 9, 10, device="meta")
+        sample = Sample("A", image, label.to(torch.uint8), Streams(0, 0), classes)
+        augment([sample])
+        assert (sample.image.device.type, sample.image.shape) == ("meta", (2, 8, 9, 10))
+
+
+# --- intensities -----------------------------------------------------------------------------------------
+
+
+def test_parameters_stay_within_their_bounds_and_channels_differ_or_share():
+    scale = RandomScaleShift(scale=0.3, shift=0.1)
+    rows = np.concatenate([scale.draw(Streams(0, n)("x"), 3) for n in range(100)])
+    assert rows.shape == (300, 2)
+    assert ((rows[:, 0] >= 0.7) & (rows[:, 0] <= 1.3)).all()
+    assert (abs(rows[:, 1]) <= 0.1).all()
+    assert len(np.unique(rows[:, 0])) == 300
+    shared = RandomScaleShift(scale=0.3, per_channel=False).draw(Streams(0, 0)("x"), 3)
+    assert (shared == shared[0]).all()
+    factors = [RandomContrast(factor=(0.5, 3.0)).draw(Streams(0, n)("x"), 1)[0, 0] for n in range(400)]
+    assert 0.4 < np.mean(np.array(factors) < 1) < 0.6  # below 1 as often as above it, however far the bounds
+
+
+def test_channels_that_are_not_drawn_stay_as_they_are():
+    image = torch.rand(3, 6, 6, 6)
+    rows = np.array([[1.1, 0.0], [np.nan, np.nan], [1.0, 0.5]])
+    made = image.clone()
+    RandomScaleShift().apply_to_images(made[None], rows[None])
+    torch.testing.assert_close(made, torch.stack([image[0] * 1.1, image[1], image[2] + 0.5]))
+
+
+def test_noise_has_the_drawn_deviation_and_is_apart_in_each_channel():
+    rows = RandomNoise(std=(0.5, 0.5)).draw(Streams(0, 0)("x"), 2)
+    noise = RandomNoise().change(torch.zeros(2, 32, 32, 32), rows)
+    assert noise.std() == pytest.approx(0.5, rel=0.02)  # 65,536 draws: a standard error of 0.3 %
+    assert abs(noise.mean()) < 0.5 * 4 / 32**1.5
+    assert abs(np.corrcoef(noise.flatten(1).numpy())[0, 1]) < 0.03
+
+
+# --- geometry --------------------------------------------------------------------------------------------
+
+
+def test_mirroring_flips_image_and_label_along_the_drawn_axes():
+    sample = block()
+    RandomFlip().move(sample, [0, 2])
+    assert torch.equal(sample.image, block().image.flip([1, 3]))
+    assert torch.equal(sample.label, block().label.flip([0, 2]))
     # Arrays are (z, y, x): the last axis is left to right, which alone leaves an anatomy an anatomy.
-    flip = yaml.safe_load((CONF / "light.yaml").read_text())["transforms"]["flip"]
-    made = instantiate(flip | {"flip_probability": 1.0})(subject())
-    torch.testing.assert_close(made["label"].data, subject()["label"].data.flip(-1))
+    axes = [mix("light").transforms["mirror"].draw(Streams(0, n)("x"), 2) for n in range(20)]
+    assert {tuple(drawn or ()) for drawn in axes} == {(), (2,)}
 
 
 def test_a_turned_patch_shows_the_anatomy_around_it_instead_of_empty_corners():
-    torch.manual_seed(0)
     size = (8, 8, 8)
-    augment = RandomPatchAffine(p_rotation=1, p_scaling=0)
-    around = augment.around(size)
-    whole = tio.Subject(
-        image=tio.ScalarImage(tensor=torch.ones((1, *around))),
-        label=tio.LabelMap(tensor=torch.ones((1, *around), dtype=torch.uint8)),
+    augment = RandomAffine(p_scaling=0, smallest_scale=0.85)
+    around = augment.surroundings(size)
+    parameters = augment.draw(Streams(0, 0)("x"), 1)
+    for patch, least in ((Patch(size, around, (0, 0, 0)), 0.99), (None, 0)):  # with, and nothing around it
+        ones = torch.ones((1, *around))
+        sample = Sample("A", ones, ones[0].to(torch.uint8), Streams(0, 0), 1, patch=patch)
+        augment.move(sample, parameters)
+        assert sample.label.shape == (size if patch else around)
+        assert (sample.image.min() > 0.99) == (sample.label.min() == 1) == (least > 0)
+
+
+# --- scans -----------------------------------------------------------------------------------------------
+
+SPACING = (1.0, 2.0, 3.0)  # x, y, z
+SHAPE = (24, 32, 40)
+
+
+def scan(seed: int = 0, modalities: int = 2) -> Sample:
+    rng = np.random.default_rng(seed)
+    smooth = [gaussian_filter(rng.normal(0, 1, SHAPE), 3).astype(np.float32) * 50 for _ in range(modalities)]
+    return Sample(
+        "A", torch.from_numpy(np.stack(smooth)), torch.from_numpy(lesions(SHAPE, seed)), Streams(seed, 0), 2
     )
-    alone = tio.Subject({name: image for name, image in whole.items()})
-    whole["patch"] = Patch(size, around, (0, 0, 0))
-    made = augment(whole)
-    assert made["image"].shape == made["label"].shape == (1, *size)
-    assert made["image"].data.min() > 0.99
-    assert made["label"].data.min() == 1
-    made = augment(alone)  # has nothing around it
-    assert made["image"].data.min() == 0
-    assert made["label"].data.min() == 0
 
 
-def scan_with_head(depth: int = 20, bottom: int = 8, top: int = 16) -> tio.Subject:
+def moved_by_simpleitk(pet: np.ndarray, radians: np.ndarray, mm: list[float]) -> np.ndarray:
+    """(z, y, x), turned about its middle by angles about z, y, x, and shifted by mm along z, y, x."""
+    image = sitk.GetImageFromArray(pet)
+    image.SetSpacing(SPACING)
+    turn = sitk.Euler3DTransform(
+        image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()])
+    )
+    about = [sitk.Euler3DTransform() for _ in range(3)]
+    # Axes named z, y, x make a left-handed frame: the same turn runs the other way.
+    about[0].SetRotation(0, 0, -radians[0])
+    about[1].SetRotation(0, -radians[1], 0)
+    about[2].SetRotation(-radians[2], 0, 0)
+    z, y, x = (np.reshape(one.GetMatrix(), (3, 3)) for one in about)
+    turn.SetMatrix((x @ y @ z).ravel())
+    turn.SetTranslation(mm[::-1])
+    return sitk.GetArrayFromImage(sitk.Resample(image, image, turn, sitk.sitkLinear, float("nan")))
+
+
+@pytest.mark.parametrize(
+    ("degrees", "mm"), [([0, 0, 0], [3, -2, 1.5]), ([8, 0, 0], [0, 0, 0]), ([5, -7, 10], [-3.2, 1.1, 0.4])]
+)
+def test_pet_is_moved_as_simpleitk_moves_it_in_mm(degrees, mm) -> None:
+    before, radians = scan(), np.deg2rad(degrees)
+    expected = moved_by_simpleitk(before.image[1].numpy(), radians, mm)
+    inside = np.isfinite(expected)
+    assert inside.mean() > 0.5
+    compare = partial(np.testing.assert_allclose, desired=expected[inside], atol=2e-4)
+    after, shift = scan(), Shift(radians, np.array(mm))
+    RandomMisalignment(spacing=SPACING).move(after, shift)
+    compare(after.image[1].numpy()[inside])
+    assert torch.equal(after.image[0], before.image[0])
+    assert torch.equal(after.label, before.label)
+    with must_fail():  # voxels that were taken for cubes of 1 mm
+        after = scan()
+        RandomMisalignment(spacing=(1.0, 1.0, 1.0)).move(after, shift)
+        compare(after.image[1].numpy()[inside])
+
+
+def test_a_misalignment_stays_within_its_bounds_and_the_border_goes_on() -> None:
+    augment = RandomMisalignment(spacing=SPACING, mm=2.5, degrees=3.0)
+    drawn = [augment.draw(Streams(0, n)("x"), 2) for n in range(100)]
+    assert max(abs(shift.mm).max() for shift in drawn) <= 2.5
+    assert max(abs(shift.angles).max() for shift in drawn) <= np.deg2rad(3)
+    sample = scan()
+    augment.move(sample, drawn[0])
+    assert sample.image[1].min() >= scan().image[1].min() - 1e-3
+    assert sample.image[1].max() <= scan().image[1].max() + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("scheme", "expected"), [("zscore", 0.0), ("sigmoid", 0.5), ("cohort", -0.5), ("none", 0.0)]
+)
+def test_an_emptied_pet_is_one_finite_value_whatever_follows(scheme: Any, expected: float) -> None:
+    """0 SUV, by hand: what each formula makes of a 0 among zeros."""
+    before, after = scan(), scan()
+    RandomDropout().apply([after], [True])
+    assert torch.equal(after.image[0], before.image[0])
+    pet = Normalise(scheme, mean=0.1, std=0.2)
+    spec = InputSpec(pet="suv", normalise=(Normalise("none"), pet))
+    subject = spec.transform()(to_subject({"ct": after.image[0], "pet": after.image[1]}))
+    torch.testing.assert_close(subject["image"].data[1], torch.full(SHAPE, expected))
+
+
+def test_modalities_are_downsampled_apart() -> None:
+    drawn = [RandomLowResolution(p_channel=0.5).draw(Streams(0, n)("x"), 2) for n in range(40)]
+    assert len({tuple(np.isnan(rows[:, 0])) for rows in drawn}) == 4
+
+
+@pytest.mark.parametrize("augment", [RandomDropout(p=0.25), RandomMisalignment(p=0.25, spacing=SPACING)])
+def test_a_scan_transform_acts_as_often_as_configured(augment) -> None:
+    acting = sum(bool(augment.draw(Streams(0, n)("x"), 2)) for n in range(400))
+    assert 70 <= acting <= 130  # 100 expected, with a standard deviation of 9
+
+
+def test_a_stage_without_pet_stays_as_it_is():
+    for transform in (RandomDropout(), RandomMisalignment(spacing=SPACING)):
+        sample = scan(modalities=1)
+        Compose({"transform": transform})([sample])
+        assert torch.equal(sample.image, scan(modalities=1).image)
+
+
+def scan_with_head(depth: int = 20, bottom: int = 8, top: int = 16) -> Sample:
     """CT and PET whose slices hold their own number, air as -1000 HU; slice 0 is the lowest (z, y, x)."""
-    slices = torch.arange(float(depth))[None, :, None, None].repeat(1, 1, 3, 4)
+    slices = torch.arange(float(depth))[:, None, None].repeat(1, 3, 4)
     ct = slices.clone()
     ct[..., 0] = -1000
-    label = torch.zeros((1, depth, 3, 4), dtype=torch.uint8)
-    label[:, bottom:top, 1:, 1:3] = 1
-    return tio.Subject(
-        ct=tio.ScalarImage(tensor=ct), pet=tio.ScalarImage(tensor=slices), label=tio.LabelMap(tensor=label)
-    )
+    label = torch.zeros((depth, 3, 4), dtype=torch.uint8)
+    label[bottom:top, 1:, 1:3] = 1
+    return Sample("A", torch.stack([ct, slices]), label, Streams(0, 0), 1)
 
 
 def test_a_cut_scan_hangs_from_the_top_with_air_below():
-    torch.manual_seed(0)
-    scan = scan_with_head()
-    heights = []
-    for _ in range(300):
-        cut = RandomHeadCut()(scan)
-        kept = int(cut["pet"].data[0, -1, 0, 0]) + 1  # what is now on top
-        heights.append(kept)
-        lost = 20 - kept
-        assert (cut["ct"].data[:, :lost] == -1000).all()
-        assert (cut["pet"].data[:, :lost] == 0).all()
-        assert (cut["label"].data[:, :lost] == 0).all()
-        for name in ("ct", "pet", "label"):
-            torch.testing.assert_close(cut[name].data[:, lost:], scan[name].data[:, :kept], rtol=0, atol=0)
-    # From half the body beneath the head up to the head's top; below the head as often as through it.
-    assert set(heights) == set(range(4, 17))
-    whole_head_lost = sum(kept <= 8 for kept in heights) / 300
-    assert 0.4 < whole_head_lost < 0.7
-    lost_heads = [RandomHeadCut()(scan)["label"].data.any().item() for _ in range(100)]
-    assert {True, False} == set(lost_heads)
+    kept = []
+    for through_head in (True, False):
+        for height in (0.0, 0.3, 0.55, 0.999):
+            scan, cut = scan_with_head(), scan_with_head()
+            RandomHeadCut().move(cut, HeadCut(through_head, height))
+            kept.append(int(cut.image[1, -1, 0, 0]) + 1)  # what is now on top
+            lost = 20 - kept[-1]
+            assert (cut.image[0, :lost] == -1000).all()
+            assert not cut.image[1, :lost].any()
+            assert not cut.label[:lost].any()
+            assert torch.equal(cut.image[:, lost:], scan.image[:, : kept[-1]])
+            assert torch.equal(cut.label[lost:], scan.label[: kept[-1]])
+    # From the head's bottom to its top, and from half the body beneath the head to the head.
+    assert kept == [8, 10, 12, 16, 4, 5, 6, 8]
+    through = [RandomHeadCut().draw(Streams(0, n)("x"), 1).through_head for n in range(400)]
+    assert 0.4 < np.mean(through) < 0.6
 
 
-def test_a_scan_without_head_is_not_cut():
-    scan = scan_with_head(bottom=0, top=0)
-    made = RandomHeadCut()(scan)
-    for name in ("ct", "pet", "label"):
-        torch.testing.assert_close(made[name].data, scan[name].data, rtol=0, atol=0)
+@pytest.mark.parametrize(("depth", "bottom", "top", "kept"), [(20, 0, 0, 20), (4, 0, 4, 1)])
+def test_a_scan_without_head_is_not_cut_and_one_that_fills_the_grid_keeps_a_slice(depth, bottom, top, kept):
+    sample = scan_with_head(depth, bottom, top)
+    RandomHeadCut().move(sample, HeadCut(False, 0.0))
+    assert int(sample.image[1, -1, 0, 0]) + 1 == kept
 
 
-def test_a_head_that_fills_the_grid_leaves_a_slice_at_least():
-    torch.manual_seed(0)
-    scan = scan_with_head(depth=4, bottom=0, top=4)
-    kept = {int(RandomHeadCut()(scan)["pet"].data[0, -1, 0, 0]) + 1 for _ in range(60)}
-    assert kept == {1, 2, 3, 4}
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ([], []),
+        (["scan_augment=pet_dropout"], ["pet_dropout"]),
+        (["scan_augment=all"], ["misaligned", "pet_dropout", "low_resolution"]),
+        (["stage=head", "model=plainconv", "recipe.cut_head=0.2"], ["cut_head"]),
+        (
+            ["stage=head", "model=plainconv", "recipe.cut_head=0.2", "scan_augment=low_resolution"],
+            ["cut_head", "low_resolution"],
+        ),
+    ],
+)
+def test_a_training_takes_what_is_configured(overrides, names) -> None:
+    config: Any = OmegaConf.to_container(compose_job("train", *overrides), resolve=True)
+    augment = scan_augment(config, make_stage(config))
+    assert [*augment.transforms] == names if names else augment is None
+    if "misaligned" in names:
+        assert tuple(augment.transforms["misaligned"].spacing) == (1, 1, 1)  # the stage's
+
+
+def test_scans_are_changed_before_enhancement(tmp_path) -> None:
+    volumes = [write_volume(tmp_path, "A-0", lesions((16, 16, 16), 0))]
+    spec = InputSpec(cte=True, pet="suv", pet_powers=("square",))
+    train = partial(PatchDataset, volumes, spec, (16, 16, 16), 2, None, 0)
+    emptied = train(scan_augment=Compose({"dropout": RandomDropout()}))[0]["image"]
+    assert not emptied[3:].any()  # PET and PET²
+    assert torch.equal(emptied[:3], train()[0]["image"][:3])
+    moved = train(scan_augment=Compose({"misaligned": RandomMisalignment(spacing=(1, 1, 1))}))[0]["image"]
+    assert not torch.equal(moved[3], train()[0]["image"][3])
+    torch.testing.assert_close(moved[4], moved[3].square())

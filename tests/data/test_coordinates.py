@@ -7,30 +7,29 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-import torchio as tio
 from entry import compose_job
-from hydra.utils import instantiate
 from members import card, make_bundle
+from mixes import mix
 from omegaconf import OmegaConf
 from spoiled import must_fail
 from volumes import lesions, write_volume
 
-from hnseg.data import intensity as module
+from hnseg.data.augment import Compose, RandomBlur, RandomGamma, RandomNoise
 from hnseg.data.dataset import PatchDataset, VolumeDataset
 from hnseg.data.fingerprint import Fingerprint
-from hnseg.data.intensity import InputSpec, Normalise, network_input
+from hnseg.data.intensity import InputSpec, Normalise, to_subject
 from hnseg.imaging.grid import Grid
 from hnseg.inference.backends import Networks
 from hnseg.inference.ensemble import StageEnsemble
 from hnseg.job import describe, make_input, make_stage
 
 SHAPE = (12, 16, 20)
-SPATIAL = ("RandomPatchAffine", "RandomBorderAffine", "RandomAffine", "RandomFlip")
 
 
 def shown(spec: InputSpec, shape: tuple[int, int, int] = SHAPE) -> torch.Tensor:
-    empty = tio.Subject(**{name: tio.ScalarImage(tensor=torch.zeros(1, *shape)) for name in ("ct", "pet")})
-    return network_input(spec.transform()(empty))
+    """What the network is shown of an empty ROI, (C, z, y, x)."""
+    empty = to_subject({name: torch.zeros(shape) for name in ("ct", "pet")})
+    return spec.network_input(spec.transform()(empty))
 
 
 def test_they_are_patient_space_in_units_of_half_the_roi() -> None:
@@ -80,53 +79,37 @@ def positioned(folder: Path, axis: int, shape: tuple[int, int, int] = SHAPE):
     return volume
 
 
-def spatial(mix: str) -> tio.Compose:
-    """What a mix does to positions."""
-    transforms = instantiate(compose_job("train", f"augment={mix}").augment).transforms
-    moving = [one for one in transforms if type(one).__name__ in SPATIAL]
-    assert len(moving) == 2 or mix == "light"
-    for one in moving:
-        one.probability = 1.0
-        for name in ("p_rotation", "p_scaling"):
-            if hasattr(one, name):
-                setattr(one, name, 1.0)
-    return tio.Compose(moving)
+def spatial(name: str) -> Compose:
+    """The geometric part of a mix, which always acts."""
+    transforms = mix(name).transforms
+    moving = {key: transforms[key] for key in ("affine", "mirror")}
+    moving["affine"].p = moving["affine"].p_rotation = moving["affine"].p_scaling = 1.0
+    return Compose(moving)
 
 
-@pytest.mark.parametrize("mix", ["nnunet", "auto3dseg", "light", "turned"])
+@pytest.mark.parametrize("name", ["nnunet", "auto3dseg", "light", "turned"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_they_go_wherever_the_anatomy_goes(tmp_path: Path, mix: str, axis: int) -> None:
+def test_they_go_wherever_the_anatomy_goes(tmp_path: Path, name: str, axis: int) -> None:
     spec = InputSpec(ct_window=(-1000, 1000), pet="suv", coordinates=True)
-    patch = (8, 16, 12) if mix == "nnunet" else SHAPE
-    data = PatchDataset([positioned(tmp_path, axis)], spec, patch, 2, spatial(mix), 0)
-    # TorchIO's own transform takes the nearest voxel's: true to half a voxel. Ours is true to rounding.
-    tolerance = 1 / SHAPE[axis] if mix in ("light", "turned") else 1e-4
+    patch = (8, 16, 12) if name == "nnunet" else SHAPE  # the others know nothing around a patch
+    data = PatchDataset([positioned(tmp_path, axis)], spec, patch, 2, spatial(name), 0)
     compared = 0
     for number in range(12):
         image = data[number]["image"]
         ct, position = image[0], image[2 + 2 - axis]
         inside = (image[1] > 1 - 1e-6) & (image[2:].abs() < 0.8).all(0)  # CT tells its own position
         compared += int(inside.sum())
-        assert (ct[inside] - position[inside]).abs().max() < tolerance
-        assert not torch.allclose(position, shown(InputSpec(coordinates=True), tuple(ct.shape))[4 - axis])
+        torch.testing.assert_close(position[inside], ct[inside], atol=1e-4, rtol=0)
     assert compared > 2000
-
-
-def test_a_position_that_stood_still_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = InputSpec(ct_window=(-1000, 1000), coordinates=True)
-    data = PatchDataset([positioned(tmp_path, 2)], spec, SHAPE, 2, spatial("auto3dseg"), 0)
-    still = shown(spec)[2:]
-    monkeypatch.setattr(module, "extended", lambda carried: still)
-    image = data[0]["image"]
-    inside = (still.abs() < 0.8).all(0)
-    with must_fail():
-        torch.testing.assert_close(image[0][inside], image[2][inside], atol=1e-4, rtol=0)
+    unmoved = PatchDataset(data.volumes, spec, patch, 2, None, 0)[0]["image"]
+    with must_fail():  # a position that stood still would be seen
+        torch.testing.assert_close(unmoved[2 + 2 - axis][inside], ct[inside], atol=1e-4, rtol=0)
 
 
 def test_intensity_transforms_leave_them_alone(tmp_path: Path) -> None:
     volumes = [write_volume(tmp_path, "A-0", lesions(SHAPE, 0))]
     spec = InputSpec(coordinates=True)
-    noise = tio.Compose([tio.RandomNoise(std=(1, 1)), tio.RandomGamma(), tio.RandomBlur()])
+    noise = Compose({"noise": RandomNoise(std=(1, 1)), "gamma": RandomGamma(), "blur": RandomBlur()})
     train = partial(PatchDataset, volumes, spec, SHAPE, 2)
     changed, plain = train(noise, 0)[0]["image"], train(None, 0)[0]["image"]
     assert torch.equal(changed[2:], plain[2:])

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import torchio as tio
 
+from hnseg.data.augment import Compose, RandomNoise
 from hnseg.data.datamodule import StageDataModule
 from hnseg.data.intensity import InputSpec
 from hnseg.data.prepare import prepare as prepare_all
@@ -37,7 +37,7 @@ def test_batches_have_the_shapes_that_training_expects(build):
     batch = next(iter(module.train_dataloader()))
     assert batch["image"].shape == (2, 4, 8, 8, 8)
     assert batch["label"].shape == (2, 8, 8, 8)
-    assert batch["label"].dtype == torch.int64
+    assert batch["label"].dtype == torch.uint8
     assert set(batch["case_id"]) == {"CHUM-001", "CHUM-002"}
     ((validation,),) = module.val_dataloader()
     assert validation["image"].shape == (1, 4, 16, 16, 16)
@@ -56,7 +56,7 @@ def test_an_epoch_is_whole_batches(build, samples, batch_size, batches):
 
 
 def test_epochs_go_on_with_new_samples(build):
-    loader = build(samples=4, augment=tio.RandomNoise()).train_dataloader()
+    loader = build(samples=4, augment=Compose({"noise": RandomNoise()})).train_dataloader()
     first = list(loader)
     loader.sampler.set_epoch(1)
     second = list(loader)

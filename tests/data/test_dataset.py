@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torchio as tio
+from mixes import mix
 from torch.utils.data import DataLoader
 from volumes import lesions, numbered, write_volume
 
-from hnseg.data.augment import RandomHeadCut, RandomPatchAffine, RandomScaleShift
+from hnseg.data.augment import Compose, RandomAffine, RandomFlip, RandomHeadCut, RandomNoise
 from hnseg.data.cache import StageVolume
-from hnseg.data.dataset import EpochSampler, PatchDataset, Shard, VolumeDataset, roi_subject
+from hnseg.data.dataset import EpochSampler, PatchDataset, Shard, VolumeDataset, augment_batch
 from hnseg.data.intensity import InputSpec, Normalise
 
 SPEC = InputSpec(normalise=(Normalise("zscore"),) * 2)
@@ -45,7 +45,7 @@ def place(sample: dict, shape: tuple[int, int, int]) -> tuple[int, ...]:
 
 
 def test_a_sample_follows_from_its_number_whatever_was_drawn_before(volumes):
-    augment = tio.Compose([tio.RandomAffine(), tio.RandomNoise(), RandomScaleShift()])
+    augment = Compose({"affine": RandomAffine(), "noise": RandomNoise()})
     data = patches(volumes, augment=augment)
     forwards = [data[n] for n in range(8)]
     torch.manual_seed(99)
@@ -56,8 +56,34 @@ def test_a_sample_follows_from_its_number_whatever_was_drawn_before(volumes):
     assert not any(torch.equal(a["image"], b["image"]) for a, b in zip(forwards, other, strict=True))
 
 
+@pytest.mark.parametrize("name", ["nnunet", "auto3dseg", "light"])
+def test_the_device_makes_the_batches_that_the_loaders_make(volumes, name):
+    """Bit for bit on a processor, coordinates included."""
+    spec = replace(SPEC, coordinates=True)
+    batches = []
+    for device in ("cpu", "cuda"):
+        augment = mix(name, device)
+        for transform in augment.transforms.values():  # often enough to be seen
+            transform.p = max(transform.p, 0.5)
+        data = patches(volumes, augment=augment, spec=spec)
+        collate = list if data.augments_on_device else None
+        loader = DataLoader(data, 2, sampler=EpochSampler(24), collate_fn=collate)
+        batches.append([augment_batch(augment, b) if data.augments_on_device else b for b in loader])
+    for one, other in zip(*batches, strict=True):
+        assert one["case_id"] == other["case_id"]
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["label"], other["label"])
+
+
+def test_a_further_decision_moves_no_other(volumes):
+    """With or without scan transforms, jitter or augmentation, a patch is cut at the same place."""
+    plain = [patches(volumes)[n]["label"] for n in range(6)]
+    other = patches(volumes, augment=Compose({"noise": RandomNoise()}), jitter=True)
+    assert all(torch.equal(label, other[n]["label"]) for n, label in enumerate(plain))
+
+
 def test_workers_make_the_same_batches_as_the_training_process(volumes):
-    augment = tio.RandomFlip(axes=(0, 1, 2))
+    augment = Compose({"mirror": RandomFlip()})
     alone, shared = (
         list(DataLoader(patches(volumes, augment=augment), 2, sampler=EpochSampler(6), num_workers=workers))
         for workers in (0, 2)
@@ -129,7 +155,7 @@ def test_a_padded_roi_is_its_own_patch(volumes):
 def test_batches_are_what_losses_and_networks_expect(volumes):
     sample = patches(volumes)[0]
     assert sample["image"].dtype == torch.float32
-    assert sample["label"].dtype == torch.int64
+    assert sample["label"].dtype == torch.uint8
     assert sample["image"].shape == (2, 6, 7, 8)
     assert sample["label"].shape == (6, 7, 8)
 
@@ -190,7 +216,7 @@ def test_what_reaches_past_the_volume_is_empty(tmp_path):
     label[8, 8, 8] = 1
     volume = write_volume(tmp_path, "A", label)
     np.save(volume.folder / "pet.npy", np.ones((9, 9, 9), np.float32))
-    mix = tio.Compose([RandomPatchAffine(p_rotation=0, p_scaling=0)])
+    mix = Compose({"affine": RandomAffine(p=0, smallest_scale=0.85)})
     sample = patches([volume], patch=(4, 4, 4), augment=mix, spec=InputSpec(pet="suv", pet_upper=2))[1]
     assert sample["label"].nonzero().tolist() == [[2, 2, 2]]
     inside = torch.zeros((4, 4, 4))
@@ -200,7 +226,8 @@ def test_what_reaches_past_the_volume_is_empty(tmp_path):
 
 
 def test_nnunets_mix_and_a_padded_roi_give_patches_that_follow_the_seed(volumes):
-    augment = tio.Compose([RandomPatchAffine(p_rotation=0.5, p_scaling=0.5), tio.RandomNoise()])
+    affine = RandomAffine(p_rotation=0.5, p_scaling=0.5, smallest_scale=0.85)
+    augment = Compose({"affine": affine, "noise": RandomNoise()})
     spec = replace(SPEC, pad_to=(16, 16, 16))
     once, again = (
         [patches(volumes, (16, 16, 16), augment=augment, spec=spec)[n] for n in range(6)] for _ in "ab"
@@ -214,7 +241,9 @@ def test_a_scan_is_cut_before_it_is_normalised_and_follows_the_seed(tmp_path):
     label = np.zeros((12, 6, 6), np.uint8)
     label[6:11] = 1
     volume = write_volume(tmp_path, "A", label)
-    once, again = (patches([volume], (12, 6, 6), scan_augment=RandomHeadCut()) for _ in "ab")
+    once, again = (
+        patches([volume], (12, 6, 6), scan_augment=Compose({"cut": RandomHeadCut()})) for _ in "ab"
+    )
     whole = patches([volume], (12, 6, 6))
     assert all(same(once[n], again[n]) for n in range(6))
     assert not any(same(once[n], whole[n]) for n in range(6))
@@ -231,9 +260,3 @@ def test_image_and_label_are_cut_at_the_same_place(tmp_path):
         sample = data[number]
         voxels = np.rint(sample["image"][1].numpy() * PLACE.pet_upper).astype(int)
         np.testing.assert_array_equal(sample["label"], voxels % 3)
-
-
-def test_a_subject_of_the_roi_has_all_three_images(volumes):
-    subject = roi_subject(volumes[0], (0, 0, 0))
-    assert set(subject.get_images_dict(intensity_only=False)) == {"ct", "pet", "label"}
-    assert subject.spatial_shape == SHAPE

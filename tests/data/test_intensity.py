@@ -11,7 +11,7 @@ from fabricate import ct_image, pet_image
 from members import card
 
 from hnseg.data.dataset import VolumeDataset
-from hnseg.data.intensity import InputSpec, Normalise, network_input
+from hnseg.data.intensity import InputSpec, Normalise, to_subject
 from hnseg.data.prepare import prepare_case
 from hnseg.data.resample import AIR_HU
 from hnseg.data.sampling import Sampling
@@ -51,8 +51,8 @@ def volumes(shape: tuple[int, int, int], seed: int = 0) -> dict[str, torch.Tenso
 
 def shown(spec: InputSpec, data: dict[str, torch.Tensor]) -> torch.Tensor:
     """What a network is shown of volumes (1, z, y, x): (C, z, y, x)."""
-    images = {name: tio.ScalarImage(tensor=data[name]) for name in spec.modalities}
-    return network_input(spec.transform()(tio.Subject(images)))
+    subject = to_subject({name: data[name][0] for name in spec.modalities})
+    return spec.network_input(spec.transform()(subject))
 
 
 def test_the_window_clips_and_scales():

@@ -309,7 +309,7 @@ def test_averaged_weights_are_what_is_validated_and_saved(train, tmp_path):
     network = build(**NETWORK).eval()
     network.load_state_dict({k.removeprefix("network."): v for k, v in average.items()})
     (batch,) = run.trainer.val_dataloaders
-    loss = DiceCELoss()(Predictor((8, 8, 8))(network, batch["image"]), batch["label"])
+    loss = DiceCELoss()(Predictor((8, 8, 8))(network, batch["image"]), batch["label"].long())
     assert float(run.trainer.callback_metrics["val/loss"]) == pytest.approx(loss.item(), rel=1e-4)
 
 

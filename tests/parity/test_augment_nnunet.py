@@ -1,223 +1,143 @@
-"""conf/augment/nnunet.yaml against nnU-Net's own training transforms: same laws, same arithmetic.
+"""conf/augment/nnunet.yaml against nnU-Net's own transforms: settings, laws of the parameters, outputs.
 
-Turning and scaling are in test_affine_nnunet.py.
-
-Each comparison has a spoiled twin: one of our constants is changed, and the comparison must fail.
+Turning and scaling are in test_affine_nnunet.py. Each comparison has a spoiled twin, which must fail.
 """
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
-from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
-from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
-from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
-from draws import coordinates, drawn, same_frequencies, same_law, seed, subject, transform
+from draws import drawn, noise_image, parameters, same_frequencies, same_law
+from mixes import transform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-import hnseg.data.augment.intensity
-from hnseg.data.augment.intensity import bend, coarsen, convolve, sampled_gaussian, spread, uniform
+from hnseg.data.augment.intensity import blur
 
-PATCH = (4, 5, 6)
-AFFINE, NOISE, BLUR, BRIGHTNESS, CONTRAST, LOW_RESOLUTION, INVERTED, GAMMA, MIRROR = range(9)
-CHANNELS = [NOISE, BLUR, BRIGHTNESS, CONTRAST, LOW_RESOLUTION, INVERTED, GAMMA]
-DEGREES = np.deg2rad(30)
+NAMES = [
+    "affine",
+    "noise",
+    "blur",
+    "brightness",
+    "contrast",
+    "low_resolution",
+    "inverted_gamma",
+    "gamma",
+    "mirror",
+]
+INTENSITIES = NAMES[1:-1]
+IMAGE = noise_image()
 
 
-def theirs(place: int):
+def theirs(name: str) -> Any:
     """nnU-Net's transform at the place where our mix has its own."""
-    mix = nnUNetTrainer.get_training_transforms(PATCH, (-DEGREES, DEGREES), None, (0, 1, 2), False)
+    degrees = np.deg2rad(30)
+    mix = nnUNetTrainer.get_training_transforms((4, 5, 6), (-degrees, degrees), None, (0, 1, 2), False)
     assert len(mix.transforms) == 10  # the last one turns what was outside the volume into background
-    return mix.transforms[place]
+    return mix.transforms[NAMES.index(name)]
 
 
-def noise_image(shape=(2, 6, 6, 6)) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(5))
+@pytest.mark.parametrize("name", INTENSITIES)
+def test_each_transform_acts_as_often_and_on_as_many_channels(name):
+    ours, reference = transform("nnunet", name), theirs(name)
+    inner = reference.transform
+    assert (ours.p, ours.p_channel) == (reference.apply_probability, inner.p_per_channel)
+    assert ours.per_channel != inner.synchronize_channels
+    if "gamma" in name:
+        assert (ours.inverted, inner.p_retain_stats) == (bool(inner.p_invert_image), 1)
+    if name == "contrast":
+        assert inner.preserve_range
+    acting = ~np.isnan([row[:, 0] for row in parameters(ours, 4000)])
+    assert acting.any(1).mean() == pytest.approx(ours.p * (1 - (1 - ours.p_channel) ** 2), abs=0.03)
+    assert acting[acting.any(1)].mean() == pytest.approx(0.5 / 0.75 if ours.p_channel == 0.5 else 1, abs=0.05)
 
 
-def ours_on(image: torch.Tensor, augment) -> torch.Tensor:
-    return augment(subject(image))["image"].data
+def their_parameters(name: str) -> np.ndarray:
+    """Of one channel, drawn often."""
+    inner = theirs(name).transform
+    inner.p_per_channel = 1.0
+    keys = {"noise": "sigmas", "blur": "sigmas", "low_resolution": "scales", "inverted_gamma": "gamma"}
+    key = keys.get(name, "gamma" if name == "gamma" else "multipliers")
+    found = drawn(lambda: np.ravel(inner.get_parameters(image=IMAGE[:1])[key]), 600)
+    assert name != "low_resolution" or (found == found[:, :1]).all()  # one scale for all axes
+    return found[:, :1] if name == "low_resolution" else found
 
 
-def theirs_on(image: torch.Tensor, augment) -> torch.Tensor:
-    return augment(image=image.clone())["image"]
-
-
-# --- how often -----------------------------------------------------------------------------------
-
-
-def changed_channels(run, augment, draws: int = 2500) -> list[tuple[bool, ...]]:
-    image = noise_image((2, 4, 4, 4))
-    seed(1)
-    return [tuple((run(image, augment) != image).flatten(1).any(1).tolist()) for _ in range(draws)]
-
-
-@pytest.mark.parametrize("place", CHANNELS)
-def test_each_transform_acts_as_often_and_on_the_same_channels(place):
-    reference = changed_channels(theirs_on, theirs(place))
-    ours = transform("nnunet", place)
-    assert same_frequencies(changed_channels(ours_on, ours), reference)
-    spoiled = transform("nnunet", place, p=1.5 * ours.probability)
-    assert not same_frequencies(changed_channels(ours_on, spoiled), reference)
-
-
-def mirrored(run, augment, draws: int = 800) -> list[tuple[bool, ...]]:
-    image = coordinates((2, 2, 2))
-    seed(2)
-    return [tuple((run(image, augment)[:, 0, 0, 0] > 0).tolist()) for _ in range(draws)]
-
-
-def test_every_axis_is_mirrored_half_the_time_apart_from_the_others():
-    reference = mirrored(theirs_on, theirs(MIRROR))
-    assert same_frequencies(mirrored(ours_on, transform("nnunet", MIRROR)), reference)
-    assert not same_frequencies(mirrored(ours_on, transform("nnunet", MIRROR, axes=[1, 2])), reference)
-
-
-# --- how much ------------------------------------------------------------------------------------
-
-
-def noise_deviation(image, out):
-    return (out - image).std(dim=(1, 2, 3)).tolist()
-
-
-def factor(image, out):
-    # At a voxel near each channel's mean, where the contrast is never clipped.
-    centred, spread_out = (x - image.mean(dim=(1, 2, 3), keepdim=True) for x in (image, out))
-    place = (centred - 0.1 * image.std()).abs().flatten(1).argmin(1, keepdim=True)
-    return (spread_out.flatten(1).gather(1, place) / centred.flatten(1).gather(1, place)).flatten().tolist()
-
-
-def ratio(image, out):
-    return (out[:, 1, 1, 1] / image[:, 1, 1, 1]).tolist()
-
-
-def roughness(image, out):
-    return out.std(dim=(1, 2, 3)).tolist()
-
-
-def blur_sigmas(image, out):
-    """Of an impulse in the middle: the Gaussian's deviation along each axis, from two of its values."""
-    z, y, x = (n // 2 for n in out.shape[1:])
-    sides = torch.stack([out[:, z + 1, y, x], out[:, z, y + 1, x], out[:, z, y, x + 1]], 1)
-    share = (sides / out[:, z, y, x, None]).double()
-    return torch.where(share > 0, (-0.5 / share.log()) ** 0.5, 0).flatten().tolist()
-
-
-def exponent(image, out):
-    """Of a ramp: the power that its middle was taken to, within the range."""
-    ramp, bent = image[:, 0, 0], out[:, 0, 0]
-    start, middle, end = bent[:, 0], bent[:, 2], bent[:, -1]
-    share = (ramp[:, 2] - ramp[:, 0]) / (ramp[:, -1] - ramp[:, 0])
-    return (((middle - start) / (end - start)).log() / share.log()).tolist()
-
-
-def inverted_exponent(image, out):
-    return exponent(-image.flip(3), -out.flip(3))
-
-
-def impulse() -> torch.Tensor:
-    image = torch.zeros((2, 9, 9, 9))
-    image[:, 4, 4, 4] = 1
-    return image
-
-
-def ramp() -> torch.Tensor:
-    return torch.linspace(-1, 2, 8).expand(2, 2, 2, 8).clone()
-
-
-MEASURES = {
-    NOISE: (lambda: torch.zeros((2, 8, 8, 8)), noise_deviation, {"std": [0.0, 0.3]}),
-    BLUR: (impulse, blur_sigmas, {"sigma": [0.5, 1.2]}),
-    BRIGHTNESS: (noise_image, ratio, {"scale": 0.35}),
-    CONTRAST: (noise_image, factor, {"factor": [0.6, 1.25]}),
-    LOW_RESOLUTION: (lambda: noise_image((2, 12, 12, 12)), roughness, {"scale": [0.75, 1.0]}),
-    INVERTED: (ramp, inverted_exponent, {"inverted": False}),
-    GAMMA: (ramp, exponent, {"gamma": [0.7, 1.3]}),
+SPOILED = {
+    "noise": {"std": [0.0, 0.15]},
+    "blur": {"sigma": [0.5, 1.2]},
+    "brightness": {"scale": 0.35},
+    "contrast": {"factor": [0.6, 1.25]},
+    "low_resolution": {"scale": [0.6, 1.0]},
+    "inverted_gamma": {"gamma": [0.7, 1.3]},
+    "gamma": {"gamma": [0.8, 1.5]},
 }
 
 
-@pytest.mark.parametrize("place", CHANNELS)
-def test_amounts_follow_the_same_law(place):
-    make, measure, spoil = MEASURES[place]
-    image = make()
-    inner = theirs(place).transform
-    reference = drawn(lambda: measure(image, theirs_on(image, inner)), 600)
-    ours, spoiled = transform("nnunet", place, p=1), transform("nnunet", place, p=1, **spoil)
-    assert same_law(drawn(lambda: measure(image, ours_on(image, ours)), 600), reference)
-    assert not same_law(drawn(lambda: measure(image, ours_on(image, spoiled)), 600), reference)
+@pytest.mark.parametrize("name", INTENSITIES)
+def test_parameters_follow_the_same_law(name):
+    reference = their_parameters(name)
+
+    def ours(**changes: Any) -> np.ndarray:
+        augment = transform("nnunet", name, p=1, p_channel=1, **changes)
+        return np.stack(parameters(augment, 600, channels=1))[:, 0, : reference.shape[1]]
+
+    assert same_law(ours(), reference)
+    assert not same_law(ours(**SPOILED[name]), reference)
 
 
-@pytest.mark.parametrize("place", CHANNELS)
-def test_channels_share_what_nnunet_shares(place):
-    make, measure, _ = MEASURES[place]
-    image = make()
-    inner, ours = theirs(place).transform, transform("nnunet", place, p=1)
-    shared = []
-    for run, augment in ((theirs_on, inner), (ours_on, ours)):
-        values = drawn(lambda run=run, augment=augment: measure(image, run(image, augment)), 300)
-        first, second = np.array_split(values, 2, axis=1)
-        shared.append(np.corrcoef(first[:, 0], second[:, 0])[0, 1] > 0.9)
-    assert shared == [place == NOISE] * 2
+def test_every_axis_is_mirrored_half_the_time_apart_from_the_others():
+    reference = [tuple(axes) for axes in _their_axes(800)]
+    ours, spoiled = transform("nnunet", "mirror"), transform("nnunet", "mirror", axes=[1, 2])
+    assert same_frequencies([tuple(axes or ()) for axes in parameters(ours, 800)], reference)
+    assert not same_frequencies([tuple(axes or ()) for axes in parameters(spoiled, 800)], reference)
 
 
-def test_gamma_is_below_one_as_often_as_above(monkeypatch):
-    image, inner = ramp(), theirs(GAMMA).transform
-    reference = drawn(lambda: exponent(image, theirs_on(image, inner)), 2000)
-    monkeypatch.setattr(hnseg.data.augment.intensity, "about_one", uniform)  # drawn evenly: a spoiled twin
-    spoiled = transform("nnunet", GAMMA, p=1)
-    assert not same_law(drawn(lambda: exponent(image, ours_on(image, spoiled)), 2000), reference)
+def _their_axes(draws: int) -> list[list[int]]:
+    mirror = theirs("mirror")
+    torch.manual_seed(2)
+    np.random.seed(2)
+    return [mirror.get_parameters(image=IMAGE)["axes"] for _ in range(draws)]
 
 
-# --- the same arithmetic with the same amounts -----------------------------------------------------
+GIVEN = {
+    "brightness": [1.2, 0.0],
+    "contrast": [0.8],
+    "low_resolution": [0.63],
+    "inverted_gamma": [1.4],
+    "gamma": [0.7],
+    "blur": [0.58, 0.71, 0.97],
+}
 
 
-def apply(reference, image: torch.Tensor, **params) -> torch.Tensor:
-    """nnU-Net's transform on channel 0 alone, with these amounts."""
-    return reference._apply_to_image(image[:1].clone(), **params)[0]
+def applied(name: str, values: list[float]) -> torch.Tensor:
+    """nnU-Net's transform on channel 0 with given parameters."""
+    inner, first, amount = theirs(name).transform, torch.tensor([0]), torch.tensor(values[:1])
+    given: dict[str, Any] = {
+        "brightness": {"apply_to_channel": first, "multipliers": amount},
+        "contrast": {"apply_to_channel": first, "multipliers": amount},
+        "low_resolution": {"apply_to_channel": first, "scales": torch.tensor([values * 3])},
+        "blur": {"apply_to_channel": torch.tensor([True]), "sigmas": [values]},
+    }.get(name) or {
+        "apply_to_channel": first,
+        "gamma": amount,
+        "retain_stats": torch.tensor([True]),
+        "invert_image": torch.tensor([name == "inverted_gamma"]),
+    }
+    if name == "blur":
+        inner.benchmark = False
+    return inner.apply({"image": IMAGE[:1].clone()}, **given)["image"]
 
 
-FIRST = torch.tensor([0])
+@pytest.mark.parametrize("name", GIVEN)
+def test_outputs_for_given_parameters_are_nnunets(name):
+    expected, ours = applied(name, GIVEN[name]), transform("nnunet", name)
+    changed = ours.change(IMAGE[:1].clone(), np.array([GIVEN[name]]))
+    torch.testing.assert_close(changed, expected, atol=1e-5, rtol=1e-5)
+    spoiled = ours.change(IMAGE[:1].clone(), np.array([GIVEN[name]]) * 0.9)
+    assert not torch.allclose(spoiled, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("amount", [0.75, 1.2])
-def test_contrast_is_nnunets(amount):
-    image = noise_image()
-    reference = ContrastTransform((1, 1), True, False)
-    expected = apply(reference, image, apply_to_channel=FIRST, multipliers=torch.tensor([amount]))
-    torch.testing.assert_close(spread(image[0], amount), expected)
-    assert not torch.allclose(spread(image[0], amount + 0.02), expected)
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("amount", [0.7, 1.5])
-def test_gamma_is_nnunets(sign, amount):
-    image = noise_image()
-    expected = apply(
-        GammaTransform((1, 1), 0, False, 1, 1),
-        image,
-        apply_to_channel=FIRST,
-        retain_stats=torch.tensor([True]),
-        invert_image=torch.tensor([sign < 0]),
-        gamma=torch.tensor([amount]),
-    )
-    torch.testing.assert_close(sign * bend(sign * image[0], amount), expected, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(-sign * bend(-sign * image[0], amount), expected, atol=1e-3)
-
-
-@pytest.mark.parametrize("scale", [0.5, 0.63, 1.0])
-def test_low_resolution_is_nnunets(scale):
-    image = noise_image((2, 9, 12, 15))
-    reference = SimulateLowResolutionTransform((1, 1), False, True, None)
-    expected = apply(reference, image, apply_to_channel=FIRST, scales=torch.tensor([[scale] * 3]))
-    torch.testing.assert_close(coarsen(image[0], scale), expected)
-    assert not torch.allclose(coarsen(image[0], scale - 0.1), expected)
-
-
-@pytest.mark.parametrize("sigmas", [(0.5, 0.7, 1.0), (0.58, 0.59, 0.91)])
-def test_blur_is_nnunets(sigmas):
-    image = noise_image((2, 9, 12, 15))
-    mask = torch.tensor([True])
-    expected = apply(GaussianBlurTransform(1), image, apply_to_channel=mask, sigmas=[list(sigmas)])
-    kernels = [sampled_gaussian(sigma) for sigma in sigmas]
-    torch.testing.assert_close(convolve(image[:1], kernels, "reflect")[0], expected)
-    assert not torch.allclose(convolve(image[:1], kernels, "constant")[0], expected)
+def test_blur_mirrors_the_border_as_nnunet_does():
+    spoiled = blur(IMAGE[:1], np.array([GIVEN["blur"]]), "integrated")
+    assert not torch.allclose(spoiled, applied("blur", GIVEN["blur"]), atol=1e-3)

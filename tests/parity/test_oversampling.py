@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from draws import same_frequencies, seed, transform
+from draws import same_frequencies, seed
+from mixes import transform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from volumes import numbered
 
-from hnseg.data.augment import RandomPatchAffine
+from hnseg.data.augment import Compose, RandomAffine
 from hnseg.data.dataset import PatchDataset
 from hnseg.data.intensity import InputSpec
 from hnseg.data.patch import Patch, Shape, foreground_voxel, sample_patch
@@ -79,7 +80,8 @@ def our_starts(
     return starts
 
 
-AROUNDS = [SIZE, (11, 10, 8), RandomPatchAffine().around(SIZE)]
+SURROUNDINGS = RandomAffine(smallest_scale=0.85).surroundings(SIZE)
+AROUNDS = [SIZE, (11, 10, 8), SURROUNDINGS]
 
 
 @pytest.mark.parametrize("around", AROUNDS)
@@ -130,13 +132,14 @@ def test_training_samples_are_patches_that_nnunet_would_cut(tmp_path):
     """Through the data set and nnU-Net's mix: each sample shows voxels of one of nnU-Net's places."""
     volume = numbered(tmp_path, VOLUME, (0, 0, 0))
     np.save(volume.folder / "label.npy", labels())
-    mix = transform("nnunet", 0, p_rotation=0, p_scaling=0)
+    mix = Compose({"affine": transform("nnunet", "affine", p_rotation=0, p_scaling=0)})
     data = PatchDataset([volume], InputSpec(pet="suv", pet_upper=1e6), SIZE, 2, mix, seed=0)
-    around = RandomPatchAffine().around(SIZE)
     numbers = torch.arange(np.prod(VOLUME)).reshape(1, *VOLUME)
     for forced in (False, True):
-        places = set(nnunet_starts(around, forced, draws=4000))
-        patches = {tuple(Patch(SIZE, around, start).cut(numbers).flatten().tolist()) for start in places}
+        places = set(nnunet_starts(SURROUNDINGS, forced, draws=4000))
+        patches = {
+            tuple(Patch(SIZE, SURROUNDINGS, start).cut(numbers).flatten().tolist()) for start in places
+        }
         samples = [data[number]["image"][1].double() * 1e6 for number in range(int(forced), 120, 2)]
         ours = {tuple(sample.round().long().flatten().tolist()) for sample in samples}
         assert ours <= patches

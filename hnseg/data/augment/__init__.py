@@ -1,14 +1,12 @@
-"""Training augmentation that TorchIO does not bring, one transform a file.
+"""Training augmentation, in torch: the same code on processors and GPUs.
 
-The mixes themselves are composed in conf/augment/. All act on normalised subjects with `image`
-(C, z, y, x) and `label`, but for those that act on scans, `ct` in HU and `pet` in SUV, before these become
-channels: `RandomHeadCut`, and those of conf/scan_augment/.
+A transform draws parameters for a sample from a random stream of its own, and changes samples by given
+parameters. conf/augment/ (patches of normalised channels) and conf/scan_augment/ (CT in HU and PET in SUV,
+before these become channels) compose them.
 """
 
-from hnseg.data.augment.compose import Compose
 from hnseg.data.augment.intensity import (
     RandomBlur,
-    RandomChannelBlur,
     RandomContrast,
     RandomDropout,
     RandomGamma,
@@ -16,19 +14,13 @@ from hnseg.data.augment.intensity import (
     RandomNoise,
     RandomScaleShift,
 )
-from hnseg.data.augment.spatial import (
-    RandomBorderAffine,
-    RandomFlip,
-    RandomHeadCut,
-    RandomMisalignment,
-    RandomPatchAffine,
-)
+from hnseg.data.augment.spatial import RandomAffine, RandomFlip, RandomHeadCut, RandomMisalignment
+from hnseg.data.augment.transform import Compose, Sample, Streams, Transform
 
 __all__ = [
     "Compose",
+    "RandomAffine",
     "RandomBlur",
-    "RandomBorderAffine",
-    "RandomChannelBlur",
     "RandomContrast",
     "RandomDropout",
     "RandomFlip",
@@ -37,6 +29,8 @@ __all__ = [
     "RandomLowResolution",
     "RandomMisalignment",
     "RandomNoise",
-    "RandomPatchAffine",
     "RandomScaleShift",
+    "Sample",
+    "Streams",
+    "Transform",
 ]

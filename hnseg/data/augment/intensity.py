@@ -1,272 +1,278 @@
-"""Augmentation of intensities: noise, blur, brightness, contrast, gamma, low resolution, dropout."""
+"""Augmentation of intensities: noise, blur, brightness, contrast, gamma, low resolution, dropout.
+
+Each transform draws one row of parameters a channel, (C, n), with NaN where a channel stays as it is, and
+changes all channels of a batch that it acts on at once, as (K, z, y, x) with parameters (K, n).
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-import torchio as tio
+from numpy.typing import NDArray
 from torch import Tensor
-from torchio.transforms.augmentation import RandomTransform
+
+from hnseg.data.augment.transform import Sample, Transform
+
+Range = tuple[float, float]
+Parameters = NDArray[np.float64]
+_EPS = 1e-7  # range or standard deviation of a channel that is taken for constant
 
 
-def uniform(low: float, high: float) -> float:
-    """A number from [low, high)."""
-    return torch.empty(1).uniform_(low, high).item()
+@dataclass(kw_only=True)
+class IntensityTransform(Transform):
+    """Changes channels, each on its own.
+
+    Args:
+        p: Probability that it acts on a sample.
+        p_channel: Probability of each channel, once it acts.
+        per_channel: Draw parameters for each channel; otherwise all share them.
+    """
+
+    p_channel: float = 1.0
+    per_channel: bool = True
+
+    @abstractmethod
+    def draw_channel(self, rng: np.random.Generator) -> Sequence[float]:
+        """Parameters of one channel."""
+
+    @abstractmethod
+    def change(self, channels: Tensor, parameters: Parameters) -> Tensor:
+        """Channels (K, z, y, x) changed by their parameters (K, n)."""
+
+    def draw(self, rng: np.random.Generator, channels: int) -> Parameters:
+        """(C, n), NaN for channels that stay as they are."""
+        acts = (rng.random() < self.p) & (rng.random(channels) < self.p_channel)
+        rows = [self.draw_channel(rng) for _ in range(channels if self.per_channel else 1)]
+        return np.where(acts[:, None], np.broadcast_to(rows, (channels, len(rows[0]))), np.nan)
+
+    def apply(self, samples: Sequence[Sample], parameters: Sequence[Parameters]) -> None:
+        self.apply_to_images([sample.image for sample in samples], parameters)
+
+    def apply_to_images(self, images: Sequence[Tensor] | Tensor, parameters: Sequence[Parameters]) -> None:
+        """Changes images (C, z, y, x) of one size, or a batch (B, C, z, y, x), in place."""
+        channels, rows = [channel for image in images for channel in image], np.concatenate(parameters)
+        acting = np.flatnonzero(~np.isnan(rows[:, 0]))
+        if len(acting):
+            changed = self.change(torch.stack([channels[i] for i in acting]), rows[acting])
+            for i, channel in zip(acting, changed, strict=True):
+                channels[i].copy_(channel)
 
 
-def coin(probability: float) -> bool:
-    """True with this probability."""
-    return torch.rand(1).item() < probability
+def per_channel(values: Sequence[float] | Parameters, channels: Tensor) -> Tensor:
+    """One value a channel, (K, 1, 1, 1), on the channels' device."""
+    column = torch.as_tensor(np.asarray(values), dtype=channels.dtype)[:, None, None, None]
+    return column.to(channels.device, non_blocking=True)
 
 
-def about_one(low: float, high: float) -> float:
+def contrast_factor(rng: np.random.Generator, low: float, high: float) -> float:
     """A factor that is below 1 as often as above it, however far either bound is (nnU-Net's BGContrast)."""
-    return uniform(low, 1) if coin(0.5) else uniform(1, high)
+    return rng.uniform(low, 1) if rng.random() < 0.5 else rng.uniform(1, high)
 
 
-class RandomChannelBlur(RandomTransform, tio.IntensityTransform):
-    """Blurs each channel by its own Gaussian; the border is mirrored (nnU-Net's GaussianBlurTransform).
+@dataclass(kw_only=True)
+class RandomNoise(IntensityTransform):
+    """Adds Gaussian noise of mean 0, with one standard deviation for all channels.
 
-    Args:
-        sigma: Range of the standard deviation in voxels, drawn for each channel and axis.
-        p_channel: Probability of each channel, once the transform acts.
-    """
-
-    def __init__(
-        self, *, sigma: tuple[float, float] = (0.5, 1.0), p_channel: float = 0.5, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self.sigma, self.p_channel = sigma, p_channel
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        for image in self.get_images(subject):
-            data = image.data.clone()
-            for channel in range(len(data)):
-                if coin(self.p_channel):
-                    kernels = [sampled_gaussian(uniform(*self.sigma)) for _ in range(3)]
-                    data[channel : channel + 1] = convolve(data[channel : channel + 1], kernels, "reflect")
-            image.set_data(data)
-        return subject
-
-
-class RandomBlur(RandomTransform, tio.IntensityTransform):
-    """Blurs all channels by one Gaussian; outside is 0 (Auto3DSeg's RandGaussianSmooth).
-
-    Args:
-        sigma: Range of the standard deviation in voxels, drawn for each axis.
-    """
-
-    def __init__(self, *, sigma: tuple[float, float] = (0.5, 1.0), **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.sigma = sigma
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        for image in self.get_images(subject):
-            kernels = [integrated_gaussian(uniform(*self.sigma)) for _ in range(3)]
-            image.set_data(convolve(image.data, kernels, "constant"))
-        return subject
-
-
-def sampled_gaussian(sigma: float) -> Tensor:
-    """nnU-Net's kernel: the density at each voxel, as wide as the odd number nearest to 6 sigma + 0.5."""
-    width = 6 * sigma + 0.5
-    radius = int(width / 2)
-    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    return weights / weights.sum()
-
-
-def integrated_gaussian(sigma: float) -> Tensor:
-    """MONAI's kernel: the mass over each voxel, out to 4 sigma."""
-    radius = int(max(4 * sigma, 0.5) + 0.5)
-    edges = (torch.arange(-radius, radius + 2) - 0.5) / (sigma * 2**0.5)
-    return edges.erf().diff() / 2
-
-
-def convolve(image: Tensor, kernels: Sequence[Tensor], border: str) -> Tensor:
-    """An image (C, z, y, x) with one kernel along each axis.
-
-    Args:
-        image: The image.
-        kernels: Weights along z, y and x.
-        border: Mode of torch's `pad`.
-    """
-    for axis, kernel in enumerate(kernels, start=1):
-        n, radius = image.shape[axis], len(kernel) // 2
-        pads = [0] * 6
-        pads[2 * (3 - axis) : 2 * (3 - axis) + 2] = [radius, radius]
-        padded = F.pad(image[None], pads, mode=border)[0]
-        # Shifted sums: for so few weights many times faster than torch's convolution on a processor.
-        image = padded.narrow(axis, 0, n) * kernel[0]
-        for place, weight in enumerate(kernel[1:].tolist(), start=1):
-            image.add_(padded.narrow(axis, place, n), alpha=weight)
-    return image
-
-
-class RandomContrast(RandomTransform, tio.IntensityTransform):
-    """Spreads or narrows each channel about its mean, within its range (nnU-Net's ContrastTransform).
-
-    Args:
-        factor: Range of the factor, drawn for each channel, below 1 as often as above it.
-    """
-
-    def __init__(self, *, factor: tuple[float, float] = (0.75, 1.25), **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.factor = factor
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        for image in self.get_images(subject):
-            image.set_data(torch.stack([spread(channel, about_one(*self.factor)) for channel in image.data]))
-        return subject
-
-
-def spread(channel: Tensor, factor: float) -> Tensor:
-    """Distances from the mean times `factor`, clipped to the channel's range before."""
-    mean = channel.mean()
-    low, high = channel.aminmax()
-    return ((channel - mean) * factor + mean).clamp(low, high)
-
-
-class RandomDropout(RandomTransform, tio.IntensityTransform):
-    """Empties a modality: every voxel becomes 0, for PET no activity anywhere (modality dropout).
-
-    Meant for the scan in HU and SUV: what the network sees is then what its input chain makes of a PET
-    without activity. That is one value throughout each channel, whichever normalisation follows. A stage
-    that does not see the modality stays as it is.
-
-    Args:
-        modality: What is emptied.
-    """
-
-    def __init__(self, *, modality: str = "pet", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.modality = modality
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        if self.modality not in subject:
-            return subject
-        image = subject[self.modality]
-        image.set_data(torch.zeros_like(image.data))
-        return subject
-
-
-_LEAST = 1e-7  # range or deviation of a channel that is taken for constant
-
-
-class RandomGamma(RandomTransform, tio.IntensityTransform):
-    """A power of each channel within its range; mean and deviation stay (nnU-Net's GammaTransform).
-
-    TorchIO's own keeps neither range nor statistics.
-
-    Args:
-        gamma: Range of the exponent, drawn for each channel, below 1 as often as above it.
-        inverted: Take the power of the negative image.
-    """
-
-    def __init__(
-        self, *, gamma: tuple[float, float] = (0.7, 1.5), inverted: bool = False, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self.gamma, self.inverted = gamma, inverted
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        sign = -1 if self.inverted else 1
-        for image in self.get_images(subject):
-            bent = [sign * bend(sign * channel, about_one(*self.gamma)) for channel in image.data]
-            image.set_data(torch.stack(bent))
-        return subject
-
-
-def bend(channel: Tensor, gamma: float) -> Tensor:
-    """((x - min) / range) ** gamma, brought back to the mean and standard deviation before."""
-    low, high = channel.aminmax()
-    bent = ((channel - low) / (high - low).clamp_min(_LEAST)).pow(gamma) * (high - low)
-    return (bent - bent.mean()) * (channel.std() / bent.std().clamp_min(_LEAST)) + channel.mean()
-
-
-class RandomLowResolution(RandomTransform, tio.IntensityTransform):
-    """Takes voxels away from a channel and interpolates them (nnU-Net's SimulateLowResolutionTransform).
-
-    Args:
-        scale: Range of the factor of the number of voxels along every axis.
-        p_channel: Probability of each channel, once the transform acts.
-    """
-
-    def __init__(
-        self, *, scale: tuple[float, float] = (0.5, 1.0), p_channel: float = 0.5, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self.scale, self.p_channel = scale, p_channel
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        for image in self.get_images(subject):
-            data = image.data.clone()
-            for channel in range(len(data)):
-                if coin(self.p_channel):
-                    data[channel] = coarsen(data[channel], uniform(*self.scale))
-            image.set_data(data)
-        return subject
-
-
-def coarsen(channel: Tensor, scale: float) -> Tensor:
-    """A channel (z, y, x) with `scale` times the voxels along each axis, and linearly back."""
-    few = [round(n * scale) for n in channel.shape]
-    coarse = F.interpolate(channel[None, None], few, mode="nearest-exact")
-    return F.interpolate(coarse, channel.shape, mode="trilinear")[0, 0]
-
-
-class RandomNoise(RandomTransform, tio.IntensityTransform):
-    """Adds Gaussian noise of mean 0, as TorchIO's of the same name, whose noise is the processor's.
-
-    The noise follows from torch's own seed; that of another device is other numbers alike.
+    The noise follows from a seed that is drawn with it; devices of another kind make other noise of it.
 
     Args:
         std: Range of the standard deviation.
     """
 
-    def __init__(self, *, std: tuple[float, float] = (0.0, 0.25), **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.std = std
+    std: Range = (0.0, 0.25)
+    per_channel: bool = False
 
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        for image in self.get_images(subject):
-            std, seed = uniform(*self.std), int(torch.randint(2**31, (1,)))
-            data = image.data
-            noise = torch.randn(data.shape, device=data.device, generator=_generator(data.device, seed))
-            image.set_data(noise.mul_(std).add_(data))
-        return subject
+    def draw_channel(self, rng: np.random.Generator) -> Sequence[float]:
+        return [rng.uniform(*self.std)]
+
+    def draw(self, rng: np.random.Generator, channels: int) -> Parameters:
+        """(C, 2): standard deviation and seed."""
+        return np.column_stack([super().draw(rng, channels), rng.integers(2**31, size=channels)])
+
+    def change(self, channels: Tensor, parameters: Parameters) -> Tensor:
+        for channel, (std, seed) in zip(channels, parameters, strict=True):
+            generator = torch.Generator(channel.device).manual_seed(int(seed))
+            channel += torch.randn(channel.shape, device=channel.device, generator=generator).mul_(std)
+        return channels
 
 
-def _generator(device: torch.device, seed: int) -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed)
+@dataclass(kw_only=True)
+class RandomBlur(IntensityTransform):
+    """Blurs by a Gaussian.
+
+    Args:
+        sigma: Range of the standard deviation along each axis, voxels.
+        kernel: `sampled`: the density at each voxel, out to 3 sigma; the border is mirrored (nnU-Net's
+            GaussianBlurTransform). `integrated`: the mass over each voxel, out to 4 sigma; outside is 0
+            (MONAI's RandGaussianSmooth, which Auto3DSeg uses).
+    """
+
+    sigma: Range = (0.5, 1.0)
+    kernel: Literal["sampled", "integrated"] = "sampled"
+
+    def draw_channel(self, rng: np.random.Generator) -> Sequence[float]:
+        return [rng.uniform(*self.sigma) for _ in range(3)]
+
+    def change(self, channels: Tensor, parameters: Parameters) -> Tensor:
+        return blur(channels, parameters, self.kernel)
 
 
-class RandomScaleShift(RandomTransform, tio.IntensityTransform):
-    """Multiplies and shifts intensities by random amounts.
+def blur(channels: Tensor, sigmas: Parameters, kernel: Literal["sampled", "integrated"]) -> Tensor:
+    """Channels (K, z, y, x) blurred by Gaussians of standard deviations (K, 3) along z, y and x."""
+    weigh, border = (sampled, "reflect") if kernel == "sampled" else (integrated, "constant")
+    for axis in (1, 2, 3):
+        kernels = [weigh(sigma) for sigma in sigmas[:, axis - 1]]
+        radius, n = max(len(weights) for weights in kernels) // 2, channels.shape[axis]
+        wide = np.stack([np.pad(weights, radius - len(weights) // 2) for weights in kernels], axis=1)
+        pads = [0] * 6
+        pads[2 * (3 - axis) : 2 * (3 - axis) + 2] = [radius, radius]
+        padded = F.pad(channels, pads, mode=border)
+        # Shifted sums: for so few weights many times faster than torch's convolution on a processor.
+        channels = padded.narrow(axis, 0, n) * per_channel(wide[0], padded)
+        for start, weights in enumerate(wide[1:], start=1):
+            channels.addcmul_(padded.narrow(axis, start, n), per_channel(weights, padded))
+    return channels
 
-    nnU-Net's MultiplicativeBrightnessTransform (a factor for each channel), Auto3DSeg's
-    RandScaleIntensity and RandShiftIntensity (one for all channels). Acts on normalised channels, so
-    shifts are in their units.
+
+def sampled(sigma: float) -> NDArray[np.float32]:
+    """nnU-Net's kernel, as wide as the odd number nearest to 6 sigma + 0.5."""
+    radius = int((6 * sigma + 0.5) / 2)
+    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    return (weights / weights.sum()).numpy()
+
+
+def integrated(sigma: float) -> NDArray[np.float32]:
+    """MONAI's kernel."""
+    radius = int(max(4 * sigma, 0.5) + 0.5)
+    edges = (torch.arange(-radius, radius + 2) - 0.5) / (sigma * 2**0.5)
+    return (edges.erf().diff() / 2).numpy()
+
+
+@dataclass(kw_only=True)
+class RandomScaleShift(IntensityTransform):
+    """Multiplies and shifts intensities.
+
+    nnU-Net's MultiplicativeBrightnessTransform (a factor for each channel), Auto3DSeg's RandScaleIntensity
+    and RandShiftIntensity (one for all channels). Acts on normalised channels, so shifts are in their units.
 
     Args:
         scale: The factor is drawn from [1 - scale, 1 + scale].
         shift: The offset is drawn from [-shift, shift].
-        per_channel: Draw for each channel anew.
     """
 
-    def __init__(
-        self, *, scale: float = 0.0, shift: float = 0.0, per_channel: bool = True, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self.scale, self.shift, self.per_channel = scale, shift, per_channel
+    scale: float = 0.0
+    shift: float = 0.0
 
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        for image in self.get_images(subject):
-            channels = (image.num_channels if self.per_channel else 1, 1, 1, 1)
-            factor = 1 + self.scale * (2 * torch.rand(channels) - 1)
-            offset = self.shift * (2 * torch.rand(channels) - 1)
-            factor, offset = (amount.to(image.data.device, non_blocking=True) for amount in (factor, offset))
-            image.set_data(image.data * factor + offset)
-        return subject
+    def draw_channel(self, rng: np.random.Generator) -> Sequence[float]:
+        return [1 + rng.uniform(-self.scale, self.scale), rng.uniform(-self.shift, self.shift)]
+
+    def change(self, channels: Tensor, parameters: Parameters) -> Tensor:
+        factor, offset = (per_channel(column, channels) for column in parameters.T)
+        return channels * factor + offset
+
+
+@dataclass(kw_only=True)
+class RandomContrast(IntensityTransform):
+    """Multiplies distances from the mean, clipped to the range before (nnU-Net's ContrastTransform).
+
+    Args:
+        factor: Range of the factor, below 1 as often as above it.
+    """
+
+    factor: Range = (0.75, 1.25)
+
+    def draw_channel(self, rng: np.random.Generator) -> Sequence[float]:
+        return [contrast_factor(rng, *self.factor)]
+
+    def change(self, channels: Tensor, parameters: Parameters) -> Tensor:
+        mean, low, high = (measure(channels) for measure in (_mean, _min, _max))
+        return ((channels - mean) * per_channel(parameters[:, 0], channels) + mean).clamp(low, high)
+
+
+@dataclass(kw_only=True)
+class RandomGamma(IntensityTransform):
+    """A power of each channel within its range; mean and standard deviation stay (nnU-Net's GammaTransform).
+
+    Args:
+        gamma: Range of the exponent, below 1 as often as above it.
+        inverted: Take the power of the negative image.
+    """
+
+    gamma: Range = (0.7, 1.5)
+    inverted: bool = False
+
+    def draw_channel(self, rng: np.random.Generator) -> Sequence[float]:
+        return [contrast_factor(rng, *self.gamma)]
+
+    def change(self, channels: Tensor, parameters: Parameters) -> Tensor:
+        sign = -1 if self.inverted else 1
+        x = sign * channels
+        low, extent = _min(x), _max(x) - _min(x)
+        power = ((x - low) / extent.clamp_min(_EPS)) ** per_channel(parameters[:, 0], x) * extent
+        return sign * ((power - _mean(power)) * (_std(x) / _std(power).clamp_min(_EPS)) + _mean(x))
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean(dim=(1, 2, 3), keepdim=True)
+
+
+def _std(x: Tensor) -> Tensor:
+    return x.std(dim=(1, 2, 3), keepdim=True)
+
+
+def _min(x: Tensor) -> Tensor:
+    return x.amin(dim=(1, 2, 3), keepdim=True)
+
+
+def _max(x: Tensor) -> Tensor:
+    return x.amax(dim=(1, 2, 3), keepdim=True)
+
+
+@dataclass(kw_only=True)
+class RandomLowResolution(IntensityTransform):
+    """Samples a channel with fewer voxels and interpolates it (nnU-Net's SimulateLowResolutionTransform).
+
+    On scans, CT and PET each as a coarser scanner would have given it.
+
+    Args:
+        scale: Range of the factor of the number of voxels along every axis.
+    """
+
+    scale: Range = (0.5, 1.0)
+
+    def draw_channel(self, rng: np.random.Generator) -> Sequence[float]:
+        return [rng.uniform(*self.scale)]
+
+    def change(self, channels: Tensor, parameters: Parameters) -> Tensor:
+        pairs = zip(channels, parameters[:, 0], strict=True)
+        return torch.stack([downsample(channel, scale) for channel, scale in pairs])
+
+
+def downsample(channel: Tensor, scale: float) -> Tensor:
+    """A channel (z, y, x) with `scale` times the voxels along each axis, and linearly back."""
+    coarse = [round(n * scale) for n in channel.shape]
+    sampled = F.interpolate(channel[None, None], coarse, mode="nearest-exact")
+    return F.interpolate(sampled, channel.shape, mode="trilinear")[0, 0]
+
+
+@dataclass(kw_only=True)
+class RandomDropout(Transform):
+    """Empties PET: 0 SUV everywhere (modality dropout), so that the network does not lean on it alone.
+
+    Acts on scans: what the network sees is what its input chain makes of a PET without activity. A stage that
+    sees CT alone stays as it is.
+    """
+
+    def draw(self, rng: np.random.Generator, channels: int) -> bool:
+        return bool(rng.random() < self.p)
+
+    def apply(self, samples: Sequence[Sample], parameters: Sequence[bool]) -> None:
+        for sample, acts in zip(samples, parameters, strict=True):
+            if acts:
+                sample.image[1:] = 0

@@ -2,92 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchio as tio
 from numpy.typing import NDArray
 from torch import Tensor
-from torchio.transforms.augmentation import RandomTransform
 
-from hnseg.data.augment.intensity import coin, uniform
-from hnseg.data.intensity import Coordinates
+from hnseg.data.augment.transform import Sample, Transform
+from hnseg.data.coordinates import follow
 from hnseg.data.patch import Patch, Shape
 
+Outside = Literal["zeros", "border"]
 
-class RandomPatchAffine(RandomTransform, tio.SpatialTransform):
-    """Turns and scales a patch within its surroundings, and cuts it (nnU-Net's SpatialTransform).
 
-    Reads the subject's `patch` (a `hnseg.data.patch.Patch`), if there is one, from images that still are
-    whole volumes, so that no corner of a turned patch is empty where there was anatomy; and cuts the
-    patch as it is where nothing is turned or scaled. It must therefore be the first of a mix. Subjects
-    without `patch` are turned as they are. Outside the volume, images and labels are 0.
+class SpatialTransform(Transform):
+    """Moves voxels: samples may differ in size, and are changed one by one; None leaves a sample as it is."""
+
+    def apply(self, samples: Sequence[Sample], parameters: Sequence[Any]) -> None:
+        for sample, given in zip(samples, parameters, strict=True):
+            if given is not None:
+                self.move(sample, given)
+
+    @abstractmethod
+    def move(self, sample: Sample, parameters: Any) -> None:
+        """Changes one sample."""
+
+
+class Affine(NamedTuple):
+    """Angles about z, y and x, radians, and factors along them; above 1 things become smaller."""
+
+    angles: NDArray[np.float64]
+    factors: NDArray[np.float64]
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """(3, 3): from offsets in the output to offsets in the input, both from the middle (z, y, x)."""
+        return rotation(self.angles) @ np.diag(self.factors)
+
+    @property
+    def is_identity(self) -> bool:
+        return not self.angles.any() and bool((self.factors == 1).all())
+
+
+@dataclass(kw_only=True)
+class RandomAffine(SpatialTransform):
+    """Rotates and scales.
+
+    Rotation and scaling come together with probability `p`, and each of them then with its own. As in
+    nnU-Net's SpatialTransform, a patch can be turned within its surroundings, so that no corner is empty
+    where there was anatomy: then it must be the first transform, and cuts the patch. Otherwise it turns
+    what it is given (Auto3DSeg's RandAffined).
 
     Args:
-        p_rotation: Probability of a rotation.
+        p_rotation: Probability of a rotation, once it acts.
         degrees: Angle about each axis, drawn from [-degrees, degrees].
-        p_scaling: Probability of a scaling, drawn apart from the rotation's.
-        scaling: Range of the factor, the same for all axes; above 1 things become smaller.
-        smallest_scale: What the surroundings are made for, beside the largest rotation: they are
-            1 / smallest_scale times larger. nnU-Net takes 0.85 whatever `scaling`.
+        p_scaling: Probability of a scaling, once it acts.
+        scaling: Range of the factor; above 1 things become smaller.
+        isotropic: One factor for all axes, or one for each.
+        outside: `zeros`: outside the volume images and labels are 0, and a label is the class with the most
+            weight among the eight voxels around (nnU-Net). `border`: the border goes on, and a label is that
+            of the nearest voxel (MONAI).
+        smallest_scale: Surroundings are made for the largest rotation, and 1 / smallest_scale times larger.
+            nnU-Net takes 0.85 whatever `scaling`. None turns the patch alone.
     """
 
-    def __init__(
-        self,
-        *,
-        p_rotation: float = 0.2,
-        degrees: float = 30.0,
-        p_scaling: float = 0.2,
-        scaling: tuple[float, float] = (0.7, 1.4),
-        smallest_scale: float = 0.85,
-    ) -> None:
-        super().__init__()
-        self.p_rotation, self.degrees = p_rotation, degrees
-        self.p_scaling, self.scaling, self.smallest_scale = p_scaling, scaling, smallest_scale
+    p_rotation: float = 1.0
+    degrees: float = 30.0
+    p_scaling: float = 1.0
+    scaling: tuple[float, float] = (0.7, 1.4)
+    isotropic: bool = True
+    outside: Outside = "zeros"
+    smallest_scale: float | None = None
 
-    def around(self, size: Shape) -> Shape:
-        """Shape of the surroundings of a patch, (z, y, x) (nnU-Net's get_patch_size)."""
+    def surroundings(self, size: Shape) -> Shape | None:
+        """Shape of the surroundings of a patch, (z, y, x) (nnU-Net's get_patch_size); None without them."""
+        if self.smallest_scale is None:
+            return None
         turned = [np.abs(size @ rotation(axis * np.deg2rad(self.degrees))) for axis in np.eye(3)]
         largest = np.vstack([np.asarray(size), *turned]).max(axis=0)
         z, y, x = (int(n) for n in largest / self.smallest_scale)
         return z, y, x
 
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        shape = subject.spatial_shape
-        patch = subject.get("patch", Patch(shape, shape, (0, 0, 0)))
-        turn, scale = coin(self.p_rotation), coin(self.p_scaling)
-        angles = [uniform(-self.degrees, self.degrees) for _ in range(3)] if turn else [0.0] * 3
-        factor = uniform(*self.scaling) if scale else 1.0
-        if not (turn or scale):
-            return _each(subject, lambda image: patch.cut(image.data))
-        matrix = rotation(np.deg2rad(angles)) * factor
-        return _each(subject, lambda image: resample(image, matrix, patch))
+    def draw(self, rng: np.random.Generator, channels: int) -> Affine:
+        acts = rng.random() < self.p
+        turns, scales = rng.random(2) < (self.p_rotation, self.p_scaling)
+        angles = np.deg2rad(rng.uniform(-self.degrees, self.degrees, 3))
+        factors = np.broadcast_to(rng.uniform(*self.scaling, 1 if self.isotropic else 3), 3)
+        return Affine(angles * (acts & turns), np.where(acts & scales, factors, 1.0))
+
+    def move(self, sample: Sample, parameters: Affine) -> None:
+        patch = sample.patch or Patch.whole(sample.label.shape)
+        sample.patch = None
+        if parameters.is_identity:
+            sample.image, sample.label = patch.cut(sample.image), patch.cut(sample.label)
+            _track(sample, np.eye(3), patch.first)
+            return
+        matrix = parameters.matrix
+        sample.image, sample.label = resample_patch(sample, matrix, patch, self.outside)
+        middle = np.asarray(patch.start) + (np.asarray(patch.around) - 1) / 2
+        _track(sample, matrix, middle - matrix @ ((np.asarray(patch.size) - 1) / 2))
 
 
-class RandomBorderAffine(RandomTransform, tio.SpatialTransform):
-    """Turns and scales an image by itself; its border values go on outside (Auto3DSeg's RandAffined).
-
-    Rotation and scaling come together or not at all. Labels take the nearest voxel's.
-
-    Args:
-        radians: Angle about each axis, drawn from [-radians, radians].
-        scales: Factor of each axis, drawn from [1 - scales, 1 + scales]; above 1 things become smaller.
-    """
-
-    def __init__(self, *, radians: float = 0.26, scales: float = 0.2, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.radians, self.scales = radians, scales
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        angles = [uniform(-self.radians, self.radians) for _ in range(3)]
-        factors = [uniform(1 - self.scales, 1 + self.scales) for _ in range(3)]
-        matrix = rotation(angles) @ np.diag(factors)
-        shape = subject.spatial_shape
-        patch = Patch(shape, shape, (0, 0, 0))
-        return _each(subject, lambda image: resample(image, matrix, patch, "border"))
+def _track(sample: Sample, matrix: NDArray[np.float64], first: Sequence[float] | NDArray[np.float64]) -> None:
+    """Keeps positions right after a sample's voxel v came to show `matrix @ v + first` of what it was."""
+    if sample.position is not None:
+        sample.position = follow(sample.position, matrix, first)
 
 
 def rotation(angles: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -104,152 +128,152 @@ def rotation(angles: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float6
     return matrix
 
 
-def resample(
-    image: tio.Image,
-    matrix: NDArray[np.float64],
-    patch: Patch,
-    outside: Literal["zeros", "border"] = "zeros",
-    shift: Sequence[float] | NDArray[np.float64] = (0, 0, 0),
-) -> Tensor:
-    """A patch of an image (C, z, y, x), turned and scaled about the middle of its surroundings.
+def resample_patch(
+    sample: Sample, matrix: NDArray[np.float64], patch: Patch, outside: Outside
+) -> tuple[Tensor, Tensor]:
+    """A patch's image (C, *size) and label (*size), turned and scaled about the middle of its surroundings.
 
     Args:
-        image: A volume; images are interpolated linearly.
+        sample: The volume, or what it holds of the surroundings.
         matrix: From offsets in the output to offsets in the volume, both from the middle (z, y, x).
         patch: The patch.
-        outside: `zeros`: what the surroundings do not hold is 0, and a label is the class with the most
-            weight among the eight voxels around (nnU-Net). `border`: the border goes on, and a label is
-            that of the nearest voxel (MONAI).
-        shift: What the middle of the output shows, from the middle of the surroundings, voxels (z, y, x).
-
-    Returns:
-        (C, *patch.size), of the image's type.
+        outside: As for `RandomAffine`; with `zeros`, what the surroundings do not hold is outside too.
     """
-    if isinstance(image, Coordinates):
-        outside = "zeros"  # unlike an intensity, a position does not go on as it was
-    volume, offset = patch.surroundings(image.data)
-    middle = np.asarray(offset) + np.asarray(shift)
-    grid = _grid(matrix, patch.size, volume.shape[1:], middle, volume.device)
-
-    def sample(channels: Tensor, mode: str = "bilinear") -> Tensor:
-        return F.grid_sample(channels[None], grid, mode=mode, padding_mode=outside, align_corners=False)[0]
-
-    if not isinstance(image, tio.LabelMap):
-        return sample(volume)
+    image, offset = patch.surroundings(sample.image)
+    label, _ = patch.surroundings(sample.label)
+    grid = sampling_grid(matrix, patch.size, image.shape[1:], offset, image.device)
+    turned = F.grid_sample(image[None], grid, padding_mode=outside, align_corners=False)[0]
     if outside == "border":
-        return sample(volume.float(), "nearest").to(volume.dtype)
-    told = image.get("classes", None)
-    most = int(volume.max()) if told is None else told
-    classes = torch.arange(1, max(most, 1) + 1, dtype=volume.dtype, device=volume.device)
-    weights = sample((volume == classes[:, None, None, None]).float())
-    background = 1 - weights.sum(0, keepdim=True)  # what lies outside is background
-    weight, place = weights.max(0, keepdim=True)  # many times faster than torch's argmax
-    return torch.where(weight > background, place + 1, 0).to(volume.dtype)
+        nearest = F.grid_sample(
+            label[None, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False
+        )
+        return turned, nearest[0, 0].to(label.dtype)
+    classes = torch.arange(1, max(sample.classes, 1) + 1, dtype=label.dtype, device=label.device)
+    is_class = (label == classes[:, None, None, None]).float()
+    weights = F.grid_sample(is_class[None], grid, align_corners=False)[0]
+    weight, index = weights.max(0)  # many times faster than torch's argmax
+    background = 1 - weights.sum(0)  # what lies outside is background
+    return turned, torch.where(weight > background, index + 1, 0).to(label.dtype)
 
 
-def _grid(
+def sampling_grid(
     matrix: NDArray[np.float64],
     size: Shape,
     source: Sequence[int],
-    offset: NDArray[np.float64],
+    offset: Sequence[float] | NDArray[np.float64],
     device: torch.device,
 ) -> Tensor:
-    """Where each voxel of an output (1, z, y, x) lies in the source: (x, y, z) in [-1, 1], edge to edge."""
+    """Where each voxel of an output lies in the source: (1, *size, 3) as x, y, z in [-1, 1], edge to edge.
+
+    Args:
+        matrix: From offsets in the output to offsets in the source, both from the middle (z, y, x).
+        size: Shape of the output (z, y, x).
+        source: Shape of the source (z, y, x).
+        offset: What the middle of the output shows, from the middle of the source, voxels (z, y, x).
+        device: Of the source.
+    """
     half = np.asarray(source) / 2
     linear = matrix * np.asarray(size) / 2 / half[:, None]
-    theta = np.column_stack([linear[::-1, ::-1], (offset / half)[::-1]])
-    told = torch.from_numpy(theta[None].astype(np.float32)).to(device, non_blocking=True)
-    return F.affine_grid(told, [1, 1, *size], align_corners=False)
+    theta = np.column_stack([linear[::-1, ::-1], (np.asarray(offset) / half)[::-1]])
+    on_device = torch.from_numpy(theta[None].astype(np.float32)).to(device, non_blocking=True)
+    return F.affine_grid(on_device, [1, 1, *size], align_corners=False)
 
 
-def _each(subject: tio.Subject, make: Callable[[tio.Image], Tensor]) -> tio.Subject:
-    images = subject.get_images_dict(intensity_only=False)
-    return tio.Subject({name: type(image)(tensor=make(image)) for name, image in images.items()})
-
-
-class RandomFlip(RandomTransform, tio.SpatialTransform):
-    """Mirrors every image of a subject, as TorchIO's of the same name, which does so in NumPy.
+@dataclass(kw_only=True)
+class RandomFlip(SpatialTransform):
+    """Mirrors.
 
     Args:
         axes: Axes (z, y, x) that may be mirrored, each half of the time.
     """
 
-    def __init__(self, *, axes: Sequence[int] = (0, 1, 2), **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.axes = tuple(axes)
+    axes: Sequence[int] = (0, 1, 2)
 
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        drawn = (torch.rand(3) < 0.5).tolist()
-        mirrored = [axis + 1 for axis in self.axes if drawn[axis]]
-        for image in self.get_images(subject) if mirrored else ():
-            image.set_data(image.data.flip(mirrored))
-        return subject
+    def draw(self, rng: np.random.Generator, channels: int) -> list[int] | None:
+        """Axes (z, y, x) to mirror."""
+        mirrored = rng.random(3) < 0.5
+        return [axis for axis in self.axes if mirrored[axis]] or None
+
+    def move(self, sample: Sample, parameters: list[int]) -> None:
+        signs, first = np.ones(3), np.zeros(3)
+        for axis in parameters:
+            signs[axis], first[axis] = -1, sample.label.shape[axis] - 1
+        sample.image = sample.image.flip([axis + 1 for axis in parameters])
+        sample.label = sample.label.flip(parameters)
+        _track(sample, np.diag(signs), first)
 
 
-class RandomMisalignment(RandomTransform, tio.IntensityTransform):
-    """Shifts and turns one modality rigidly about the middle of the ROI; the other and the label stay.
+class Shift(NamedTuple):
+    """A rigid movement: angles about z, y and x, radians, and a shift along them, mm."""
 
-    The label stays with the CT, on which it was drawn. Beyond the ROI the border's values go on. Meant for
-    the scan in HU and SUV, before enhancement makes several channels of a modality. A stage that does not see
-    the modality stays as it is.
+    angles: NDArray[np.float64]
+    mm: NDArray[np.float64]
+
+
+@dataclass(kw_only=True)
+class RandomMisalignment(SpatialTransform):
+    """Shifts and turns PET rigidly about the middle of the ROI; CT and label stay.
+
+    The label stays with the CT, on which it was drawn. Beyond the ROI the border's values go on. Acts on
+    scans; a stage that sees CT alone stays as it is.
 
     Args:
         spacing: Voxel size in mm, (x, y, z).
         mm: The shift along each axis is drawn from [-mm, mm].
         degrees: The angle about each axis is drawn from [-degrees, degrees].
-        modality: What is moved.
     """
 
-    def __init__(
-        self,
-        *,
-        spacing: tuple[float, float, float],
-        mm: float = 4.0,
-        degrees: float = 5.0,
-        modality: str = "pet",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.spacing, self.mm, self.degrees, self.modality = spacing, mm, degrees, modality
+    spacing: tuple[float, float, float]
+    mm: float = 4.0
+    degrees: float = 5.0
 
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        if self.modality not in subject:
-            return subject
-        image, shape = subject[self.modality], subject.spatial_shape
-        angles = np.deg2rad([uniform(-self.degrees, self.degrees) for _ in range(3)])
-        voxel = np.asarray(self.spacing)[::-1]  # mm, (z, y, x)
+    def draw(self, rng: np.random.Generator, channels: int) -> Shift | None:
+        acts = rng.random() < self.p
+        angles = np.deg2rad(rng.uniform(-self.degrees, self.degrees, 3))
+        shift = Shift(angles, rng.uniform(-self.mm, self.mm, 3))
+        return shift if acts else None
+
+    def move(self, sample: Sample, parameters: Shift) -> None:
+        pet, voxel = sample.image[1:], np.asarray(self.spacing)[::-1]  # mm, (z, y, x)
+        if not len(pet):
+            return
         # Rigid in mm, and therefore sheared in voxels that are no cubes.
-        matrix = np.diag(1 / voxel) @ rotation(angles) @ np.diag(voxel)
-        shift = np.array([uniform(-self.mm, self.mm) for _ in range(3)]) / voxel
-        image.set_data(resample(image, matrix, Patch(shape, shape, (0, 0, 0)), "border", shift))
-        return subject
+        matrix = np.diag(1 / voxel) @ rotation(parameters.angles) @ np.diag(voxel)
+        z, y, x = pet.shape[1:]
+        grid = sampling_grid(matrix, (z, y, x), (z, y, x), parameters.mm / voxel, pet.device)
+        pet.copy_(F.grid_sample(pet[None], grid, padding_mode="border", align_corners=False)[0])
 
 
-class RandomHeadCut(RandomTransform, tio.SpatialTransform):
+class HeadCut(NamedTuple):
+    """Whether the cut goes through the head or the body beneath it, and how far up (0 to 1) of either."""
+
+    through_head: bool
+    height: float
+
+
+@dataclass(kw_only=True)
+class RandomHeadCut(SpatialTransform):
     """Cuts the top of a scan off, so that the head stage learns scans with and without a head.
 
-    The cut goes through the head as often as through the body beneath it, whose lower half always
-    stays. What is left is hung from the top of the grid, as the stage hangs every scan, and below it is
-    air: the minimum of each channel, and label 0. Meant for the scan in HU and SUV, before
-    anything is normalised. Subjects without a head (label 1) stay as they are.
+    The cut goes through the head as often as through the body beneath it, whose lower half always stays. What
+    is left is moved to the top of the grid, where the stage places every scan, and below it is air: the
+    minimum of each channel, and label 0. Acts on scans; those without a head (label 1) stay as they are.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def draw(self, rng: np.random.Generator, channels: int) -> HeadCut | None:
+        acts, cut = rng.random() < self.p, HeadCut(bool(rng.random() < 0.5), rng.random())
+        return cut if acts else None
 
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        slices = subject["label"].data[0].flatten(1).any(1).nonzero()[:, 0]  # z; the last one is on top
+    def move(self, sample: Sample, parameters: HeadCut) -> None:
+        slices = sample.label.flatten(1).any(1).nonzero()[:, 0]  # z; the last one is on top
         if not len(slices):
-            return subject
+            return
         bottom, top = int(slices[0]), int(slices[-1]) + 1
-        low, high = (bottom, top) if coin(0.5) else (bottom // 2, bottom)
-        kept = int(torch.randint(max(low, 1), max(high, 1) + 1, ()))
-        for image in self.get_images(subject):
-            data = image.data
+        low, high = (bottom, top) if parameters.through_head else (bottom // 2, bottom)
+        low, high = max(low, 1), max(high, 1)
+        kept = low + int(parameters.height * (high - low + 1))
+        for data, air in ((sample.image, sample.image.amin(dim=(1, 2, 3))), (sample.label[None], [0])):
             lost = data.shape[1] - kept
-            air = data.amin(dim=(1, 2, 3), keepdim=True) if not isinstance(image, tio.LabelMap) else 0
-            moved = torch.empty_like(data)
-            moved[:, lost:] = data[:, :kept]
-            moved[:, :lost] = air
-            image.set_data(moved)
-        return subject
+            data[:, lost:] = data[:, :kept].clone()
+            for channel, value in zip(data, air, strict=True):
+                channel[:lost] = value
