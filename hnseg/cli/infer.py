@@ -23,8 +23,9 @@ def main(cfg: DictConfig) -> None:
         )
 
     from hnseg.devices import pick_devices
-    from hnseg.inference.predict_cases import Options, predict_cases, summary
+    from hnseg.inference.predict_cases import Options, predict_cases
     from hnseg.inference.ray_engine import predict_on_ray
+    from hnseg.inference.reporting import summary
     from hnseg.inference.setup import Setup
     from hnseg.processes import silence_libraries
 

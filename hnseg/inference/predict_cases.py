@@ -9,21 +9,19 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from os.path import realpath
 from pathlib import Path
-from threading import Event, Lock
-from time import monotonic, perf_counter, time
+from threading import Event
+from time import perf_counter, time
 from typing import Any, Literal
 
 import SimpleITK as sitk
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+import torch
 
 import hnseg
 from hnseg.devices import gpu_peak_mib, lacks_memory, peak_mib, reset_gpu_peak
@@ -34,7 +32,8 @@ from hnseg.imaging.checks import check_case
 from hnseg.imaging.images import write_image
 from hnseg.imaging.suv import read_scan, sidecar
 from hnseg.inference.cascade import Cascade, Segmentation
-from hnseg.inference.records import FORMATS, CaseFiles, Record, require_own_tables, write_tables
+from hnseg.inference.records import CaseFiles, Record
+from hnseg.inference.reporting import Outcome, Report, reporting
 from hnseg.models.bundle import LISTING
 
 _ATTEMPTS = 2  # that a case may take without leaving a record
@@ -47,33 +46,9 @@ _MORE_ROOM = (
     "uncertainty, with fewer engine.workers, or on the CPU (trainer.device=cpu)"
 )
 _CASE_BYTES = 4 * 2**30  # of a whole-body case that is read ahead and one that is written behind, at most
-_REFRESH_S, _REFRESH_SHARE = (
-    5.0,
-    0.02,
-)  # tables while the list runs: how often, and how much time they may take
 
 # The cascades of one device by the folder of their masks; several are the arms of an ensemble.
 Cascades = Mapping[Path, Cascade]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a call has to say of a case.
-
-    Args:
-        out: The folder.
-        case_id: The case.
-        status: ok, error, skipped (an earlier call's mask still holds) or elsewhere (another process has it).
-        message: Why there is no mask, or what to know of it.
-    """
-
-    out: Path
-    case_id: str
-    status: Literal["ok", "error", "skipped", "elsewhere"]
-    message: str = ""
-
-
-Report = Callable[[Outcome], None]  # from any thread
 
 
 @dataclass(frozen=True)
@@ -81,7 +56,7 @@ class Options:
     """Of one call.
 
     Args:
-        extension: Of masks and maps, one of `FORMATS`.
+        extension: Of masks and maps, .nii.gz or .mha.
         overwrite: Segment finished cases again, and replace masks that somebody has changed.
         since: When the call began, in seconds since the epoch.
     """
@@ -119,16 +94,6 @@ def predict_cases(
     return outcomes
 
 
-def summary(outcomes: Sequence[Outcome], out: Path) -> str:
-    """A call's last line."""
-    counts = Counter[str](outcome.status for outcome in outcomes)
-    done = f"{counts['ok'] + counts['skipped']} of {len(outcomes)} cases segmented: {out}"
-    skipped = f"{counts['skipped']} skipped, finished before; overwrite=true segments all"
-    elsewhere = f"{counts['elsewhere']} at hand in other processes"
-    shown = [text for text, status in ((skipped, "skipped"), (elsewhere, "elsewhere")) if counts[status]]
-    return f"{done} ({'; '.join(shown)})" if shown else done
-
-
 def run(cases: Iterable[Case], devices: Sequence[Cascades], options: Options, report: Report) -> None:
     """`predict_cases` without checks, progress and tables, for processes that share a list."""
     settings = {out: made_with(cascade) for out, cascade in devices[0].items()}
@@ -140,6 +105,8 @@ def run(cases: Iterable[Case], devices: Sequence[Cascades], options: Options, re
             suspects.append(task)
         elif task.folders:
             fresh.append(task)
+    if fresh or suspects:
+        _import_networks(devices[0].values())
     depth, stop = _overlap(len(devices)), Event()
     if len(devices) == 1:  # in this thread, where Ctrl-C ends it within a case
         _run_device(fresh, devices[0], depth, report, stop)
@@ -154,6 +121,14 @@ def run(cases: Iterable[Case], devices: Sequence[Cascades], options: Options, re
             each.result()
     for task in suspects:
         _run_device(deque([task]), devices[0], 0, report, Event())
+
+
+def _import_networks(cascades: Iterable[Cascade]) -> None:
+    """Imports the libraries that the networks are built from: their time is not the first case's."""
+    kinds = {repr(member.card["network"]): member for one in cascades for member in one.bundle.members}
+    with torch.device("meta"):
+        for member in kinds.values():
+            member.network()
 
 
 def _overlap(devices: int) -> int:
@@ -412,69 +387,3 @@ def _state(path: Path) -> tuple[str, int, int] | None:
     except OSError:  # missing, or beyond reach, which reading it will tell
         return None
     return realpath(path), status.st_size, status.st_mtime_ns
-
-
-@contextmanager
-def reporting(cases: Sequence[Case], folders: Sequence[Path]) -> Iterator[tuple[Report, list[Outcome]]]:
-    """Checks the folders, shows progress, and makes the tables every few seconds and at the end.
-
-    Args:
-        cases: The case list.
-        folders: Of masks.
-
-    Yields:
-        What to call with each outcome, from any thread, and the list of those outcomes.
-
-    Raises:
-        HnsegError: A folder cannot be written, or holds images of the case list under the masks' names, or
-            tables that are not hnseg's.
-    """
-    for out in folders:
-        _require_usable(out, cases)
-    bar = (
-        "Segmenting",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        "left",
-        TimeRemainingColumn(),
-    )
-    outcomes: list[Outcome] = []
-    one_at_a_time, due = Lock(), monotonic() + _REFRESH_S
-    with Progress(*bar, console=Console(stderr=True)) as progress:
-        shown = progress.add_task("", total=len(cases) * len(folders))
-
-        def report(outcome: Outcome) -> None:
-            nonlocal due
-            with one_at_a_time:
-                outcomes.append(outcome)
-                progress.advance(shown)
-                if outcome.message:
-                    style = "red" if outcome.status == "error" else "yellow"
-                    text = escape(f"{outcome.case_id}: {outcome.status}: {outcome.message}")
-                    progress.console.print(f"[{style}]{text}[/]", soft_wrap=True, highlight=False)
-                if (start := monotonic()) > due:
-                    write_tables(outcome.out)
-                    took = monotonic() - start  # reads all records, so that it must become rarer as they grow
-                    due = monotonic() + max(_REFRESH_S, took / _REFRESH_SHARE)
-
-        try:
-            yield report, outcomes
-        finally:
-            for out in folders:
-                write_tables(out)
-
-
-def _require_usable(out: Path, cases: Sequence[Case]) -> None:
-    # realpath passes over links that lead in a circle; resolve would end the call for one case's sake.
-    images = {realpath(path) for case in cases for path in (case.ct, case.pet, case.label) if path}
-    for case in cases:
-        for extension in FORMATS:
-            name = f"{case.case_id}{extension}"
-            if realpath(out / name) in images:
-                raise HnsegError(f"out={out}: {name} is an image of the case list; choose another folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HnsegError(f"out={out}: {error.strerror}; choose another folder") from error
-    require_own_tables(out)

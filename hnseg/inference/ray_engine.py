@@ -20,7 +20,8 @@ from hnseg.devices import pick_device
 from hnseg.errors import HnsegError
 from hnseg.imaging.case import Case
 from hnseg.inference.cascade import Cascade
-from hnseg.inference.predict_cases import Options, Outcome, made_with, reporting, require_same, run
+from hnseg.inference.predict_cases import Options, made_with, require_same, run
+from hnseg.inference.reporting import Outcome, reporting
 from hnseg.inference.setup import Setup
 from hnseg.models.bundle import LISTING
 

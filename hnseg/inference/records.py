@@ -254,6 +254,8 @@ class CaseFiles:
             forget: Whether no attempt has to be remembered, because the case is done; else the present one is
                 taken back, which has not ended the process.
         """
+        if not self._lock.is_locked:
+            return
         for path in self.work.iterdir():
             remembered = path.suffix == ".json" and path != self._attempt and not forget
             if not remembered and path.name != "lock":

@@ -7,7 +7,8 @@ import torch
 
 from hnseg.imaging.case import read_cases
 from hnseg.inference.cascade import Cascade
-from hnseg.inference.predict_cases import Options, Outcome, predict_cases
+from hnseg.inference.predict_cases import Options, predict_cases
+from hnseg.inference.reporting import Outcome
 from hnseg.models.bundle import Bundle
 
 NAMES = ("A", "B", "C")  # of the fixture `scans`

@@ -20,6 +20,7 @@ from results import contents, record, table
 from hnseg.errors import HnsegError
 from hnseg.imaging.case import Case, read_cases, take_shard
 from hnseg.inference import predict_cases as loop
+from hnseg.inference import reporting
 from hnseg.inference.cascade import Cascade, Segmentation
 from hnseg.models.bundle import Bundle
 
@@ -331,7 +332,7 @@ def test_the_work_on_a_case_does_not_grow_with_the_list(
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "open", noted)
-            patch.setattr(loop, "monotonic", lambda: 0.0)  # no tables before the end
+            patch.setattr(reporting, "monotonic", lambda: 0.0)  # no tables before the end
             statuses(tmp_path / "list.csv", cascade(bundle), tmp_path / f"out{count}")
         assert json.loads((tmp_path / f"out{count}" / "00.json").read_bytes())["status"] == "ok"
         return len(files)

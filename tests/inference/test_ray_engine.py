@@ -109,10 +109,9 @@ def test_ray_leaves_what_one_process_leaves_which_does_not_do_it_again(place: Pa
     done = infer("ray", *RAY)
     assert (done.returncode, done.stdout) == (1, "6 of 7 cases segmented: ray\n")
     said = [line for line in done.stderr.splitlines() if not line.startswith("Segmenting")]
-    assert said == [
-        "B-bad: error: scans/B-bad/B-bad__PT.nii.gz: no such file; check the path",
-        "not segmented: B-bad (reasons in ray/cases.csv)",
-    ]
+    assert len(said) == 2
+    assert said[0].startswith("B-bad: error: scans/B-bad/B-bad__PT.nii.gz: ")
+    assert said[1] == "not segmented: B-bad (reasons in ray/cases.csv)"
     assert contents(place / "ray") == contents(place / "local")
     assert "6 skipped" in infer("ray", "engine=local").stdout
 

@@ -22,7 +22,8 @@ import json, sys
 from pathlib import Path
 from hnseg.devices import pick_device
 from hnseg.imaging.case import read_cases
-from hnseg.inference.predict_cases import Options, reporting, run
+from hnseg.inference.predict_cases import Options, run
+from hnseg.inference.reporting import reporting
 from hnseg.inference.setup import Setup
 
 def resident():
