@@ -9,13 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from hnseg.card import Bounds, Shape
 from hnseg.data.intensity import InputSpec, Normalise
 from hnseg.data.splits import read_split_file
 from hnseg.errors import HnsegError
 from hnseg.importing.members import (
-    Lengths,
-    Number,
-    Shape,
+    Spacing,
     add_members,
     check_channels,
     check_classes,
@@ -62,7 +61,7 @@ class Network(BaseModel):
     dsdepth: int = 1
     norm: Layer = "BATCH"
     act: Layer = "RELU"
-    resolution: Lengths | None = None
+    resolution: Spacing | None = None
     spatial_dims: Literal[3] = 3
     blocks_up: None = None
     preprocess: None = None
@@ -77,12 +76,12 @@ class HyperParameters(BaseModel):
     modality: str = "mri"
     normalize_mode: str = ""
     extra_modalities: dict[str, str] = {}
-    intensity_bounds: tuple[Number, Number] = (-250.0, 250.0)
+    intensity_bounds: Bounds = (-250.0, 250.0)
     roi_size: Shape = (128, 128, 128)
     orientation_ras: bool = False
     resample: bool = False
-    resample_resolution: Lengths = (1.0, 1.0, 1.0)
-    spacing_median: Lengths | None = None
+    resample_resolution: Spacing = (1.0, 1.0, 1.0)
+    spacing_median: Spacing | None = None
     anisotropic_scales: bool = False
     class_names: list[str] = []
     augment_mode: str = ""

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from hnseg.card import plain
+from hnseg.card import Positive, Shape, plain
 from hnseg.config import compose_job
 from hnseg.data.intensity import InputSpec
 from hnseg.errors import HnsegError
@@ -22,11 +22,7 @@ from hnseg.job import Config, describe, make_input, make_stage
 from hnseg.models.bundle import LISTING, Bundle, Trained, write_bundle
 from hnseg.models.nets import build
 
-Length = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Lengths = tuple[Length, Length, Length]
-Side = Annotated[int, Field(gt=0)]
-Shape = tuple[Side, Side, Side]
+Spacing = tuple[Positive, Positive, Positive]
 M = TypeVar("M", bound=BaseModel)
 
 # Words that begin so: CT, CTAC, PET_sqrt, SUVbw; but no PTV, which is a contour.

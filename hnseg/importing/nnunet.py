@@ -10,12 +10,11 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, Field
 
+from hnseg.card import Number, Shape
 from hnseg.data.intensity import Normalise
 from hnseg.errors import HnsegError
 from hnseg.importing.members import (
-    Lengths,
-    Number,
-    Shape,
+    Spacing,
     add_members,
     check_channels,
     check_classes,
@@ -109,7 +108,7 @@ class Configuration(BaseModel):
     """One configuration of the plans, for instance 3d_fullres; axes are the network's."""
 
     patch_size: Shape
-    spacing: Lengths
+    spacing: Spacing
     normalization_schemes: list[Literal[tuple(_SCHEMES)]]  # type: ignore[valid-type]
     use_mask_for_norm: list[Literal[False]]  # hnseg normalises over the whole ROI
     preprocessor_name: Literal["DefaultPreprocessor"] = "DefaultPreprocessor"

@@ -192,7 +192,7 @@ def test_references_to_other_keys_are_read(tmp_path):
         ([], {"extra_modalities": {"image2": "ct"}}, "range, ct where .* CT, PET;"),
         ([], {"modality": "pt"}, "pt where .* CT;"),
         (["cte=true"], {}, "2 channels .* 4"),
-        (["stage.spacing=[1,1,1]"], {"resample": True}, r"\[3.0, 3.0, 3.0\] mm.* \[1, 1, 1\]"),
+        (["stage.spacing=[1,1,1]"], {"resample": True}, r"\[3.0, 3.0, 3.0\] mm.* \[1.0, 1.0, 1.0\]"),
         ([], {"spacing_median": [0.5, 0.5, 0.5]}, r"\[0.5, 0.5, 0.5\] mm"),
         ([], {"class_names": ["gtvn", "gtvp"]}, "gtvn, gtvp, where .* GTVp, GTVn"),
         ([], {"class_names": ["background", "GTVN", "GTVP"]}, "GTVN, GTVP, where"),
