@@ -101,6 +101,7 @@ def test_refuses_cases_without_truth(save, scene):
         oracle_threshold(read_cases(root))
 
 
+@pytest.mark.slow
 def test_the_phantom_is_not_solved_by_a_threshold(tmp_path):
     make_cohort(tmp_path, 16, seed=1, workers=1)
     result = oracle_threshold(read_cases(tmp_path))
