@@ -23,7 +23,7 @@ from hnseg.evaluation.score import evaluate
 from hnseg.evaluation.tables import ABLATION, ablation_rows, write_tables
 from hnseg.files import replacing, write_json
 from hnseg.imaging.case import Case
-from hnseg.inference.ensemble import Memory
+from hnseg.inference.ensemble import LogitsCache
 from hnseg.inference.predict_cases import predict_cases
 from hnseg.inference.setup import Setup
 from hnseg.models.bundle import Bundle, export_bundle
@@ -244,7 +244,7 @@ def predict(
     devices = []
     for device in pick_devices(arms[first].trainer.device):
         # The arms share networks and what these gave for the case at hand: each runs once a case.
-        shared = {"networks": setups[first].networks(device), "memory": Memory(), **options}
+        shared = {"networks": setups[first].networks(device), "cache": LogitsCache(), **options}
         devices.append({out / name: setup.make(bundle, **shared) for name, setup in setups.items()})
     # Fold by fold, so that the networks of one fold stay loaded.
     in_order = sorted(cases, key=lambda case: (sources.fold_of[case.case_id], case.case_id))

@@ -13,7 +13,6 @@ from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
 from types import ModuleType
 from typing import Any, Literal
 
@@ -34,14 +33,13 @@ class Networks:
     """PyTorch's networks: one for all members of the same architecture.
 
     Building a network, drawing its first weights and laying it out takes longer than reading its weights.
-    Threads that share them hold `lock` for as long as they use a network.
 
     Args:
         device: Where they run.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.lock = device, Lock()
+        self.device = device
         self._networks: dict[str, nn.Module] = {}
         self._loaded: dict[str, Member] = {}
 

@@ -17,14 +17,15 @@ from hnseg.errors import HnsegError
 from hnseg.imaging.case import mask_file
 from hnseg.imaging.grid import Grid, Point, bounds
 from hnseg.imaging.images import from_array, read_label
+from hnseg.imaging.masks import voxel_ml
 from hnseg.imaging.placement import Fallback, cuts, place, without_pet
 from hnseg.imaging.stage import Stage
 from hnseg.inference.backends import Networks
 from hnseg.inference.decision import Decision, decide
-from hnseg.inference.ensemble import MAPS, Clock, Memory, Spread, StageEnsemble
+from hnseg.inference.ensemble import MAPS, Clock, Disagreement, LogitsCache, StageEnsemble
 from hnseg.inference.lesions import Lesion, measure, review_reasons
 from hnseg.inference.postprocess import remove_faint, remove_small
-from hnseg.inference.roi_cover import cubes, outside_ml
+from hnseg.inference.roi_cover import cover_rois, ml_outside
 from hnseg.inference.stitching import Box, blend, paste
 from hnseg.models.bundle import Bundle
 
@@ -138,9 +139,9 @@ class Cascade:
         lesions: True masks by case, which place the fine ROI instead of the stages before it: an oracle,
             which no patient's scan comes with.
         networks: What runs the networks, on `device`; None is PyTorch.
-        memory: To share what the networks say of a case with other arms of the ensemble.
+        cache: To share members' logits on a case with other arms of the ensemble.
         probabilities: Return the fused probability of each class.
-        uncertainty: Return the maps of `hnseg.inference.uncertainty`.
+        uncertainty: Return entropy and mutual information of the members.
 
     Raises:
         HnsegError: The bundle lacks the stage asked for, or one that must place the next, or its rules or
@@ -159,7 +160,7 @@ class Cascade:
         heads: Path | None = None,
         lesions: Mapping[str, Path] | None = None,
         networks: Networks | None = None,
-        memory: Memory | None = None,
+        cache: LogitsCache | None = None,
         probabilities: bool = False,
         uncertainty: bool = False,
     ) -> None:
@@ -178,7 +179,7 @@ class Cascade:
             raise HnsegError(f"until={until}: {bundle.path} has no {until} member, only {present}; set until")
         placements = {bundle.of_stage(name)[0].stage.placement for name in self.names}
         self.heads = heads if "below_head" in placements else None
-        self.lesions, self.memory = lesions, memory
+        self.lesions, self.cache = lesions, cache
         self.networks = networks or Networks(device)
         for name in self.names:
             if lesions is None:
@@ -198,30 +199,29 @@ class Cascade:
                 mask and no head stage, or a stage has no member that has not seen it, or the PET misses the
                 ROI.
         """
-        found = head = self._given_head(case_id)
-        drawn = found is not None
+        found = head = manual = self._given_head(case_id)
         if self.lesions is not None:
             found = read_label(self.lesions[case_id])
-        if self.memory is not None:
-            self.memory.turn_to(ct, pet)
-        ensembles = self._for_case(case_id, without_head=drawn)
+        if self.cache is not None:
+            self.cache.begin(ct, pet)
+        ensembles = self._for_case(case_id, without_head=manual is not None)
         used = [member for ensemble in ensembles for member in ensemble.members]
         result = Segmentation(ct, not any(member.has_seen(case_id) for member in used), self.decision)
         clock = Clock()
         for ensemble in ensembles:
             clock.begin("resample")
             stage = ensemble.stage
-            chain = self.decision.fallback
-            placed = place(stage, ct, pet, found, head=head, fallback=chain, drawn=drawn)
-            grid = placed.grid
-            grids = [grid]
+            placed = place(
+                stage, ct, pet, found, head=head, fallback=self.decision.fallback, drawn=manual is not None
+            )
+            grids = [placed.grid]
             if placed.fallback:
                 result.fallbacks.append(placed.fallback)
                 result.notes.append(placed.note)
             elif stage.placement == "lesions" and found is not None:
                 if self.decision.cover == "all":
-                    grids = cubes(found, grid, self.decision.floors(stage.classes))
-                result.lesion_ml_outside_roi = outside_ml(found, grids)
+                    grids = cover_rois(found, placed.grid, self.decision.floors(stage.classes))
+                result.lesion_ml_outside_roi = ml_outside(found, grids)
             result.grids[stage.name] = grids
             under_head = stage.placement == "below_head" and not placed.fallback
             result.notes += limits(stage, grids, ct, pet, head if under_head else None)
@@ -229,11 +229,12 @@ class Cascade:
                 self._finish(result, ensemble, ct, pet, clock)
             else:
                 # The recipe's rule is for the mask; what only places the next ROI is the likeliest class.
-                found = grid.image(decide(ensemble.probabilities(ct, pet, grid, clock)[1:], "argmax"))
-                head, drawn = found if stage.name == "head" else head, False
+                probabilities = ensemble.probabilities(ct, pet, placed.grid, clock)
+                found = placed.grid.image(decide(probabilities[1:], "argmax"))
+                head = found if stage.name == "head" else head
         result.seconds = clock.stop()
         result.notes += filter(None, map(self.networks.note, used))
-        result.notes += [remark for ensemble in ensembles for remark in ensemble.remarks]
+        result.notes += [note for ensemble in ensembles for note in ensemble.notes]
         return result
 
     def _finish(
@@ -258,18 +259,17 @@ class Cascade:
                 decided, _ = pasted
             else:
                 decided = rules.labels(maps[:count], classes)
-            voxel_ml = float(np.prod(ct.GetSpacing())) / 1000
-            labels[result.box] = remove_small(decided, voxel_ml, rules.floors(classes))
+            labels[result.box] = remove_small(decided, voxel_ml(ct.GetSpacing()), rules.floors(classes))
+            result.maps = self._requested(maps, classes)
         result.mask = from_array(labels, ct)
         if rules.node_suv_peak and "GTVn" in classes:
             result.mask = remove_faint(result.mask, pet, classes.index("GTVn") + 1, rules.node_suv_peak)
-        if stage.name != "head":
-            if result.box is not None:
-                z, y, x = result.box
-                result.lesions = measure(result.mask[x, y, z], pet, classes, maps[:count], votes, grids)
-            result.review_reasons = review_reasons(result.lesions, result.notes, result.lesion_ml_outside_roi)
+        if stage.name == "head":
+            return
         if result.box is not None:
-            result.maps = self._asked_for(maps, classes)
+            z, y, x = result.box
+            result.lesions = measure(result.mask[x, y, z], pet, classes, maps[:count], votes, grids)
+        result.review_reasons = review_reasons(result.lesions, result.notes, result.lesion_ml_outside_roi)
 
     def _cube(
         self,
@@ -282,20 +282,20 @@ class Cascade:
     ) -> NDArray[np.float32]:
         """(C, z, y, x): probabilities, and uncertainty if asked for; `votes` gains those of members."""
         several = len(ensemble.members) > 1
-        spread = Spread(information=self.uncertainty) if several or self.uncertainty else None
-        fused = ensemble.probabilities(ct, pet, grid, clock, spread)
+        gathered = Disagreement(information=self.uncertainty) if several or self.uncertainty else None
+        fused = ensemble.probabilities(ct, pet, grid, clock, gathered)
         clock.begin("back")
-        if spread is not None and several:
-            votes.append(spread.agreement())
-        if spread is None or not self.uncertainty:
+        if gathered is not None and several:
+            votes.append(gathered.agreement())
+        if gathered is None or not self.uncertainty:
             return fused[1:]
-        return np.concatenate([fused[1:], spread.uncertainty(fused)])
+        return np.concatenate([fused[1:], gathered.uncertainty(fused)])
 
-    def _asked_for(self, maps: NDArray[np.float32], classes: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    def _requested(self, maps: NDArray[np.float32], classes: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The channels of `_cube` by name, those that were asked for."""
         names = [f"probability_{name}" for name in classes] + list(MAPS)
         wanted = [self.probabilities] * len(classes) + [self.uncertainty] * len(MAPS)
-        return {name: one for name, one, asked in zip(names, maps, wanted, strict=False) if asked}
+        return {name: values for name, values, asked in zip(names, maps, wanted, strict=False) if asked}
 
     def _for_case(self, case_id: str, *, without_head: bool) -> list[StageEnsemble]:
         """The stages that a case needs, each with the members that may segment it."""
@@ -317,7 +317,7 @@ class Cascade:
             mirror=self.decision.mirror and name == self.names[-1],
             decision=self.decision,
             networks=self.networks,
-            memory=self.memory,
+            cache=self.cache,
         )
 
     def _given_head(self, case_id: str) -> sitk.Image | None:

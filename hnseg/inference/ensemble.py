@@ -1,4 +1,4 @@
-"""The members of one stage: weights streamed, logits fused into one running map, uncertainty on the way."""
+"""The members of one stage: weights streamed, logits fused into running means, uncertainty on the way."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ from hnseg.models.nets import network_class
 
 
 class Clock:
-    """Counts the time that passes towards the step that was named last.
+    """Seconds of each step of a case.
 
-    Steps nest and come lazily, a cube when the way back asks for it: what has begun ends what ran before.
+    Steps nest and come lazily, a cube when the resampling of the output asks for it: a step that begins ends
+    the one before.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class Clock:
         self._step, self._since = "", perf_counter()
 
     def begin(self, step: str) -> None:
-        """From now on it is this step's time."""
+        """Counts the time from now on towards this step."""
         now = perf_counter()
         if self._step:
             self.seconds[self._step] = self.seconds.get(self._step, 0.0) + now - self._since
@@ -50,45 +51,64 @@ class Clock:
         return self.seconds
 
 
-Key = tuple[str, Grid, bool]  # member, where it looked, mirrored or not
+Key = tuple[str, Grid, bool]  # member, grid, mirrored or not
 
 
-class Memory:
+class LogitsCache:
     """Members' logits on one case; the arms of an ensemble share head, coarse and most fine members.
 
-    Cascades that share it must differ in nothing but their members: not in how these are shown a volume.
+    Cascades that share it may differ in their members alone: not in windows, precision or placement.
     """
 
     def __init__(self) -> None:
         self._scan: tuple[sitk.Image, sitk.Image] | None = None
         self._logits: dict[Key, Tensor] = {}
 
-    def turn_to(self, ct: sitk.Image, pet: sitk.Image) -> None:
-        """Forgets everything unless it is of these very images."""
+    def begin(self, ct: sitk.Image, pet: sitk.Image) -> None:
+        """Forgets the logits of other images than these very ones."""
         if self._scan is None or self._scan[0] is not ct or self._scan[1] is not pet:
             self._logits.clear()
             self._scan = ct, pet
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Lets go of images and logits."""
         self._logits.clear()
         self._scan = None
 
-    def recall(self, key: Key) -> Tensor | None:
-        """The logits (K, z, y, x) of a member on a grid, if it was asked before."""
+    def get(self, key: Key) -> Tensor | None:
+        """Logits (K, z, y, x) of a member on a grid, None if they are not known."""
         return self._logits.get(key)
 
-    def keep(self, key: Key, logits: Tensor) -> None:
-        """Remembers them; nobody may change them from now on."""
+    def put(self, key: Key, logits: Tensor) -> None:
+        """Keeps logits, which nothing may change from now on."""
         self._logits[key] = logits
 
 
-# What `Spread.uncertainty` returns, in its order.
+class RunningMean:
+    """A weighted mean of tensors that come one after the other."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.weight = 0.0
+
+    def add(self, values: Tensor, weight: float = 1.0) -> None:
+        """Adds a tensor, which may change afterwards."""
+        self.total = values * weight if self.total is None else self.total.add_(values, alpha=weight)
+        self.weight += weight
+
+    @property
+    def value(self) -> Tensor:
+        """The mean of all values added so far, at least one."""
+        assert self.total is not None
+        return self.total / self.weight
+
+
+# What `Disagreement.uncertainty` returns, in its order.
 MAPS = ("entropy", "mutual_information")
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """Shannon entropy over the classes, divided by log K: 0 is certain, 1 is no idea.
+    """Shannon entropy over the classes, divided by log K: 0 where a class is certain, 1 where all are equal.
 
     Args:
         probabilities: (K, z, y, x), at least two classes.
@@ -99,10 +119,8 @@ def entropy(probabilities: Tensor) -> Tensor:
     return torch.special.entr(probabilities).sum(0) / math.log(len(probabilities))
 
 
-class Spread:
-    """How members differ, from one member's logits after the other's.
-
-    Memory does not grow with the number of members. Members count by the weights they are fused with.
+class Disagreement:
+    """How members differ, from their logits one after the other; memory does not grow with their number.
 
     Args:
         information: Gather what `uncertainty` needs too: every member's softmax and entropy.
@@ -117,9 +135,9 @@ class Spread:
 
         Args:
             logits: (K, z, y, x) float32, background first.
-            weight: The member's.
+            weight: The one that the member is fused with.
         """
-        # What argmax would tell, many times faster: it reads across memory.
+        # As argmax, many times faster: it reads across memory.
         top = logits.amax(0)
         votes = (logits[1:] == top) & (logits[0] < top)
         self._votes.add(votes.float(), weight)
@@ -144,7 +162,7 @@ class Spread:
         are fused. Both are divided by log K.
 
         Args:
-            fused: (K, z, y, x), what the ensemble says.
+            fused: (K, z, y, x), the ensemble's probabilities.
 
         Returns:
             (2, z, y, x), in the order of `MAPS`.
@@ -154,33 +172,13 @@ class Spread:
         return torch.stack([total, between.clamp_min(0).cpu()]).numpy()
 
 
-class RunningMean:
-    """A weighted mean of what is added one after the other."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.weight = 0.0
-
-    def add(self, values: Tensor, weight: float = 1.0) -> None:
-        self.total = values * weight if self.total is None else self.total.add_(values, alpha=weight)
-        self.weight += weight
-
-    @property
-    def value(self) -> Tensor:
-        """Of all values added so far, at least one."""
-        assert self.total is not None
-        return self.total / self.weight
-
-
 class Fusion:
-    """Class probabilities of an ensemble, from one member's logits after the other's.
-
-    Memory does not grow with the number of members.
+    """Class probabilities of an ensemble, from its members' logits one after the other.
 
     Args:
         kind: `flat` is the mean of all members' softmax (paper section 2.4). `authors` is the release's: the
             softmax of the mean logits of nnU-Net's networks, averaged with the mean softmax of the others;
-            where all members are of one kind, theirs alone.
+            where all members are of one framework, theirs alone.
         weights: Of a model's members under `flat`, by the model's name; 1 where not named.
     """
 
@@ -214,22 +212,19 @@ class Fusion:
 
 
 class StageEnsemble:
-    """Predicts with every member of a stage and fuses what they say.
+    """Predicts with every member of a stage and fuses their logits.
 
-    Only one member's weights of a kind of network are in memory at a time. Members that ask for the same
-    input share it. Ensembles that share networks take turns with them, member by member; whatever else they
-    do, they do meanwhile.
-
-    `remarks` gathers what to know of how its members ran.
+    Only one member's weights of an architecture are in memory at a time. Members with the same input chain
+    share its input.
 
     Args:
         members: At least one; all of one stage and grid.
         device: Where the networks run.
         precision: Their arithmetic.
         mirror: Average over mirrorings.
-        decision: How members are fused; the others of its rules do not matter here.
+        decision: How members are fused: its `fusion` and `weights`.
         networks: To share networks with other ensembles.
-        memory: To share what the networks say of a case too; of the images last given to `turn_to`.
+        cache: To share logits with other ensembles; of the images last given to its `begin`.
 
     Raises:
         HnsegError: The members do not share a grid, or all have the weight 0.
@@ -244,11 +239,11 @@ class StageEnsemble:
         mirror: bool = False,
         decision: Decision | None = None,
         networks: Networks | None = None,
-        memory: Memory | None = None,
+        cache: LogitsCache | None = None,
     ) -> None:
         self.device, self.precision, self.mirror = device, precision, mirror
-        self.decision, self.networks = decision or Decision(), networks or Networks(device)
-        self.memory, self.remarks = memory, list[str]()
+        self.decision, self.networks, self.cache = decision or Decision(), networks or Networks(device), cache
+        self.notes: list[str] = []  # how its members ran, for the case's record
         self.stage: Stage = members[0].stage
         for member in members:
             if member.stage != self.stage:
@@ -270,7 +265,7 @@ class StageEnsemble:
         pet: sitk.Image,
         grid: Grid,
         clock: Clock | None = None,
-        spread: Spread | None = None,
+        disagreement: Disagreement | None = None,
     ) -> NDArray[np.float32]:
         """Class probabilities on a grid.
 
@@ -278,40 +273,40 @@ class StageEnsemble:
             ct: CT, HU.
             pet: PET, SUV.
             grid: The stage's grid on this case.
-            clock: Tells resampling from the networks' time.
-            spread: Gathers how the members differ.
+            clock: Counts `resample` and the networks' time under the stage's name.
+            disagreement: Gathers how the members differ.
 
         Returns:
             (K, z, y, x), background first, on `grid`.
 
         Raises:
-            HnsegError: What a member says is no number, which would spoil what the others say.
+            HnsegError: A member's logits are no numbers, which would spoil the other members'.
         """
         inputs = _Inputs(self.stage, self.device, ct, pet, grid)
         fusion, clock = self._fusion(), clock or Clock()
         for member in self.members:
             logits = _uncrop(self._logits(member, inputs, clock), grid.shape)
-            framework = network_class(member.card["network"]["_target_"]).framework
-            fusion.add(logits, member.card["model"], framework)
-            if spread is not None:
-                spread.add(logits, fusion.weight(member.card["model"]))
+            model, framework = (
+                member.card["model"],
+                network_class(member.card["network"]["_target_"]).framework,
+            )
+            fusion.add(logits, model, framework)
+            if disagreement is not None:
+                disagreement.add(logits, fusion.weight(model))
         return fusion.probabilities().cpu().numpy()
 
     def _logits(self, member: Member, inputs: _Inputs, clock: Clock) -> Tensor:
-        """What a member says of a case, now or before."""
+        """(K, z, y, x) of the whole padded input, computed unless the cache has it."""
         key = member.card["name"], inputs.grid, self.mirror
-        known = None if self.memory is None else self.memory.recall(key)
-        if known is not None:
-            clock.begin(self.stage.name)
-            return known
-        clock.begin("resample")
-        image = inputs.of(InputSpec(**member.card["input"]))
-        clock.begin("wait")
-        with self.networks.lock:
+        logits = None if self.cache is None else self.cache.get(key)
+        if logits is None:
+            clock.begin("resample")
+            image = inputs.of(InputSpec(**member.card["input"]))
             clock.begin(self.stage.name)
             logits = self._run(member, image)
-        if self.memory is not None:
-            self.memory.keep(key, logits)
+        clock.begin(self.stage.name)
+        if self.cache is not None:
+            self.cache.put(key, logits)
         return logits
 
     def _run(self, member: Member, image: Tensor) -> Tensor:
@@ -322,11 +317,11 @@ class StageEnsemble:
         if self.precision == "float16":  # which ends at 65,504
             logits = self._predict(self.networks.exact(member), member, image, "float32")
             if _is_finite(logits):
-                remark = f"{name}: float16 was too narrow for it, float32 was taken"
-                self.remarks += [remark] if remark not in self.remarks else []  # once, however many cubes
+                note = f"{name}: float16 was too narrow for it, float32 was taken"
+                self.notes += [note] if note not in self.notes else []  # once, however many cubes
                 return logits
         raise HnsegError(
-            f"{name}: what it says of this case is no number (NaN or infinite): its weights have diverged; "
+            f"{name}: its logits on this case are no numbers (NaN or infinite): its weights have diverged; "
             "export another checkpoint, or leave it out (ensemble=, decision.weights=)"
         )
 

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from hnseg.imaging.grid import Grid
-from hnseg.imaging.masks import positions
+from hnseg.imaging.masks import positions, voxel_ml
 from hnseg.inference.postprocess import Uptake, components, uptake
 
 COLUMNS = ["case_id", "lesion", "class", "volume_ml", "suv_max", "suv_mean", "suv_peak"]
@@ -88,7 +88,6 @@ def measure(
     Returns:
         Class by class, the largest first.
     """
-    voxel_ml = float(np.prod(mask.GetSpacing())) / 1000
     lesions: list[Lesion] = []
     for label, name in enumerate(classes, start=1):
         found = components(mask, label)
@@ -101,7 +100,7 @@ def measure(
             lesion = Lesion(
                 number=len(lesions) + 1,
                 name=name,
-                volume_ml=len(points) * voxel_ml,
+                volume_ml=len(points) * voxel_ml(mask.GetSpacing()),
                 suv=uptake(part, pet),
                 centroid=(float(x), float(y), float(z)),
                 probability=float(probabilities[label - 1][box][inside].mean()),

@@ -9,11 +9,10 @@ import cc3d
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from hnseg.data.resample import index_box
 from hnseg.imaging.images import from_array, to_array
-from hnseg.imaging.masks import positions
+from hnseg.imaging.masks import Box, positions
 from hnseg.imaging.suv import PEAK_RADIUS_MM, sphere_means
 from hnseg.metrics.lesions import label_lesions
 
@@ -61,16 +60,17 @@ def remove_faint(labels: sitk.Image, pet: sitk.Image, label: int, min_suv: float
     return from_array(kept, labels)
 
 
-def components(labels: sitk.Image, label: int) -> Iterator[tuple[tuple[slice, slice, slice], sitk.Image]]:
+def components(labels: sitk.Image, label: int) -> Iterator[tuple[Box, sitk.Image]]:
     """A class's 26-connected components, one after the other.
 
     Yields:
         The box (z, y, x) around a component, and that part of the image: 1 inside the component, 0 outside.
     """
     numbered, count = label_lesions(to_array(labels) == label)
-    for number, box in enumerate(ndimage.find_objects(numbered, count), start=1):
-        z, y, x = (slice(int(s.start), int(s.stop)) for s in box)
-        yield (z, y, x), from_array((numbered[box] == number).astype(np.uint8), labels[x, y, z])
+    boxes = cc3d.statistics(numbered)["bounding_boxes"]
+    for number in range(1, count + 1):
+        z, y, x = box = boxes[number]
+        yield box, from_array((numbered[box] == number).astype(np.uint8), labels[x, y, z])
 
 
 class Uptake(NamedTuple):

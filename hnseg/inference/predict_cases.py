@@ -249,8 +249,8 @@ class _Task:
             raise
         finally:
             for cascade in cascades.values():
-                if cascade.memory is not None:
-                    cascade.memory.forget()
+                if cascade.cache is not None:
+                    cascade.cache.clear()
 
     def export(self, predictions: list[_Prediction], report: Report) -> None:
         """Writes masks, maps and records."""

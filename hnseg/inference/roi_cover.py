@@ -1,4 +1,4 @@
-"""Where the next stage looks when the coarse lesions do not fit one cube."""
+"""Several ROIs where the coarse lesions do not fit one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hnseg.imaging.grid import Grid, Point, nearest_corner
 from hnseg.imaging.images import from_array, to_array
-from hnseg.imaging.masks import positions
+from hnseg.imaging.masks import positions, voxel_ml
 from hnseg.inference.postprocess import remove_small
 from hnseg.metrics.lesions import label_lesions
 
@@ -21,7 +21,7 @@ _OVERLAP = 0.25
 _TOLERANCE_MM = 1e-3
 
 
-def outside_ml(found: sitk.Image, grids: Sequence[Grid]) -> float:
+def ml_outside(found: sitk.Image, grids: Sequence[Grid]) -> float:
     """Volume of lesion in ml whose voxels have their centres in none of the grids.
 
     Args:
@@ -29,18 +29,16 @@ def outside_ml(found: sitk.Image, grids: Sequence[Grid]) -> float:
         grids: The cubes.
     """
     points = positions(found)
-    held = np.zeros(len(points), bool)
-    for grid in grids:
-        held |= _held(points, grid.center, grid.extent)
-    return float((~held).sum() * np.prod(found.GetSpacing()) / 1000)
+    held = np.any([_held(points, grid.center, grid.extent) for grid in grids], axis=0)
+    return float((~held).sum() * voxel_ml(found.GetSpacing()))
 
 
-def cubes(found: sitk.Image, centred: Grid, floors: Sequence[float]) -> list[Grid]:
-    """The cubes in which the next stage sees every lesion whole.
+def cover_rois(found: sitk.Image, centred: Grid, floors: Sequence[float]) -> list[Grid]:
+    """The ROIs in which the next stage sees every lesion whole.
 
     One, centred as in training, where that holds them. Otherwise components are grouped, the largest first,
     so that each group fits a cube, which is centred on the group's mean voxel and moved no further than it
-    takes to hold the group. A component larger than the cube is tiled.
+    takes to hold the group. A component larger than a cube is tiled.
 
     Args:
         found: Lesion labels on the grid of the stage before.
@@ -62,8 +60,7 @@ def cubes(found: sitk.Image, centred: Grid, floors: Sequence[float]) -> list[Gri
 
 def _components(found: sitk.Image, floors: Sequence[float]) -> list[Points]:
     """Voxel centres in mm of each 26-connected component of all classes together, the largest first."""
-    voxel_ml = float(np.prod(found.GetSpacing())) / 1000
-    kept = remove_small(to_array(found), voxel_ml, floors)
+    kept = remove_small(to_array(found), voxel_ml(found.GetSpacing()), floors)
     numbered, count = label_lesions(kept > 0)
     points, numbers = positions(from_array(kept, found)), numbered[kept > 0]
     return sorted((points[numbers == n] for n in range(1, count + 1)), key=len, reverse=True)

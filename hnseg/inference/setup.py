@@ -86,7 +86,7 @@ class Setup:
         Args:
             bundle: The loaded bundle.
             networks: What runs them.
-            shared: What `Cascade` shares with others: its memory.
+            shared: What `Cascade` shares with others: its cache of logits.
 
         Raises:
             HnsegError: A rule for this call that would decide nothing, or as `Bundle.arm` and `Cascade`.

@@ -64,7 +64,7 @@ def test_untrained_members_of_all_kinds_run_through(tmp_path: Path) -> None:
     )
     ct = make_ct(*ORIENTATIONS["oblique"])
     result = Cascade(bundle, CPU, "float32", mirror=True)(ct, make_pet())
-    assert list(result.seconds) == ["resample", "wait", "head", "coarse", "fine", "back"]
+    assert list(result.seconds) == ["resample", "head", "coarse", "fine", "back"]
     assert list(result.grids) == ["head", "coarse", "fine"]
     assert result.mask.GetSize() == ct.GetSize()
 

@@ -159,7 +159,7 @@ def rising(weight: float, bias: float = 0.0) -> dict[str, Any]:
 def test_what_is_no_number_is_an_error_and_no_empty_mask(pointwise: None, tmp_path: Path) -> None:
     sound = card("fine", "pointwise", rising(1.0))
     huge = card("fine", "pointwise", rising(3e38, 3e38), name="huge")  # beyond float32
-    with pytest.raises(HnsegError, match=r"^huge: what it says of this case is no number"):
+    with pytest.raises(HnsegError, match=r"^huge: its logits on this case are no numbers"):
         predict(make_bundle(tmp_path, sound, huge).members)
 
 
@@ -167,4 +167,4 @@ def test_what_is_beyond_float16_is_computed_in_float32(pointwise: None, tmp_path
     members = make_bundle(tmp_path, card("fine", "pointwise", rising(1e6))).members
     narrow = StageEnsemble(members, CPU, "float16")
     np.testing.assert_array_equal(narrow.probabilities(ct_image(), pet_image(), GRID), predict(members))
-    assert narrow.remarks == ["fine_pointwise_fold_0: float16 was too narrow for it, float32 was taken"]
+    assert narrow.notes == ["fine_pointwise_fold_0: float16 was too narrow for it, float32 was taken"]

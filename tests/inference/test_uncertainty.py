@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hnseg.imaging.grid import Grid
 from hnseg.inference.decision import Decision
-from hnseg.inference.ensemble import MAPS, Spread, StageEnsemble, entropy
+from hnseg.inference.ensemble import MAPS, Disagreement, StageEnsemble, entropy
 from hnseg.models.checkpoint import Member
 
 
@@ -24,12 +24,12 @@ def logits(*probabilities: float) -> Tensor:
     return torch.log(torch.tensor(probabilities)).reshape(-1, 1, 1, 1)
 
 
-def gathered(members: np.ndarray, weights: np.ndarray) -> Spread:
+def gathered(members: np.ndarray, weights: np.ndarray) -> Disagreement:
     """Members' logits (n, K, z, y, x) with a weight each."""
-    spread = Spread(information=True)
+    disagreement = Disagreement(information=True)
     for member, weight in zip(members, weights, strict=True):
-        spread.add(torch.from_numpy(member), float(weight))
-    return spread
+        disagreement.add(torch.from_numpy(member), float(weight))
+    return disagreement
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -77,26 +77,26 @@ def test_members_that_share_a_doubt_do_not_differ() -> None:
 
 def test_agreement_is_the_weighted_share_of_members_by_their_likeliest_class() -> None:
     """Two say GTVp, one GTVn with weight 2, one background: of 5, 2 and 2."""
-    spread = Spread()
-    spread.add(logits(0.3, 0.4, 0.3))
-    spread.add(logits(0.1, 0.8, 0.1))
-    spread.add(logits(0.45, 0.05, 0.5), 2)
-    spread.add(logits(0.5, 0.25, 0.25))
-    assert spread.agreement().ravel().tolist() == pytest.approx([2 / 5, 2 / 5])
-    spread.add(logits(0.4, 0.4, 0.2), 5)  # no more likely than the background
-    assert spread.agreement().ravel().tolist() == pytest.approx([2 / 10, 2 / 10])
+    disagreement = Disagreement()
+    disagreement.add(logits(0.3, 0.4, 0.3))
+    disagreement.add(logits(0.1, 0.8, 0.1))
+    disagreement.add(logits(0.45, 0.05, 0.5), 2)
+    disagreement.add(logits(0.5, 0.25, 0.25))
+    assert disagreement.agreement().ravel().tolist() == pytest.approx([2 / 5, 2 / 5])
+    disagreement.add(logits(0.4, 0.4, 0.2), 5)  # no more likely than the background
+    assert disagreement.agreement().ravel().tolist() == pytest.approx([2 / 10, 2 / 10])
 
 
 def test_members_are_not_held() -> None:
     """What a member gave may be overwritten as soon as it is added."""
     members = np.random.default_rng(0).normal(0, 2, (3, 3, 2, 2, 2)).astype(np.float32)
     kept, fused = gathered(members.copy(), np.ones(3)), special.softmax(members, axis=1).mean(axis=0)
-    spread = Spread(information=True)
+    disagreement = Disagreement(information=True)
     for member in members:
-        spread.add(torch.from_numpy(member))
+        disagreement.add(torch.from_numpy(member))
         member[:] = 0
-    np.testing.assert_array_equal(spread.uncertainty(fused), kept.uncertainty(fused))
-    np.testing.assert_array_equal(spread.agreement(), kept.agreement())
+    np.testing.assert_array_equal(disagreement.uncertainty(fused), kept.uncertainty(fused))
+    np.testing.assert_array_equal(disagreement.agreement(), kept.agreement())
 
 
 def test_an_ensemble_tells_how_its_members_differ(tmp_path: Path) -> None:
@@ -110,18 +110,18 @@ def test_an_ensemble_tells_how_its_members_differ(tmp_path: Path) -> None:
     grid = Grid.centred((39, 40, 43), (24, 24, 24), (3.0, 3.0, 3.0))
     rules = Decision(weights={"plainconv": 2})
 
-    def run(members: list[Member], spread: Spread | None = None) -> np.ndarray:
+    def run(members: list[Member], disagreement: Disagreement | None = None) -> np.ndarray:
         ensemble = StageEnsemble(members, torch.device("cpu"), "float32", decision=rules)
-        return ensemble.probabilities(ct_image(), pet_image(), grid, spread=spread)
+        return ensemble.probabilities(ct_image(), pet_image(), grid, disagreement=disagreement)
 
-    spread = Spread(information=True)
-    fused = run(list(bundle.members), spread)
+    disagreement = Disagreement(information=True)
+    fused = run(list(bundle.members), disagreement)
     alone = np.stack([run([member]) for member in bundle.members])
     weights = [2.0 if member.card["model"] == "plainconv" else 1.0 for member in bundle.members]
     divergence = np.average([stats.entropy(one, fused, base=3, axis=0) for one in alone], 0, weights)
-    maps = dict(zip(MAPS, spread.uncertainty(fused), strict=True))
+    maps = dict(zip(MAPS, disagreement.uncertainty(fused), strict=True))
     np.testing.assert_allclose(maps["entropy"], stats.entropy(fused, base=3, axis=0), atol=1e-5)
     np.testing.assert_allclose(maps["mutual_information"], divergence, atol=1e-5)
     assert maps["mutual_information"].max() > 1e-3
     share = np.average([alone.argmax(1) == label for label in (1, 2)], 1, weights)
-    np.testing.assert_allclose(spread.agreement(), share, atol=1e-6)
+    np.testing.assert_allclose(disagreement.agreement(), share, atol=1e-6)
