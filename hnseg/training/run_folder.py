@@ -37,6 +37,11 @@ MACHINE = (
 # checkpoint, wherever the data lies now.
 _FREE = (*MACHINE, "data")
 
+
+class DamagedRunError(HnsegError):
+    """A file of a run that cannot be read."""
+
+
 State = Literal["fresh", "interrupted", "finished"]
 
 
@@ -209,18 +214,24 @@ def _writable() -> Iterator[None]:
         ) from error
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file of a run.
+def read_json(path: Path, *keys: str) -> Any:
+    """A JSON file of a run, and in it the keys that it must have.
 
     Raises:
-        HnsegError: It is damaged.
+        DamagedRunError: It cannot be read, or lacks a key.
     """
+    reason = "damaged"
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not keys or (isinstance(content, dict) and content.keys() >= {*keys}):
+            return content
     except ValueError as error:
-        raise HnsegError(
-            f"{path}: damaged ({error}); put it back, or train anew with overwrite=true"
-        ) from error
+        reason = f"damaged: {error}"
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+    raise DamagedRunError(
+        f"{path}: cannot be read ({reason}); put it back, or train anew with overwrite=true"
+    )
 
 
 def _write_json(path: Path, content: Any) -> None:

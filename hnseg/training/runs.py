@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from hnseg.errors import HnsegError
 from hnseg.files import is_locked
-from hnseg.training.run_folder import MACHINE, RunFolder, differing_keys
-
-
-class DamagedRunError(HnsegError):
-    """A file of a run that cannot be read."""
+from hnseg.training.run_folder import MACHINE, DamagedRunError, RunFolder, differing_keys, read_json
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class Run:
             DamagedRunError: A file of it cannot be read.
         """
         folder, config = RunFolder(path), read_config(path)
-        progress = _read(folder.progress, "seconds") if folder.progress.exists() else {}
+        progress = read_json(folder.progress, "seconds") if folder.progress.exists() else {}
         epoch, epochs = progress.get("epoch", 0), config["training"]["epochs"]
         state = _state(folder)
         left = (epochs - epoch) * progress["seconds"] if progress else None
@@ -99,7 +95,7 @@ def read_config(path: Path) -> dict[str, Any]:
         DamagedRunError: Its configuration cannot be read.
     """
     file = path / "config.json"
-    config = _read(file) if file.is_file() else None
+    config = read_json(file) if file.is_file() else None
     if not isinstance(config, dict) or not {"arm", "fold", "stage", "model", "training"} <= config.keys():
         raise HnsegError(f"{path}: no run lies there; give a folder that train.py wrote (see hnseg runs)")
     return config
@@ -156,38 +152,18 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str
     shared = (
         [key for key in scores[0][0] if all(key in one for pair in scores for one in pair)] if scores else []
     )
-    means = {key: _means([(pair[0][key], pair[1][key]) for pair in scores]) for key in shared}
+    means = {key: (fmean(a[key] for a, _ in scores), fmean(b[key] for _, b in scores)) for key in shared}
     return differing, means, len(finished)
 
 
 def _folds(path: Path) -> dict[str, Any]:
     """The hash of a run's folds: a cohort that grew is split otherwise under the same settings."""
     split = RunFolder(path).split
-    return {split.name: _read(split, "hash")["hash"]} if split.exists() else {}
+    return {split.name: read_json(split, "hash")["hash"]} if split.exists() else {}
 
 
 def _scores(path: Path) -> dict[str, float]:
-    return _read(path / "score.json", "val/dice")
-
-
-def _read(file: Path, *keys: str) -> Any:
-    """A file of a run, and in it what it must have."""
-    reason = "damaged"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not keys or (isinstance(content, dict) and content.keys() >= {*keys}):
-            return content
-    except ValueError:
-        pass
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-    raise DamagedRunError(
-        f"{file}: cannot be read ({reason}); restore it, or remove it and give the training command again"
-    )
-
-
-def _means(pairs: list[tuple[float, float]]) -> tuple[float, float]:
-    return sum(a for a, _ in pairs) / len(pairs), sum(b for _, b in pairs) / len(pairs)
+    return read_json(path / "score.json", "val/dice")
 
 
 def _by_fold(path: Path) -> dict[str, Run]:

@@ -1,7 +1,6 @@
 """A run's folder: fresh, interrupted or finished, and never another run's."""
 
 import json
-from functools import partial
 
 import pytest
 
@@ -92,15 +91,6 @@ def test_settings_and_folds_may_change_as_long_as_nothing_was_trained(folder):
     folder.begin(other, split=split)
     assert json.loads(folder.config.read_text()) == other
     assert json.loads(folder.split.read_text())["folds"] == [["A-1"], ["A-2"]]
-
-
-@pytest.mark.parametrize("name", ["config.json", "score.json", "split.json"])
-def test_a_damaged_file_is_named(trained, name):
-    trained.finish({"val/dice": 0.7})
-    (trained.path / name).write_text("")
-    read = trained.scores if name == "score.json" else partial(trained.look, CONFIG, split=SPLIT)
-    with pytest.raises(HnsegError, match=rf"{name}: damaged"):
-        read()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
