@@ -145,21 +145,6 @@ def test_a_patch_as_large_as_the_roi_is_the_roi(volumes):
         assert same(sample, reference)
 
 
-def test_a_padded_roi_is_its_own_patch(volumes):
-    spec = replace(SPEC, pad_to=(16, 16, 16))
-    sample = patches(volumes, patch=(16, 16, 16), spec=spec)[1]
-    assert sample["image"].shape == (2, 16, 16, 16)
-    assert sample["label"].shape == (16, 16, 16)
-
-
-def test_batches_are_what_losses_and_networks_expect(volumes):
-    sample = patches(volumes)[0]
-    assert sample["image"].dtype == torch.float32
-    assert sample["label"].dtype == torch.uint8
-    assert sample["image"].shape == (2, 6, 7, 8)
-    assert sample["label"].shape == (6, 7, 8)
-
-
 def test_jitter_shifts_the_roi_within_the_margin_and_no_further(tmp_path):
     shape, margin = (9, 12, 15), (1, 2, 3)
     volume = numbered(tmp_path, shape, margin)

@@ -184,14 +184,14 @@ class RandomFlip(SpatialTransform):
     """Mirrors.
 
     Args:
-        axes: Axes (z, y, x) that may be mirrored, each half of the time.
+        axes: Axes (z, y, x) that may be mirrored, each half of the time, once it acts.
     """
 
     axes: Sequence[int] = (0, 1, 2)
 
     def draw(self, rng: np.random.Generator, channels: int) -> list[int] | None:
         """Axes (z, y, x) to mirror."""
-        mirrored = rng.random(3) < 0.5
+        mirrored = (rng.random() < self.p) & (rng.random(3) < 0.5)
         return [axis for axis in self.axes if mirrored[axis]] or None
 
     def move(self, sample: Sample, parameters: list[int]) -> None:
