@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from hnseg.errors import HnsegError
-from hnseg.files import digest_file, lock, read_table, replacing, write_table
+from hnseg.files import digest_file, lock, read_table, remove_leftovers, replacing, write_table
 from hnseg.imaging.case import EXTENSIONS
 from hnseg.imaging.placement import Fallback
 from hnseg.inference.ensemble import MAPS
@@ -138,6 +138,7 @@ def write_tables(out: Path) -> None:
         HnsegError: They cannot be written.
     """
     with lock(out, wait=True):  # who has it last has read every process's records
+        remove_leftovers(out)  # the tables alone are written in OUT itself
         records = read_records(out).values()
         write_table(out / CASES, COLUMNS, (record.row for record in records))
         lesions = ({"case_id": one.case_id, **lesion.row} for one in records for lesion in one.lesions)
