@@ -25,7 +25,13 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("experiment", choices("experiment"))
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        name if name == "none" else pytest.param(name, marks=pytest.mark.slow)
+        for name in choices("experiment")
+    ],
+)
 @pytest.mark.parametrize(("stage", "model"), list(product(choices("stage"), choices("model"))))
 def test_every_choice_is_accepted(stage: str, model: str, experiment: str) -> None:
     """Each stage, model, scale and experiment with one another; the other groups take turns."""

@@ -57,7 +57,9 @@ def test_the_ablation_is_what_tables_5_and_6_and_the_cascade_need() -> None:
     }
 
 
-@pytest.mark.parametrize("experiment", ["none", "demo", "reproduce"])
+@pytest.mark.parametrize(
+    "experiment", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ("demo", "reproduce"))]
+)
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_no_two_jobs_of_a_sweep_share_a_run_folder(sweep: str, experiment: str) -> None:
     jobs = grid(sweep)
