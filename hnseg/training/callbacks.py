@@ -105,7 +105,7 @@ class ProgressFile(L.Callback):
         self.dice: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes when this process began, and where: a run taken up again has its first epochs behind it."""
+        """Notes when this process began, and where: a resumed run has its first epochs behind it."""
         self.started, self.done = time.monotonic(), trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

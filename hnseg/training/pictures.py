@@ -31,7 +31,7 @@ def pictures(folder: Path) -> list[tuple[int, str, Path]]:
 
 
 def discard_pictures(folder: Path, step: int) -> None:
-    """Removes those of a step on, which a run that is taken up there will paint again."""
+    """Removes the pictures from a step on, which a run resumed there paints again."""
     for painted, _, path in pictures(folder):
         if painted >= step:
             path.unlink()
@@ -71,7 +71,7 @@ class Pictures(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Paints the case just predicted, where it is one of those chosen and the time has come."""
+        """Paints the predicted case if it is one of those chosen and `every` epochs have passed."""
         if dataloader_idx or batch_idx not in _chosen(int(trainer.num_val_batches[0])):
             return
         epochs = trainer.current_epoch + 1
