@@ -10,11 +10,11 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hnseg.devices import pick_device
 from hnseg.errors import HnsegError
@@ -26,17 +26,8 @@ from hnseg.inference.setup import Setup
 from hnseg.models.bundle import LISTING
 
 
-@dataclass(frozen=True)
-class Share:
-    """What each actor gets.
-
-    Args:
-        workers: Number of actors.
-        device: Where their networks run.
-        gpus: GPUs that Ray keeps for an actor.
-        cpus: CPUs that Ray keeps for an actor.
-        threads: Of its networks on the CPU.
-    """
+class Share(NamedTuple):
+    """How many actors there are, where their networks run, and what Ray keeps for each."""
 
     workers: int
     device: str
@@ -54,28 +45,22 @@ def share(nodes: Sequence[Mapping[str, float]], device: str = "auto", workers: i
         workers: Number of actors; None is one a GPU, or on CPUs one a node.
 
     Raises:
-        HnsegError: No number of actors, more than there is room for, or cuda without a GPU.
+        HnsegError: More actors than there is room for, or cuda without a GPU.
     """
-    if workers is not None and (not isinstance(workers, int) or workers < 1):
-        raise HnsegError(f"engine.workers={workers}: give a number of 1 or more, or null")
-    gpus = [int(node.get("GPU", 0)) for node in nodes]
-    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    gpus, cpus = ([int(node.get(kind, 0)) for node in nodes] for kind in ("GPU", "CPU"))
     if device == "cuda" and not any(gpus):
         raise HnsegError("trainer.device=cuda, but no node of the Ray cluster has a GPU; choose auto or cpu")
-    if device != "cpu" and any(gpus):
-        _require_room(workers, sum(gpus), "GPUs")
+    use_gpus = device != "cpu" and any(gpus)
+    room, what = (sum(gpus), "GPUs") if use_gpus else (sum(cpus), "CPUs")
+    if (workers or 1) > room:
+        raise HnsegError(f"engine.workers={workers}: the Ray cluster has {room} {what}; set it to no more")
+    if use_gpus:
         threads = min(cpu // gpu for cpu, gpu in zip(cpus, gpus, strict=True) if gpu)
-        return Share(workers or sum(gpus), "cuda", gpus=1, cpus=0, threads=max(threads, 1))
-    _require_room(workers, sum(cpus), "CPUs")
+        return Share(workers or room, "cuda", gpus=1, cpus=0, threads=max(threads, 1))
     workers = workers or sum(count > 0 for count in cpus)
     # The most threads with which all of them find room.
     each = next(n for n in range(max(cpus), 0, -1) if sum(count // n for count in cpus) >= workers)
     return Share(workers, "cpu" if device == "auto" else device, gpus=0, cpus=each, threads=each)
-
-
-def _require_room(workers: int | None, room: int, what: str) -> None:
-    if (workers or 1) > room:
-        raise HnsegError(f"engine.workers={workers}: the Ray cluster has {room} {what}; set it to no more")
 
 
 class Actor:
@@ -205,9 +190,8 @@ def _connected(address: str) -> Iterator[None]:
         options: dict[str, Any] = {}
         if address == "local":
             if "ray" not in sys.modules:  # it reads its environment when it is imported
-                os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = (
-                    "0"  # as there, the loopback interface alone
-                )
+                # As on those systems, the loopback interface alone.
+                os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
                 os.environ.setdefault("RAY_AUTH_MODE", "token")
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # not kept in the home folder
             options = {"include_dashboard": False, "object_store_memory": _STORE, "_temp_dir": folder}

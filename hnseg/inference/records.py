@@ -93,7 +93,7 @@ class Record:
             "memory_mib": _number(self.memory_mib, 0),
             "gpu_mib": _number(self.gpu_mib, 0),
             "out_of_fold": {None: "", True: "yes", False: "no"}[self.out_of_fold],
-            "lesions": str(len(self.lesions)) if self.status == "ok" else "",
+            "lesions": str(len(self.lesions)) if self.status == "ok" and self.stage != "head" else "",
             "lesion_ml_outside_roi": _number(self.lesion_ml_outside_roi),
             "fallback": "; ".join(self.fallbacks),
             "review_reason": "; ".join(self.review_reasons),
