@@ -135,14 +135,6 @@ def test_members_of_one_kind_keep_their_own_weights(tmp_path: Path) -> None:
         assert again == [kept >= size, kept >= 2 * size]
 
 
-def test_a_result_outlives_the_next_window(member: Member) -> None:
-    network = OpenVinoNetworks("float32")(member)
-    first = network(image(member, 16, 16, 16))
-    copy = first.clone()
-    network(torch.zeros(1, 2, 16, 16, 16))
-    assert torch.equal(first, copy)
-
-
 def test_a_converted_network_is_used_again_without_building_the_pytorch_one(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,16 +290,6 @@ def test_where_it_is_not_installed_auto_is_pytorch_and_asking_for_it_tells_the_r
         HnsegError, match=r"not installed; pip install 'hnseg\[openvino\]', or set backend=torch"
     ):
         pick_backend(CPU, "openvino")
-
-
-@pytest.mark.parametrize(
-    ("device", "wanted", "message"),
-    [("cuda", "openvino", "set trainer.device=cpu"), ("cpu", "onnx", "backend=onnx is unknown; choose auto")],
-)
-def test_what_cannot_be_is_told_in_one_line(device: str, wanted: str, message: str) -> None:
-    with pytest.raises(HnsegError, match=message) as told:
-        pick_backend(torch.device(device), wanted)
-    assert "\n" not in str(told.value)
 
 
 def test_export_converts_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,13 +92,6 @@ def test_a_member_says_its_windows_and_whether_it_may_be_mirrored() -> None:
     assert Predictor.of({"patch": [8, 8, 8]}) == Predictor((8, 8, 8))
 
 
-def test_mirroring_does_nothing_to_a_network_that_does_not_know_sides() -> None:
-    network = nn.Conv3d(2, 3, 1)
-    volume = image(8, 8, 8)
-    mirrored = Predictor((8, 8, 8), mirror=(0, 1, 2))(network, volume)
-    torch.testing.assert_close(mirrored, network(volume).detach())
-
-
 def test_bfloat16_is_close_to_float32_and_comes_back_as_float32(network: nn.Module) -> None:
     volume = image(12, 12, 12)
     exact = Predictor((8, 8, 8))(network, volume)

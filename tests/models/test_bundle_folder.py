@@ -10,7 +10,6 @@ import pytest
 from members import card, make_bundle, write_run
 
 from hnseg.errors import HnsegError
-from hnseg.files import replacing_folder
 from hnseg.models.bundle import Bundle, export_bundle
 
 
@@ -82,11 +81,6 @@ def test_a_failing_replacing_keeps_the_older_bundle(
     assert len(Bundle.load(bundle.path).members) == 2
 
 
-def test_two_exports_at_once_do_not_mix(bundle: Bundle) -> None:
-    with replacing_folder(bundle.path), pytest.raises(HnsegError, match="another process writes there"):
-        export_bundle([bundle.path], bundle.path)
-
-
 def test_what_a_link_leads_to_is_replaced(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(bundle.path)
     write_run(tmp_path / "new", card("fine", "segresnet"))
@@ -110,16 +104,3 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(HnsegError, match="something other than a bundle"):
             export_bundle([tmp_path / "runs"], out)
     assert (tmp_path / "scans" / "precious.nii.gz").exists()
-
-
-def test_a_place_that_cannot_be_written_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(HnsegError, match=r"file/new: cannot be written .*; choose another --out"):
-        export_bundle([bundle.path], tmp_path / "file" / "new")
-
-
-def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
-    write_run(tmp_path / "runs", card("fine", "segresnet"))
-    (tmp_path / "bundle").mkdir()
-    export_bundle([tmp_path / "runs"], tmp_path / "bundle")
-    assert Bundle.load(tmp_path / "bundle").members

@@ -46,12 +46,6 @@ def test_it_is_pytorchs_up_to_bfloat16_forward_and_backward(batch: int) -> None:
         assert (mine - other).abs().max() < 2**-5 * other.abs().max()
 
 
-def test_samples_do_not_mix() -> None:
-    image, made = activations(2, torch.bfloat16), norm(InstanceNorm)
-    together, alone = made(image), torch.cat([made(one) for one in image.split(1)])
-    assert torch.equal(together, alone)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_does_not_suit_is_left_to_pytorch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """float32, whose sums would lose digits, and activations in PyTorch's own order."""
