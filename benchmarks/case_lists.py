@@ -21,11 +21,11 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from hnseg.card import Decision
 from hnseg.imaging.case import Case
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.images import write_image
 from hnseg.inference.cascade import Segmentation
-from hnseg.inference.decision import Decision
 from hnseg.inference.lesions import Lesion
 from hnseg.inference.postprocess import Uptake
 from hnseg.inference.predict_cases import predict_cases

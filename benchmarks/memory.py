@@ -23,17 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hnseg.app import compose as compose_job
-from hnseg.config import Node
+from hnseg.card import plain
+from hnseg.config import Node, compose_job
 from hnseg.config import build as construct
 from hnseg.devices import Precision, autocast, pick_device, pick_precision
-from hnseg.job import describe, make_input, make_stage
 from hnseg.models.nets import build, checkpoint_blocks
 
 Config = dict[str, Any]
@@ -219,11 +217,9 @@ class Job:
     @classmethod
     def compose(cls, stage: str, model: str, recipe: str) -> Job:
         """The job of `train.py stage=... model=... recipe=...`."""
-        cfg = compose_job([f"stage={stage}", f"model={model}", f"recipe={recipe}"])
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
-        made = make_stage(config)
-        network = describe(config, made, make_input(config, made))["network"]
-        return cls(stage, model, recipe, StepJob.of(config, network, processes=1))
+        job = compose_job([f"stage={stage}", f"model={model}", f"recipe={recipe}"])
+        network = job.card(job.input_spec)["network"]
+        return cls(stage, model, recipe, StepJob.of(plain(job), network, processes=1))
 
 
 def jobs() -> list[Job]:

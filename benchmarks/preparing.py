@@ -26,14 +26,12 @@ from typing import Any
 
 import SimpleITK as sitk
 from authors_flow import COARSE, FINE, HEAD, centroid, enhanced, sample, scaled, window
-from omegaconf import OmegaConf
 
-from hnseg.app import compose as compose_job
+from hnseg.config import compose_job
 from hnseg.data.phantom import make_cohort
 from hnseg.data.prepare import prepare
 from hnseg.imaging.case import Case, read_cases
 from hnseg.imaging.grid import Grid, coarse_grid, top_of_scan_grid
-from hnseg.job import jitter_mm, make_input, make_stage
 
 STAGES = {"head": "plainconv", "coarse": "plainconv", "fine": "resenc"}
 CORES = os.cpu_count() or 1
@@ -92,13 +90,10 @@ def timed(who: str, work: Path, stage: str) -> dict[str, float]:
 def run_hnseg(work: Path, stage: str, out: Path) -> dict[str, float]:
     """From the files to the cache."""
     cases = read_cases(work / "cases")
-    config: Any = OmegaConf.to_container(
-        compose_job([f"stage={stage}", f"model={STAGES[stage]}"]), resolve=True
-    )
-    made = make_stage(config)
-    spec = make_input(config, made)
+    job = compose_job([f"stage={stage}", f"model={STAGES[stage]}"])
+    made, spec = job.placed_stage, job.input_spec
     settings: dict[str, Any] = {"sampling": spec.sampling, "modalities": spec.modalities}
-    settings["margin_mm"] = jitter_mm(config, made)
+    settings["margin_mm"] = job.jitter_mm
     start = perf_counter()
     prepare(cases, made, out, heads=work / "cases" / "heads", workers=CORES, **settings)
     return {"hnseg": perf_counter() - start}

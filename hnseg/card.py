@@ -56,7 +56,7 @@ class Stage:
         lateral: For `top_of_scan`, centred on the `body` in x and y, or from the image's `corner`.
     """
 
-    name: Name
+    name: StageName
     size: Shape
     spacing: tuple[Positive, Positive, Positive]
     placement: Literal["top_of_scan", "below_head", "lesions", "scan"]
@@ -103,7 +103,7 @@ class Sampling:
     head_spacing: tuple[Positive, Positive, Positive] = (2.0, 2.0, 3.0)
 
 
-STUDY = Sampling()  # the paper's
+STUDY = Sampling()  # the paper's, and the default
 
 
 @dataclass(frozen=True, config=_VALUES)
@@ -130,14 +130,19 @@ class Normalise:
     std: Number | None = None
 
     @property
-    def missing(self) -> tuple[str, ...]:
-        """Constants of the training cohort that the scheme needs and that are not known yet."""
+    def constants(self) -> dict[str, float | None]:
+        """Constants of the training cohort that the scheme needs; mostly none."""
         needed = {
             "ct": ("lower", "upper", "mean", "std"),
             "range": ("lower", "upper"),
             "cohort": ("mean", "std"),
         }
-        return tuple(name for name in needed.get(self.scheme, ()) if getattr(self, name) is None)
+        return {name: getattr(self, name) for name in needed.get(self.scheme, ())}
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Those that are not known yet."""
+        return tuple(name for name, value in self.constants.items() if value is None)
 
 
 @dataclass(frozen=True, config=_VALUES)
@@ -228,12 +233,12 @@ class Decision:
         weights: Of a model's members under `flat`, 1 where not named; 0 leaves them out.
         rule: `half` wants a probability of at least 0.5, `argmax` more than the background's.
         thresholds: By class; read under `argmax` alone.
-        way_back: What is brought to the CT's grid: `probabilities`, linearly, to be decided there, or
+        resample_output: What is brought to the CT's grid: `probabilities`, linearly, to be decided there, or
             `labels` decided on the stage's grid, by nearest neighbour.
         min_component_ml: Smallest component that stays, ml; one number or by class. 0 keeps all.
         node_suv_peak: GTVn components with a lower SUVpeak are dropped; None or 0 drops none.
         mirror: Average over mirrorings in the last stage.
-        cover: `one` cube, or `all` that the coarse lesions need.
+        roi_cover: A `single` cube, or `multiple` ones where the coarse lesions need them.
         fallback: Where a stage finds nothing, `chain` looks somewhere sensible and `fail` ends the case.
     """
 
@@ -241,11 +246,11 @@ class Decision:
     weights: dict[str, Amount] = Field(default_factory=dict)
     rule: Literal["half", "argmax"] = "half"
     thresholds: dict[Lesion, Probability] = Field(default_factory=dict)
-    way_back: Literal["probabilities", "labels"] = "probabilities"
+    resample_output: Literal["probabilities", "labels"] = "probabilities"
     min_component_ml: Amount | dict[Lesion, Amount] = 0.0
     node_suv_peak: Amount | None = None
     mirror: StrictBool = False
-    cover: Literal["one", "all"] = "one"
+    roi_cover: Literal["single", "multiple"] = "single"
     fallback: Literal["chain", "fail"] = "chain"
 
     @property

@@ -52,6 +52,7 @@ from hnseg.card import (
     Stage,
     StageName,
     Written,
+    plain,
 )
 from hnseg.errors import HnsegError
 
@@ -182,7 +183,7 @@ class Recipe(Settings):
     coordinates: StrictBool  # add where each voxel lies in the ROI: x, y, z
     pet: PetRule
     pet_upper: Positive  # SUV; read under pet=suv alone
-    minmax_again: tuple[StageName, ...]  # stages whose ROI is scaled by its extremes, CT too
+    roi_minmax: tuple[StageName, ...]  # stages whose ROI is scaled by its extremes, CT too
     normalise: Schemes
     source: Source  # what ROIs are cut from
     outside: Outside  # what lies beyond the scan
@@ -192,8 +193,6 @@ class Recipe(Settings):
     cut_head: Probability  # of the head stage's samples, those that lose part of the head
     checkpoint: Literal["best", "compare"]
     ema: Fraction | None
-    cover: Literal["one", "all"]
-    fallback: Literal["chain", "fail"]
     decision: Decision
 
     @model_validator(mode="after")
@@ -290,7 +289,7 @@ class Job(Settings):
     def _powers_of_fractions(self) -> Self:
         """Powers are of [0, 1], and the head crop is windowed."""
         recipe, stage = self.recipe, self.stage.name
-        rescaled = stage in recipe.minmax_again
+        rescaled = stage in recipe.roi_minmax
         raw_pet = recipe.source == "head_crop" or recipe.pet == "raw"
         if self.cte and recipe.enhance.pet and raw_pet and stage != "head" and not rescaled:
             raise ValueError(
@@ -341,7 +340,7 @@ class Job(Settings):
             cte=self.cte,
             pet=recipe.pet if source == "study" else "raw",
             pet_upper=recipe.pet_upper,
-            roi_minmax=stage.name in recipe.minmax_again,
+            roi_minmax=stage.name in recipe.roi_minmax,
             pad_to=None if (z, y, x) == stage.shape else (z, y, x),
             ct_powers=recipe.enhance.ct,
             pet_powers=recipe.enhance.pet,
@@ -349,6 +348,29 @@ class Job(Settings):
         )
         schemes = {"ct": recipe.normalise.ct, "pet": recipe.normalise.pet}
         return replace(spec, normalise=tuple(Normalise(schemes[name]) for name, _ in spec.intensities))
+
+    def card(self, spec: InputSpec, **provenance: Any) -> dict[str, Any]:
+        """What a checkpoint must say for its network to be run.
+
+        Args:
+            spec: The input chain with its constants.
+            provenance: Where the network comes from: split, trained_on, fingerprint.
+        """
+        channels = {"in_channels": spec.channels, "out_channels": len(self.stage.classes) + 1}
+        gate = {"gate": True} if self.model.gating else {}
+        return {
+            "name": f"{self.arm}_fold_{self.fold}",
+            "model": self.model.name,
+            "fold": self.fold,
+            "stage": plain(self.placed_stage),
+            "input": plain(spec),
+            "network": {**channels, **gate, **plain(self.model.settings)},
+            "patch": list(self.training.patch),
+            "window": plain(self.model.window),
+            "recipe": self.recipe.name,
+            "decision": plain(self.recipe.decision),
+            **provenance,
+        }
 
 
 class MemberKind(Settings):
@@ -380,10 +402,10 @@ class Rules(Settings):
     weights: dict[str, Amount] | None
     rule: Literal["half", "argmax"] | None
     thresholds: dict[Lesion, Probability] | None
-    way_back: Literal["probabilities", "labels"] | None
+    resample_output: Literal["probabilities", "labels"] | None
     min_component_ml: Amount | dict[Lesion, Amount] | None
     node_suv_peak: Amount | None
-    cover: Literal["one", "all"] | None
+    roi_cover: Literal["single", "multiple"] | None
     fallback: Literal["chain", "fail"] | None
 
     @property

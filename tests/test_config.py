@@ -157,7 +157,7 @@ def test_keys_that_do_not_go_together_are_named(override: str, keys: tuple[str, 
 
 def test_hu_are_accepted_where_a_network_wants_them_or_they_are_rescaled() -> None:
     compose_job(["recipe.ct_window=null", "cte=false"])
-    compose_job(["recipe.ct_window=null", "recipe.minmax_again=[fine]"])
+    compose_job(["recipe.ct_window=null", "recipe.roi_minmax=[fine]"])
     compose_job([*PAIRS["head"], "recipe.ct_window=null", "recipe.source=head_crop"])
 
 

@@ -148,12 +148,11 @@ def test_one_command_makes_coarse_predictions_that_the_fine_stage_may_train_on(
 ) -> None:
     out = tmp_path / "coarse"
     places = [f"cases={cohort}", f"bundle={folds}", f"out={out}", f"heads={cohort / 'heads'}"]
-    config = {"data": {"coarse": str(out)}, "recipe": {"roi": {"train": "coarse"}}}
     infer(*places, "until=coarse")
     with pytest.raises(HnsegError, match="made by networks trained on A-0, A-2, B-1, B-3"):
-        find_coarse(config, read_cases(cohort))
+        find_coarse(out, read_cases(cohort), train_roi="coarse")
     infer(*places, "until=coarse", "unseen=true")
-    assert find_coarse(config, read_cases(cohort)) == out
+    assert find_coarse(out, read_cases(cohort), train_roi="coarse") == out
 
 
 def test_a_case_without_an_unseen_member_is_reported_and_the_others_finish(

@@ -77,9 +77,6 @@ def test_a_mistake_is_one_line_before_anything_heavy(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["training.patch=[150,160,160]"], r"training\.patch=\[150, 160, 160\].*\[160, 160, 160\]"),
-        (["loss.loss.class_weights=[1,2]"], r"class_weights=\[1, 2\].*background, GTVp, GTVn"),
-        (["model.settings.features=[8,16]"], r"model\.settings.*features 2, strides 6"),
         (["data.folds=9"], r"data\.folds=9 with 8 cases"),
         (["data.exclude=[A-99]"], r"data\.exclude=A-99"),
         (["data.split=nowhere.json"], r"nowhere\.json"),

@@ -30,9 +30,9 @@ def profile(
     found = measure(overrides or [], steps)
     if json_file is not None:
         write_json(found.figures(), json_file)
-    training = found.config["training"]
-    patch = " x ".join(map(str, training["patch"]))
-    title = f"{found.config['arm']}: {found.steps} batches of {found.samples // found.steps} x {patch}"
+    training = found.job.training
+    patch = " x ".join(map(str, training.patch))
+    title = f"{found.job.arm}: {found.steps} batches of {found.samples // found.steps} x {patch}"
     rows = [
         [part, f"{seconds / found.steps:.3f}", f"{seconds / found.total:.0%}"]
         for part, seconds in found.seconds.items()
@@ -42,8 +42,8 @@ def profile(
     if found.gpu_peak_mib is not None:
         figures.append(f"on the GPU {found.gpu_peak_mib / 1024:.1f} GiB")
     if found.hours is not None:
-        figures.append(f"{training['epochs']} epochs take {found.hours:.3g} hours and their validations")
-    patients = "synthetic patients" if found.made_up else found.config["data"]["root"]
+        figures.append(f"{training.epochs} epochs take {found.hours:.3g} hours and their validations")
+    patients = "synthetic patients" if found.made_up else found.job.data.root
     print(f"On {patients}: {', '.join(figures)}")
     print(f"{found.device.type} in {found.precision}; {found.loading}")
     for line in advice(found):

@@ -13,14 +13,13 @@ from typing import Any, Literal
 import lightning as L
 from torch.utils.data import DataLoader
 
+from hnseg.card import InputSpec, Stage
 from hnseg.data.augment import Compose
 from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import WHOLE, EpochSampler, PatchDataset, Shape, Shard, VolumeDataset, augment_batch
 from hnseg.data.fingerprint import Fingerprint, needs_fingerprint
-from hnseg.data.intensity import InputSpec
 from hnseg.data.prepare import digest_volumes, prepare
 from hnseg.imaging.case import Case
-from hnseg.imaging.stage import Stage
 
 PREFETCH = 2  # batches that each loader process has ready
 _MOST_WORKERS = 12  # nnU-Net's own number for one GPU

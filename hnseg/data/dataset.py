@@ -10,10 +10,11 @@ import torch
 import torchio as tio
 from torch.utils.data import Dataset, Sampler, default_collate
 
+from hnseg.card import InputSpec
 from hnseg.data.augment import Compose, RandomAffine, Sample, Streams
 from hnseg.data.cache import StageVolume
 from hnseg.data.coordinates import coordinate_channels, follow
-from hnseg.data.intensity import InputSpec, to_subject
+from hnseg.data.intensity import input_transform, network_input, to_subject
 from hnseg.data.patch import Shape, foreground_voxel, sample_patch
 from hnseg.data.sampling import MODALITIES
 
@@ -132,7 +133,7 @@ class PatchDataset(Dataset[dict[str, Any] | Sample]):
         jitter: bool = False,
         scan_augment: Compose | None = None,
     ) -> None:
-        self.volumes, self.spec, self.transform = list(volumes), spec, spec.transform()
+        self.volumes, self.spec, self.transform = list(volumes), spec, input_transform(spec)
         self.patch, self.augment, self.seed = patch, augment, seed
         self.batch_size, self.jitter, self.scan_augment = batch_size, jitter, scan_augment
         self.unforced = round(batch_size * (1 - foreground))
@@ -206,7 +207,7 @@ class VolumeDataset(Dataset[dict[str, Any]]):
 
     def __init__(self, volumes: Sequence[StageVolume], spec: InputSpec, classes: int) -> None:
         self.volumes, self.spec, self.classes = list(volumes), spec, classes
-        self.transform = spec.transform()
+        self.transform = input_transform(spec)
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -215,7 +216,7 @@ class VolumeDataset(Dataset[dict[str, Any]]):
         volume = self.volumes[index]
         subject = self.transform(roi_subject(volume, volume.margin))
         return {
-            "image": self.spec.network_input(subject),
+            "image": network_input(self.spec, subject),
             "label": subject["label"].data[0],
             "case_id": volume.case_id,
             "voxels_outside_roi": torch.tensor(volume.voxels_outside_roi(self.classes)),

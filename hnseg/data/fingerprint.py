@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.progress import track
 
+from hnseg.card import InputSpec, Normalise, plain
 from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import roi_subject
-from hnseg.data.intensity import InputSpec, Normalise
+from hnseg.data.intensity import input_transform
 from hnseg.errors import HnsegError
 from hnseg.files import digest, replacing
 
@@ -78,11 +79,11 @@ class Fingerprint(BaseModel):
         Raises:
             HnsegError: No case has a foreground voxel.
         """
-        measured_on = [spec.unnormalised.to_dict(), sorted(str(v.folder) for v in volumes)]
+        measured_on = [plain(spec.unnormalised), sorted(str(v.folder) for v in volumes)]
         path = cache / "fingerprints" / f"{digest(measured_on)}.json"
         with suppress(OSError, ValueError):  # missing or damaged: measured anew
             return cls.model_validate_json(path.read_text())
-        transform = spec.unnormalised.transform()
+        transform = input_transform(spec.unnormalised)
         console = Console(stderr=True)
         tracked = track(volumes, "Measuring the training fold", console=console)
         cases = [_measure(volume, transform) for volume in tracked]

@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from rich.console import Console
 
+from hnseg.card import STUDY, Sampling, Stage, plain
 from hnseg.data.cache import CacheError, StageVolume, entry_folder, is_whole, write_entry
-from hnseg.data.sampling import MODALITIES, STUDY, Sampling
+from hnseg.data.sampling import MODALITIES, sample_images, sample_label
 from hnseg.errors import HnsegError
 from hnseg.files import digest, digest_file, replacing
 from hnseg.imaging.case import Case, mask_file
@@ -27,7 +27,7 @@ from hnseg.imaging.grid import Grid
 from hnseg.imaging.images import read_label, read_mask, to_array
 from hnseg.imaging.masks import foreground_box, positions, voxel_ml
 from hnseg.imaging.placement import PlacedRoi, place
-from hnseg.imaging.stage import Stage
+from hnseg.imaging.stage import place_grid
 from hnseg.imaging.suv import read_scan
 from hnseg.processes import map_cases
 
@@ -89,7 +89,7 @@ def place_roi(
         empty = mask is not None and not to_array(mask).any()
         return place(stage, ct, pet, _searched(masks, case.case_id) if empty else mask)
     try:
-        return PlacedRoi(stage.grid(ct, mask))
+        return PlacedRoi(place_grid(stage, ct, mask))
     except ValueError as error:
         raise HnsegError(f"{case.case_id}: {error}") from error
 
@@ -220,7 +220,7 @@ def _folder_name(
     stage: Stage, sampling: Sampling, modalities: Sequence[str], masks: Path | None, margin_mm: float
 ) -> str:
     """Of what holds the entries of a stage and its settings."""
-    settings = {"stage": asdict(stage), "sampling": sampling.to_dict(), "margin": margin_mm, "format": FORMAT}
+    settings = {"stage": plain(stage), "sampling": plain(sampling), "margin": margin_mm, "format": FORMAT}
     if tuple(modalities) != MODALITIES:
         settings["modalities"] = list(modalities)
     if masks is not None:  # a case whose mask is missing has no entry, though it may have one without masks
@@ -295,11 +295,11 @@ def prepare_case(
     margin = stage.voxels(margin_mm)
     grid = placed.grid.padded(margin)
     arrays: dict[str, NDArray[Any]] = {
-        **sampling.images(ct, pet, grid, modalities=modalities, antialias=stage.antialias)
+        **sample_images(sampling, ct, pet, grid, modalities=modalities, antialias=stage.antialias)
     }
     if sampling.source == "study" and "ct" in arrays:
         arrays["ct"] = arrays["ct"].astype(np.int16)  # whole HU
-    arrays["label"] = sampling.label(label, ct, grid)
+    arrays["label"] = sample_label(sampling, label, ct, grid)
     meta = {
         "grid": grid.to_dict(),
         "margin": list(margin),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from hnseg.card import Decision
 from hnseg.errors import HnsegError, few
 from hnseg.evaluation.score import crop_to_labels, find_masks, read_masks
 from hnseg.evaluation.statistics import ratio
@@ -29,7 +30,7 @@ from hnseg.imaging.checks import SUV_LIMIT, SUV_REMEDY
 from hnseg.imaging.images import to_array
 from hnseg.imaging.masks import voxel_ml
 from hnseg.imaging.suv import read_pet
-from hnseg.inference.decision import Decision
+from hnseg.inference.decision import read_decision
 from hnseg.inference.postprocess import components, least_voxels, suv_peak
 from hnseg.inference.records import Record, read_records
 from hnseg.metrics.lesions import Overlaps, match, overlapping_lesions
@@ -217,7 +218,7 @@ def tune(bundle: Bundle, predictions: Path, root: Path) -> Tuning:
 
     The GTVp volume is chosen by GTVp DSC (cases without GTVp on either side score 1), the GTVn volume and
     SUVpeak together by the mean of GTVn DSCagg and GTVn F1agg, which count alike in the challenge's ranking.
-    Under `cover=all` the volumes also keep specks of the coarse prediction from getting a cube of
+    Under `roi_cover=multiple` the volumes also keep specks of the coarse prediction from getting a cube of
     their own, which is not measured here.
 
     Args:
@@ -232,7 +233,7 @@ def tune(bundle: Bundle, predictions: Path, root: Path) -> Tuning:
     fine = bundle.of_stage("fine")
     if not fine or tuple(fine[0].stage.classes) != tuple(CLASSES):
         raise HnsegError(f"{bundle.path}: has no fine member that finds GTVp and GTVn; export one too")
-    present = Decision.from_dict(bundle.decision, tuple(CLASSES))
+    present = read_decision(bundle.decision)
     cases = read_cases(root)
     if len(cases) < MIN_CASES:
         raise HnsegError(
@@ -283,7 +284,7 @@ def _fault(record: Record, identity: str, present: Decision) -> str:
         return "not the fine stage's masks:"
     if record.bundle != identity:
         return "another bundle made"
-    made_with = Decision.from_dict(record.rules, tuple(CLASSES))
+    made_with = read_decision(record.rules)
     if any(made_with.floors(tuple(CLASSES))) or made_with.node_suv_peak:
         used = " ".join(f"decision.{key}={getattr(made_with, key)}" for key in TUNED)
         return f"components were dropped with {used}:"

@@ -12,10 +12,11 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from hnseg.card import Stage
 from hnseg.errors import HnsegError
 from hnseg.imaging import masks
 from hnseg.imaging.grid import Grid, Point, bounds, sample, top_of_scan_grid
-from hnseg.imaging.stage import Stage
+from hnseg.imaging.stage import place_grid
 from hnseg.imaging.suv import sphere_means
 
 # An adult head is 3 to 5 litres; a component this small is a stray.
@@ -97,7 +98,7 @@ def place(
             return PlacedRoi(Grid.centred((low + high) / 2, stage.size, stage.spacing), Fallback.MIDDLE)
         grid = Grid.centred(region.center, stage.size, stage.spacing)
         return PlacedRoi(grid, Fallback.BRIGHTEST_PET, region.suv_peak)
-    return PlacedRoi(stage.grid(ct, found))
+    return PlacedRoi(place_grid(stage, ct, found))
 
 
 def _require(fallback: str, stage: str) -> None:

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from hnseg.card import Bounds, Shape
-from hnseg.data.intensity import InputSpec, Normalise
+from hnseg.card import Bounds, InputSpec, Normalise, Shape
 from hnseg.data.splits import read_split_file
 from hnseg.errors import HnsegError
 from hnseg.importing.members import (
@@ -171,7 +170,7 @@ def _member(path: Path, overrides: Sequence[str]) -> Trained:
     stored = parse(Stored, read_foreign_checkpoint(path), path)
     parameters = parse(HyperParameters, stored.config, path)
     network = parameters.network
-    config, stage, spec = compose("segresnet", "SegResNetDS", overrides)
+    job, stage, spec = compose("segresnet", "SegResNetDS", overrides)
     classes = [name for name in parameters.class_names if name.lower() != "background"]
     check_classes(classes or stage.classes, stage, path)
     # Without resampling, the network knows the spacing of its training data.
@@ -185,8 +184,8 @@ def _member(path: Path, overrides: Sequence[str]) -> Trained:
             "choose another stage= or folder"
         )
     return make_member(
-        config | {"fold": parameters.fold},
-        stage,
+        job,
+        parameters.fold,
         replace(spec, normalise=normalise),
         stored.state_dict,
         path,

@@ -11,14 +11,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hnseg.card import Positive, Shape, plain
-from hnseg.config import compose_job
-from hnseg.data.intensity import InputSpec
+from hnseg.card import InputSpec, Positive, Shape, Stage
+from hnseg.config import Job, Node, Window, compose_job
 from hnseg.errors import HnsegError
 from hnseg.files import digest_file, restore
-from hnseg.imaging.stage import Stage
 from hnseg.inference.predictor import Axes
-from hnseg.job import Config, describe, make_input, make_stage
 from hnseg.models.bundle import LISTING, Bundle, Trained, write_bundle
 from hnseg.models.nets import build
 
@@ -49,7 +46,7 @@ def parse(model: type[M], content: Any, source: Path | str) -> M:
         raise HnsegError(f"{source}: {key}{value}: {first['msg']}; copy it again, or train so") from error
 
 
-def compose(model: str, network: str, overrides: Sequence[str]) -> tuple[Config, Stage, InputSpec]:
+def compose(model: str, network: str, overrides: Sequence[str]) -> tuple[Job, Stage, InputSpec]:
     """The configuration of a command's overrides around a network of the folder's kind, its stage and input.
 
     Args:
@@ -61,12 +58,11 @@ def compose(model: str, network: str, overrides: Sequence[str]) -> tuple[Config,
         HnsegError: Overrides that do not fit, or that ask for another kind of network.
     """
     chosen = [] if any(override.startswith("model=") for override in overrides) else [f"model={model}"]
-    config = plain(compose_job([*chosen, *overrides]))
-    if config["model"]["settings"]["_target_"] != f"hnseg.models.nets.{network}":
-        raise HnsegError(f"model={config['model']['name']}: the folder holds model={model}; leave it out")
-    stage = make_stage(config)
+    job = compose_job([*chosen, *overrides])
+    if job.model.settings.target != f"hnseg.models.nets.{network}":
+        raise HnsegError(f"model={job.model.name}: the folder holds model={model}; leave it out")
     # What is smaller than the window is padded there, after the normalisation too.
-    return config, stage, replace(make_input(config, stage), pad_to=None)
+    return job, job.placed_stage, replace(job.input_spec, pad_to=None)
 
 
 def check_classes(names: Sequence[str], stage: Stage, source: Path) -> None:
@@ -125,8 +121,8 @@ def check_spacing(spacing: Sequence[float], wanted: Sequence[float], near: float
 
 
 def make_member(
-    config: Config,
-    stage: Stage,
+    job: Job,
+    fold: int | str,
     spec: InputSpec,
     weights: dict[str, Any],
     path: Path,
@@ -142,7 +138,9 @@ def make_member(
     """Card and network of a checkpoint.
 
     Args:
-        config: Of `compose`, with the fold; `stage` and `spec`, too, with the network's normalisation.
+        job: Of `compose`.
+        fold: That the network was not trained on, or `all`.
+        spec: Of `compose`, with the network's normalisation.
         weights: The state dictionary in the checkpoint at `path`.
         source: Where the network's settings were read.
         settings: Of the network.
@@ -154,14 +152,19 @@ def make_member(
     Raises:
         HnsegError: The settings describe no network, or the weights are another's.
     """
-    target = config["model"]["settings"]["_target_"]
-    config = config | {
-        "training": {"patch": list(axes.shape_from_network(patch))},
-        "model": {**config["model"], "settings": {"_target_": target, **settings}, "window": window},
-    }
-    card = describe(
-        config,
-        stage,
+    job = job.model_copy(
+        update={
+            "fold": fold,
+            "training": job.training.model_copy(update={"patch": axes.shape_from_network(patch)}),
+            "model": job.model.model_copy(
+                update={
+                    "settings": Node.model_validate({"_target_": job.model.settings.target, **settings}),
+                    "window": Window(**window),
+                }
+            ),
+        }
+    )
+    card = job.card(
         spec,
         axes={"order": list(axes.order), "flip": list(axes.flip)},
         imported={"sha256": digest_file(path), **imported},

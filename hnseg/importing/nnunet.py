@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, Field
 
-from hnseg.card import Number, Shape
-from hnseg.data.intensity import Normalise
+from hnseg.card import Normalise, Number, Shape
 from hnseg.errors import HnsegError
 from hnseg.importing.members import (
     Spacing,
@@ -225,8 +224,8 @@ def _member(plans: Plans, dataset: Dataset, path: Path, overrides: Sequence[str]
         raise HnsegError(f"{source}: configurations has no {name}; copy the plans of this training")
     configuration = parse(Configuration, plans.merged(name), f"{source}: {name}")
     network, settings = architecture(plans.merged(name), source)
-    config, stage, spec = compose(_MODELS[network], network, overrides)
-    config["fold"] = int(fold) if fold.isdigit() else fold
+    job, stage, spec = compose(_MODELS[network], network, overrides)
+    number = int(fold) if fold.isdigit() else fold
     check_spacing(configuration.spacing, [stage.spacing[::-1][axis] for axis in axes.order], 1e-3, source)
     classes = [name for name, value in sorted(dataset.labels.items(), key=lambda label: label[1]) if value]
     check_classes(classes, stage, folder / "dataset.json")
@@ -237,8 +236,8 @@ def _member(plans: Plans, dataset: Dataset, path: Path, overrides: Sequence[str]
         for n, name in enumerate(configuration.normalization_schemes)
     ]
     return make_member(
-        config,
-        stage,
+        job,
+        number,
         replace(spec, normalise=tuple(normalise)),
         stored.network_weights,
         path,
@@ -248,7 +247,7 @@ def _member(plans: Plans, dataset: Dataset, path: Path, overrides: Sequence[str]
         axes=axes,
         window=WINDOW,
         mirror_axes=sorted(axes.order[axis] for axis in stored.inference_allowed_mirroring_axes or ()),
-        trained_on=_trained_on(folder, plans.dataset_name, config["fold"]),
+        trained_on=_trained_on(folder, plans.dataset_name, number),
         imported={
             "from": "nnU-Net",
             "checkpoint": f"{path.parent.name}/{path.name}",

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 
+from hnseg.card import Decision, Stage
 from hnseg.data.resample import index_box
 from hnseg.devices import Precision
 from hnseg.errors import HnsegError
@@ -19,9 +20,8 @@ from hnseg.imaging.grid import Grid, Point, bounds
 from hnseg.imaging.images import from_array, read_label
 from hnseg.imaging.masks import voxel_ml
 from hnseg.imaging.placement import Fallback, cuts, place, without_pet
-from hnseg.imaging.stage import Stage
 from hnseg.inference.backends import Networks
-from hnseg.inference.decision import Decision, decide
+from hnseg.inference.decision import decide, decide_labels, read_decision
 from hnseg.inference.ensemble import MAPS, Clock, Disagreement, LogitsCache, StageEnsemble
 from hnseg.inference.lesions import Lesion, measure, review_reasons
 from hnseg.inference.postprocess import remove_faint, remove_small
@@ -166,8 +166,7 @@ class Cascade:
     ) -> None:
         self.bundle, self.precision, self.unseen = bundle, precision, unseen
         self.probabilities, self.uncertainty = probabilities, uncertainty
-        classes = dict.fromkeys(name for member in bundle.members for name in member.stage.classes)
-        rules = Decision.from_dict(bundle.decision, list(classes))
+        rules = read_decision(bundle.decision)
         # A mask of an earlier stage is what would place the next ROI, no other.
         rules = rules if until == "fine" else rules.placing
         self.decision = rules if mirror is None else replace(rules, mirror=mirror)
@@ -219,7 +218,7 @@ class Cascade:
                 result.fallbacks.append(placed.fallback)
                 result.notes.append(placed.note)
             elif stage.placement == "lesions" and found is not None:
-                if self.decision.cover == "all":
+                if self.decision.roi_cover == "multiple":
                     grids = cover_rois(found, placed.grid, self.decision.floors(stage.classes))
                 result.lesion_ml_outside_roi = ml_outside(found, grids)
             result.grids[stage.name] = grids
@@ -248,17 +247,17 @@ class Cascade:
         cubes: Iterable[NDArray[np.float32]] = (
             self._cube(ensemble, ct, pet, grid, clock, votes) for grid in grids
         )
-        if rules.way_back == "labels":
+        if rules.resample_output == "labels":
             cubes = list(cubes)  # they are brought back twice: decided, and as maps
         placed = blend(grids, cubes, ct)
         if placed is not None:
             maps, result.box = placed
-            if rules.way_back == "labels":
-                pasted = paste(grids, (rules.labels(cube[:count], classes) for cube in cubes), ct)
+            if rules.resample_output == "labels":
+                pasted = paste(grids, (decide_labels(cube[:count], rules, classes) for cube in cubes), ct)
                 assert pasted is not None  # what the maps reach, the labels reach
                 decided, _ = pasted
             else:
-                decided = rules.labels(maps[:count], classes)
+                decided = decide_labels(maps[:count], rules, classes)
             labels[result.box] = remove_small(decided, voxel_ml(ct.GetSpacing()), rules.floors(classes))
             result.maps = self._requested(maps, classes)
         result.mask = from_array(labels, ct)

@@ -13,15 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hnseg.data.intensity import InputSpec, to_subject
-from hnseg.data.sampling import Sampling
+from hnseg.card import Decision, InputSpec, Sampling, Stage
+from hnseg.data.intensity import input_transform, network_input, to_subject
+from hnseg.data.sampling import sample_images
 from hnseg.devices import Precision
 from hnseg.errors import HnsegError
 from hnseg.imaging.grid import Grid
-from hnseg.imaging.stage import Stage
-from hnseg.inference import decision
 from hnseg.inference.backends import Networks
-from hnseg.inference.decision import Decision
 from hnseg.inference.predictor import Predictor
 from hnseg.models.checkpoint import Member
 from hnseg.models.nets import network_class
@@ -182,7 +180,7 @@ class Fusion:
         weights: Of a model's members under `flat`, by the model's name; 1 where not named.
     """
 
-    def __init__(self, kind: decision.Fusion = "flat", weights: Mapping[str, float] | None = None) -> None:
+    def __init__(self, kind: str = "flat", weights: Mapping[str, float] | None = None) -> None:
         self.kind = kind
         self.weights = weights if weights and kind == "flat" else {}
         self._logits, self._softmax = RunningMean(), RunningMean()
@@ -349,11 +347,11 @@ class _Inputs:
         asked = spec.sampling, spec.modalities
         if asked not in self._volumes:
             how: dict[str, Any] = {"modalities": spec.modalities, "antialias": self.stage.antialias}
-            images = spec.sampling.images(self.ct, self.pet, self.grid, **how)
+            images = sample_images(spec.sampling, self.ct, self.pet, self.grid, **how)
             self._volumes[asked] = {name: torch.from_numpy(a) for name, a in images.items()}
         if spec not in self._inputs:
-            subject = spec.transform()(to_subject(self._volumes[asked]))
-            self._inputs[spec] = spec.network_input(subject)[None].to(self.device)
+            subject = input_transform(spec)(to_subject(self._volumes[asked]))
+            self._inputs[spec] = network_input(spec, subject)[None].to(self.device)
         return self._inputs[spec]
 
 

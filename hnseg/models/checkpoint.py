@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hnseg.card import Stage
 from hnseg.errors import HnsegError
-from hnseg.imaging.stage import Stage
 from hnseg.models.nets import build, stride_product
 
 # Of cards and bundles; 2: the network's card names its class.
@@ -44,7 +44,7 @@ class Member:
     @property
     def stage(self) -> Stage:
         """The stage it was trained for."""
-        return Stage.from_dict(self.card["stage"])
+        return Stage(**self.card["stage"])
 
     def has_seen(self, case_id: str) -> bool:
         """Whether it was trained on a case; so counts an imported member whose split is unknown."""

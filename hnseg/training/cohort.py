@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hnseg.app import REPOSITORY
+from hnseg.config import Data, Job
 from hnseg.data.splits import CENTRES, Split
 from hnseg.errors import HnsegError, few
 from hnseg.files import read_table
 from hnseg.imaging.case import Case, find_orphans, mask_file, read_cases
 
 
-def head_folder(data: Mapping[str, Any], stage: str) -> Path:
+def head_folder(data: Data, stage: str) -> Path:
     """Where a stage finds head masks CASE.nii.gz, of the configuration's `data`.
 
     The head stage learns from those that were drawn or corrected alone: were predictions among them, it would
     learn from itself, and each more would deal its folds anew.
     """
-    return Path(data["heads"] if stage == "head" else data["predicted_heads"] or data["heads"])
+    return data.heads if stage == "head" else data.predicted_heads or data.heads
 
 
 def with_head_mask(cases: Sequence[Case], heads: Path) -> list[Case]:
@@ -43,7 +43,7 @@ def with_head_mask(cases: Sequence[Case], heads: Path) -> list[Case]:
     return labelled
 
 
-def require_head_masks(cases: Sequence[Case], data: Mapping[str, Any]) -> None:
+def require_head_masks(cases: Sequence[Case], data: Data) -> None:
     """Refuses a cohort whose coarse ROIs cannot all be placed, before any volume is prepared.
 
     Args:
@@ -55,7 +55,7 @@ def require_head_masks(cases: Sequence[Case], data: Mapping[str, Any]) -> None:
     """
     heads = head_folder(data, "coarse")
     if missing := [case.case_id for case in cases if not mask_file(heads, case.case_id).exists()]:
-        key = "data.predicted_heads" if data["predicted_heads"] else "data.heads"
+        key = "data.predicted_heads" if data.predicted_heads else "data.heads"
         raise HnsegError(
             f"{key}={heads}: no head mask of {few(missing)}; train the head stage (fold=all, "
             "on masks of hnseg heads propose), have it label every case (python infer.py bundle=HEADS "
@@ -83,34 +83,36 @@ class Fold:
     coarse: Path | None
 
 
-def find_fold(config: Mapping[str, Any]) -> Fold:
+def find_fold(job: Job) -> Fold:
     """The cases of a job, and what places its ROIs.
 
     Raises:
         HnsegError: No cohort, a fold that does not exist, or masks that are missing.
     """
-    cases, split = read_cohort(config["data"], config["stage"]["name"])
-    train, validation = split.assign(cases, config["fold"])
-    both, placement = [*train, *validation], config["stage"]["placement"]
+    cases, split = read_cohort(job.data, job.stage.name)
+    train, validation = split.assign(cases, job.fold)
+    both, placement = [*train, *validation], job.stage.placement
     if placement == "below_head":
-        require_head_masks(both, config["data"])
-    return Fold(train, validation, split, find_coarse(config, both) if placement == "lesions" else None)
+        require_head_masks(both, job.data)
+    placed = placement == "lesions"
+    coarse = find_coarse(job.data.coarse, both, train_roi=job.recipe.roi.train) if placed else None
+    return Fold(train, validation, split, coarse)
 
 
-def read_cohort(data: dict[str, Any], stage: str) -> tuple[list[Case], Split]:
+def read_cohort(data: Data, stage: str) -> tuple[list[Case], Split]:
     """The cases of the configuration, and how they are dealt into folds."""
-    cohort = find_cohort(data["root"], data["exclude"])
-    cases = with_head_mask(cohort, Path(data["heads"])) if stage == "head" else cohort
-    if not data["split"]:
-        return cases, Split.make(cases, data["folds"], data["split_seed"])
-    if data["split"] == CENTRES:
+    cohort = find_cohort(data.root, data.exclude)
+    cases = with_head_mask(cohort, data.heads) if stage == "head" else cohort
+    if not data.split:
+        return cases, Split.make(cases, data.folds, data.split_seed)
+    if data.split == CENTRES:
         return cases, Split.leave_one_center_out(cohort).only(cases)
-    here = Path(data["split"])  # relative to the working directory or to the repository
+    here = Path(data.split)  # relative to the working directory or to the repository
     here = here if here.exists() else REPOSITORY / here
-    return cases, Split.read(here, cohort, list(map(str, data["exclude"]))).only(cases)
+    return cases, Split.read(here, cohort, list(data.exclude)).only(cases)
 
 
-def find_cohort(root: str | None, exclude: Sequence[str]) -> list[Case]:
+def find_cohort(root: Path | None, exclude: Sequence[str]) -> list[Case]:
     """The cases to train on.
 
     Raises:
@@ -121,24 +123,22 @@ def find_cohort(root: str | None, exclude: Sequence[str]) -> list[Case]:
             "data.root names the folder with the PET/CT cases and is not set: python train.py data.root=PATH "
             "... (without data, `make demo` makes a synthetic cohort and trains on it)"
         )
-    cases = read_cases(Path(root))
-    if Path(root).is_dir() and (ignored := find_orphans(Path(root))):
+    cases = read_cases(root)
+    if root.is_dir() and (ignored := find_orphans(root)):
         print(f"data.root={root}: {len(cases)} cases; of no case: {few(ignored)}", file=sys.stderr)
-    exclude = [str(case_id) for case_id in exclude]  # Hydra reads data.exclude=[12] as a number
     unknown = sorted(set(exclude) - {case.case_id for case in cases})
     if unknown:
         raise HnsegError(f"data.exclude={','.join(unknown)}: no such case in {root}; check the names")
     return [case for case in cases if case.case_id not in exclude]
 
 
-def find_coarse(config: Mapping[str, Any], cases: Sequence[Case]) -> Path | None:
+def find_coarse(folder: Path | None, cases: Sequence[Case], *, train_roi: str) -> Path | None:
     """The folder of coarse predictions that place the fine ROI, or None where there is none.
 
     Raises:
         HnsegError: The recipe trains on predicted ROIs and there are none, cases lack a prediction, or
             cases.csv does not say of each that its networks had not been trained on it.
     """
-    folder, train_roi = config["data"]["coarse"], config["recipe"]["roi"]["train"]
     if folder is None:
         if train_roi == "coarse":
             raise HnsegError(
@@ -146,11 +146,11 @@ def find_coarse(config: Mapping[str, Any], cases: Sequence[Case]) -> Path | None
                 f"with {_COMMAND} out=COARSE"
             )
         return None
-    if not Path(folder).is_dir():
+    if not folder.is_dir():
         raise HnsegError(f"data.coarse={folder}: no such folder; give what infer.py until=coarse wrote")
-    unseen = _unseen(Path(folder))
+    unseen = _unseen(folder)
     names = sorted(case.case_id for case in cases)
-    if missing := [name for name in names if not mask_file(Path(folder), name).exists()]:
+    if missing := [name for name in names if not mask_file(folder, name).exists()]:
         raise HnsegError(
             f"data.coarse={folder}: no prediction of {', '.join(missing)}; make them, or exclude them"
         )
@@ -164,7 +164,7 @@ def find_coarse(config: Mapping[str, Any], cases: Sequence[Case]) -> Path | None
             f"data.coarse={folder}: made by networks trained on {', '.join(leaked)}; make them anew with "
             f"{_COMMAND}"
         )
-    return Path(folder)
+    return folder
 
 
 def _unseen(folder: Path) -> dict[str, bool]:

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -21,20 +20,18 @@ from lightning.fabric.plugins.environments import (
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from hnseg.config import LoggerSettings, Node
-from hnseg.config import build as construct
-from hnseg.data.augment import Compose
+from hnseg.card import plain
+from hnseg.config import Job, build, building
+from hnseg.data.augment import Compose, RandomHeadCut
 from hnseg.data.datamodule import StageDataModule, choose_loading
 from hnseg.data.dataset import Shard
-from hnseg.data.intensity import InputSpec
 from hnseg.devices import LIGHTNING, Precision, pick_device, pick_precision
 from hnseg.errors import HnsegError
 from hnseg.files import lock
-from hnseg.imaging.stage import Stage
 from hnseg.inference.predictor import Predictor
-from hnseg.job import describe, jitter_mm, make_input, make_stage, scan_augment
 from hnseg.models.module import SegmentationModule
-from hnseg.models.nets import build, checkpoint_blocks
+from hnseg.models.nets import build as build_network
+from hnseg.models.nets import checkpoint_blocks, network_class
 from hnseg.processes import follow, silence_libraries
 from hnseg.training.callbacks import NonFiniteGuard, ProgressFile, RunProgress, SigtermStop
 from hnseg.training.checkpoints import (
@@ -56,14 +53,15 @@ Config = dict[str, Any]
 
 
 def train(
-    config: Config, folder: RunFolder, title: str, fold: Fold, processes: Processes
+    job: Job, record: Config, folder: RunFolder, title: str, fold: Fold, processes: Processes
 ) -> dict[str, float]:
     """Trains a network on the cases of one fold, from the run's last checkpoint where there is one.
 
     Every process of the training runs this function.
 
     Args:
-        config: The composed configuration, checked.
+        job: The configuration.
+        record: What config.json holds of it.
         folder: The run's, locked by rank 0.
         title: Names the run in what is printed.
         fold: The cases.
@@ -78,38 +76,38 @@ def train(
     silence_libraries()
     if processes.child:
         follow(os.getppid())
-    device, precision = pick_machine(config)
-    stage = make_stage(config)
-    resume = None if config["overwrite"] else find_checkpoint(folder.last, folder.previous, processes.rank)
-    first = Path(config["init_from"]["path"]) if config["init_from"] and resume is None else None
+    device, precision = pick_machine(job)
+    check_components(job)
+    resume = None if job.overwrite else find_checkpoint(folder.last, folder.previous, processes.rank)
+    first = job.init_from if resume is None else None
     weights = read_weights(first) if first else {}
-    require_loggers(LoggerSettings(**config["logger"]))
+    require_loggers(job.logger)
     if processes.rank == 0 and resume is None:  # so that `hnseg runs` shows it while volumes are prepared
-        folder.begin(config, split=fold.split, overwrite=config["overwrite"])
+        folder.begin(record, split=fold.split, overwrite=job.overwrite)
 
-    datamodule = make_datamodule(config, fold, stage, make_input(config, stage), device, processes)
+    datamodule = make_datamodule(job, fold, device, processes)
     together = f"{processes.size} processes, each on " if processes.size > 1 else ""
     processes.say(f"{title}: {together}{device.type} in {precision}, {datamodule.loading}")
-    card = prepare_card(config, fold, stage, datamodule, processes)
+    card = prepare_card(job, fold, datamodule, processes)
     if resume is not None:
         require_same_data(resume, card)
         if processes.rank == 0:
-            folder.begin(config, split=fold.split)
+            folder.begin(record, split=fold.split)
     # After what the cache may spare a run: transforms that measure the fold draw random numbers too.
-    L.seed_everything(config["seed"], workers=True, verbose=False)
-    module = make_module(config, stage, card, precision)
+    L.seed_everything(job.seed, workers=True, verbose=False)
+    module = make_module(job, card, precision)
     if first:
         processes.say(f"{title}: {first}: {initialise(module.network, weights, first)}")
     if processes.size > 1:
-        torch.manual_seed(config["seed"] + processes.rank)  # of what devices draw by themselves
-    watchers = make_callbacks(config, datamodule, folder, title, processes)
+        torch.manual_seed(job.seed + processes.rank)  # of what devices draw by themselves
+    watchers = make_callbacks(job, datamodule, folder, title, processes)
     provenance = {key: card[key] for key in ("split", "fingerprint", "data")}
-    with loggers(folder.path, config, provenance, step_of(resume), processes.rank) as log:
+    with loggers(folder.path, record, provenance, step_of(resume), processes.rank) as log:
         trainer = L.Trainer(
-            **trainer_options(config, device, precision, processes),
+            **trainer_options(job, device, precision, processes),
             default_root_dir=folder.path,
-            max_epochs=config["training"]["epochs"],
-            check_val_every_n_epoch=config["training"]["validate_every"],
+            max_epochs=job.training.epochs,
+            check_val_every_n_epoch=job.training.validate_every,
             plugins=[RunCheckpoints(folder), _environment(processes)],
             logger=log,
             callbacks=watchers,
@@ -130,72 +128,101 @@ def train(
     return scores
 
 
-def pick_machine(config: Config) -> tuple[torch.device, Precision]:
+def pick_machine(job: Job) -> tuple[torch.device, Precision]:
     """The device and arithmetic of a training; sets the number of CPU threads.
 
     Raises:
         HnsegError: This machine has no such device, or augment.device is another.
     """
-    trainer = config["trainer"]
-    if trainer["threads"]:
-        torch.set_num_threads(trainer["threads"])
-    device = pick_device(trainer["device"])
-    if config["augment"].get("device") == "cuda" != device.type:
+    if job.trainer.threads:
+        torch.set_num_threads(job.trainer.threads)
+    device = pick_device(job.trainer.device)
+    if job.augment.device == "cuda" != device.type:
         raise HnsegError("augment.device=cuda: the processor trains here; choose augment.device=cpu")
-    return device, pick_precision(device, trainer["precision"])
+    return device, pick_precision(device, job.trainer.precision)
+
+
+def check_components(job: Job) -> None:
+    """Builds what the configuration names, so that a mistake shows before volumes are prepared.
+
+    Raises:
+        HnsegError: A class that cannot be built, or a patch that does not fit the network.
+    """
+    settings, patch = plain(job.model.settings), job.training.patch
+    product = network_class(job.model.settings.target).stride_product(settings)
+    # A single voxel at the deepest stage has no variance for the instance norm.
+    if any(n % d for n, d in zip(patch, product, strict=True)) or patch == product:
+        fitting = [max(math.ceil(n / d), 2) * d for n, d in zip(patch, product, strict=True)]
+        raise HnsegError(
+            f"training.patch={list(patch)} does not fit model={job.model.name}, whose sides (z, y, x) must "
+            f"be multiples of {list(product)}, and not all the least; use training.patch={fitting}"
+        )
+    with torch.device("meta"):
+        network = build_network(**job.card(job.input_spec)["network"])
+    optimizer = build(job.optimizer.step, "optimizer.step")(network.parameters())
+    build(job.optimizer.schedule, "optimizer.schedule")(optimizer)
+    loss, classes = build(job.loss, "loss"), len(job.stage.classes) + 1
+    with building(f"loss for background, {', '.join(job.stage.classes)}"):
+        loss(torch.zeros(1, classes, 2, 2, 2), torch.zeros(1, 2, 2, 2).long())
+    make_augment(job)
+    make_scan_augment(job)
+
+
+def make_augment(job: Job) -> Compose:
+    """The transforms of patches."""
+    nodes = job.augment.of(job.stage.name)
+    transforms = {name: build(node, f"augment.transforms.{name}") for name, node in nodes.items()}
+    return Compose(transforms, job.augment.device)
+
+
+def make_scan_augment(job: Job) -> Compose | None:
+    """The transforms of scans before they become channels; None if there are none.
+
+    The head stage sees scans without a head as often as `recipe.cut_head` says.
+    """
+    transforms = {name: build(node, f"scan_augment.{name}") for name, node in job.scan_augment.items()}
+    if job.stage.name == "head" and job.recipe.cut_head:
+        transforms = {"cut_head": RandomHeadCut(p=job.recipe.cut_head), **transforms}
+    return Compose(transforms) if transforms else None
 
 
 def make_datamodule(
-    config: Config,
-    fold: Fold,
-    stage: Stage,
-    spec: InputSpec,
-    device: torch.device,
-    processes: Processes = ALONE,
+    job: Job, fold: Fold, device: torch.device, processes: Processes = ALONE
 ) -> StageDataModule:
     """Cached volumes and patches of one fold; of several processes, this one's share."""
-    training, data, accumulate = config["training"], config["data"], config["trainer"]["accumulate"]
-    patches = training["batch_size"] // accumulate // processes.size
+    training, data, accumulate, spec = job.training, job.data, job.trainer.accumulate, job.input_spec
+    patches = training.batch_size // accumulate // processes.size
     # Patches are float32 channels and labels of one byte.
-    batch_bytes = patches * math.prod(training["patch"]) * (4 * spec.channels + 1)
+    batch_bytes = patches * math.prod(training.patch) * (4 * spec.channels + 1)
     return StageDataModule(
         fold.train,
         fold.validation,
-        stage=stage,
+        stage=job.placed_stage,
         spec=spec,
-        patch=tuple(training["patch"]),
-        batch_size=training["batch_size"],
+        patch=training.patch,
+        batch_size=training.batch_size,
         accumulate=accumulate,
         shard=Shard(processes.rank, processes.size),
-        samples=training["iterations"] and training["iterations"] * training["batch_size"],
-        cache=Path(data["cache"]),
-        heads=head_folder(data, stage.name),
+        samples=training.iterations and training.iterations * training.batch_size,
+        cache=data.cache,
+        heads=head_folder(data, job.stage.name),
         coarse=fold.coarse,
-        train_roi=config["recipe"]["roi"]["train"],
-        augment=_mix(config, stage),
-        scan_augment=scan_augment(config, stage),
-        jitter_mm=jitter_mm(config, stage),
+        train_roi=job.recipe.roi.train,
+        augment=make_augment(job),
+        scan_augment=make_scan_augment(job),
+        jitter_mm=job.jitter_mm,
         loading=choose_loading(
-            data["workers"],
+            data.workers,
             gpus=torch.cuda.device_count() if device.type == "cuda" else 0,
             processes=processes.local,
             batch_bytes=batch_bytes,
         ),
-        prepare_workers=data["prepare_workers"],
-        seed=config["seed"],
+        prepare_workers=data.prepare_workers,
+        seed=job.seed,
     )
 
 
-def _mix(config: Config, stage: Stage) -> Compose:
-    mix = config["augment"]["transforms"] | config["augment"]["stages"].get(stage.name, {})
-    nodes = {name: Node(**node) for name, node in mix.items() if node}
-    transforms = {name: construct(node, f"augment.transforms.{name}") for name, node in nodes.items()}
-    return Compose(transforms, config["augment"]["device"])
-
-
-def prepare_card(
-    config: Config, fold: Fold, stage: Stage, datamodule: StageDataModule, processes: Processes
-) -> Config:
+def prepare_card(job: Job, fold: Fold, datamodule: StageDataModule, processes: Processes) -> Config:
     """Prepares the fold's volumes, and describes the network to be trained on them.
 
     Processes that torchrun or SLURM started take turns: the first prepares, the others use its cache.
@@ -204,9 +231,7 @@ def prepare_card(
     with nullcontext() if processes.launcher == "lightning" else lock(datamodule.cache, wait=True):
         fingerprint = datamodule.fingerprint()
         data = datamodule.digest()
-    return describe(
-        config,
-        stage,
+    return job.card(
         datamodule.spec,
         split=fold.split.hash,
         fingerprint=fingerprint and fingerprint.hash,
@@ -215,37 +240,36 @@ def prepare_card(
     )
 
 
-def make_module(config: Config, stage: Stage, card: Config, precision: Precision) -> SegmentationModule:
+def make_module(job: Job, card: Config, precision: Precision) -> SegmentationModule:
     """Network, loss, optimiser and schedule of the configuration.
 
     Args:
-        config: The composed configuration.
-        stage: The stage.
-        card: Of `hnseg.job.describe`.
+        job: The configuration.
+        card: Of the network.
         precision: Of the validation.
     """
-    network = build(**card["network"])
-    if config["trainer"]["checkpointing"]:
+    network = build_network(**card["network"])
+    if job.trainer.checkpointing:
         checkpoint_blocks(network)
     return SegmentationModule(
         network,
-        construct(Node(**config["loss"]), "loss"),
+        build(job.loss, "loss"),
         Predictor.of(card, precision=precision),
-        construct(Node(**config["optimizer"]["step"]), "optimizer.step"),
-        construct(Node(**config["optimizer"]["schedule"]), "optimizer.schedule"),
-        classes=stage.classes,
-        spacing=stage.spacing,
+        build(job.optimizer.step, "optimizer.step"),
+        build(job.optimizer.schedule, "optimizer.schedule"),
+        classes=job.stage.classes,
+        spacing=job.stage.spacing,
         card=card,
-        compile_network=config["trainer"]["compile"],
+        compile_network=job.trainer.compile,
     )
 
 
 def make_callbacks(
-    config: Config, datamodule: StageDataModule, folder: RunFolder, title: str, processes: Processes
+    job: Job, datamodule: StageDataModule, folder: RunFolder, title: str, processes: Processes
 ) -> list[L.Callback]:
     """Checkpoints and guards of every process; progress and what is logged beside losses, of rank 0."""
-    ema, compare = config["training"]["ema"], config["recipe"]["checkpoint"] == "compare"
-    coarse = config["recipe"]["roi"]["validation"] == "coarse" and datamodule.coarse is not None
+    ema, compare = job.training.ema, job.recipe.checkpoint == "compare"
+    coarse = job.recipe.roi.validation == "coarse" and datamodule.coarse is not None
     monitor = "val_coarse/dice" if coarse else "val/dice"
     shared = [
         *checkpoint_callbacks(folder.path, ema, compare=compare, monitor=monitor),
@@ -254,15 +278,14 @@ def make_callbacks(
     ]
     if processes.rank > 0:
         return shared
-    watchers = callbacks(folder.path, LoggerSettings(**config["logger"]), datamodule.spec)
+    watchers = callbacks(folder.path, job.logger, datamodule.spec)
     return [*shared, RunProgress(title), *watchers, ProgressFile(folder.progress, folder.best)]
 
 
 def trainer_options(
-    config: Config, device: torch.device, precision: Precision, processes: Processes = ALONE
+    job: Job, device: torch.device, precision: Precision, processes: Processes = ALONE
 ) -> dict[str, Any]:
     """What a job's training steps are like, as arguments of Lightning's Trainer."""
-    settings = config["trainer"]
     # Deep supervision by nnU-Net's weights leaves the head of the lowest resolution without a gradient.
     ddp = DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
     return {
@@ -272,10 +295,10 @@ def trainer_options(
         "strategy": ddp if processes.size > 1 else "auto",
         "use_distributed_sampler": False,  # the data module gives each rank its part of every batch
         "precision": LIGHTNING[precision],
-        "gradient_clip_val": config["optimizer"]["clip"],
-        "accumulate_grad_batches": settings["accumulate"],
-        "deterministic": settings["deterministic"],
-        "benchmark": not settings["deterministic"],  # patches are all of one size
+        "gradient_clip_val": job.optimizer.clip,
+        "accumulate_grad_batches": job.trainer.accumulate,
+        "deterministic": job.trainer.deterministic,
+        "benchmark": not job.trainer.deterministic,  # patches are all of one size
         "num_sanity_val_steps": 0,
         "enable_progress_bar": False,
         "enable_model_summary": False,

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from hnseg.app import REPOSITORY
+from hnseg.config import Job, Trainer
 from hnseg.errors import HnsegError
 
 # Torch and Lightning are imported where they are used: a single process asks for neither here.
@@ -53,7 +54,7 @@ class Processes:
 ALONE = Processes()
 
 
-def find_processes(trainer: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Processes:
+def find_processes(trainer: Trainer, environment: Mapping[str, str] = os.environ) -> Processes:
     """The processes that torchrun or SLURM started; else as many as the configuration asks for.
 
     Args:
@@ -64,7 +65,7 @@ def find_processes(trainer: Mapping[str, Any], environment: Mapping[str, str] = 
         HnsegError: torchrun or SLURM started another number, or not equally many on each machine; there are
             fewer GPUs.
     """
-    wanted = trainer["processes"]
+    wanted = trainer.processes
     if "TORCHELASTIC_RUN_ID" in environment:
         size, local = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
         return _started(wanted, Processes(local, size // local, int(environment["RANK"]), "torchrun"), size)
@@ -72,7 +73,33 @@ def find_processes(trainer: Mapping[str, Any], environment: Mapping[str, str] = 
         size, nodes = int(environment["SLURM_NTASKS"]), int(environment.get("SLURM_NNODES", 1))
         rank = int(environment["SLURM_PROCID"])
         return _started(wanted, Processes(size // nodes, nodes, rank, "slurm"), size)
-    return Processes(_count(wanted, trainer["device"]), rank=int(environment.get("LOCAL_RANK", 0)))
+    return Processes(_count(wanted, trainer.device), rank=int(environment.get("LOCAL_RANK", 0)))
+
+
+def check_share(job: Job, processes: int, validated: int) -> None:
+    """Refuses a training that does not fall into equal parts for its processes.
+
+    Args:
+        job: What is trained.
+        processes: That train together.
+        validated: Validation cases, of which each process takes some.
+
+    Raises:
+        HnsegError: The batch is no multiple of them, or some would have nothing to validate.
+    """
+    batch, accumulate = job.training.batch_size, job.trainer.accumulate
+    if batch % (processes * accumulate):
+        in_parts = f" and trainer.accumulate={accumulate}" if accumulate > 1 else ""
+        raise HnsegError(
+            f"training.batch_size={batch} is not divisible among {processes} processes{in_parts}: it is the "
+            f"batch of all together; choose a multiple of {processes * accumulate}, or another "
+            "trainer.processes"
+        )
+    if validated < processes:
+        raise HnsegError(
+            f"trainer.processes: {processes} processes for {validated} validation cases; start fewer, or "
+            "make larger folds (data.folds)"
+        )
 
 
 def _started(wanted: int | str, processes: Processes, size: int) -> Processes:

@@ -14,8 +14,8 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 
+from hnseg.card import InputSpec
 from hnseg.config import LoggerSettings
-from hnseg.data.intensity import InputSpec
 from hnseg.errors import HnsegError
 from hnseg.files import read_table, replacing
 from hnseg.training.callbacks import GateWeights, Throughput

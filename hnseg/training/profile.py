@@ -14,17 +14,14 @@ from lightning.pytorch.profilers import SimpleProfiler
 from rich.console import Console
 from rich.progress import Progress
 
-from hnseg.card import plain
-from hnseg.config import compose_job
+from hnseg.config import Job, compose_job
 from hnseg.data.datamodule import Loading
 from hnseg.data.phantom import make_cohort
 from hnseg.devices import Precision, gpu_peak_mib, peak_mib, pick_precision, reset_gpu_peak
 from hnseg.errors import HnsegError
-from hnseg.job import describe, make_input, make_stage
-from hnseg.preflight import check_job
 from hnseg.processes import silence_libraries
 from hnseg.training.cohort import find_fold
-from hnseg.training.fit import make_datamodule, make_module, pick_machine, trainer_options
+from hnseg.training.fit import check_components, make_datamodule, make_module, pick_machine, trainer_options
 
 Config = dict[str, Any]
 _WARM_UP = 5  # steps that memory, kernels and workers need to settle
@@ -44,7 +41,7 @@ class Profile:
     """What some steps of a job took.
 
     Args:
-        config: The job's configuration.
+        job: What was trained.
         made_up: Whether it had phantoms for want of a cohort.
         device: Where it ran.
         precision: In which arithmetic.
@@ -55,7 +52,7 @@ class Profile:
         gpu_peak_mib: The most that tensors took on the GPU; None on a CPU.
     """
 
-    config: Config
+    job: Job
     made_up: bool
     device: torch.device
     precision: Precision
@@ -68,7 +65,7 @@ class Profile:
     @property
     def samples(self) -> int:
         """Patches that were measured."""
-        batch: int = self.config["training"]["batch_size"] // self.config["trainer"]["accumulate"]
+        batch = self.job.training.batch_size // self.job.trainer.accumulate
         return self.steps * batch
 
     @property
@@ -84,9 +81,9 @@ class Profile:
     @property
     def hours(self) -> float | None:
         """Of the whole training without its validations; None where an epoch is one pass over the cases."""
-        training = self.config["training"]
-        updates = training["iterations"] and training["iterations"] * training["epochs"]
-        return updates and updates * self.config["trainer"]["accumulate"] * self.total / self.steps / 3600
+        training = self.job.training
+        updates = training.iterations and training.iterations * training.epochs
+        return updates and updates * self.job.trainer.accumulate * self.total / self.steps / 3600
 
     def figures(self) -> dict[str, Any]:
         """What was measured, as plain numbers and texts."""
@@ -158,35 +155,32 @@ def profile(overrides: Sequence[str], steps: int) -> Profile:
         HnsegError: Settings, a step or a cohort that train.py would refuse too, and more than one process.
     """
     silence_libraries()
-    config = plain(compose_job(overrides))
-    if (processes := config["trainer"]["processes"]) != 1:
+    job = compose_job(overrides)
+    if (processes := job.trainer.processes) != 1:
         raise HnsegError(
             f"trainer.processes={processes}: a profile measures one process; set trainer.processes=1 and "
             "training.batch_size to one process's share"
         )
-    check_job(config)
-    device, precision = pick_machine(config)
-    if config["data"]["root"] is not None:
-        return _measure(config, device, precision, steps, made_up=False)
+    check_components(job)
+    device, precision = pick_machine(job)
+    if job.data.root is not None:
+        return _measure(job, device, precision, steps, made_up=False)
     with TemporaryDirectory() as folder:
         make_cohort(Path(folder) / "phantoms", 4, 0, workers=2)
         places = [f"data.root={folder}/phantoms", f"data.cache={folder}/cache", "data.folds=2"]
-        return _measure(plain(compose_job([*overrides, *places])), device, precision, steps, made_up=True)
+        return _measure(compose_job([*overrides, *places]), device, precision, steps, made_up=True)
 
 
-def _measure(
-    config: Config, device: torch.device, precision: Precision, steps: int, *, made_up: bool
-) -> Profile:
-    stage, fold = make_stage(config), find_fold(config)
-    datamodule = make_datamodule(config, fold, stage, make_input(config, stage), device)
+def _measure(job: Job, device: torch.device, precision: Precision, steps: int, *, made_up: bool) -> Profile:
+    datamodule = make_datamodule(job, find_fold(job), device)
     datamodule.fingerprint()
-    module = make_module(config, stage, describe(config, stage, datamodule.spec), precision)
+    module = make_module(job, job.card(datamodule.spec), precision)
     batches = _WARM_UP + steps
     watch, profiler = _Bar(batches), StepProfiler()
     trainer = L.Trainer(
-        **trainer_options(config, device, precision),
+        **trainer_options(job, device, precision),
         max_epochs=-1,
-        max_steps=-(-batches // config["trainer"]["accumulate"]),
+        max_steps=-(-batches // job.trainer.accumulate),
         limit_val_batches=0,
         callbacks=[watch],
         profiler=profiler,
@@ -196,7 +190,7 @@ def _measure(
     with watch.bar:
         trainer.fit(module, datamodule)
     return Profile(
-        config=config,
+        job=job,
         made_up=made_up,
         device=device,
         precision=precision,
@@ -210,10 +204,10 @@ def _measure(
 
 def advice(found: Profile) -> list[str]:
     """What would help, as far as the figures tell."""
-    told, settings = [], found.config["trainer"]
+    told, settings = [], found.job.trainer
     cuda = found.device.type == "cuda"
     if found.waiting > _STARVED and cuda:
-        mixes = found.config["augment"].get("device") == "cuda"
+        mixes = found.job.augment.device == "cuda"
         ways = [] if mixes else ["augment.device=cuda (mix on the GPU)"]
         ways += [f"data.workers above {found.loading.workers}"]
         told.append(f"the GPU waits {found.waiting:.0%} of the time for batches: {' or '.join(ways)}")
@@ -225,11 +219,11 @@ def advice(found: Profile) -> list[str]:
     fastest = pick_precision(found.device)
     if found.precision == "float32" != fastest:
         told.append(f"it computes in float32: trainer.precision=auto takes {fastest} here")
-    if cuda and settings["deterministic"]:
+    if cuda and settings.deterministic:
         told.append("trainer.deterministic=true forgoes the fastest kernels")
     if found.gpu_peak_mib is not None:
         room = torch.cuda.get_device_properties(found.device).total_memory / 2**20
-        saving = settings["checkpointing"] or settings["accumulate"] > 1
+        saving = settings.checkpointing or settings.accumulate > 1
         if found.gpu_peak_mib > _TIGHT * room:
             told.append("the GPU's memory is nearly full: trainer.checkpointing=true or trainer.accumulate=2")
         elif saving and found.gpu_peak_mib < room / 2:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from entry import compose_job
 from mixes import MIXES, mix
-from omegaconf import OmegaConf
 from scipy.ndimage import gaussian_filter
 from spoiled import must_fail
 from volumes import lesions, write_volume
 
+from hnseg.card import InputSpec, Normalise
+from hnseg.config import compose_job
 from hnseg.data.augment import (
     Compose,
     RandomAffine,
@@ -31,9 +31,9 @@ from hnseg.data.augment import (
 )
 from hnseg.data.augment.spatial import HeadCut, Shift
 from hnseg.data.dataset import PatchDataset
-from hnseg.data.intensity import InputSpec, Normalise, to_subject
+from hnseg.data.intensity import input_transform, to_subject
 from hnseg.data.patch import Patch
-from hnseg.job import make_stage, scan_augment
+from hnseg.training.fit import make_scan_augment
 
 
 def block(number: int = 0, seed: int = 0) -> Sample:
@@ -267,7 +267,7 @@ def test_an_emptied_pet_is_one_finite_value_whatever_follows(scheme: Any, expect
     assert torch.equal(after.image[0], before.image[0])
     pet = Normalise(scheme, mean=0.1, std=0.2)
     spec = InputSpec(pet="suv", normalise=(Normalise("none"), pet))
-    subject = spec.transform()(to_subject({"ct": after.image[0], "pet": after.image[1]}))
+    subject = input_transform(spec)(to_subject({"ct": after.image[0], "pet": after.image[1]}))
     torch.testing.assert_close(subject["image"].data[1], torch.full(SHAPE, expected))
 
 
@@ -339,8 +339,7 @@ def test_a_scan_without_head_is_not_cut_and_one_that_fills_the_grid_keeps_a_slic
     ],
 )
 def test_a_training_takes_what_is_configured(overrides, names) -> None:
-    config: Any = OmegaConf.to_container(compose_job("train", *overrides), resolve=True)
-    augment = scan_augment(config, make_stage(config))
+    augment = make_scan_augment(compose_job(overrides))
     assert [*augment.transforms] == names if names else augment is None
     if "misaligned" in names:
         assert tuple(augment.transforms["misaligned"].spacing) == (1, 1, 1)  # the stage's

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hnseg.card import Stage
 from hnseg.data import cache as module
 from hnseg.data.cache import StageVolume, is_whole
 from hnseg.data.prepare import prepare, prepare_case
 from hnseg.errors import HnsegError
 from hnseg.imaging.case import Case
-from hnseg.imaging.stage import Stage
 
 FINE = Stage("fine", (14, 12, 10), (3.0, 3.5, 5.0), "lesions")
 

@@ -7,21 +7,20 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from entry import compose_job
 from members import card, make_bundle
 from mixes import mix
-from omegaconf import OmegaConf
 from spoiled import must_fail
 from volumes import lesions, write_volume
 
+from hnseg.card import InputSpec, Normalise
+from hnseg.config import compose_job
 from hnseg.data.augment import Compose, RandomBlur, RandomGamma, RandomNoise
 from hnseg.data.dataset import PatchDataset, VolumeDataset
 from hnseg.data.fingerprint import Fingerprint
-from hnseg.data.intensity import InputSpec, Normalise, to_subject
+from hnseg.data.intensity import input_transform, network_input, to_subject
 from hnseg.imaging.grid import Grid
 from hnseg.inference.backends import Networks
 from hnseg.inference.ensemble import StageEnsemble
-from hnseg.job import describe, make_input, make_stage
 
 SHAPE = (12, 16, 20)
 
@@ -29,7 +28,7 @@ SHAPE = (12, 16, 20)
 def shown(spec: InputSpec, shape: tuple[int, int, int] = SHAPE) -> torch.Tensor:
     """What the network is shown of an empty ROI, (C, z, y, x)."""
     empty = to_subject({name: torch.zeros(shape) for name in ("ct", "pet")})
-    return spec.network_input(spec.transform()(empty))
+    return network_input(spec, input_transform(spec)(empty))
 
 
 def test_they_are_patient_space_in_units_of_half_the_roi() -> None:
@@ -46,16 +45,14 @@ def test_they_are_patient_space_in_units_of_half_the_roi() -> None:
 
 
 def test_the_networks_channels_say_so() -> None:
-    config = compose_job("train", "stage=fine", "model=resenc", "recipe.coordinates=true")
-    plain = OmegaConf.to_container(config, resolve=True)
-    stage = make_stage(plain)  # type: ignore[arg-type]
-    spec = make_input(plain, stage)  # type: ignore[arg-type]
+    job = compose_job(["stage=fine", "model=resenc", "recipe.coordinates=true"])
+    spec = job.input_spec
     assert spec.channel_names == ["CT", "CT²", "CT^(1/3)", "PET", "x", "y", "z"]
     assert spec.channel_keys == ["ct", "ct_square", "ct_cube_root", "pet", "x", "y", "z"]
     assert [one.scheme for one in spec.normalise] == ["ct", "ct", "ct", "zscore"]
-    told = describe(plain, stage, spec)  # type: ignore[arg-type]
-    assert told["network"]["in_channels"] == 7
-    assert InputSpec(**told["input"]) == spec
+    card = job.card(spec)
+    assert card["network"]["in_channels"] == 7
+    assert InputSpec(**card["input"]) == spec
 
 
 def test_padding_goes_on_beyond_the_faces() -> None:

@@ -3,12 +3,11 @@
 import pytest
 import torch
 
+from hnseg.card import InputSpec, Stage
 from hnseg.data.augment import Compose, RandomNoise
 from hnseg.data.datamodule import StageDataModule
-from hnseg.data.intensity import InputSpec
 from hnseg.data.prepare import prepare as prepare_all
 from hnseg.data.prepare import prepare_case
-from hnseg.imaging.stage import Stage
 
 STAGE = Stage("fine", (16, 16, 16), (4.0, 4.0, 4.0), "lesions")
 

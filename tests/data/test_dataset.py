@@ -10,10 +10,10 @@ from mixes import mix
 from torch.utils.data import DataLoader
 from volumes import lesions, numbered, write_volume
 
+from hnseg.card import InputSpec, Normalise
 from hnseg.data.augment import Compose, RandomAffine, RandomFlip, RandomHeadCut, RandomNoise
 from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import EpochSampler, PatchDataset, Shard, VolumeDataset, augment_batch
-from hnseg.data.intensity import InputSpec, Normalise
 
 SPEC = InputSpec(normalise=(Normalise("zscore"),) * 2)
 # PET as it is, but for a factor that `place` takes off again.

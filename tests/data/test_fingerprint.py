@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from volumes import write_volume
 
+from hnseg.card import InputSpec, Normalise
 from hnseg.data.cache import StageVolume
 from hnseg.data.fingerprint import Fingerprint, needs_fingerprint
-from hnseg.data.intensity import InputSpec, Normalise
 from hnseg.errors import HnsegError
 
 # HU from -100 to 100 become 0 to 1; a SUV stays one.

@@ -9,12 +9,12 @@ from entry import hnseg, refused
 from fabricate import ct_image, write_case
 from posed import posed
 
+from hnseg.card import Stage
 from hnseg.data.heads import draw_cases, propose_head
 from hnseg.data.prepare import prepare_case
 from hnseg.imaging.case import read_cases
 from hnseg.imaging.images import read_label
 from hnseg.imaging.masks import mask_bounds
-from hnseg.imaging.stage import Stage
 from hnseg.training.cohort import with_head_mask
 
 

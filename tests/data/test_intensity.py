@@ -10,12 +10,13 @@ import torchio as tio
 from fabricate import ct_image, pet_image
 from members import card
 
+from hnseg.card import InputSpec, Normalise, Sampling, plain
 from hnseg.data.dataset import VolumeDataset
-from hnseg.data.intensity import InputSpec, Normalise, to_subject
+from hnseg.data.intensity import input_transform, network_input, to_subject
 from hnseg.data.prepare import prepare_case
 from hnseg.data.resample import AIR_HU
-from hnseg.data.sampling import Sampling
 from hnseg.imaging.grid import Grid
+from hnseg.imaging.stage import place_grid
 from hnseg.inference.backends import Networks
 from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Member
@@ -38,7 +39,7 @@ def subject(ct: list[float], pet: list[float]) -> tio.Subject:
 
 def made(spec: InputSpec, ct: list[float], pet: list[float]) -> np.ndarray:
     """What the chain makes of a row of voxels, (C, n)."""
-    return spec.transform()(subject(ct, pet))["image"].data[:, 0, 0].numpy()
+    return input_transform(spec)(subject(ct, pet))["image"].data[:, 0, 0].numpy()
 
 
 def volumes(shape: tuple[int, int, int], seed: int = 0) -> dict[str, torch.Tensor]:
@@ -52,7 +53,7 @@ def volumes(shape: tuple[int, int, int], seed: int = 0) -> dict[str, torch.Tenso
 def shown(spec: InputSpec, data: dict[str, torch.Tensor]) -> torch.Tensor:
     """What a network is shown of volumes (1, z, y, x): (C, z, y, x)."""
     subject = to_subject({name: data[name][0] for name in spec.modalities})
-    return spec.network_input(spec.transform()(subject))
+    return network_input(spec, input_transform(spec)(subject))
 
 
 def test_the_window_clips_and_scales():
@@ -145,8 +146,8 @@ def test_padding_is_zero_in_the_image_and_background_in_the_label(shape):
     label = torch.from_numpy(rng.integers(1, 3, shape).astype(np.uint8))[None]
     images = {name: tio.ScalarImage(tensor=data) for name, data in volumes(shape).items()}
     spec = replace(ZSCORED, pad_to=(16, 16, 16))
-    padded = spec.transform()(tio.Subject(**images, label=tio.LabelMap(tensor=label)))
-    bare = replace(spec, pad_to=None).transform()(tio.Subject(**images))
+    padded = input_transform(spec)(tio.Subject(**images, label=tio.LabelMap(tensor=label)))
+    bare = input_transform(replace(spec, pad_to=None))(tio.Subject(**images))
     image, truth = padded["image"].data, padded["label"].data
     assert image.shape == (2, 16, 16, 16)
     # Normalised first, padded afterwards: what is not padding is untouched, what is padding is 0.
@@ -169,7 +170,7 @@ def test_padding_is_zero_in_the_image_and_background_in_the_label(shape):
     ],
 )
 def test_a_chain_survives_being_written_down(spec):
-    again = InputSpec(**json.loads(json.dumps(spec.to_dict())))
+    again = InputSpec(**json.loads(json.dumps(plain(spec))))
     assert again == spec
     assert hash(again) == hash(spec)
 
@@ -188,7 +189,7 @@ def test_inference_feeds_the_network_what_training_fed_it(cohort, tmp_path, pad_
     case = cohort[0]
     fields = {"size": [20, 21, 19], "spacing": [3.0, 3.0, 3.5], "placement": "scan", "antialias": antialias}
     spec = replace(ENHANCED, pad_to=pad_to)
-    member = Member(card("fine", "plainconv", grid=fields, input=spec.to_dict()), tmp_path / "none")
+    member = Member(card("fine", "plainconv", grid=fields, input=plain(spec)), tmp_path / "none")
     trained = VolumeDataset([prepare_case(case, member.stage, tmp_path, margin_mm=7)], spec, 2)[0]["image"]
     seen: list[torch.Tensor] = []
 
@@ -197,7 +198,7 @@ def test_inference_feeds_the_network_what_training_fed_it(cohort, tmp_path, pad_
             return lambda image: (seen.append(image[0]), torch.zeros((1, 3, *image.shape[2:])))[1]
 
     ct, pet = ct_image(), pet_image()
-    grid: Grid = member.stage.grid(ct)
+    grid: Grid = place_grid(member.stage, ct)
     ensemble = StageEnsemble([member], torch.device("cpu"), "float32", networks=Watched(torch.device("cpu")))
     found = ensemble.probabilities(ct, pet, grid)
     assert found.shape == (3, *grid.shape)

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from fabricate import ct_image, label_image, pet_image, volume, write_case
 from scipy.spatial.transform import Rotation
 
+from hnseg.card import Stage
 from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import roi_subject
 from hnseg.data.prepare import prepare as prepare_cases
@@ -20,7 +21,7 @@ from hnseg.data.resample import AIR_HU
 from hnseg.errors import HnsegError
 from hnseg.imaging.case import read_cases
 from hnseg.imaging.grid import Grid
-from hnseg.imaging.stage import Stage
+from hnseg.imaging.stage import place_grid
 
 FINE = Stage("fine", (14, 12, 10), (3.0, 3.5, 5.0), "lesions")
 HEAD = Stage("head", (10, 10, 8), (10.0, 10.0, 12.0), "top_of_scan", ("head",))
@@ -61,7 +62,7 @@ def touch(path: Path) -> None:
 
 def test_an_entry_holds_what_simpleitk_samples_on_the_stage_grid(cohort, tmp_path):
     entry = prepare_case(cohort[0], FINE, tmp_path)
-    grid = FINE.grid(ct_image(), label_image())
+    grid = place_grid(FINE, ct_image(), label_image())
     reference = {}
     for name, image, how, fill in (
         ("ct", ct_image(), sitk.sitkBSpline, AIR_HU),
@@ -166,7 +167,7 @@ def test_the_volume_outside_the_roi_is_counted_voxel_by_voxel(tmp_path, turn):
         image.SetDirection(turn.ravel().tolist())
     write_case(tmp_path / "data", "A-1", **images)
     entry = prepare_case(read_cases(tmp_path / "data")[0], FINE, tmp_path / "cache")
-    grid = FINE.grid(images["ct"], images["label"])
+    grid = place_grid(FINE, images["ct"], images["label"])
     low, high = grid.corners.min(0), grid.corners.max(0)
     outside = {"1": 0.0, "2": 0.0}
     for z, y, x in np.argwhere(values):
@@ -180,7 +181,7 @@ def test_the_volume_outside_the_roi_is_counted_voxel_by_voxel(tmp_path, turn):
 def test_the_head_stage_learns_head_masks(root, tmp_path):
     heads = write_heads(root, "A-1", "A-2")
     entry = prepare(read_cases(root), HEAD, tmp_path, heads=heads)[0]
-    grid = HEAD.grid(ct_image())
+    grid = place_grid(HEAD, ct_image())
     x, y, z = (
         o + step * np.arange(n) for o, step, n in zip(grid.origin, grid.spacing, grid.size, strict=True)
     )
@@ -205,7 +206,7 @@ def test_a_stage_that_sees_ct_alone_has_no_pet_sampled(root, tmp_path):
 def test_the_coarse_stage_is_placed_by_the_head_but_learns_lesions(root, tmp_path):
     heads = write_heads(root, "A-1", "A-2")
     entry = prepare(read_cases(root), COARSE, tmp_path, heads=heads)[0]
-    grid = COARSE.grid(ct_image(), sitk.ReadImage(str(heads / "A-1.nii.gz")))
+    grid = place_grid(COARSE, ct_image(), sitk.ReadImage(str(heads / "A-1.nii.gz")))
     assert entry.meta["grid"] == grid.to_dict()
     assert set(np.unique(entry.load("label"))) == {0, 1, 2}
     touch(heads / "A-1.nii.gz")

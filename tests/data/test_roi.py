@@ -7,11 +7,11 @@ import pytest
 import SimpleITK as sitk
 from fabricate import volume, write_case
 
+from hnseg.card import Stage
 from hnseg.data.prepare import prepare_case
 from hnseg.errors import HnsegError
 from hnseg.imaging.case import Case, read_cases
 from hnseg.imaging.placement import place
-from hnseg.imaging.stage import Stage
 from hnseg.imaging.suv import read_scan
 
 HEAD = Stage("head", (10, 10, 8), (10.0, 10.0, 12.0), "top_of_scan", ("head",))

@@ -5,7 +5,8 @@ import pytest
 import SimpleITK as sitk
 from fabricate import ct_image, label_image, pet_image
 
-from hnseg.data.sampling import Sampling
+from hnseg.card import Sampling
+from hnseg.data.sampling import sample_images, sample_label
 from hnseg.imaging.grid import Grid
 
 GRID = Grid.centred((40, 44, 50), (20, 18, 16), (3.0, 3.0, 3.0))
@@ -44,30 +45,30 @@ def test_the_authors_head_crop_step_by_step():
         "ct": resampled(windowed(hu, -105, 195), GRID, -1.0),
         "pet": resampled(windowed(unit, 0, 5), GRID, 0.0),  # level 2.5, width 5
     }
-    for name, array in AUTHORS.images(ct, pet, GRID).items():
+    for name, array in sample_images(AUTHORS, ct, pet, GRID).items():
         np.testing.assert_allclose(array, sitk.GetArrayFromImage(expected[name]), atol=1e-4)
 
 
 def test_beyond_the_scan_the_study_is_air_or_the_authors_minus_one():
     far = Grid.centred((400, 400, 400), (6, 6, 6), (2.0, 2.0, 2.0))
-    air = Sampling().images(ct_image(), pet_image(), far)
+    air = sample_images(Sampling(), ct_image(), pet_image(), far)
     assert (np.unique(air["ct"]), np.unique(air["pet"])) == ([-1024], [0])
-    authors = Sampling(outside="minus_one").images(ct_image(), pet_image(), far)
+    authors = sample_images(Sampling(outside="minus_one"), ct_image(), pet_image(), far)
     assert (np.unique(authors["ct"]), np.unique(authors["pet"])) == ([-1], [-1])
 
 
 @pytest.mark.parametrize(("outside", "ct_fill"), [("minus_one", -1), ("air", 0)])
 def test_beyond_the_head_crop(outside, ct_fill):
     far = Grid.centred((400, 400, 400), (6, 6, 6), (2.0, 2.0, 2.0))
-    images = Sampling("head_crop", outside).images(ct_image(), pet_image(), far)
+    images = sample_images(Sampling("head_crop", outside), ct_image(), pet_image(), far)
     assert (np.unique(images["ct"]), np.unique(images["pet"])) == ([ct_fill], [0])
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), AUTHORS], ids=["study", "head crop"])
 @pytest.mark.parametrize("name", ["ct", "pet"])
 def test_one_modality_alone_is_what_it_is_beside_the_other(sampling, name):
-    both = sampling.images(ct_image(), pet_image(), GRID)
-    alone = sampling.images(ct_image(), pet_image(), GRID, modalities=(name,))
+    both = sample_images(sampling, ct_image(), pet_image(), GRID)
+    alone = sample_images(sampling, ct_image(), pet_image(), GRID, modalities=(name,))
     assert list(alone) == [name]
     np.testing.assert_array_equal(alone[name], both[name])
 
@@ -77,7 +78,7 @@ def test_labels_take_the_same_steps_as_the_images():
     crop = crop_grid(ct)
     once = resampled(label, crop, 0.0, sitk.sitkNearestNeighbor)
     twice = sitk.GetArrayFromImage(resampled(once, GRID, 0.0, sitk.sitkNearestNeighbor))
-    np.testing.assert_array_equal(AUTHORS.label(label, ct, GRID), twice)
+    np.testing.assert_array_equal(sample_label(AUTHORS, label, ct, GRID), twice)
     direct = sitk.GetArrayFromImage(resampled(label, GRID, 0.0, sitk.sitkNearestNeighbor))
-    np.testing.assert_array_equal(Sampling().label(label, ct, GRID), direct)
+    np.testing.assert_array_equal(sample_label(Sampling(), label, ct, GRID), direct)
     assert direct.any()

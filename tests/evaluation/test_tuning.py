@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from members import DECISION, card, make_bundle
 from scipy import ndimage, stats
 
+from hnseg.card import Decision
 from hnseg.errors import HnsegError
 from hnseg.evaluation.score import evaluate
 from hnseg.evaluation.tuning import (
@@ -31,7 +32,6 @@ from hnseg.evaluation.tuning import (
     tune,
 )
 from hnseg.imaging.case import Case, read_cases
-from hnseg.inference.decision import Decision
 from hnseg.inference.postprocess import remove_faint, remove_small
 from hnseg.inference.records import Record, record_file
 from hnseg.metrics.official import SCORES, aggregate
@@ -211,8 +211,20 @@ def test_noise_is_not_taken_for_help() -> None:
 
 
 NAMES = [f"A-{n:02}" for n in range(12)]
-RULES = {"fusion": "flat", "weights": {}, "rule": "half", "thresholds": {}, "way_back": "probabilities"}
-RULES |= {"min_component_ml": 0, "node_suv_peak": 0, "mirror": False, "cover": "one", "fallback": "chain"}
+RULES = {
+    "fusion": "flat",
+    "weights": {},
+    "rule": "half",
+    "thresholds": {},
+    "resample_output": "probabilities",
+}
+RULES |= {
+    "min_component_ml": 0,
+    "node_suv_peak": 0,
+    "mirror": False,
+    "roi_cover": "single",
+    "fallback": "chain",
+}
 
 
 def pet() -> sitk.Image:
@@ -301,7 +313,7 @@ def test_the_bundle_gets_the_rules_and_its_card_says_so(bundle: Path, root: Path
     decision = Bundle.load(bundle).decision
     tuned = {"min_component_ml": {"GTVp": 0.1, "GTVn": 0.0}, "node_suv_peak": 1.5}
     assert decision == DECISION | tuned
-    assert Decision.from_dict(decision, ["GTVp", "GTVn"]).floors(["GTVp", "GTVn"]) == [0.1, 0.0]
+    assert Decision(**decision).floors(["GTVp", "GTVn"]) == [0.1, 0.0]
     text = (bundle / "README.md").read_text()
     assert "node_suv_peak: 1.5" in text
     assert "12 cases out of fold" in text

@@ -5,10 +5,10 @@ import pytest
 import SimpleITK as sitk
 from fabricate import volume
 
+from hnseg.card import Stage
 from hnseg.errors import HnsegError
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.placement import Fallback, place
-from hnseg.imaging.stage import Stage
 
 COARSE = Stage("coarse", (16, 16, 16), (6.0, 6.0, 6.0), "below_head")
 FINE = Stage("fine", (16, 16, 16), (3.0, 3.0, 3.0), "lesions")

@@ -10,19 +10,20 @@ from fabricate import ct_image, label_image, volume
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hnseg.card import Stage
 from hnseg.imaging.grid import coarse_grid, scan_grid, top_of_scan_grid
 from hnseg.imaging.masks import centroid
-from hnseg.imaging.stage import Stage
+from hnseg.imaging.stage import place_grid
 
 CONF = Path(__file__).parents[2] / "conf" / "stage"
 
 
 def stage(placement: str, **changes) -> Stage:
-    return Stage("any", (8, 10, 12), (2.0, 3.0, 4.0), placement, **changes)
+    return Stage("fine", (8, 10, 12), (2.0, 3.0, 4.0), placement, **changes)
 
 
 def test_the_paper_s_stages_are_what_the_configuration_holds():
-    stages = {name: Stage.from_dict(yaml.safe_load((CONF / f"{name}.yaml").read_text())) for name in
+    stages = {name: Stage(**yaml.safe_load((CONF / f"{name}.yaml").read_text())) for name in
               ("head", "coarse", "fine")}  # fmt: skip
     assert stages["head"].shape == (128, 256, 256)
     assert np.multiply(stages["head"].size, stages["head"].spacing).tolist() == [512, 512, 384]
@@ -35,12 +36,12 @@ def test_the_paper_s_stages_are_what_the_configuration_holds():
 def test_each_placement_follows_its_rule():
     ct, label = ct_image(), label_image()
     size, spacing = (8, 10, 12), (2.0, 3.0, 4.0)
-    assert stage("top_of_scan").grid(ct) == top_of_scan_grid(ct, size, spacing)
-    assert stage("scan").grid(ct) == scan_grid(ct, size, spacing)
-    assert stage("below_head", top=0.5).grid(ct, label) == coarse_grid(label, size, spacing, 0.5)
+    assert place_grid(stage("top_of_scan"), ct) == top_of_scan_grid(ct, size, spacing)
+    assert place_grid(stage("scan"), ct) == scan_grid(ct, size, spacing)
+    assert place_grid(stage("below_head", top=0.5), ct, label) == coarse_grid(label, size, spacing, 0.5)
     # The centroid lies at (24.6, 22.6, 39.9) mm, corners of the label's voxels at 2k + 1 mm in x and y and
     # at 3k + 1.5 mm in z.
-    np.testing.assert_allclose(stage("lesions").grid(ct, label).center, (25, 23, 40.5))
+    np.testing.assert_allclose(place_grid(stage("lesions"), ct, label).center, (25, 23, 40.5))
 
 
 @pytest.mark.parametrize("placement", ["below_head", "lesions"])
@@ -48,13 +49,13 @@ def test_a_placement_without_its_reference_says_so(placement):
     empty = sitk.Image(4, 4, 4, sitk.sitkUInt8)
     for reference in (None, empty):
         with pytest.raises(ValueError, match=r"no (head|lesion)|empty"):
-            stage(placement).grid(ct_image(), reference)
+            place_grid(stage(placement), ct_image(), reference)
 
 
 def test_the_lesions_of_both_classes_place_the_fine_roi():
     label = np.zeros((10, 10, 10), np.uint8)
     label[2, 2, 2], label[8, 8, 8] = 1, 2
-    grid = stage("lesions").grid(ct_image(), volume(label, (2, 2, 2)))
+    grid = place_grid(stage("lesions"), ct_image(), volume(label, (2, 2, 2)))
     np.testing.assert_allclose(grid.center, [11, 11, 11])  # the corner behind the mean voxel at 10 mm
 
 
@@ -71,7 +72,7 @@ def test_a_mask_that_changes_moves_the_fine_roi_by_whole_voxels_or_not_at_all(se
     changed.ravel()[rng.choice(mask.size, flips, replace=False)] ^= 1
     fine = Stage("fine", (144, 144, 144), (1.0, 1.0, 1.0), "lesions")
     masks = [volume(m, (2, 2, 2), (-31.3, 4.7, 11.1)) for m in (mask, changed)]
-    one, other = (fine.grid(ct_image(), m) for m in masks)
+    one, other = (place_grid(fine, ct_image(), m) for m in masks)
     steps = np.subtract(other.origin, one.origin) / 2
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-6)
     for grid, m in zip((one, other), masks, strict=True):

@@ -10,11 +10,11 @@ import pytest
 import SimpleITK as sitk
 from fabricate import pet_image, write_case
 
+from hnseg.card import Stage
 from hnseg.data.prepare import prepare, prepare_case
 from hnseg.errors import HnsegError
 from hnseg.imaging.audit import audit
 from hnseg.imaging.case import Case, read_cases
-from hnseg.imaging.stage import Stage
 from hnseg.imaging.suv import read_pet, sidecar, sidecar_factor, suv_factor
 
 # 74 kg, 400 MBq at 8:00, scanned after one half-life of F-18 (109.77 min): 200 MBq are left, so that

@@ -19,7 +19,9 @@ from entry import hnseg, refused
 from fabricate import ct_image, pet_image
 from safetensors.torch import load_file
 
-from hnseg.data.intensity import InputSpec
+from hnseg.card import InputSpec
+from hnseg.data.intensity import input_transform
+from hnseg.data.sampling import sample_images
 from hnseg.imaging.grid import Grid
 from hnseg.importing.auto3dseg import import_auto3dseg
 from hnseg.inference.ensemble import StageEnsemble
@@ -36,9 +38,9 @@ def predict(member: Member, grid: Grid) -> np.ndarray:
 def scaled_files(folder: Path, member: Member, grid: Grid) -> dict[str, str]:
     """What the stage's scaling makes of the case, in files on its grid: the network's own images."""
     spec = InputSpec(**member.card["input"])
-    sampled = spec.sampling.images(ct_image(), pet_image(), grid)
+    sampled = sample_images(spec.sampling, ct_image(), pet_image(), grid)
     images = {name: tio.ScalarImage(tensor=torch.from_numpy(array)[None]) for name, array in sampled.items()}
-    channels = spec.unnormalised.transform()(tio.Subject(images))["image"].data.numpy()
+    channels = input_transform(spec.unnormalised)(tio.Subject(images))["image"].data.numpy()
     files = {key: str(folder / f"{key}.nii.gz") for key in ("image", "image2")}
     for path, channel in zip(files.values(), channels, strict=True):
         sitk.WriteImage(grid.image(channel), path)
@@ -168,7 +170,7 @@ def test_the_card_says_how_the_release_made_its_images(tmp_path):
     assert card["patch"] == [10, 8, 12]
     assert card["window"] == {"tiling": "monai", "overlap": 0.625}
     assert (card["axes"], card["mirror_axes"]) == ({"order": [2, 1, 0], "flip": [0, 1]}, [0, 1, 2])
-    assert (card["decision"]["fusion"], card["decision"]["way_back"]) == ("authors", "labels")
+    assert (card["decision"]["fusion"], card["decision"]["resample_output"]) == ("authors", "labels")
     digest = hashlib.sha256((folder / "model" / "model.pt").read_bytes()).hexdigest()
     origin = {"from": "Auto3DSeg", "checkpoint": "model.pt", "sha256": digest, "epoch": 7, "best_metric": 0.5}
     assert (card["imported"], card["trained_on"]) == (origin, None)

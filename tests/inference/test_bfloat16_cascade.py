@@ -15,10 +15,11 @@ from members import card
 from scipy import ndimage
 from torch import Tensor
 
-from hnseg.data.intensity import InputSpec
-from hnseg.data.sampling import STUDY
+from hnseg.card import STUDY, InputSpec, Stage
+from hnseg.data.intensity import input_transform
+from hnseg.data.sampling import sample_images, sample_label
 from hnseg.imaging.grid import Grid
-from hnseg.imaging.stage import Stage
+from hnseg.imaging.stage import place_grid
 from hnseg.inference.backends import make_networks
 from hnseg.inference.cascade import Cascade
 from hnseg.models import nets
@@ -32,7 +33,7 @@ SHAPE, SPACING = (76, 60, 60), 4.0  # z, y, x: 304 x 240 x 240 mm
 NETWORK = {"features": [8, 16, 32], "strides": [1, 2, 2], "convolutions": 1, "decoder_convolutions": 1}
 # Windows and scales that show what there is to learn, so that it is learnt soon.
 LESIONS = {"ct_window": [0.0, 200.0], "pet_upper": 10.0, "normalise": [{"scheme": "zscore"}] * 2}
-RULES = {"rule": "argmax", "min_component_ml": 0.1, "mirror": False, "cover": "all"}
+RULES = {"rule": "argmax", "min_component_ml": 0.1, "mirror": False, "roi_cover": "multiple"}
 STEPS = {"head": 60, "coarse": 150, "fine": 150}
 SCANS, CASES = 30, 24
 
@@ -66,15 +67,15 @@ def patient(seed: int) -> dict[str, sitk.Image]:
 
 def samples(one: dict[str, Any], stage: Stage) -> Iterator[tuple[Tensor, Tensor]]:
     """Input (1, C, z, y, x) and labels (1, z, y, x) of patients, each ROI a little beside its place."""
-    transform, rng = InputSpec(**one["input"]).transform(), np.random.default_rng(0)
+    transform, rng = input_transform(InputSpec(**one["input"])), np.random.default_rng(0)
     for scan in map(patient, range(SCANS)):
         reference = {"below_head": scan["head"], "lesions": scan["lesions"]}.get(stage.placement)
-        grid = stage.grid(scan["ct"], reference)
+        grid = place_grid(stage, scan["ct"], reference)
         grid = Grid.centred(grid.center + rng.uniform(-9, 9, 3), grid.size, grid.spacing)
-        images = STUDY.images(scan["ct"], scan["pet"], grid)
+        images = sample_images(STUDY, scan["ct"], scan["pet"], grid)
         tensors = {name: torch.from_numpy(array)[None] for name, array in images.items()}
         subject = tio.Subject({name: tio.ScalarImage(tensor=tensor) for name, tensor in tensors.items()})
-        label = STUDY.label(scan["head" if stage.name == "head" else "lesions"], scan["ct"], grid)
+        label = sample_label(STUDY, scan["head" if stage.name == "head" else "lesions"], scan["ct"], grid)
         yield transform(subject)["image"].data[None].float(), torch.from_numpy(label)[None].long()
 
 
@@ -89,7 +90,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     members = []
     for number, one in enumerate(cards):
         torch.manual_seed(number)
-        stage = Stage.from_dict(one["stage"])
+        stage = Stage(**one["stage"])
         network, loss = nets.build(**one["network"]), DiceCELoss()
         optimizer = torch.optim.SGD(network.parameters(), 3e-2, momentum=0.9, nesterov=True)
         steps = STEPS[stage.name]

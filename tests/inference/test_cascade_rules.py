@@ -44,16 +44,16 @@ def found_ml(mask: sitk.Image) -> list[float]:
     return list(voxels[1:] * np.prod(mask.GetSpacing()) / 1000)
 
 
-@pytest.mark.parametrize("way_back", ["probabilities", "labels"])
+@pytest.mark.parametrize("resample_output", ["probabilities", "labels"])
 def test_lesions_outside_one_cube_are_lost_and_said_and_all_cubes_find_them(
-    pointwise: None, tmp_path: Path, way_back: str
+    pointwise: None, tmp_path: Path, resample_output: str
 ) -> None:
     """Each lesion is a sphere of 7 ml; the cube between them cuts both."""
     ct = make_ct(*ORIENTATIONS["fine slices"])
     whole = [4 / 3 * np.pi * RADIUS**3 / 1000] * 2
     results = {}
     for cover in ("one", "all"):
-        bundle = make_bundle(tmp_path / cover, *small_cubes(cover=cover, way_back=way_back))
+        bundle = make_bundle(tmp_path / cover, *small_cubes(cover=cover, resample_output=resample_output))
         results[cover] = Cascade(bundle, CPU, "float32")(ct, make_pet())
     lost, covered = results["one"], results["all"]
     assert len(lost.grids["fine"]) == 1
@@ -71,7 +71,7 @@ def test_lesions_outside_one_cube_are_lost_and_said_and_all_cubes_find_them(
 
 def test_cubes_that_overlap_count_nothing_twice(pointwise: None, tmp_path: Path) -> None:
     """Cubes of 72 mm around lesions 62 mm apart share a part, in which neither lesion grows or shrinks."""
-    cards = small_cubes(cover="all")
+    cards = small_cubes(roi_cover="multiple")
     cards[-1]["stage"]["size"], cards[-1]["patch"] = [24] * 3, [24] * 3
     result = Cascade(make_bundle(tmp_path, *cards), CPU, "float32")(
         make_ct(*ORIENTATIONS["fine slices"]), make_pet()
@@ -81,12 +81,14 @@ def test_cubes_that_overlap_count_nothing_twice(pointwise: None, tmp_path: Path)
     assert found_ml(result.mask) == pytest.approx([4 / 3 * np.pi * RADIUS**3 / 1000] * 2, rel=0.1)
 
 
-@pytest.mark.parametrize("way_back", ["probabilities", "labels"])
-def test_what_comes_back_is_probabilities_or_labels(pointwise: None, tmp_path: Path, way_back: str) -> None:
+@pytest.mark.parametrize("resample_output", ["probabilities", "labels"])
+def test_what_comes_back_is_probabilities_or_labels(
+    pointwise: None, tmp_path: Path, resample_output: str
+) -> None:
     """A network that tells SUV 4 apart, on cubes of 12 mm: SimpleITK brings its map or its labels back."""
     grid = {"placement": "scan", "size": [16] * 3, "spacing": [12.0] * 3}
     soft = {"weights": [[0.0, 0.0], [0.0, 20.0], [0.0, 0.0]], "biases": [0.0, -4.0, -99.0]}
-    rules = DECISION | {"rule": "argmax", "way_back": way_back}
+    rules = DECISION | {"rule": "argmax", "resample_output": resample_output}
     bundle = make_bundle(tmp_path, card("fine", "pointwise", soft, grid=grid, decision=rules))
     ct, pet = make_ct(*ORIENTATIONS["oblique"]), make_pet()
     result = Cascade(bundle, CPU, "float32")(ct, pet)
@@ -94,7 +96,7 @@ def test_what_comes_back_is_probabilities_or_labels(pointwise: None, tmp_path: P
     reference = cube.image(np.zeros(cube.shape, np.float32))
     sampled = sitk.GetArrayFromImage(sitk.Resample(pet, reference, sitk.Transform(), sitk.sitkBSpline))
     tumour = 1 / (1 + np.exp(4 - np.clip(sampled, 0, 20)))
-    values, how = (tumour, sitk.sitkLinear) if way_back == "probabilities" else (tumour > 0.5, None)
+    values, how = (tumour, sitk.sitkLinear) if resample_output == "probabilities" else (tumour > 0.5, None)
     back = sitk.Resample(
         cube.image(values.astype(np.float32)), ct, sitk.Transform(), how or sitk.sitkNearestNeighbor
     )
@@ -107,7 +109,7 @@ def test_nodes_without_uptake_are_dropped(pointwise: None, tmp_path: Path) -> No
     """The PET's spots have SUV 12 and fall to 4 at the lesions' rim: their SUVpeak lies between."""
     kept = {}
     for bound in (5.0, 12.0):
-        cards = small_cubes(cover="all", node_suv_peak=bound)
+        cards = small_cubes(roi_cover="multiple", node_suv_peak=bound)
         cascade = Cascade(make_bundle(tmp_path / str(bound), *cards), CPU, "float32")
         mask = cascade(make_ct(*ORIENTATIONS["oblique"]), make_pet()).mask
         kept[bound] = set(np.unique(sitk.GetArrayFromImage(mask)))
@@ -127,6 +129,6 @@ def test_without_a_fallback_nothing_found_ends_the_case(pointwise: None, tmp_pat
 def test_rules_that_cannot_be_followed_are_told_before_the_first_case(
     pointwise: None, tmp_path: Path
 ) -> None:
-    bundle = make_bundle(tmp_path, *small_cubes(way_back="both"))
-    with pytest.raises(HnsegError, match=r"decision\.way_back=both"):
+    bundle = make_bundle(tmp_path, *small_cubes(resample_output="both"))
+    with pytest.raises(HnsegError, match=r"decision\.resample_output=both"):
         Cascade(bundle, CPU, "float32")

@@ -10,9 +10,9 @@ import torch
 from fabricate import ct_image, pet_image
 from members import card, make_bundle
 
+from hnseg.card import Decision
 from hnseg.errors import HnsegError
 from hnseg.imaging.grid import Grid
-from hnseg.inference.decision import Decision
 from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Bundle
 from hnseg.models.checkpoint import Member

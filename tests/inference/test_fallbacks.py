@@ -9,10 +9,10 @@ import torch
 from fabricate import volume
 from members import card, make_bundle, never
 
+from hnseg.card import Stage
 from hnseg.errors import HnsegError
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.placement import Fallback
-from hnseg.imaging.stage import Stage
 from hnseg.inference.cascade import Cascade, limits
 from hnseg.models.bundle import Bundle
 

@@ -14,7 +14,7 @@ from hnseg.inference.cascade import Cascade
 # Everywhere 0.43 for GTVp: the likeliest class, and below one half.
 LIKELY = {"weights": [[0.0, 0.0]] * 3, "biases": [0.3, 0.5, 0.0]}
 WHOLE = {"placement": "scan", "size": [16] * 3, "spacing": [6.0] * 3}
-RULES = DECISION | {"rule": "half", "min_component_ml": 1e6, "way_back": "labels", "mirror": True}
+RULES = DECISION | {"rule": "half", "min_component_ml": 1e6, "resample_output": "labels", "mirror": True}
 
 
 @pytest.mark.parametrize(("until", "label"), [("coarse", 1), ("fine", 0)])

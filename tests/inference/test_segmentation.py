@@ -34,10 +34,12 @@ def segment(
     return cascade(ct_image(), pet_image())
 
 
-@pytest.mark.parametrize("way_back", ["probabilities", "labels"])
-def test_the_cascade_describes_what_its_members_found(pointwise: None, tmp_path: Path, way_back: str) -> None:
+@pytest.mark.parametrize("resample_output", ["probabilities", "labels"])
+def test_the_cascade_describes_what_its_members_found(
+    pointwise: None, tmp_path: Path, resample_output: str
+) -> None:
     """The PET's one hot spot of 12 x 12 x 15 mm has SUV 12 and its middle at (29, 29, 46) mm."""
-    result = segment(tmp_path, TUMOUR, LESS_SURE, NODE, rules={"way_back": way_back})
+    result = segment(tmp_path, TUMOUR, LESS_SURE, NODE, rules={"resample_output": resample_output})
     (found,) = result.lesions
     assert found.name == "GTVp"
     mask = sitk.GetArrayFromImage(result.mask)
@@ -68,12 +70,12 @@ def voxels(result: Segmentation) -> dict[str, np.ndarray]:
     return {name: sitk.GetArrayFromImage(image) for name, image in result.volumes()}
 
 
-@pytest.mark.parametrize("way_back", ["probabilities", "labels"])
+@pytest.mark.parametrize("resample_output", ["probabilities", "labels"])
 def test_maps_come_back_on_the_cts_grid_where_they_are_asked_for(
-    pointwise: None, tmp_path: Path, way_back: str
+    pointwise: None, tmp_path: Path, resample_output: str
 ) -> None:
     """In the hot spot members say (0, 1, 0) and (0.4, 0.1, 0.5): (0.2, 0.55, 0.25) together."""
-    rules = {"way_back": way_back}
+    rules = {"resample_output": resample_output}
     plain = segment(tmp_path / "plain", TUMOUR, BLIND, rules=rules)
     assert voxels(plain) == {}
     asked = segment(tmp_path / "asked", TUMOUR, BLIND, rules=rules, probabilities=True, uncertainty=True)

@@ -13,8 +13,8 @@ from members import card, make_bundle
 from scipy import special, stats
 from torch import Tensor
 
+from hnseg.card import Decision
 from hnseg.imaging.grid import Grid
-from hnseg.inference.decision import Decision
 from hnseg.inference.ensemble import MAPS, Disagreement, StageEnsemble, entropy
 from hnseg.models.checkpoint import Member
 

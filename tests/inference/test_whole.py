@@ -10,7 +10,8 @@ from fabricate import ct_image, pet_image
 from members import card, make_bundle
 from torch.nn import functional as F
 
-from hnseg.data.sampling import STUDY
+from hnseg.card import STUDY
+from hnseg.data.sampling import sample_images
 from hnseg.imaging.grid import Grid
 from hnseg.inference.ensemble import StageEnsemble
 
@@ -50,5 +51,5 @@ def test_axes_of_an_imported_network_take_their_own_steps(tmp_path: Path) -> Non
 
 
 def _scaled(ct: sitk.Image, pet: sitk.Image, grid: Grid) -> list[np.ndarray]:
-    images = STUDY.images(ct, pet, grid)
+    images = sample_images(STUDY, ct, pet, grid)
     return [np.clip(images["ct"], -200, 200) / 200, np.clip(images["pet"], 0, 20) / 20]

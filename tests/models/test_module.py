@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from volumes import lesions, write_volume
 
+from hnseg.card import InputSpec
 from hnseg.data.dataset import EpochSampler, PatchDataset, VolumeDataset
-from hnseg.data.intensity import InputSpec
 from hnseg.inference.predictor import Predictor
 from hnseg.metrics.official import aggregate, count_case
 from hnseg.models.checkpoint import CARD, FORMAT

@@ -14,9 +14,9 @@ from mixes import transform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from volumes import numbered
 
+from hnseg.card import InputSpec
 from hnseg.data.augment import Compose, RandomAffine
 from hnseg.data.dataset import PatchDataset
-from hnseg.data.intensity import InputSpec
 from hnseg.data.patch import Patch, Shape, foreground_voxel, sample_patch
 
 CLASSES = SimpleNamespace(all_labels=[0, 1, 2], has_ignore_label=False)

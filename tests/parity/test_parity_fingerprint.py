@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 from spoiled import must_fail
 from volumes import write_volume
 
+from hnseg.card import InputSpec
 from hnseg.data import fingerprint as module
 from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import roi_subject
 from hnseg.data.fingerprint import Fingerprint
-from hnseg.data.intensity import InputSpec
+from hnseg.data.intensity import input_transform
 
 SPEC = InputSpec(ct_window=(-200.0, 300.0), cte=True)
 # Side of the lesion of each case, in voxels: each weighs the same for nnU-Net, however large.
@@ -36,7 +37,7 @@ def volumes(tmp_path) -> list[StageVolume]:
 
 def images(volumes: list[StageVolume]) -> list[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
     """Scaled channels (C, z, y, x) and labels (z, y, x) of all cases."""
-    subjects = [SPEC.unnormalised.transform()(roi_subject(v, v.margin)) for v in volumes]
+    subjects = [input_transform(SPEC.unnormalised)(roi_subject(v, v.margin)) for v in volumes]
     return [(s["image"].data.numpy(), s["label"].data[0].numpy()) for s in subjects]
 
 

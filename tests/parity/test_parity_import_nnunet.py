@@ -25,8 +25,8 @@ from nnunet_results import (
 )
 from spoiled import must_fail
 
+from hnseg.card import Decision
 from hnseg.importing.nnunet import import_nnunet
-from hnseg.inference.decision import Decision
 from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Bundle
 

@@ -5,7 +5,6 @@ the configuration resolves to, channels and classes, order and switch of deep su
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
@@ -14,12 +13,11 @@ from jobs import job
 from monai.bundle import ConfigParser
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from omegaconf import OmegaConf
 from spoiled import must_fail
 from torch import Tensor, nn
 
+from hnseg.config import read_job
 from hnseg.devices import autocast
-from hnseg.job import describe, make_input, make_stage
 from hnseg.models.nets import build
 
 PAIRS = [("head", "plainconv"), ("coarse", "plainconv"), ("fine", "resenc"), ("fine", "segresnet")]
@@ -38,16 +36,10 @@ AUTO3DSEG = {
 Trainers = Callable[[str], nnUNetTrainer]
 
 
-@cache
-def composed(stage: str, model: str) -> dict[str, Any]:
-    return OmegaConf.to_container(job(f"stage={stage}", f"model={model}"), resolve=True)
-
-
 def configured(stage: str, model: str, **changes: Any) -> dict[str, Any]:
     """The network that the configuration stands for, as a checkpoint's card holds it."""
-    config = composed(stage, model)
-    place = make_stage(config)
-    return describe(config, place, make_input(config, place))["network"] | changes
+    composed = read_job(job(f"stage={stage}", f"model={model}"))
+    return composed.card(composed.input_spec)["network"] | changes
 
 
 def original(stage: str, model: str, nnunet: Trainers, **changes: Any) -> nn.Module:
@@ -118,7 +110,10 @@ def assert_same_logits(ours: nn.Module, theirs: nn.Module, image: Tensor) -> Non
 
 @pytest.mark.parametrize(("stage", "model"), PAIRS[:3])
 def test_nnunet_s_own_planner_plans_what_the_configuration_says(stage, model, nnunet):
-    training, planned = composed(stage, model)["training"], nnunet(stage).configuration_manager
+    training, planned = (
+        read_job(job(f"stage={stage}", f"model={model}")).training,
+        nnunet(stage).configuration_manager,
+    )
     assert training["patch"] == planned.patch_size
     assert training["batch_size"] == planned.batch_size
 

@@ -26,14 +26,14 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from hnseg.card import STUDY, Decision, Stage
 from hnseg.cli import main
 from hnseg.data.phantom import make_cohort
-from hnseg.data.sampling import STUDY
+from hnseg.data.sampling import sample_images, sample_label
 from hnseg.imaging.case import Case, read_cases
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.images import read_image
-from hnseg.imaging.stage import Stage
-from hnseg.inference.decision import Decision
+from hnseg.imaging.stage import place_grid
 from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Bundle
 
@@ -42,7 +42,7 @@ NAME = "Dataset501_Fine"
 STAGE = Stage("fine", (30, 26, 22), (5.0, 5.0, 6.0), "lesions")
 PATCH = [16, 24, 24]  # (z, y, x): smaller than the stage's ROI
 SMALLER = (20, 18, 12)  # (x, y, z): an ROI smaller than the patch
-RAW = ["stage=fine", "recipe=authors", "recipe.source=study", "recipe.minmax_again=[]"]
+RAW = ["stage=fine", "recipe=authors", "recipe.source=study", "recipe.roi_minmax=[]"]
 RAW += ["recipe.pet=raw", "recipe.ct_window=null", f"stage.spacing={list(STAGE.spacing)}"]
 
 
@@ -67,12 +67,12 @@ def study(case: Case, stage: Stage = STAGE) -> tuple[sitk.Image, sitk.Image, sit
     """CT, PET, label, and the fine grid of a case."""
     assert case.label is not None
     ct, pet, label = (read_image(path) for path in (case.ct, case.pet, case.label))
-    return ct, pet, label, stage.grid(ct, label)
+    return ct, pet, label, place_grid(stage, ct, label)
 
 
 def write_channels(stem: Path, ct: sitk.Image, pet: sitk.Image, grid: Grid) -> list[str]:
     """STEM_0000.nii.gz and STEM_0001.nii.gz: CT in HU and PET in SUV on the grid."""
-    images = STUDY.images(ct, pet, grid)
+    images = sample_images(STUDY, ct, pet, grid)
     paths = [f"{stem}_000{n}.nii.gz" for n in range(2)]
     for name, path in zip(("ct", "pet"), paths, strict=True):
         sitk.WriteImage(grid.image(images[name]), path)
@@ -88,7 +88,7 @@ def raw(environment: Path, cases: list[Case]) -> dict[str, Any]:
     for case in cases[:4]:
         ct, pet, label, grid = study(case)
         write_channels(folder / "imagesTr" / case.case_id, ct, pet, grid)
-        truth = grid.image(STUDY.label(label, ct, grid))
+        truth = grid.image(sample_label(STUDY, label, ct, grid))
         sitk.WriteImage(truth, str(folder / "labelsTr" / f"{case.case_id}.nii.gz"))
     told = {
         "channel_names": {"0": "CT", "1": "PET"},

@@ -18,11 +18,11 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import (
     ZScoreNormalization,
 )
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 from spoiled import must_fail
 
-from hnseg.data.intensity import InputSpec, Normalise
-from hnseg.job import make_input, make_stage
+from hnseg.card import InputSpec, Normalise
+from hnseg.config import read_job
+from hnseg.data.intensity import input_transform
 
 CONSTANTS = {"lower": -0.6, "upper": 0.55, "mean": 0.05, "std": 0.27}
 SHAPE = (9, 10, 12)
@@ -106,8 +106,7 @@ def test_a_constant_image_is_what_it_is_to_the_originals(value):
 def chain(stage: str, model: str, *overrides: str) -> InputSpec:
     """The configured input chain without padding, with constants."""
     cfg = job(f"stage={stage}", f"model={model}", *overrides)
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    spec = make_input(config, make_stage(config))
+    spec = read_job(cfg).input_spec
     filled = [replace(one, **{name: CONSTANTS[name] for name in one.missing}) for one in spec.normalise]
     return replace(spec, normalise=tuple(filled), pad_to=None)
 
@@ -118,7 +117,7 @@ def made(spec: InputSpec) -> Array:
     hu, suv = rng.uniform(-300, 400, (1, *SHAPE)), rng.gamma(1, 3, (1, *SHAPE))
     images = {"ct": hu, "pet": suv} if "pet" in spec.modalities else {"ct": hu}
     scalars = {k: tio.ScalarImage(tensor=torch.from_numpy(v).float()) for k, v in images.items()}
-    return spec.transform()(tio.Subject(**scalars))["image"].data.numpy()
+    return input_transform(spec)(tio.Subject(**scalars))["image"].data.numpy()
 
 
 def expected(spec: InputSpec, schemes: list[str]) -> Array:

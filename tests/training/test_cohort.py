@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from entry import compose_job
 from fabricate import write_case
 
+from hnseg.config import compose_job
 from hnseg.data.splits import Split
 from hnseg.errors import HnsegError
 from hnseg.training.cohort import find_coarse, find_cohort, read_cohort
@@ -30,7 +30,7 @@ def scans(tmp_path: Path) -> Path:
 
 
 def read(scans: Path, stage: str, *overrides: str) -> tuple[list[str], tuple[tuple[str, ...], ...]]:
-    data = compose_job("train", f"data.root={scans}", *overrides).data
+    data = compose_job([f"data.root={scans}", *overrides]).data
     cases, split = read_cohort(data, stage)
     return [case.case_id for case in cases], split.folds
 
@@ -88,9 +88,8 @@ def test_a_case_that_the_split_lists_can_be_excluded(scans: Path, extra: dict[st
 
 def test_a_fold_that_excluding_empties_is_refused(scans: Path) -> None:
     (scans / "split.json").write_text(json.dumps({"folds": [NAMES[:5], NAMES[5:]]}))
-    data = compose_job(
-        "train", f"data.root={scans}", f"data.split={scans}/split.json", "data.exclude=[MDA-1]"
-    ).data
+    places = [f"data.root={scans}", f"data.split={scans}/split.json"]
+    data = compose_job([*places, "data.exclude=[MDA-1]"]).data
     cases, split = read_cohort(data, "fine")
     with pytest.raises(HnsegError, match=r"fold=1: no case to validate on: those .* are excluded"):
         split.assign(cases, 1)
@@ -99,17 +98,17 @@ def test_a_fold_that_excluding_empties_is_refused(scans: Path) -> None:
 def test_a_cohort_is_listed_without_its_excluded_cases(tmp_path):
     for name in ("A-1", "A-2", "12"):
         write_case(tmp_path, name)
-    assert [case.case_id for case in find_cohort(str(tmp_path), ["A-1"])] == ["12", "A-2"]
-    assert [case.case_id for case in find_cohort(str(tmp_path), [12])] == ["A-1", "A-2"]
+    assert [case.case_id for case in find_cohort(tmp_path, ["A-1"])] == ["12", "A-2"]
+    assert [case.case_id for case in find_cohort(tmp_path, ["12"])] == ["A-1", "A-2"]
     with pytest.raises(HnsegError, match=r"data\.exclude=A-9: no such case in .*"):
-        find_cohort(str(tmp_path), ["A-2", "A-9"])
+        find_cohort(tmp_path, ["A-2", "A-9"])
 
 
 def test_without_data_the_key_and_the_demo_are_named(tmp_path):
     with pytest.raises(HnsegError, match=r"data\.root .*make demo"):
         find_cohort(None, [])
     with pytest.raises(HnsegError, match="no such folder"):
-        find_cohort(str(tmp_path / "nowhere"), [])
+        find_cohort(tmp_path / "nowhere", [])
 
 
 @pytest.mark.parametrize(
@@ -117,8 +116,7 @@ def test_without_data_the_key_and_the_demo_are_named(tmp_path):
 )
 def test_a_table_of_coarse_predictions_that_something_else_saved_is_told(tmp_path, table):
     (tmp_path / "cases.csv").write_text(table)
-    config = {"data": {"coarse": str(tmp_path)}, "recipe": {"roi": {"train": "coarse"}}}
     with pytest.raises(
         HnsegError, match=r"cases\.csv.*column.*make it and the masks anew with python infer\.py"
     ):
-        find_coarse(config, [])
+        find_coarse(tmp_path, [], train_roi="coarse")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hnseg.config import Trainer, compose_job
 from hnseg.errors import HnsegError
 from hnseg.training.launch import Processes, find_processes
 
@@ -15,10 +16,14 @@ TORCHRUN = {
 SLURM = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_PROCID": "5", "SLURM_NNODES": "2"}
 
 
+def trainer(wanted: int | str) -> Trainer:
+    return compose_job([f"trainer.processes={wanted}", "trainer.device=cpu"]).trainer
+
+
 @pytest.mark.parametrize(("environment", "launcher"), [(TORCHRUN, "torchrun"), (SLURM, "slurm")])
 @pytest.mark.parametrize("wanted", ["auto", 8])
 def test_processes_that_were_started_are_taken(environment, launcher, wanted):
-    found = find_processes({"processes": wanted, "device": "cpu"}, environment)
+    found = find_processes(trainer(wanted), environment)
     assert found == Processes(4, 2, rank=5, launcher=launcher)
     assert found.size == 8
 
@@ -34,7 +39,7 @@ def test_processes_that_were_started_are_taken(environment, launcher, wanted):
     ],
 )
 def test_else_the_configuration_says_how_many(wanted, environment, size):
-    found = find_processes({"processes": wanted, "device": "cpu"}, environment)
+    found = find_processes(trainer(wanted), environment)
     assert (found.size, found.launcher) == (size, "lightning")
 
 
@@ -48,4 +53,4 @@ def test_else_the_configuration_says_how_many(wanted, environment, size):
 )
 def test_another_number_than_was_started_is_refused(wanted, environment, message):
     with pytest.raises(HnsegError, match=message):
-        find_processes({"processes": wanted, "device": "cpu"}, environment)
+        find_processes(trainer(wanted), environment)

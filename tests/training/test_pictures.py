@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trackable import CONFIG, PROVENANCE
 from wandb_files import offline_runs
 
+from hnseg.card import InputSpec
 from hnseg.config import LoggerSettings
-from hnseg.data.intensity import InputSpec
 from hnseg.training.loggers import callbacks, loggers
 
 

@@ -8,8 +8,8 @@ import torch
 from entry import tiny, write_cohort
 from typer.testing import CliRunner
 
-from hnseg.app import compose as compose_job
 from hnseg.cli import app
+from hnseg.config import compose_job
 from hnseg.data.datamodule import Loading
 from hnseg.errors import HnsegError
 from hnseg.training.profile import Profile, advice, profile
@@ -40,8 +40,8 @@ def test_a_job_is_measured_and_its_cache_stays(overrides: list[str], tmp_path: P
 def test_parts_of_a_batch_are_counted_as_they_are_loaded(overrides: list[str]) -> None:
     found = profile([*overrides, "trainer.accumulate=2", "training.iterations=10"], steps=4)
     assert found.samples == found.steps
-    training = found.config["training"]
-    assert found.hours == pytest.approx(10 * training["epochs"] * 2 * found.total / found.steps / 3600)
+    training = found.job.training
+    assert found.hours == pytest.approx(10 * training.epochs * 2 * found.total / found.steps / 3600)
 
 
 @pytest.mark.parametrize(
@@ -73,13 +73,8 @@ def test_without_a_cohort_the_command_makes_one_up(overrides: list[str]) -> None
 
 def figures(**changes: object) -> Profile:
     """Of a training on a GPU that is busy."""
-    trainer = {"deterministic": False, "checkpointing": False, "accumulate": 1}
     found = Profile(
-        config={
-            "trainer": trainer,
-            "augment": {"device": "cpu"},
-            "training": {"iterations": 1, "epochs": 1, "batch_size": 2},
-        },
+        job=compose_job([]),
         made_up=False,
         device=torch.device("cuda"),
         precision="bfloat16",
@@ -112,8 +107,8 @@ def test_advice_follows_from_the_figures(card: None) -> None:
     assert slow == "it computes in float32: trainer.precision=auto takes bfloat16 here"
     (full,) = advice(figures(gpu_peak_mib=15.5 * 1024))
     assert "trainer.checkpointing=true or trainer.accumulate=2" in full
-    saving = {**figures().config, "trainer": {"deterministic": True, "checkpointing": True, "accumulate": 1}}
-    exact, idle = advice(figures(config=saving, gpu_peak_mib=4 * 1024.0))
+    saving = compose_job(["trainer.deterministic=true", "trainer.checkpointing=true"])
+    exact, idle = advice(figures(job=saving, gpu_peak_mib=4 * 1024.0))
     assert exact == "trainer.deterministic=true forgoes the fastest kernels"
     assert idle.startswith("4 of 16 GiB are used")
 

@@ -9,11 +9,10 @@ import yaml
 from entry import ROOT, hnseg, refused, run
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from hnseg.app import compose as compose_job
+from hnseg.config import compose_job
 from hnseg.errors import HnsegError
-from hnseg.job import make_input, make_stage
 from hnseg.training.sweeps import wandb_sweep
 
 SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
@@ -70,9 +69,8 @@ def test_no_two_jobs_of_a_sweep_share_a_run_folder(sweep: str, experiment: str) 
 def test_the_channels_sweep_shows_the_network_what_it_says() -> None:
     names = []
     for overrides in grid("channels"):
-        config = compose_job(["sweeps=channels", "model=segresnet", *overrides])
-        plain = OmegaConf.to_container(config, resolve=True)
-        names.append(make_input(plain, make_stage(plain)).channel_names)  # type: ignore[arg-type]
+        one = compose_job(["sweeps=channels", "model=segresnet", *overrides])
+        names.append(one.input_spec.channel_names)
     enhanced = ["CT", "CT²", "CT^(1/3)"]
     pet = ["PET", "PET²", "PET^(1/3)"]
     assert names == [
