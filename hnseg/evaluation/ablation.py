@@ -53,7 +53,7 @@ class NetworkKind:
         return " ".join(filter(None, (self.stage, self.model, enhanced)))
 
     def matches(self, run: Run, config: Mapping[str, Any]) -> bool:
-        """Whether a run trains such a network."""
+        """Whether a run trains a network of this kind."""
         return (
             run.stage == self.stage
             and self.model in (None, run.model)
@@ -63,7 +63,7 @@ class NetworkKind:
 
 @dataclass(frozen=True)
 class Sources:
-    """The runs of all arms, one a kind and fold, and the folds they share.
+    """The runs of all arms, one for each kind and fold, and the folds they share.
 
     Attributes:
         folders: Of the runs.
@@ -177,7 +177,7 @@ def read_arms(
         oracle: Whether the ground truth places the fine ROI; the arms' names say so.
 
     Raises:
-        HnsegError: No arm, an unknown one or one without members, or overrides that do not fit.
+        HnsegError: No arm, an unknown arm or one without members, or overrides that do not fit.
     """
     names = list(dict.fromkeys(filter(None, map(str.strip, names))))
     if not names:
@@ -256,7 +256,7 @@ def predict(
 
 
 def make_bundle(folders: Sequence[Path], path: Path, checkpoint: Checkpoint) -> Bundle:
-    """Checkpoints of runs as a bundle; one that was made of the same files is kept."""
+    """Bundle the checkpoints of runs, unless the bundle there was made of the same files."""
     checkpoints = [checkpoint_file(folder, checkpoint) for folder in folders]
     files = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in checkpoints]
     made_of = [checkpoint, *files]

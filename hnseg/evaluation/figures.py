@@ -148,7 +148,7 @@ WIDTH = 13.0  # inches
 def overlay(case: Case, prediction: Path, out: Path) -> Path:
     """Draw a case through its largest lesion, as radiologists look at it: the patient's right on the left.
 
-    Contours are solid for the ground truth and dashed for the prediction, one colour a class.
+    Contours are solid for the ground truth and dashed for the prediction, with a colour for each class.
 
     Args:
         case: CT, PET and, if there is one, label; any orientation.

@@ -229,7 +229,7 @@ def evaluate(
         connectivity: Of GTVn lesions.
         matching: Of GTVn lesions.
         threshold: IoU above which a GTVn lesion counts as found.
-        workers: Threads; by default one a core, at most four, for a whole-body case takes 1.3 GB.
+        workers: Threads; by default the number of cores, at most 4: a whole-body case takes 1.3 GB.
 
     Raises:
         HnsegError: No case, predictions missing or on another grid, labels other than 0, 1 and 2, files that

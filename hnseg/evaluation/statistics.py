@@ -185,7 +185,7 @@ def permutation_p(terms: Array, permutations: int = RESAMPLES, seed: int = 0) ->
     """Return the two-sided p-value that the two arms are exchangeable within each patient.
 
     The scores are recomputed after exchanging the arms' terms in every subset of patients, or in
-    `permutations` random ones where there are more subsets; then the observed one counts as one of them
+    `permutations` random ones where there are more subsets; then the observed difference counts as one
     (Phipson & Smyth 2010), so that p is never 0. As `scipy.stats.permutation_test` with
     `permutation_type="samples"`, which would score the cohort anew in Python for each exchange.
 

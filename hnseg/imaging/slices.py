@@ -85,7 +85,7 @@ def suv_scale(pet: NDArray[np.float32]) -> Normalize:
 def draw_slice(axes: Axes, view: View, plane: Plane, kind: Kind, suv: Normalize) -> None:
     """One slice of CT, of PET (white is hot), or of CT with PET on it, and the contours of both masks.
 
-    Contours are solid for the ground truth and dashed for the prediction, one colour a class.
+    Contours are solid for the ground truth and dashed for the prediction, with a colour for each class.
     """
     ct, pet = view.ct[plane.index], view.pet[plane.index]
     rows, columns = ct.shape
