@@ -193,13 +193,8 @@ def prepare(
         return volumes
     settings: dict[str, Any] = {"sampling": sampling, "modalities": modalities, "margin_mm": margin_mm}
     work = partial(_prepare_or_reason, stage=stage, folder=folder, masks=masks, **settings)
-    prepared = map_cases(
-        work,
-        [cases[n] for n in missing],
-        f"Preparing {stage.name} volumes",
-        workers=workers,
-        most=os.cpu_count() or 1,
-    )
+    title, most = f"Preparing {stage.name} volumes", os.cpu_count() or 1
+    prepared = map_cases(work, [cases[n] for n in missing], title, workers=workers, most=most)
     failures = []
     for number, volume in zip(missing, prepared, strict=True):
         if isinstance(volume, str):
