@@ -30,7 +30,7 @@ OPEN := runs/open_data
 open-data: .venv/ready ## the fine stage on open sarcoma PET/CT: make open-data DATA=PATH
 	$(BIN)/python train.py experiment=open_data data.root="$(DATA)" fold=0-3 -m
 	$(BIN)/hnseg export $(OPEN)/fine_plainconv --out $(OPEN)/bundle --checkpoint ema
-	$(BIN)/python infer.py cases="$(DATA)" bundle=$(OPEN)/bundle unseen=true out=$(OPEN)/predictions
+	$(BIN)/python infer.py cases="$(DATA)" bundle=$(OPEN)/bundle out_of_fold=true out=$(OPEN)/predictions
 	$(BIN)/hnseg evaluate "$(DATA)" $(OPEN)/predictions --json $(OPEN)/scores.json
 
 clean-demo: ## start the demo anew; without it, finished steps are skipped

@@ -44,7 +44,7 @@ class StandIn:
     def __init__(self, bundle: Path) -> None:
         self.bundle = SimpleNamespace(path=bundle, identity="none", members=[])
         self.decision, self.names, self.precision = Decision(), ["fine"], "float32"
-        self.unseen, self.heads, self.lesions, self.cache = False, None, None, None
+        self.out_of_fold, self.head_masks, self.lesions, self.cache = False, None, None, None
         self.probabilities = self.uncertainty = False
         self.networks = SimpleNamespace(device=torch.device("cpu"))
 

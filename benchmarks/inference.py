@@ -121,7 +121,7 @@ def run_hnseg(name: str, options: Sequence[str], work: Path, ct: Path, pet: Path
     bundle = work / ("converted" if device == "cpu" else "bundle")
     fixed = [f"bundle={bundle}", f"trainer.device={device}", *options]
     if "windows=whole" in options:  # head and coarse networks are converted for their whole ROIs too
-        converted, _ = infer(work, ct, pet, 1, [*fixed, "until=coarse"])
+        converted, _ = infer(work, ct, pet, 1, [*fixed, "last_stage=coarse"])
         print(f"\nhead and coarse stage with conversion for whole ROIs: {converted:.0f} s, once\n")
     seconds, gib = infer(work, ct, pet, 1, fixed)
     with (work / "out" / "cases.csv").open(newline="") as file:

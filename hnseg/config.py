@@ -423,9 +423,9 @@ class Inference(Settings):
     format: Literal["nii.gz", "mha"]  # of masks and maps
     overwrite: StrictBool
     shard: Name | None  # K/N: the K-th of N parts of the cases, from 0
-    until: StageName
-    unseen: StrictBool  # segment each case with the members that were not trained on it
-    heads: Location | None  # folder of CASE.nii.gz that stand for the head stage
+    last_stage: StageName
+    out_of_fold: StrictBool  # segment each case with the members that were not trained on it
+    head_masks: Location | None  # folder of CASE.nii.gz that stand for the head stage
     windows: Literal["trained", "whole"]  # whole shows each ROI in one piece
     backend: Literal["auto", "openvino", "torch"]
     mirror: StrictBool | None
@@ -442,10 +442,10 @@ class Inference(Settings):
         unused = [
             f"decision.{key}" for key in self.decision.given if key not in ("fusion", "weights", "fallback")
         ]
-        if unused and self.until != "fine":
+        if unused and self.last_stage != "fine":
             raise ValueError(
-                f"until={self.until} with {' '.join(unused)}: only the fine stage's masks are decided by "
-                "it; leave it out, or set until=fine"
+                f"last_stage={self.last_stage} with {' '.join(unused)}: only the fine stage's masks are "
+                "decided by it; leave it out, or set last_stage=fine"
             )
         return self
 

@@ -164,7 +164,14 @@ def test_hu_are_accepted_where_a_network_wants_them_or_they_are_rescaled() -> No
 @pytest.mark.parametrize(
     "override",
     [
-        *("until=middle", "overwrite=no", "mirror=off", "format=nii", "windows=all", "trainer.threads=two"),
+        *(
+            "last_stage=middle",
+            "overwrite=no",
+            "mirror=off",
+            "format=nii",
+            "windows=all",
+            "trainer.threads=two",
+        ),
         *("trainer.device=gpu", "trainer.precision=fp16", "decision.weights=2", "decision.rule=max"),
         *("decision.thresholds={GTV:0.5}", "ensemble.members=[{model:resenc}]", "+engine.name=dask"),
         *("cases=???", "+colour=red"),
@@ -178,8 +185,8 @@ def test_a_bad_value_of_infer_is_refused_with_its_key(override: str) -> None:
 
 
 def test_rules_of_fine_masks_need_the_fine_stage() -> None:
-    with pytest.raises(HnsegError, match=r"until=coarse with decision\.node_suv_peak"):
-        read_inference(compose([*PLACES, "until=coarse", "decision.node_suv_peak=0"], "infer"))
+    with pytest.raises(HnsegError, match=r"last_stage=coarse with decision\.node_suv_peak"):
+        read_inference(compose([*PLACES, "last_stage=coarse", "decision.node_suv_peak=0"], "infer"))
 
 
 def test_numbers_that_are_names_are_taken_as_text() -> None:

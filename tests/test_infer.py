@@ -39,7 +39,7 @@ def infer(*arguments: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("until=head", "until=head.*no head member, only fine"),
+        ("last_stage=head", "last_stage=head.*no head member, only fine"),
         ("overwrite=no", "overwrite=no"),
         ("cases=nowhere", "nowhere: no such folder or CSV"),
         ("shard=4/4", "shard=4/4: write K/N"),
@@ -62,7 +62,7 @@ def test_impossible_settings_are_told(bundle: Path, tmp_path: Path, change: str,
 
 def test_help_explains_each_key_and_offers_what_infer_takes(tmp_path: Path) -> None:
     shown = run("infer.py", "--help", cwd=tmp_path).stdout
-    for key in ("cases", "decision", "trainer", "until", "workers"):
+    for key in ("cases", "decision", "trainer", "last_stage", "workers"):
         (line,) = [line for line in shown.splitlines() if line.startswith(f"{key}:")]
         assert "#" in line
     assert "engine=local|ray" in shown
@@ -147,11 +147,11 @@ def test_one_command_makes_coarse_predictions_that_the_fine_stage_may_train_on(
     cohort: Path, folds: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "coarse"
-    places = [f"cases={cohort}", f"bundle={folds}", f"out={out}", f"heads={cohort / 'heads'}"]
-    infer(*places, "until=coarse")
+    places = [f"cases={cohort}", f"bundle={folds}", f"out={out}", f"head_masks={cohort / 'heads'}"]
+    infer(*places, "last_stage=coarse")
     with pytest.raises(HnsegError, match="made by networks trained on A-0, A-2, B-1, B-3"):
         find_coarse(out, read_cases(cohort), train_roi="coarse")
-    infer(*places, "until=coarse", "unseen=true")
+    infer(*places, "last_stage=coarse", "out_of_fold=true")
     assert find_coarse(out, read_cases(cohort), train_roi="coarse") == out
 
 
@@ -159,9 +159,9 @@ def test_a_case_without_an_unseen_member_is_reported_and_the_others_finish(
     cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = make_bundle(tmp_path / "one", card("coarse", "plainconv", trained_on=["A-0", "A-2"])).path
-    places = [f"cases={cohort}", f"bundle={one}", f"out={tmp_path / 'out'}", f"heads={cohort / 'heads'}"]
+    places = [f"cases={cohort}", f"bundle={one}", f"out={tmp_path / 'out'}", f"head_masks={cohort / 'heads'}"]
     with pytest.raises(SystemExit) as stopped:
-        infer(*places, "until=coarse", "unseen=true")
+        infer(*places, "last_stage=coarse", "out_of_fold=true")
     assert stopped.value.code == 1
     said = capsys.readouterr()
     assert "2 of 4 cases segmented" in said.out
@@ -176,12 +176,12 @@ def test_the_head_stage_labels_the_scans_that_have_no_mask(cohort: Path, tmp_pat
     (heads / "B-1.nii.gz").unlink()
     drawn = {path.name: path.read_bytes() for path in heads.iterdir()}
     bundle = make_bundle(tmp_path, card("head", "plainconv", trained_on=["A-0", "A-2", "B-3"])).path
-    places = [f"cases={cohort}", f"bundle={bundle}", f"out={heads}", "until=head"]
-    infer(*places, f"heads={heads}")
+    places = [f"cases={cohort}", f"bundle={bundle}", f"out={heads}", "last_stage=head"]
+    infer(*places, f"head_masks={heads}")
     assert {name: (heads / name).read_bytes() for name in drawn} == drawn
     assert (heads / "B-1.nii.gz").exists()
-    with pytest.raises(HnsegError, match=r"heads=.*each of the 4 cases has a mask"):
-        infer(*places, f"heads={heads}")
+    with pytest.raises(HnsegError, match=r"head_masks=.*each of the 4 cases has a mask"):
+        infer(*places, f"head_masks={heads}")
     with pytest.raises(SystemExit):  # of the four, three masks would have to be replaced
         infer(*places)
     assert {name: (heads / name).read_bytes() for name in drawn} == drawn
@@ -190,13 +190,13 @@ def test_the_head_stage_labels_the_scans_that_have_no_mask(cohort: Path, tmp_pat
 def test_head_masks_may_be_metaimages(cohort: Path, tmp_path: Path) -> None:
     """The coarse ROI hangs below them, as below the same masks as NIfTI; there is no head network to ask."""
     bundle = make_bundle(tmp_path, card("coarse", "plainconv")).path
-    places = [f"cases={cohort}", f"bundle={bundle}", "until=coarse"]
-    infer(*places, f"heads={cohort / 'heads'}", f"out={tmp_path / 'nifti'}")
+    places = [f"cases={cohort}", f"bundle={bundle}", "last_stage=coarse"]
+    infer(*places, f"head_masks={cohort / 'heads'}", f"out={tmp_path / 'nifti'}")
     (tmp_path / "heads").mkdir()
     for path in (cohort / "heads").iterdir():
         mask = sitk.ReadImage(str(path))
         sitk.WriteImage(mask, str(tmp_path / "heads" / path.name.replace(".nii.gz", ".mha")))
-    infer(*places, f"heads={tmp_path / 'heads'}", f"out={tmp_path / 'mha'}")
+    infer(*places, f"head_masks={tmp_path / 'heads'}", f"out={tmp_path / 'mha'}")
     masks = [path.name for path in (tmp_path / "nifti").glob("*.nii.gz")]
     assert len(masks) == 4
     for name in masks:
@@ -204,8 +204,8 @@ def test_head_masks_may_be_metaimages(cohort: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_heads_that_is_not_there_is_told(bundle: Path, cohort: Path, tmp_path: Path) -> None:
-    with pytest.raises(HnsegError, match="heads=nowhere: no such folder"):
-        infer(f"cases={cohort}", f"bundle={bundle}", f"out={tmp_path / 'out'}", "heads=nowhere")
+    with pytest.raises(HnsegError, match="head_masks=nowhere: no such folder"):
+        infer(f"cases={cohort}", f"bundle={bundle}", f"out={tmp_path / 'out'}", "head_masks=nowhere")
 
 
 def test_an_arm_of_the_ensemble_is_chosen_by_name(bundle: Path, tmp_path: Path) -> None:

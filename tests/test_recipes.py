@@ -53,9 +53,9 @@ def test_a_recipe_goes_from_cohort_to_masks(tmp_path: Path, recipe: str) -> None
         cohort,
         tmp_path / "coarse_bundle",
         tmp_path / "coarse",
-        "until=coarse",
-        "unseen=true",
-        f"heads={cohort / 'heads'}",
+        "last_stage=coarse",
+        "out_of_fold=true",
+        f"head_masks={cohort / 'heads'}",
     )
     assert {row["out_of_fold"] for row in rows} == {"yes"}
     oof = f"data.coarse={tmp_path / 'coarse'}"

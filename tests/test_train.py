@@ -36,7 +36,7 @@ def test_without_data_one_line_names_the_key_and_the_demo(tmp_path: Path, light:
 
 def test_help_explains_keys_and_offers_what_train_takes(tmp_path: Path, light: dict[str, str]) -> None:
     shown = run("train.py", "--help", cwd=tmp_path, **light).stdout
-    for key in ("fold", "init_from", "predicted_heads", "precision", "pictures_every", "cover"):
+    for key in ("fold", "init_from", "predicted_heads", "precision", "pictures_every", "roi_minmax"):
         (line,) = [line for line in shown.splitlines() if line.startswith(f"{key}:")]
         assert "#" in line
     assert shown.count("python train.py ") == 3

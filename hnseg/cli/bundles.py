@@ -90,7 +90,7 @@ def tune_postprocess(
         Path,
         typer.Argument(
             metavar="PREDICTIONS",
-            help="What infer.py made of ROOT with unseen=true decision.min_component_ml=0 "
+            help="What infer.py made of ROOT with out_of_fold=true decision.min_component_ml=0 "
             "decision.node_suv_peak=0.",
         ),
     ],

@@ -45,19 +45,21 @@ def main(cfg: DictConfig) -> None:
 
 
 def read_case_list(call: Inference) -> list[Case]:
-    """The cases of this process's shard; with until=head those that have no head mask yet.
+    """The cases of this process's shard; with last_stage=head those that have no head mask yet.
 
     Raises:
         HnsegError: No case list, no folder of head masks, a mask for every case, or an impossible shard.
     """
-    cases, heads = take_shard(read_cases(call.cases, strict=False), call.shard), call.heads
+    cases, heads = take_shard(read_cases(call.cases, strict=False), call.shard), call.head_masks
     if heads is None:
         return cases
     if not heads.is_dir():
-        raise HnsegError(f"heads={heads}: no such folder; give one that holds CASE.nii.gz")
-    if call.until != "head":
+        raise HnsegError(f"head_masks={heads}: no such folder; give one that holds CASE.nii.gz")
+    if call.last_stage != "head":
         return cases
     left = [case for case in cases if not mask_file(heads, case.case_id).exists()]
     if not left:
-        raise HnsegError(f"heads={heads} until=head: each of the {len(cases)} cases has a mask; name others")
+        raise HnsegError(
+            f"head_masks={heads} last_stage=head: each of the {len(cases)} cases has a mask; name others"
+        )
     return left

@@ -56,11 +56,12 @@ def placing_mask(case: Case, stage: Stage, ct: sitk.Image, masks: Path | None) -
     if needs_head(stage):
         raise HnsegError(
             f"{case.case_id}: no head mask {path or 'since data.heads is not set'}; hnseg heads propose "
-            "makes some for the head stage, which then labels the rest (python infer.py until=head out=HEADS)"
+            "makes some for the head stage, which then labels the rest (python infer.py last_stage=head "
+            "out=HEADS)"
         )
     raise HnsegError(
         f"{case.case_id}: no coarse prediction {path}; make them with models that have not seen the case "
-        "(python infer.py until=coarse unseen=true out=COARSE)"
+        "(python infer.py last_stage=coarse out_of_fold=true out=COARSE)"
     )
 
 
@@ -126,7 +127,7 @@ def _searched(masks: Path, case_id: str) -> sitk.Image | None:
     except (ValueError, LookupError, TypeError) as error:
         raise HnsegError(
             f"{path}: not the record of a coarse prediction; make it and the mask anew with "
-            "python infer.py until=coarse unseen=true overwrite=true"
+            "python infer.py last_stage=coarse out_of_fold=true overwrite=true"
         ) from error
     return grid.image(np.zeros(grid.shape, np.uint8))
 

@@ -157,7 +157,18 @@ def _require_cohort(cases: Sequence[Case], fold_of: Mapping[str, int], root: Pat
 
 ORACLE = "_oracle_roi"  # ends the names of arms that need the ground truth
 # Keys that an ablation sets itself.
-_OURS = ("cases", "bundle", "out", "format", "overwrite", "until", "unseen", "heads", "ensemble", "engine")
+_OURS = (
+    "cases",
+    "bundle",
+    "out",
+    "format",
+    "overwrite",
+    "last_stage",
+    "out_of_fold",
+    "head_masks",
+    "ensemble",
+    "engine",
+)
 
 
 def read_arms(
@@ -194,7 +205,7 @@ def read_arms(
 
 
 def _read_arm(name: str, overrides: Sequence[str], *, mapped: bool) -> Inference:
-    ours = [f"ensemble={name}", "unseen=true", "cases=unused", "bundle=unused", "out=unused"]
+    ours = [f"ensemble={name}", "out_of_fold=true", "cases=unused", "bundle=unused", "out=unused"]
     maps = f"probabilities={str(mapped).lower()}"
     call = read_inference(compose([*ours, maps, *overrides], "infer"))
     if call.ensemble.members is None:

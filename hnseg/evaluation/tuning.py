@@ -40,7 +40,7 @@ from hnseg.models.bundle import Bundle
 MIN_CASES = 10  # fewer say nothing about other cases
 FOLDS, REPEATS = 5, 20  # of the cross-validation
 TUNED = ("min_component_ml", "node_suv_peak")
-_COMMAND = "python infer.py unseen=true decision.min_component_ml=0 decision.node_suv_peak=0"
+_COMMAND = "python infer.py out_of_fold=true decision.min_component_ml=0 decision.node_suv_peak=0"
 
 
 class Threshold(NamedTuple):

@@ -131,11 +131,11 @@ class Cascade:
         bundle: The trained members. Stages it does not have are left out.
         device: Where the networks run.
         precision: Their arithmetic.
-        until: The last stage to run; its labels become the mask.
+        last_stage: The last stage to run; its labels become the mask.
         mirror: Average over mirrorings in the last stage; None follows the bundle.
-        unseen: Segment each case with the members that were not trained on it.
-        heads: Folder of head masks CASE.nii.gz (or .nii, .mha), which stand for the head stage where there
-            is one.
+        out_of_fold: Segment each case with the members that were not trained on it.
+        head_masks: Folder of head masks CASE.nii.gz (or .nii, .mha), which stand for the head stage where
+            there is one.
         lesions: True masks by case, which place the fine ROI instead of the stages before it: an oracle,
             which no patient's scan comes with.
         networks: What runs the networks, on `device`; None is PyTorch.
@@ -154,35 +154,37 @@ class Cascade:
         device: torch.device,
         precision: Precision,
         *,
-        until: str = "fine",
+        last_stage: str = "fine",
         mirror: bool | None = None,
-        unseen: bool = False,
-        heads: Path | None = None,
+        out_of_fold: bool = False,
+        head_masks: Path | None = None,
         lesions: Mapping[str, Path] | None = None,
         networks: Networks | None = None,
         cache: LogitsCache | None = None,
         probabilities: bool = False,
         uncertainty: bool = False,
     ) -> None:
-        self.bundle, self.precision, self.unseen = bundle, precision, unseen
+        self.bundle, self.precision, self.out_of_fold = bundle, precision, out_of_fold
         self.probabilities, self.uncertainty = probabilities, uncertainty
         rules = read_decision(bundle.decision)
         # A mask of an earlier stage is what would place the next ROI, no other.
-        rules = rules if until == "fine" else rules.placing
+        rules = rules if last_stage == "fine" else rules.placing
         self.decision = rules if mirror is None else replace(rules, mirror=mirror)
-        self.names = [name for name in ORDER[: ORDER.index(until) + 1] if bundle.of_stage(name)]
+        self.names = [name for name in ORDER[: ORDER.index(last_stage) + 1] if bundle.of_stage(name)]
         if lesions is not None:
             self.names = self.names[-1:]
-        if until not in self.names:
+        if last_stage not in self.names:
             present = ", ".join(dict.fromkeys(member.stage.name for member in bundle.members))
-            raise HnsegError(f"until={until}: {bundle.path} has no {until} member, only {present}; set until")
+            raise HnsegError(
+                f"last_stage={last_stage}: {bundle.path} has no {last_stage} member, only {present}"
+            )
         placements = {bundle.of_stage(name)[0].stage.placement for name in self.names}
-        self.heads = heads if "below_head" in placements else None
+        self.head_masks = head_masks if "below_head" in placements else None
         self.lesions, self.cache = lesions, cache
         self.networks = networks or Networks(device)
         for name in self.names:
             if lesions is None:
-                _require_placing_stage(bundle, name, heads)
+                _require_placing_stage(bundle, name, head_masks)
             self._ensemble(bundle, name)  # refuses members that do not fit together before the first case
 
     def __call__(self, ct: sitk.Image, pet: sitk.Image, case_id: str = "") -> Segmentation:
@@ -298,13 +300,13 @@ class Cascade:
 
     def _for_case(self, case_id: str, *, without_head: bool) -> list[StageEnsemble]:
         """The stages that a case needs, each with the members that may segment it."""
-        bundle = self.bundle.out_of_fold(case_id) if self.unseen else self.bundle
+        bundle = self.bundle.out_of_fold(case_id) if self.out_of_fold else self.bundle
         names = [name for name in self.names if not (without_head and name == "head")]
         for name in names:
             if not bundle.of_stage(name):
                 raise HnsegError(
-                    f"every {name} member was trained on it; unseen=true needs one that was not: "
-                    "export more folds, or set unseen=false"
+                    f"every {name} member was trained on it; out_of_fold=true needs one that was not: "
+                    "export more folds, or set out_of_fold=false"
                 )
         return [self._ensemble(bundle, name) for name in names]
 
@@ -320,7 +322,7 @@ class Cascade:
         )
 
     def _given_head(self, case_id: str) -> sitk.Image | None:
-        path = None if self.heads is None else mask_file(self.heads, case_id)
+        path = None if self.head_masks is None else mask_file(self.head_masks, case_id)
         if path is not None and path.exists():
             return read_label(path)
         if path is not None and "head" not in self.names:
@@ -328,10 +330,10 @@ class Cascade:
         return None
 
 
-def _require_placing_stage(bundle: Bundle, name: str, heads: Path | None) -> None:
+def _require_placing_stage(bundle: Bundle, name: str, head_masks: Path | None) -> None:
     """Refuses a bundle in which every case would have to fall back."""
     placing = {"below_head": "head", "lesions": "coarse"}.get(bundle.of_stage(name)[0].stage.placement)
-    given = placing == "head" and heads is not None
+    given = placing == "head" and head_masks is not None
     if placing and not given and not bundle.of_stage(placing):
-        remedy = f"export a {placing} run too" + (", or give heads=DIR" if placing == "head" else "")
+        remedy = f"export a {placing} run too" + (", or give head_masks=DIR" if placing == "head" else "")
         raise HnsegError(f"{bundle.path} has no {placing} member to place the {name} ROI by; {remedy}")

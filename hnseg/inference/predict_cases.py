@@ -338,7 +338,7 @@ def made_with(cascade: Cascade) -> dict[str, Any]:
         "members": [[member.card["name"], [*member.card["patch"]]] for member in cascade.bundle.members],
         "rules": asdict(cascade.decision),
         "stage": cascade.names[-1],
-        "out_of_fold": cascade.unseen,
+        "out_of_fold": cascade.out_of_fold,
         "oracle": cascade.lesions is not None,
         "precision": cascade.precision,
         "device": cascade.networks.device.type,
@@ -372,8 +372,8 @@ def _files(
     paths = [case.ct, case.pet]
     with suppress(HnsegError):  # a misnamed PET has no sidecar, and is refused when it is read
         paths.append(sidecar(case.pet))
-    if cascade.heads is not None:
-        paths.append(mask_file(cascade.heads, case.case_id))
+    if cascade.head_masks is not None:
+        paths.append(mask_file(cascade.head_masks, case.case_id))
     if cascade.lesions is not None and case.label is not None:
         paths.append(case.label)
     content = [settings, [_state(path) for path in paths], case.pet_factor, options.extension]

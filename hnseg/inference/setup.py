@@ -45,8 +45,8 @@ class Setup:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Setup:
         """What a configuration of infer.py, as plain values, asks for."""
-        names = ("until", "mirror", "unseen", "probabilities", "uncertainty")
-        heads = None if config["heads"] is None else Path(config["heads"])
+        names = ("last_stage", "mirror", "out_of_fold", "probabilities", "uncertainty")
+        head_masks = None if config["head_masks"] is None else Path(config["head_masks"])
         return cls(
             Path(config["bundle"]),
             arm=config["ensemble"]["name"],
@@ -56,7 +56,7 @@ class Setup:
             backend=config["backend"],
             precision=config["trainer"]["precision"],
             threads=config["trainer"]["threads"],
-            cascade={name: config[name] for name in names} | {"heads": heads},
+            cascade={name: config[name] for name in names} | {"head_masks": head_masks},
         )
 
     def load(self, devices: Sequence[torch.device]) -> list[Cascade]:

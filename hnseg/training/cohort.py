@@ -59,11 +59,11 @@ def require_head_masks(cases: Sequence[Case], data: Data) -> None:
         raise HnsegError(
             f"{key}={heads}: no head mask of {few(missing)}; train the head stage (fold=all, "
             "on masks of hnseg heads propose), have it label every case (python infer.py bundle=HEADS "
-            "until=head out=DIR), and set data.predicted_heads=DIR"
+            "last_stage=head out=DIR), and set data.predicted_heads=DIR"
         )
 
 
-_COMMAND = "python infer.py until=coarse unseen=true"  # what makes coarse predictions to train on
+_COMMAND = "python infer.py last_stage=coarse out_of_fold=true"  # what makes coarse predictions to train on
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def find_coarse(folder: Path | None, cases: Sequence[Case], *, train_roi: str) -
             )
         return None
     if not folder.is_dir():
-        raise HnsegError(f"data.coarse={folder}: no such folder; give what infer.py until=coarse wrote")
+        raise HnsegError(f"data.coarse={folder}: no such folder; give what infer.py last_stage=coarse wrote")
     unseen = _unseen(folder)
     names = sorted(case.case_id for case in cases)
     if missing := [name for name in names if not mask_file(folder, name).exists()]:

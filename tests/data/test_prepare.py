@@ -225,7 +225,7 @@ def test_a_missing_head_mask_is_named_with_the_remedy(root, tmp_path, stage):
         prepare(read_cases(root), stage, tmp_path, heads=heads)
     assert str(caught.value).startswith(f"1 of 2 cases cannot be used for the {stage.name} stage: A-2")
     assert str(heads / "A-2.nii.gz") in str(caught.value)
-    assert "until=head" in str(caught.value)
+    assert "last_stage=head" in str(caught.value)
     with pytest.raises(HnsegError, match=r"data\.heads is not set"):
         prepare(read_cases(root), stage, tmp_path)
 

@@ -90,7 +90,7 @@ def test_no_case_meets_a_network_that_was_trained_on_it(asked, out):
 @pytest.mark.parametrize("arm", ["full", "resenc"])
 def test_an_arms_folder_is_what_infer_py_leaves(out, cohort, tmp_path, arm):
     """Bit by bit, though there every stage runs for the one arm."""
-    given = [f"cases={cohort}", f"bundle={out / 'bundle'}", f"out={tmp_path / arm}", "unseen=true"]
+    given = [f"cases={cohort}", f"bundle={out / 'bundle'}", f"out={tmp_path / arm}", "out_of_fold=true"]
     maps = f"probabilities={str(arm == 'full').lower()}"
     load("infer").main(compose_job("infer", *given, f"ensemble={arm}", maps, *CPU))
     assert contents(tmp_path / arm) == contents(out / arm)
@@ -213,7 +213,7 @@ def test_an_oracle_places_the_fine_roi_on_the_true_lesions(runs, cohort, tmp_pat
         (["--arms", "full,best"], "Could not find 'ensemble/best'"),
         (["--arms", "all"], "--arms all: takes whatever members there are"),
         (["--baseline", "segresnet"], "--baseline segresnet: not among the arms"),
-        (["unseen=false"], "unseen=false: hnseg ablation sets unseen itself"),
+        (["out_of_fold=false"], "out_of_fold=false: hnseg ablation sets out_of_fold itself"),
     ],
 )
 def test_impossible_options_are_refused(runs, cohort, tmp_path, option, message):

@@ -380,7 +380,7 @@ def test_from_infer_to_tuned_rules_as_typed(tmp_path: Path) -> None:
     for name in NAMES[:10]:
         write_case(tmp_path / "cohort", name, pet=volume(suv, (2, 2, 3)), label=volume(truth, (2, 2, 3)))
     out, cpu = tmp_path / "out", ["trainer.device=cpu", "trainer.precision=float32"]
-    places = [f"cases={tmp_path / 'cohort'}", f"bundle={bundle}", f"out={out}", "unseen=true", *cpu]
+    places = [f"cases={tmp_path / 'cohort'}", f"bundle={bundle}", f"out={out}", "out_of_fold=true", *cpu]
 
     def infer(*arguments: str) -> None:
         load("infer").main(compose_job("infer", *places, *arguments))

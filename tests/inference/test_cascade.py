@@ -103,7 +103,7 @@ def test_the_fallback_still_finds_the_lesion(pointwise: None, tmp_path: Path) ->
 @pytest.mark.parametrize(("until", "labels"), [("head", {0, 1}), ("coarse", {0, 1, 2})])
 def test_an_earlier_stage_can_be_the_last(detectors: Bundle, until: str, labels: set[int]) -> None:
     ct = make_ct(*ORIENTATIONS["identity"])
-    result = Cascade(detectors, CPU, "float32", until=until)(ct, make_pet())
+    result = Cascade(detectors, CPU, "float32", last_stage=until)(ct, make_pet())
     assert list(result.grids)[-1] == list(result.seconds)[-2] == until
     mask = sitk.GetArrayFromImage(result.mask)
     assert set(np.unique(mask)) == labels
@@ -121,7 +121,9 @@ def test_given_heads_stand_for_the_head_stage(pointwise: None, tmp_path: Path) -
         sitk.WriteImage(sitk.Cast(filled(ct, head), sitk.sitkUInt8), str(tmp_path / f"{name}.nii.gz"))
     grid = {"top": 0.5, "size": [36] * 3}
     coarse = card("coarse", "pointwise", LESION, grid=grid)
-    without = Cascade(make_bundle(tmp_path / "a", coarse), CPU, "float32", until="coarse", heads=tmp_path)
+    without = Cascade(
+        make_bundle(tmp_path / "a", coarse), CPU, "float32", last_stage="coarse", head_masks=tmp_path
+    )
     drawn = without(ct, make_pet(), "drawn")
     (cube,) = drawn.grids["coarse"]
     assert not drawn.notes
@@ -131,14 +133,14 @@ def test_given_heads_stand_for_the_head_stage(pointwise: None, tmp_path: Path) -
     with pytest.raises(HnsegError, match=r"other\.nii\.gz: no such head mask.*no head member"):
         without(ct, make_pet(), "other")
     bundle = make_bundle(tmp_path / "b", coarse, card("head", "pointwise", HEAD))
-    having = Cascade(bundle, CPU, "float32", until="coarse", heads=tmp_path)
+    having = Cascade(bundle, CPU, "float32", last_stage="coarse", head_masks=tmp_path)
     assert list(having(ct, make_pet(), "other").grids) == ["head", "coarse"]
     assert having(ct, make_pet(), "drawn").grids["coarse"] == drawn.grids["coarse"]
 
 
 def test_a_bundle_without_the_stage_asked_for_is_told(pointwise: None, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path, card("head", "pointwise", never(1, 1)))
-    with pytest.raises(HnsegError, match=r"until=fine.*only head"):
+    with pytest.raises(HnsegError, match=r"last_stage=fine.*only head"):
         Cascade(bundle, CPU, "float32")
 
 

@@ -171,7 +171,7 @@ def test_a_pet_that_misses_the_roi_is_an_error(seeing: Cascade, offset: tuple[fl
 
 def test_a_bundle_without_a_head_stage_is_offered_head_masks(pointwise: None, tmp_path: Path) -> None:
     cards = [card("coarse", "pointwise", never()), card("fine", "pointwise", never())]
-    with pytest.raises(HnsegError, match="export a head run too, or give heads=DIR"):
+    with pytest.raises(HnsegError, match="export a head run too, or give head_masks=DIR"):
         Cascade(make_bundle(tmp_path, *cards), CPU, "float32")
 
 

@@ -23,7 +23,7 @@ def test_the_likeliest_class_places_and_the_recipe_s_rule_decides(
 ) -> None:
     coarse = card("coarse", "pointwise", LIKELY, grid=WHOLE, decision=RULES)
     fine = card("fine", "pointwise", LIKELY, grid=WHOLE, decision=RULES)
-    cascade = Cascade(make_bundle(tmp_path, coarse, fine), torch.device("cpu"), "float32", until=until)
+    cascade = Cascade(make_bundle(tmp_path, coarse, fine), torch.device("cpu"), "float32", last_stage=until)
     assert cascade.decision.mirror is (until == "fine")
     mask = sitk.GetArrayFromImage(cascade(ct_image(), pet_image()).mask)
     assert np.unique(mask[5:-5, 10:-10, 10:-10]).tolist() == [label]

@@ -61,7 +61,7 @@ def test_good_cases_finish_and_bad_ones_are_named(
 def test_the_tables_are_the_records(bundle: Bundle, tmp_path: Path) -> None:
     damage(tmp_path / "scans")
     out = tmp_path / "out"
-    found = outcomes(tmp_path / "scans", cascade(bundle, unseen=True), out)
+    found = outcomes(tmp_path / "scans", cascade(bundle, out_of_fold=True), out)
     rows = table(out)
     assert list(rows) == sorted(found)
     for name, row in rows.items():

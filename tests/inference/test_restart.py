@@ -81,7 +81,12 @@ def test_other_networks_rules_or_settings_segment_all_cases_again(
 ) -> None:
     other = make_bundle(tmp_path / "node", card("fine", "pointwise", NODE, grid=WHOLE))
     ruled = replace(bundle, decision=DECISION | {"min_component_ml": 0.5})
-    changed = [cascade(other), cascade(ruled), cascade(bundle, mirror=True), cascade(bundle, unseen=True)]
+    changed = [
+        cascade(other),
+        cascade(ruled),
+        cascade(bundle, mirror=True),
+        cascade(bundle, out_of_fold=True),
+    ]
     for stages in changed:
         assert set(statuses(scans, cascade(bundle), tmp_path / "out").values()) == {"ok"}
         assert set(statuses(scans, stages, tmp_path / "out").values()) == {"ok"}
@@ -94,7 +99,9 @@ def test_another_head_mask_is_another_case(pointwise: None, scans: Path, tmp_pat
         label = sitk.ReadImage(str(scans / name / f"{name}.nii.gz"))
         sitk.WriteImage(label, str(heads / f"{name}.nii.gz"))
     stages = cascade(
-        make_bundle(tmp_path / "coarse", card("coarse", "pointwise", HOT)), until="coarse", heads=heads
+        make_bundle(tmp_path / "coarse", card("coarse", "pointwise", HOT)),
+        last_stage="coarse",
+        head_masks=heads,
     )
     statuses(scans, stages, tmp_path / "out")
     touch(heads / "B.nii.gz")

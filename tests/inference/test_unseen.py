@@ -44,7 +44,7 @@ def folds(stage: str = "coarse", **changes: Any) -> list[dict[str, Any]]:
 
 
 def segment(bundle: Bundle, cohort: Path, out: Path, **settings: Any) -> dict[str, dict[str, str]]:
-    cascade = Cascade(bundle, torch.device("cpu"), "float32", heads=cohort / "heads", **settings)
+    cascade = Cascade(bundle, torch.device("cpu"), "float32", head_masks=cohort / "heads", **settings)
     predict_cases(read_cases(cohort), [{out: cascade}])
     return table(out)
 
@@ -67,7 +67,9 @@ def cohort(pointwise: None, tmp_path: Path) -> Path:
 
 
 def test_no_case_meets_a_network_that_was_trained_on_it(cohort: Path, tmp_path: Path) -> None:
-    rows = segment(make_bundle(tmp_path, *folds()), cohort, tmp_path / "out", until="coarse", unseen=True)
+    rows = segment(
+        make_bundle(tmp_path, *folds()), cohort, tmp_path / "out", last_stage="coarse", out_of_fold=True
+    )
     for fold, case_id in HELD_OUT.items():
         assert painted(tmp_path / "out", case_id) == PAINTS[fold]
         assert (rows[case_id]["status"], rows[case_id]["out_of_fold"]) == ("ok", "yes")
@@ -77,7 +79,9 @@ def test_no_case_meets_a_network_that_was_trained_on_it(cohort: Path, tmp_path: 
 def test_a_case_that_every_member_knows_is_an_error_that_names_the_stage(
     cohort: Path, tmp_path: Path
 ) -> None:
-    rows = segment(make_bundle(tmp_path, *folds()), cohort, tmp_path / "out", until="coarse", unseen=True)
+    rows = segment(
+        make_bundle(tmp_path, *folds()), cohort, tmp_path / "out", last_stage="coarse", out_of_fold=True
+    )
     assert {name for name, row in rows.items() if row["status"] == "error"} == {"B-3"}
     assert "every coarse member was trained on it" in rows["B-3"]["message"]
     assert rows["B-3"]["out_of_fold"] == ""
@@ -85,7 +89,7 @@ def test_a_case_that_every_member_knows_is_an_error_that_names_the_stage(
 
 
 def test_without_unseen_all_members_are_asked_and_the_table_tells(cohort: Path, tmp_path: Path) -> None:
-    rows = segment(make_bundle(tmp_path, *folds()), cohort, tmp_path / "out", until="coarse")
+    rows = segment(make_bundle(tmp_path, *folds()), cohort, tmp_path / "out", last_stage="coarse")
     assert {name: row["out_of_fold"] for name, row in rows.items()} == dict.fromkeys(CASES, "no") | {
         "C-4": "yes"
     }
@@ -98,13 +102,13 @@ def test_each_stage_has_members_of_its_own(cohort: Path, tmp_path: Path) -> None
     (cohort / "heads" / "A-2.nii.gz").unlink()
     head = painter("head", 0, 1, ["A-0", "A-2"])
     bundle = make_bundle(tmp_path, head, *folds())
-    rows = segment(bundle, cohort, tmp_path / "out", until="coarse", unseen=True)
+    rows = segment(bundle, cohort, tmp_path / "out", last_stage="coarse", out_of_fold=True)
     assert (painted(tmp_path / "out", "A-0"), rows["A-0"]["out_of_fold"]) == (1, "yes")
     assert (painted(tmp_path / "out", "B-1"), rows["B-1"]["out_of_fold"]) == (2, "yes")
     assert "every head member was trained on it" in rows["A-2"]["message"]
     # Asked without unseen, the head network that knows A-2 and the folds that do are in the table.
     rows = segment(
-        make_bundle(tmp_path / "b", head, folds()[2]), cohort, tmp_path / "b" / "out", until="coarse"
+        make_bundle(tmp_path / "b", head, folds()[2]), cohort, tmp_path / "b" / "out", last_stage="coarse"
     )
     assert {name: rows[name]["out_of_fold"] for name in ("A-0", "A-2", "C-4")} == {
         "A-0": "no",
@@ -115,7 +119,7 @@ def test_each_stage_has_members_of_its_own(cohort: Path, tmp_path: Path) -> None
 
 def test_a_member_of_unknown_training_counts_as_having_seen_every_case(cohort: Path, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path, painter("coarse", 0, 1, None), *folds()[1:])
-    rows = segment(bundle, cohort, tmp_path / "out", until="coarse", unseen=True)
+    rows = segment(bundle, cohort, tmp_path / "out", last_stage="coarse", out_of_fold=True)
     assert "every coarse member" in rows["A-0"]["message"]
     assert painted(tmp_path / "out", "B-1") == 2
 
@@ -127,7 +131,7 @@ def test_the_whole_cascade_is_out_of_fold(cohort: Path, tmp_path: Path) -> None:
         for fold, held_out in HELD_OUT.items()
     ]
     bundle = make_bundle(tmp_path, *coarse, *folds("fine"))
-    rows = segment(bundle, cohort, tmp_path / "out", unseen=True)
+    rows = segment(bundle, cohort, tmp_path / "out", out_of_fold=True)
     for fold, case_id in HELD_OUT.items():
         assert painted(tmp_path / "out", case_id) == PAINTS[fold]
         assert rows[case_id]["out_of_fold"] == "yes"

@@ -42,9 +42,7 @@ def test_the_head_stage_trains_on_the_cases_labelled_by_hand(heads: Data) -> Non
 def test_a_coarse_roi_needs_every_head(heads: Data, key: str) -> None:
     touch(getattr(heads, key), CASES[:7])
     data = heads.model_copy(update={"predicted_heads": None}) if key == "heads" else heads
-    advice = (
-        rf"data\.{key}=.*: no head mask of A-7; .*until=head out=DIR\), and set data\.predicted_heads=DIR"
-    )
+    advice = rf"data\.{key}=.*: no head mask of A-7; .*last_stage=head out=DIR\), and set data\.predicted_"
     with pytest.raises(HnsegError, match=advice):
         require_head_masks(CASES, data)
     with pytest.raises(HnsegError, match=r"A-7, A-7, A-7, A-7, A-7 and 95 more; "):
