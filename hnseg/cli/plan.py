@@ -95,7 +95,7 @@ def choose(overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def compose(overrides: Iterable[str]) -> dict[str, Any]:
-    """The configuration of a command line of train.py, checked as train.py checks it."""
+    """The configuration of a command line of train.py."""
     from hnseg.config import compose_job
 
     config: dict[str, Any] = plain(compose_job(list(overrides)))

@@ -71,7 +71,6 @@ def test_a_difference_is_marked_and_status_1():
     [
         (["training.patches=3"], "training.patches"),
         (["stage=fine", "model=plainconv"], "stage=fine model=plainconv: the paper has no table"),
-        (["stage=head", "training.patch=[96,160,161]"], "training.patch"),
     ],
 )
 def test_a_wrong_override_is_one_line_and_status_2(overrides, message):
