@@ -22,11 +22,6 @@ WORKERS: list[Popen[bytes]] = []  # of pytest -n
 
 
 @pytest.fixture
-def pointwise() -> None:
-    """Nothing: `members.Pointwise` is found by its name."""
-
-
-@pytest.fixture
 def only_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No Ray of a test in another worker: engine.address=auto would find it."""
     with (tmp_path_factory.getbasetemp().parent / "ray.lock").open("w") as lock:

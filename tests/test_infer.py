@@ -216,9 +216,7 @@ def test_an_arm_of_the_ensemble_is_chosen_by_name(bundle: Path, tmp_path: Path) 
         infer(*given, "ensemble=full")
 
 
-def test_a_call_may_have_rules_of_its_own(
-    pointwise: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_call_may_have_rules_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A node of SUV 12 and about 2 ml, and a bundle that drops such: one call follows other rules."""
     node = {"weights": [[0.0, 0.0], [0.0, 0.0], [0.0, 400.0]], "biases": [0.0, -500.0, -80.0]}
     grid = {"placement": "scan", "size": [32] * 3, "spacing": [3.0] * 3}

@@ -12,7 +12,7 @@ from hnseg.models.bundle import Bundle
 
 
 @pytest.fixture
-def bundle(pointwise: None, tmp_path: Path) -> Bundle:
+def bundle(tmp_path: Path) -> Bundle:
     return make_bundle(tmp_path / "tumour", card("fine", "pointwise", HOT, grid=WHOLE))
 
 

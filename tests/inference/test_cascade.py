@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def detectors(pointwise: None, tmp_path: Path) -> Bundle:
+def detectors(tmp_path: Path) -> Bundle:
     return make_bundle(
         tmp_path,
         card("head", "pointwise", HEAD),
@@ -69,9 +69,7 @@ def test_untrained_members_of_all_kinds_run_through(tmp_path: Path) -> None:
     assert result.mask.GetSize() == ct.GetSize()
 
 
-def test_nothing_found_anywhere_ends_with_an_empty_mask_and_named_fallbacks(
-    pointwise: None, tmp_path: Path
-) -> None:
+def test_nothing_found_anywhere_ends_with_an_empty_mask_and_named_fallbacks(tmp_path: Path) -> None:
     bundle = make_bundle(
         tmp_path,
         card("head", "pointwise", never(1, 1)),
@@ -87,7 +85,7 @@ def test_nothing_found_anywhere_ends_with_an_empty_mask_and_named_fallbacks(
     assert "brightest PET" in coarse
 
 
-def test_the_fallback_still_finds_the_lesion(pointwise: None, tmp_path: Path) -> None:
+def test_the_fallback_still_finds_the_lesion(tmp_path: Path) -> None:
     """Without head and coarse finding, the fine ROI lies on the brightest uptake inside the coarse ROI."""
     bundle = make_bundle(
         tmp_path,
@@ -113,7 +111,7 @@ def test_an_earlier_stage_can_be_the_last(detectors: Bundle, until: str, labels:
         assert (mask[deep] == body[deep]).mean() > 0.95
 
 
-def test_given_heads_stand_for_the_head_stage(pointwise: None, tmp_path: Path) -> None:
+def test_given_heads_stand_for_the_head_stage(tmp_path: Path) -> None:
     """A mask places the coarse ROI; an empty one is no head; without one the bundle's head stage is asked."""
     ct = make_ct(*ORIENTATIONS["identity"])
     ball = np.linalg.norm(points(ct) - (10, 0, -100), axis=-1) < 20  # 33 ml: drawn, so it is a head
@@ -138,7 +136,7 @@ def test_given_heads_stand_for_the_head_stage(pointwise: None, tmp_path: Path) -
     assert having(ct, make_pet(), "drawn").grids["coarse"] == drawn.grids["coarse"]
 
 
-def test_a_bundle_without_the_stage_asked_for_is_told(pointwise: None, tmp_path: Path) -> None:
+def test_a_bundle_without_the_stage_asked_for_is_told(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path, card("head", "pointwise", never(1, 1)))
     with pytest.raises(HnsegError, match=r"last_stage=fine.*only head"):
         Cascade(bundle, CPU, "float32")
@@ -146,7 +144,7 @@ def test_a_bundle_without_the_stage_asked_for_is_told(pointwise: None, tmp_path:
 
 @pytest.mark.parametrize(("missing", "placed"), [("coarse", "fine"), ("head", "coarse")])
 def test_a_bundle_without_the_stage_that_places_another_is_told(
-    pointwise: None, tmp_path: Path, missing: str, placed: str
+    tmp_path: Path, missing: str, placed: str
 ) -> None:
     """A head mask must not be taken for lesions, nor every case fall back."""
     cards = [card("head", "pointwise", never(1, 1)), card("coarse", "pointwise", never())]
@@ -157,7 +155,7 @@ def test_a_bundle_without_the_stage_that_places_another_is_told(
 
 
 @pytest.mark.parametrize("slices", [2, 3])
-def test_a_scan_of_few_slices_is_no_crash(pointwise: None, tmp_path: Path, slices: int) -> None:
+def test_a_scan_of_few_slices_is_no_crash(tmp_path: Path, slices: int) -> None:
     grids = {"antialias": True}
     bundle = make_bundle(
         tmp_path,
@@ -170,7 +168,7 @@ def test_a_scan_of_few_slices_is_no_crash(pointwise: None, tmp_path: Path, slice
 
 
 @pytest.mark.parametrize("offset", [98.0, 130.0])
-def test_pet_that_barely_meets_the_rois_is_no_crash(pointwise: None, tmp_path: Path, offset: float) -> None:
+def test_pet_that_barely_meets_the_rois_is_no_crash(tmp_path: Path, offset: float) -> None:
     """The part of the PET that a ROI needs may be a slice or two."""
     grids = {"antialias": True}
     bundle = make_bundle(

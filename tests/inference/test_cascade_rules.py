@@ -15,7 +15,7 @@ from hnseg.inference.cascade import Cascade
 CPU = torch.device("cpu")
 
 
-def test_components_below_the_volume_floor_are_dropped(pointwise: None, tmp_path: Path) -> None:
+def test_components_below_the_volume_floor_are_dropped(tmp_path: Path) -> None:
     """A sphere of 11.9 mm radius has 7 ml."""
     floors = {}
     for ml in (6.0, 8.0):
@@ -46,16 +46,16 @@ def found_ml(mask: sitk.Image) -> list[float]:
 
 @pytest.mark.parametrize("resample_output", ["probabilities", "labels"])
 def test_lesions_outside_one_cube_are_lost_and_said_and_all_cubes_find_them(
-    pointwise: None, tmp_path: Path, resample_output: str
+    tmp_path: Path, resample_output: str
 ) -> None:
     """Each lesion is a sphere of 7 ml; the cube between them cuts both."""
     ct = make_ct(*ORIENTATIONS["fine slices"])
     whole = [4 / 3 * np.pi * RADIUS**3 / 1000] * 2
     results = {}
-    for cover in ("one", "all"):
-        bundle = make_bundle(tmp_path / cover, *small_cubes(cover=cover, resample_output=resample_output))
+    for cover in ("single", "multiple"):
+        bundle = make_bundle(tmp_path / cover, *small_cubes(roi_cover=cover, resample_output=resample_output))
         results[cover] = Cascade(bundle, CPU, "float32")(ct, make_pet())
-    lost, covered = results["one"], results["all"]
+    lost, covered = results["single"], results["multiple"]
     assert len(lost.grids["fine"]) == 1
     assert sum(found_ml(lost.mask)) < 0.5 * sum(whole)
     assert lost.lesion_ml_outside_roi is not None
@@ -69,7 +69,7 @@ def test_lesions_outside_one_cube_are_lost_and_said_and_all_cubes_find_them(
     np.testing.assert_allclose(node.center, NODE, atol=3)
 
 
-def test_cubes_that_overlap_count_nothing_twice(pointwise: None, tmp_path: Path) -> None:
+def test_cubes_that_overlap_count_nothing_twice(tmp_path: Path) -> None:
     """Cubes of 72 mm around lesions 62 mm apart share a part, in which neither lesion grows or shrinks."""
     cards = small_cubes(roi_cover="multiple")
     cards[-1]["stage"]["size"], cards[-1]["patch"] = [24] * 3, [24] * 3
@@ -82,9 +82,7 @@ def test_cubes_that_overlap_count_nothing_twice(pointwise: None, tmp_path: Path)
 
 
 @pytest.mark.parametrize("resample_output", ["probabilities", "labels"])
-def test_what_comes_back_is_probabilities_or_labels(
-    pointwise: None, tmp_path: Path, resample_output: str
-) -> None:
+def test_what_comes_back_is_probabilities_or_labels(tmp_path: Path, resample_output: str) -> None:
     """A network that tells SUV 4 apart, on cubes of 12 mm: SimpleITK brings its map or its labels back."""
     grid = {"placement": "scan", "size": [16] * 3, "spacing": [12.0] * 3}
     soft = {"weights": [[0.0, 0.0], [0.0, 20.0], [0.0, 0.0]], "biases": [0.0, -4.0, -99.0]}
@@ -105,7 +103,7 @@ def test_what_comes_back_is_probabilities_or_labels(
     assert (expected != (sitk.GetArrayFromImage(result.mask) == 1)).sum() <= 0.01 * expected.sum()
 
 
-def test_nodes_without_uptake_are_dropped(pointwise: None, tmp_path: Path) -> None:
+def test_nodes_without_uptake_are_dropped(tmp_path: Path) -> None:
     """The PET's spots have SUV 12 and fall to 4 at the lesions' rim: their SUVpeak lies between."""
     kept = {}
     for bound in (5.0, 12.0):
@@ -117,7 +115,7 @@ def test_nodes_without_uptake_are_dropped(pointwise: None, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("before", ["head", "coarse"])
-def test_without_a_fallback_nothing_found_ends_the_case(pointwise: None, tmp_path: Path, before: str) -> None:
+def test_without_a_fallback_nothing_found_ends_the_case(tmp_path: Path, before: str) -> None:
     cards = small_cubes(fallback="fail")
     silent = {"head": never(1, 1), "coarse": never()}[before]
     cards = [card(before, "pointwise", silent) if c["stage"]["name"] == before else c for c in cards]
@@ -126,9 +124,7 @@ def test_without_a_fallback_nothing_found_ends_the_case(pointwise: None, tmp_pat
         cascade(make_ct(*ORIENTATIONS["identity"]), make_pet())
 
 
-def test_rules_that_cannot_be_followed_are_told_before_the_first_case(
-    pointwise: None, tmp_path: Path
-) -> None:
+def test_rules_that_cannot_be_followed_are_told_before_the_first_case(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path, *small_cubes(resample_output="both"))
     with pytest.raises(HnsegError, match=r"decision\.resample_output=both"):
         Cascade(bundle, CPU, "float32")

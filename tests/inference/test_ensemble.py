@@ -87,7 +87,7 @@ def test_probabilities_are_a_distribution_on_the_stages_grid(bundle: Bundle) -> 
     np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
 
 
-def test_the_input_is_what_was_cut_from_the_images(pointwise: None, tmp_path: Path) -> None:
+def test_the_input_is_what_was_cut_from_the_images(tmp_path: Path) -> None:
     """A network that passes its PET channel on shows the PET, SUV / 20, where SimpleITK samples it."""
     shown = card("fine", "pointwise", {"weights": [[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]], "biases": [0.0] * 3})
     probabilities = predict(make_bundle(tmp_path, shown).members)
@@ -100,7 +100,7 @@ def test_the_input_is_what_was_cut_from_the_images(pointwise: None, tmp_path: Pa
 
 
 @pytest.mark.parametrize("size", [24, 25])
-def test_padding_is_taken_off_where_it_was_put(pointwise: None, tmp_path: Path, size: int) -> None:
+def test_padding_is_taken_off_where_it_was_put(tmp_path: Path, size: int) -> None:
     """A pointwise network cannot tell whether its input was padded, on odd sizes either."""
     settings = {"weights": [[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]], "biases": [0.0] * 3}
     grid = {"size": [size] * 3, "spacing": [3.0] * 3}
@@ -156,14 +156,14 @@ def rising(weight: float, bias: float = 0.0) -> dict[str, Any]:
     return {"weights": [[0.0, 0.0], [0.0, weight], [0.0, 0.0]], "biases": [0.0, bias, -500.0]}
 
 
-def test_what_is_no_number_is_an_error_and_no_empty_mask(pointwise: None, tmp_path: Path) -> None:
+def test_what_is_no_number_is_an_error_and_no_empty_mask(tmp_path: Path) -> None:
     sound = card("fine", "pointwise", rising(1.0))
     huge = card("fine", "pointwise", rising(3e38, 3e38), name="huge")  # beyond float32
     with pytest.raises(HnsegError, match=r"^huge: its logits on this case are no numbers"):
         predict(make_bundle(tmp_path, sound, huge).members)
 
 
-def test_what_is_beyond_float16_is_computed_in_float32(pointwise: None, tmp_path: Path) -> None:
+def test_what_is_beyond_float16_is_computed_in_float32(tmp_path: Path) -> None:
     members = make_bundle(tmp_path, card("fine", "pointwise", rising(1e6))).members
     narrow = StageEnsemble(members, CPU, "float16")
     np.testing.assert_array_equal(narrow.probabilities(ct_image(), pet_image(), GRID), predict(members))

@@ -68,13 +68,13 @@ def bundle(folder: Path, head: dict = HEAD, coarse: dict | None = None) -> Bundl
 
 
 @pytest.fixture
-def blind(pointwise: None, tmp_path: Path) -> Cascade:
+def blind(tmp_path: Path) -> Cascade:
     """Finds heads, but nothing coarse."""
     return Cascade(bundle(tmp_path), CPU, "float32")
 
 
 @pytest.fixture
-def seeing(pointwise: None, tmp_path: Path) -> Cascade:
+def seeing(tmp_path: Path) -> Cascade:
     """Takes whatever has SUV above 4 for tumour, in the coarse ROI too."""
     return Cascade(bundle(tmp_path, coarse=TUMOUR), CPU, "float32")
 
@@ -94,7 +94,7 @@ def test_nothing_coarse_and_the_lesion_is_found_not_the_brain(blind: Cascade) ->
     assert said in result.review_reasons
 
 
-def test_a_scan_without_a_head_says_so_and_the_lesion_is_still_found(pointwise: None, tmp_path: Path) -> None:
+def test_a_scan_without_a_head_says_so_and_the_lesion_is_still_found(tmp_path: Path) -> None:
     """The coarse ROI hangs from the top of the scan and holds the whole brain."""
     result = Cascade(bundle(tmp_path, head=never(1, 1)), CPU, "float32")(make_ct(), make_pet())
     head, coarse = result.notes
@@ -169,7 +169,7 @@ def test_a_pet_that_misses_the_roi_is_an_error(seeing: Cascade, offset: tuple[fl
     assert "\n" not in str(caught.value)
 
 
-def test_a_bundle_without_a_head_stage_is_offered_head_masks(pointwise: None, tmp_path: Path) -> None:
+def test_a_bundle_without_a_head_stage_is_offered_head_masks(tmp_path: Path) -> None:
     cards = [card("coarse", "pointwise", never()), card("fine", "pointwise", never())]
     with pytest.raises(HnsegError, match="export a head run too, or give head_masks=DIR"):
         Cascade(make_bundle(tmp_path, *cards), CPU, "float32")

@@ -152,7 +152,6 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def test_each_ends_in_one_line_the_others_finish_and_nothing_is_written_elsewhere(
     spoiled: tuple[Path, dict[str, str]],
-    pointwise: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -19,7 +19,7 @@ RULES = DECISION | {"rule": "half", "min_component_ml": 1e6, "resample_output": 
 
 @pytest.mark.parametrize(("until", "label"), [("coarse", 1), ("fine", 0)])
 def test_the_likeliest_class_places_and_the_recipe_s_rule_decides(
-    pointwise: None, tmp_path: Path, until: str, label: int
+    tmp_path: Path, until: str, label: int
 ) -> None:
     coarse = card("coarse", "pointwise", LIKELY, grid=WHOLE, decision=RULES)
     fine = card("fine", "pointwise", LIKELY, grid=WHOLE, decision=RULES)

@@ -92,7 +92,7 @@ def test_other_networks_rules_or_settings_segment_all_cases_again(
         assert set(statuses(scans, stages, tmp_path / "out").values()) == {"ok"}
 
 
-def test_another_head_mask_is_another_case(pointwise: None, scans: Path, tmp_path: Path) -> None:
+def test_another_head_mask_is_another_case(scans: Path, tmp_path: Path) -> None:
     heads = tmp_path / "heads"
     heads.mkdir()
     for name in NAMES:

@@ -35,9 +35,7 @@ def segment(
 
 
 @pytest.mark.parametrize("resample_output", ["probabilities", "labels"])
-def test_the_cascade_describes_what_its_members_found(
-    pointwise: None, tmp_path: Path, resample_output: str
-) -> None:
+def test_the_cascade_describes_what_its_members_found(tmp_path: Path, resample_output: str) -> None:
     """The PET's one hot spot of 12 x 12 x 15 mm has SUV 12 and its middle at (29, 29, 46) mm."""
     result = segment(tmp_path, TUMOUR, LESS_SURE, NODE, rules={"resample_output": resample_output})
     (found,) = result.lesions
@@ -54,7 +52,7 @@ def test_the_cascade_describes_what_its_members_found(
     assert found.distance_to_roi_edge_mm == pytest.approx((low - (1.5, 1.5, 7.5)).min())
 
 
-def test_members_that_disagree_put_a_case_first(pointwise: None, tmp_path: Path) -> None:
+def test_members_that_disagree_put_a_case_first(tmp_path: Path) -> None:
     agreed = segment(tmp_path / "agreed", TUMOUR, TUMOUR)
     assert agreed.lesions[0].agreement == pytest.approx(1, abs=0.05)
     assert agreed.review_reasons == []
@@ -72,7 +70,7 @@ def voxels(result: Segmentation) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("resample_output", ["probabilities", "labels"])
 def test_maps_come_back_on_the_cts_grid_where_they_are_asked_for(
-    pointwise: None, tmp_path: Path, resample_output: str
+    tmp_path: Path, resample_output: str
 ) -> None:
     """In the hot spot members say (0, 1, 0) and (0.4, 0.1, 0.5): (0.2, 0.55, 0.25) together."""
     rules = {"resample_output": resample_output}
@@ -96,9 +94,7 @@ def test_maps_come_back_on_the_cts_grid_where_they_are_asked_for(
     assert voxels(only)["mutual_information"].max() < 1e-6
 
 
-def test_a_case_in_which_nothing_is_found_has_no_lesion_and_comes_first(
-    pointwise: None, tmp_path: Path
-) -> None:
+def test_a_case_in_which_nothing_is_found_has_no_lesion_and_comes_first(tmp_path: Path) -> None:
     nothing = {"weights": [[0.0, 0.0]] * 3, "biases": [10.0, -10.0, -10.0]}
     result = segment(tmp_path, nothing, nothing)
     assert result.lesions == []
@@ -112,7 +108,7 @@ def test_a_case_in_which_nothing_is_found_has_no_lesion_and_comes_first(
         ("uncertainty", {"entropy", "mutual_information"}),
     ],
 )
-def test_maps_are_asked_for_by_key(pointwise: None, tmp_path: Path, key: str, names: set[str]) -> None:
+def test_maps_are_asked_for_by_key(tmp_path: Path, key: str, names: set[str]) -> None:
     bundle = make_bundle(tmp_path, card("fine", "pointwise", TUMOUR, grid=ROI))
     write_case(tmp_path / "scans", "A-1")
     places = [f"cases={tmp_path / 'scans'}", f"bundle={bundle.path}", f"out={tmp_path / 'out'}"]

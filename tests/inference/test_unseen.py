@@ -58,7 +58,7 @@ def painted(out: Path, case_id: str) -> int:
 
 
 @pytest.fixture
-def cohort(pointwise: None, tmp_path: Path) -> Path:
+def cohort(tmp_path: Path) -> Path:
     """CASES, and C-4 that no member knows, with heads."""
     root = write_cohort(tmp_path / "cohort")
     write_case(root, "C-4")
