@@ -32,7 +32,9 @@ def command(cohort: Path, runs: Path, *more: str) -> list[str]:
     """Of a run with averaged weights, batches in two parts, and three validation cases for two processes."""
     length = ["training.epochs=20", "training.iterations=3", "training.batch_size=4", "training.ema=0.9"]
     settings = [*tiny("resenc", cohort, runs), *length, "trainer.accumulate=2", "augment=nnunet"]
-    return ["stage=fine", *settings, "trainer.deterministic=true", "logger=csv", *more]
+    # Three stages: two depths are supervised, of which the lower has the weight 0 and no gradient.
+    deep = [f"model.settings.{key}" for key in ("features=[4,8,8]", "strides=[1,2,2]", "blocks=[1,1,1]")]
+    return ["stage=fine", *settings, *deep, "trainer.deterministic=true", "logger=csv", *more]
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +159,13 @@ def test_ctrl_c_stops_all_of_them(cohort: Path, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_nan_ends_all_of_them_with_one_line(cohort: Path, tmp_path: Path) -> None:
     """In a sweep, so that the job has a command of its own, and the next job runs."""
-    arguments = [*command(cohort, tmp_path, "name=nan", *DDP), "optimizer.step.lr=1e30,0.01", "-m"]
+    arguments = [*command(cohort, tmp_path, "name=diverged", *DDP), "optimizer.step.lr=1e30,0.01", "-m"]
     arguments += ["arm='lr_${optimizer.step.lr}'", "training.epochs=2"]
     done = run("train.py", *arguments, cwd=tmp_path)
     (line,) = [line for line in done.stderr.splitlines() if "loss nan" in line]
     assert done.returncode == 2
     assert line.startswith("train.py: error: ")
-    assert (tmp_path / "nan" / "lr_0.01" / "fold_0" / "score.json").exists()
+    assert (tmp_path / "diverged" / "lr_0.01" / "fold_0" / "score.json").exists()
 
 
 def test_a_batch_that_cannot_be_shared_is_told_before_anything_starts(cohort: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -30,8 +30,8 @@ from hnseg.errors import HnsegError
 from hnseg.files import lock
 from hnseg.inference.predictor import Predictor
 from hnseg.models.module import SegmentationModule
+from hnseg.models.nets import Network, checkpoint_blocks, network_class
 from hnseg.models.nets import build as build_network
-from hnseg.models.nets import checkpoint_blocks, network_class
 from hnseg.processes import follow, silence_libraries
 from hnseg.training.callbacks import NonFiniteGuard, ProgressFile, RunProgress, SigtermStop
 from hnseg.training.checkpoints import (
@@ -99,6 +99,7 @@ def train(
     if first:
         processes.say(f"{title}: {first}: {initialise(module.network, weights, first)}")
     if processes.size > 1:
+        _freeze_unsupervised_heads(module)
         torch.manual_seed(job.seed + processes.rank)  # of what devices draw by themselves
     watchers = make_callbacks(job, datamodule, folder, title, processes)
     provenance = {key: card[key] for key in ("split", "fingerprint", "data")}
@@ -286,8 +287,7 @@ def trainer_options(
     job: Job, device: torch.device, precision: Precision, processes: Processes = ALONE
 ) -> dict[str, Any]:
     """What a job's training steps are like, as arguments of Lightning's Trainer."""
-    # Deep supervision by nnU-Net's weights leaves the head of the lowest resolution without a gradient.
-    ddp = DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
+    ddp = DDPStrategy(gradient_as_bucket_view=True)
     return {
         "accelerator": device.type,
         "devices": processes.local,
@@ -303,6 +303,16 @@ def trainer_options(
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
+
+
+def _freeze_unsupervised_heads(module: SegmentationModule) -> None:
+    """Takes the gradients off heads whose weight in deep supervision is 0, which DDP would wait for.
+
+    The loss does not depend on them, and no process trains them: nnU-Net's head of the lowest resolution.
+    """
+    heads = cast(Network, module.network).heads()
+    for head, weight in zip(heads, module.loss.weights(len(heads)), strict=True):
+        head.requires_grad_(weight > 0)
 
 
 def _environment(processes: Processes) -> ClusterEnvironment:

@@ -151,4 +151,4 @@ def train_in_own_process(overrides: Sequence[str]) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
     status = subprocess.run(command, env=environment, check=False).returncode
     if status:
-        raise HnsegError(f"{' '.join(overrides)}: ended with exit status {status}; see its message above")
+        raise HnsegError(f"ended with exit status {status}; its message is above")
