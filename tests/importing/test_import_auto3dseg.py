@@ -166,7 +166,8 @@ def test_the_card_says_how_the_release_made_its_images(tmp_path):
     assert (sampling["source"], sampling["outside"]) == ("head_crop", "minus_one")
     assert sampling["ct_window"] == [-105.0, 195.0]
     assert (spec["roi_minmax"], spec["cte"], spec["pad_to"]) == (True, False, None)
-    assert spec["normalise"] == [{"scheme": "range", "lower": 0.3, "upper": 0.6}, {"scheme": "sigmoid"}]
+    ct, pet = spec["normalise"]
+    assert (ct["scheme"], ct["lower"], ct["upper"], pet["scheme"]) == ("range", 0.3, 0.6, "sigmoid")
     assert card["patch"] == [10, 8, 12]
     assert card["window"] == {"tiling": "monai", "overlap": 0.625}
     assert (card["axes"], card["mirror_axes"]) == ({"order": [2, 1, 0], "flip": [0, 1]}, [0, 1, 2])
