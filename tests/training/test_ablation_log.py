@@ -2,10 +2,8 @@
 
 import json
 
-import pytest
 from wandb_files import offline_runs
 
-from hnseg.errors import HnsegError
 from hnseg.training.wandb_runs import log_ablation
 
 ROWS = [
@@ -45,8 +43,3 @@ def test_logged_again_it_replaces_what_was_not_sent(tmp_path):
     assert len(after) == 3
     assert {found.run.run_id for found in after} == before
     assert not any("A/gtvp_dsc" in found.summary for found in after)
-
-
-def test_unknown_modes_are_told(tmp_path):
-    with pytest.raises(HnsegError, match=r"logger\.mode=on"):
-        log_ablation(tmp_path, ROWS, mode="on")
