@@ -80,7 +80,7 @@ def _keep_errors(
     Args:
         main: The function.
         errors: Gains what ends a job that is no part of a sweep.
-        statuses: Gains the exit status of each job of a sweep that fails: 1 for a defect, 2 for a mistake.
+        statuses: Gains the exit status of each failed job of a sweep: 1 for a defect, 2 for a mistake.
     """
     home = socket.gethostname(), os.getpid()
 
@@ -115,8 +115,7 @@ def compose(overrides: Sequence[str], config_name: str = "train") -> DictConfig:
         with hydra.initialize_config_dir(str(_CONF), version_base="1.3"):
             composed = hydra.compose(config_name, list(overrides), return_hydra_config=True)
     except Exception as error:
-        line = explain(error)
-        if line is None:
+        if (line := explain(error)) is None:
             raise
         raise HnsegError(line) from error
     HydraConfig.instance().set_config(composed)  # names may be made of Hydra's own choices
@@ -154,11 +153,7 @@ def expand(text: str) -> str:
 
 
 def expand_arguments(arguments: Sequence[str]) -> list[str]:
-    """Spells out the ranges in the `fold=`, `+fold=` and `++fold=` overrides of a command line.
-
-    Raises:
-        HnsegError: See `expand`.
-    """
+    """Spells out the ranges in the `fold=`, `+fold=` and `++fold=` overrides of a command line."""
     matches = [(text, _FOLD_OVERRIDE.fullmatch(text)) for text in arguments]
     return [f"{match[1]}={expand(match[2])}" if match else text for text, match in matches]
 
@@ -300,8 +295,7 @@ def _register_help() -> None:
 def _register_sweeps() -> None:
     """Makes the YAML files of sweeps/ the options of the group `sweeps`.
 
-    The repository could be a search path instead, but then every folder in it (data, runs, environments)
-    would be a group, which `--help` walks through.
+    With the repository as a search path, every folder in it would be a group, which `--help` walks through.
     """
     for path in sorted(_SWEEPS.glob("*.yaml")):
         node = OmegaConf.load(path)

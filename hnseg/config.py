@@ -1,9 +1,7 @@
-"""Every setting of train.py and infer.py with its type, range and unit; checked once, before anything is
-loaded.
+"""Every setting of train.py and infer.py with its type, range and unit, checked before anything is loaded.
 
-`read_job` and `read_inference` turn what Hydra composed from conf/ into these classes, and refuse the first
-value that does not fit in one line. Below the entry points a setting is an attribute: no dictionary, no
-OmegaConf.
+`read_job` and `read_inference` turn what Hydra composed from conf/ into these classes, and refuse in one line
+the first value that does not fit. Below the entry points a setting is an attribute.
 """
 
 from __future__ import annotations
@@ -460,20 +458,12 @@ def read_job(composed: DictConfig) -> Job:
 
 
 def compose_job(overrides: Sequence[str]) -> Job:
-    """What train.py would run with.
-
-    Raises:
-        HnsegError: As `read_job`, or an override that does not fit.
-    """
+    """What train.py would run with."""
     return read_job(compose(overrides))
 
 
 def read_inference(composed: DictConfig) -> Inference:
-    """The configuration of one call of infer.py.
-
-    Raises:
-        HnsegError: As `read_job`.
-    """
+    """The configuration of one call of infer.py, refused as `read_job` refuses."""
     return _read(Inference, composed)
 
 
@@ -486,10 +476,7 @@ def _read(kind: type[T], composed: DictConfig) -> T:
 
 @contextmanager
 def building(key: str) -> Iterator[None]:
-    """Says in one line what a class refuses; decorates functions too.
-
-    Args:
-        key: Where its arguments stand in the configuration.
+    """Says in one line what a class refuses of the arguments at a key; decorates functions too.
 
     Raises:
         HnsegError: In the class's words.
@@ -505,15 +492,7 @@ def building(key: str) -> Iterator[None]:
 
 
 def build(node: Node, key: str) -> Any:
-    """Builds what a node names, or where it is a `_partial_`, a function that builds it.
-
-    Args:
-        node: The class and its arguments.
-        key: Where it stands in the configuration.
-
-    Raises:
-        HnsegError: It cannot be built; of a `_partial_`, when it is called too.
-    """
+    """Builds the node at a key, or where it is a `_partial_`, a function that does, as `building` has it."""
     with building(key):
         made = instantiate(node.model_dump(by_alias=True), _convert_="all")
     return building(key)(made) if isinstance(made, partial) else made
