@@ -114,8 +114,8 @@ def test_nnunet_s_own_planner_plans_what_the_configuration_says(stage, model, nn
         read_job(job(f"stage={stage}", f"model={model}")).training,
         nnunet(stage).configuration_manager,
     )
-    assert training["patch"] == planned.patch_size
-    assert training["batch_size"] == planned.batch_size
+    assert list(training.patch) == planned.patch_size
+    assert training.batch_size == planned.batch_size
 
 
 @pytest.mark.parametrize(("stage", "model"), PAIRS)
