@@ -5,6 +5,7 @@ import logging
 import shutil
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import ClassVar
 
@@ -31,6 +32,7 @@ pytestmark = [
     pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed"),
 ]
 CPU = torch.device("cpu")
+FOLDS = count()  # a process finds what it has converted by the member's name and weights
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +60,8 @@ def folders(path: Path) -> set[str]:
 
 @pytest.fixture
 def member(tmp_path: Path) -> Member:
-    return make_bundle(tmp_path, card("fine", "plainconv", patch=[16, 16, 16])).members[0]
+    name = f"fine_plainconv_fold_{next(FOLDS)}"
+    return make_bundle(tmp_path, card("fine", "plainconv", patch=[16, 16, 16], name=name)).members[0]
 
 
 def test_what_a_killed_conversion_left_is_removed(

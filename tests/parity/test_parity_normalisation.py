@@ -22,7 +22,7 @@ from spoiled import must_fail
 
 from hnseg.card import InputSpec, Normalise
 from hnseg.config import read_job
-from hnseg.data.intensity import input_transform
+from hnseg.data.intensity import input_transform, normalise
 
 CONSTANTS = {"lower": -0.6, "upper": 0.55, "mean": 0.05, "std": 0.27}
 SHAPE = (9, 10, 12)
@@ -69,7 +69,7 @@ def picture(seed: int = 0) -> Array:
 
 
 def normalised(scheme: str, image: Array, constants: dict[str, float] = CONSTANTS) -> Array:
-    return Normalise(scheme, **constants)(torch.from_numpy(image.copy())).numpy()
+    return normalise(torch.from_numpy(image.copy()), Normalise(scheme, **constants)).numpy()
 
 
 def assert_same(ours: Array, theirs: Array) -> None:
