@@ -6,7 +6,8 @@ import math
 import os
 import signal
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import lightning as L
@@ -113,20 +114,27 @@ def train(
             logger=log,
             callbacks=watchers,
         )
-        try:
+        with _stopping(title, processes):
             trainer.fit(module, datamodule, ckpt_path=resume)
-        except SystemExit as end:  # Lightning's answer to Ctrl-C and SIGTERM; it ends a whole sweep
-            if end.code == 0:  # rank 0 says why
-                raise
-            if processes.rank == 0:
-                print(f"{title}: stopped; the same command goes on where it stopped", file=sys.stderr)
-            number = signal.SIGTERM if isinstance(end, SIGTERMException) else signal.SIGINT
-            raise SystemExit(128 + number) from end
     scores = validation_scores(folder.best)
     if processes.rank == 0:
         folder.finish(scores)
     processes.say(f"{title}: {summarise(scores)}, {folder.best}")
     return scores
+
+
+@contextmanager
+def _stopping(title: str, processes: Processes) -> Iterator[None]:
+    """Ends the process as a shell expects it after Ctrl-C (130) and SIGTERM (143)."""
+    try:
+        yield
+    except SystemExit as end:  # Lightning's answer to both; it ends a whole sweep
+        if end.code == 0:  # rank 0 says why
+            raise
+        if processes.rank == 0:
+            print(f"{title}: stopped; the same command goes on where it stopped", file=sys.stderr)
+        number = signal.SIGTERM if isinstance(end, SIGTERMException) else signal.SIGINT
+        raise SystemExit(128 + number) from end
 
 
 def pick_machine(job: Job) -> tuple[torch.device, Precision]:

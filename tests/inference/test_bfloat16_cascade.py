@@ -18,6 +18,7 @@ from torch import Tensor
 from hnseg.card import STUDY, InputSpec, Stage
 from hnseg.data.intensity import input_transform
 from hnseg.data.sampling import sample_images, sample_label
+from hnseg.imaging import placement
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.stage import place_grid
 from hnseg.inference.backends import make_networks
@@ -148,13 +149,12 @@ def test_a_fine_roi_three_quarters_of_a_millimetre_elsewhere_would_not_agree(
     bundle: Bundle, exact: Exact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So far does bfloat16 move the mean position of coarse labels; the ROI is on a whole index of theirs."""
-    placed = Stage.grid
 
     def drifted(stage: Stage, ct: sitk.Image, reference: sitk.Image | None = None) -> Grid:
-        grid = placed(stage, ct, reference)
+        grid = place_grid(stage, ct, reference)
         return Grid.centred(grid.center + 0.75 * (stage.name == "fine"), grid.size, grid.spacing)
 
-    monkeypatch.setattr(Stage, "grid", drifted)
+    monkeypatch.setattr(placement, "place_grid", drifted)
     cascade = Cascade(bundle, CPU, "float32", networks=make_networks("torch", CPU, "float32"))
     dice = agreement((cascade(scan["ct"], scan["pet"]).mask, mask) for scan, mask in exact)
     assert (dice < 0.995).all(), dice
