@@ -74,6 +74,7 @@ def check_mask(out: Path, path: str) -> None:
 
 
 @pytest.mark.parametrize("edition", PATHS)
+@pytest.mark.slow
 def test_exactly_one_mask_lies_where_the_platform_looks(
     study: Path, model: Path, tmp_path: Path, edition: str
 ) -> None:

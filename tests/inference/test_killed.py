@@ -52,6 +52,7 @@ def kill_at(count: int, *, after: bool) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True])
+@pytest.mark.slow
 def test_killed_between_any_two_files_no_record_speaks_of_another_mask(
     scans: Path, bundle: Bundle, tmp_path: Path, after: bool
 ) -> None:
