@@ -73,7 +73,6 @@ def test_jobs_of_other_processes_train_the_same(
     swept = [*command(cohort, tmp_path / "runs"), f"hydra/launcher={settings[0]}", *settings[1:]]
     done = run("train.py", *swept, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2 trained" in done.stdout
     assert_same_runs(tmp_path / "runs" / "hecktor" / ARM, one_by_one)
 
 
@@ -85,7 +84,6 @@ def test_ten_jobs_queue_for_two_cores_and_all_finish(
     place = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1"]
     done = run("train.py", *arguments, *place, cwd=tmp_path, **cluster)
     assert done.returncode == 0, done.stderr
-    assert "10 trained" in done.stdout
     for name in names:
         assert_same_runs(tmp_path / "runs" / name / ARM, one_by_one)
 
@@ -98,7 +96,6 @@ def test_the_tasks_of_one_job_train_together(
     team = ["hydra.launcher.tasks_per_node=2", "trainer.processes=auto"]
     done = run("train.py", *command(cohort, tmp_path / "runs"), *place, *team, cwd=tmp_path, **cluster)
     assert done.returncode == 0, done.stderr
-    assert "2 trained" in done.stdout
     for fold in ("fold_0", "fold_1"):
         folders = [runs / fold for runs in (tmp_path / "runs" / "hecktor" / ARM, one_by_one)]
         one, other = (torch.load(folder / "last.ckpt", weights_only=True)["state_dict"] for folder in folders)
@@ -127,9 +124,8 @@ def test_a_job_that_is_requeued_resumes_exactly(
     slurm.slurm(cluster, "scontrol", "requeue", job)
     wait_until_requeued(cluster, job, times=2)
     assert epoch_of(parts) < 59
-    told, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert "1 resumed" in told
     assert_same_weights(parts, whole)
     assert (parts / "score.json").read_text() == (whole / "score.json").read_text()
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from hnseg.card import plain
 from hnseg.config import read_job
+from hnseg.errors import HnsegError
 from hnseg.training.cohort import find_fold
 from hnseg.training.launch import check_share, find_processes, sweep_overrides, train_in_own_process
 from hnseg.training.run_folder import RunFolder
 
 # Everything heavy is imported where it is used, so that a mistake is answered in a second.
+
+_SWEPT = set[Path]()  # run folders of this process's sweep
 
 
 def main(cfg: DictConfig) -> float:
@@ -28,6 +32,12 @@ def main(cfg: DictConfig) -> float:
     folder, processes = RunFolder(job.run_dir), find_processes(job.trainer)
     title = f"{job.arm} {fold.split.title(job.fold)}"
     check_share(job, processes.size, len(fold.validation))
+    if sweep_overrides() is not None:
+        if folder.path in _SWEPT:  # with overwrite=true it would replace the other's run
+            raise HnsegError(
+                f"{folder.path}: another job of this sweep trains there; set arm='NAME_${{seed}}'"
+            )
+        _SWEPT.add(folder.path)
     state = folder.look(record, split=fold.split, overwrite=job.overwrite)
     if state == "finished":
         processes.say(f"{title}: finished before, {folder.path} (overwrite=true trains it anew)")

@@ -1,4 +1,4 @@
-"""Sweeps of real, tiny trainings: killed, taken up again, and told in a table."""
+"""Sweeps of real, tiny trainings: killed, resumed, and kept apart."""
 
 import json
 import os
@@ -25,12 +25,6 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sweep(cohort: Path, runs: Path, *more: str) -> list[str]:
     brief = ["training.epochs=40", "training.iterations=2"]
     return ["sweeps=folds", "stage=fine", *tiny("resenc", cohort, runs), *brief, "fold=0-1", *more]
-
-
-def outcomes(stdout: str) -> dict[str, str]:
-    """The table's jobs and what became of them."""
-    rows = [line.split() for line in stdout.splitlines() if line.startswith("fold=")]
-    return {row[0]: row[1] for row in rows}
 
 
 def wandb_ids(run_dir: Path) -> set[str]:
@@ -63,7 +57,7 @@ def test_a_killed_sweep_started_again_finishes_with_the_same_runs(cohort: Path, 
 
     again = run("train.py", *arguments, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert outcomes(again.stdout) == {"fold=0": "skipped", "fold=1": "resumed"}
+    assert again.stdout.count("finished before") == 1
     assert (first / "last.ckpt").read_bytes() == kept
     assert f"epoch {epoch}/" not in again.stderr
     assert sorted(path.name for path in (tmp_path / "runs" / ARM).iterdir()) == ["fold_0", "fold_1"]
@@ -72,7 +66,7 @@ def test_a_killed_sweep_started_again_finishes_with_the_same_runs(cohort: Path, 
     assert ids[0] != ids[1]
 
     third = run("train.py", *arguments, cwd=tmp_path)
-    assert outcomes(third.stdout) == {"fold=0": "skipped", "fold=1": "skipped"}
+    assert third.stdout.count("finished before") == 2
 
 
 def test_a_run_of_other_settings_fails_alone(cohort: Path, tmp_path: Path) -> None:
@@ -82,12 +76,10 @@ def test_a_run_of_other_settings_fails_alone(cohort: Path, tmp_path: Path) -> No
     assert begun.returncode == 0, begun.stderr
     swept = run("train.py", *one, "fold=0-1", cwd=tmp_path)
     assert swept.returncode == 2
-    assert outcomes(swept.stdout) == {"fold=0": "failed", "fold=1": "trained"}
+    assert [*(tmp_path / "runs").rglob("fold_1/score.json")]
     (line,) = (text for text in swept.stderr.splitlines() if "error" in text)
     assert "seed=1, not 0" in line
     assert "fold=0" in line
-    (reason,) = (text for text in swept.stdout.splitlines() if text.startswith("failed: fold=0"))
-    assert "seed=1, not 0" in reason
 
 
 def test_ctrl_c_ends_the_whole_sweep(cohort: Path, tmp_path: Path) -> None:
@@ -114,7 +106,7 @@ def test_jobs_that_share_a_folder_do_not_replace_each_others_runs(cohort: Path, 
     brief = [*tiny("resenc", cohort, tmp_path / "runs"), "seed=0,1", "-m", "stage=fine", "logger=csv"]
     done = run("train.py", *brief, "overwrite=true", cwd=tmp_path)
     assert done.returncode == 2
-    assert "another job of this sweep trains there; put what differs between them into arm" in done.stdout
+    assert "another job of this sweep trains there" in done.stderr
     assert [path.parent.name for path in tmp_path.rglob("score.json")] == ["fold_0"]
     apart = run("train.py", *brief, "arm=seed_${seed}", cwd=tmp_path)
     assert apart.returncode == 0, apart.stderr
