@@ -92,14 +92,14 @@ def test_a_case_opens_and_its_overlays_can_be_switched(opened):
     opened.wait_for_timeout(3000)  # until the first picture stands
     first = opened.locator("#canvas").screenshot()
     seen = [first]
-    for name in ("PET", "Truth", "Prediction"):
+    for name in ("PET", "Ground truth", "Prediction"):
         opened.get_by_label(name, exact=True).uncheck()
         changed, picture = drawn(opened, lambda picture: picture not in seen)
         assert changed, name
         seen.append(picture)
     opened.get_by_label("CT window").select_option("-500,1300")
     assert drawn(opened, lambda picture: picture not in seen)[0]
-    for name in ("PET", "Truth", "Prediction"):
+    for name in ("PET", "Ground truth", "Prediction"):
         opened.get_by_label(name, exact=True).check()
     opened.get_by_label("CT window").select_option("-160,240")
     assert drawn(opened, lambda picture: picture == first)[0]
