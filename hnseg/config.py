@@ -487,7 +487,8 @@ def building(key: str) -> Iterator[None]:
         reason = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(reason, HnsegError):
             raise reason from error
-        words = " ".join(str(reason or error).split()) or type(reason).__name__
+        text = explain(reason) if isinstance(reason, ValidationError) else str(reason or error)
+        words = " ".join((text or "").split()) or type(reason).__name__
         raise HnsegError(f"{key} cannot be built: {words}; check its entries") from error
 
 

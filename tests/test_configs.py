@@ -38,6 +38,8 @@ def test_every_option_builds(group: str) -> None:
         ("training.patch=[32,32,32]", r"training\.patch=\[32, 32, 32\].*=\[64, 64, 64\]"),
         ("loss.loss.class_weights=[1,2]", "loss for background, GTVp, GTVn cannot be built"),
         ("+loss.loss.smooth=1", "loss cannot be built: .*smooth"),
+        ("loss.weights=monay", "loss cannot be built: weights=monay"),
+        ("loss.loss.squared=no", "loss cannot be built: .*squared=no"),
         ("+model.settings.foo=1", r"model\.settings cannot be built: .*foo"),
         ("model.settings.features=[8,16]", r"model\.settings cannot be built: 2 features but 6 strides"),
         ("optimizer.step.momentum=-3", r"optimizer\.step cannot be built: .*momentum"),

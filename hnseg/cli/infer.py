@@ -7,7 +7,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from hnseg.card import plain
 from hnseg.config import Inference, read_inference
 from hnseg.errors import HnsegError
 from hnseg.imaging.case import Case, mask_file, read_cases, take_shard
@@ -30,7 +29,7 @@ def main(cfg: DictConfig) -> None:
     from hnseg.processes import silence_libraries
 
     silence_libraries()
-    setup, device, out = Setup.from_config(plain(call)), call.trainer.device, call.out
+    setup, device, out = Setup.of(call), call.trainer.device, call.out
     options = Options(f".{call.format}", call.overwrite)
     if call.engine.name == "ray":
         resources: dict[str, Any] = {"workers": call.engine.workers, "address": call.engine.address}

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from hnseg.app import compose
-from hnseg.card import plain
 from hnseg.config import Inference, read_inference
 from hnseg.data.splits import read_split_file
 from hnseg.devices import pick_devices
@@ -250,7 +249,8 @@ def predict(
     bundle = make_bundle(sources.folders, out / BUNDLE, checkpoint)
     require_out_of_fold(bundle, cases)
     options: dict[str, Any] = {"lesions": {case.case_id: case.label for case in cases}} if oracle else {}
-    setups = {name: Setup.from_config(plain(call) | {"bundle": bundle.path}) for name, call in arms.items()}
+    calls = {name: call.model_copy(update={"bundle": bundle.path}) for name, call in arms.items()}
+    setups = {name: Setup.of(call) for name, call in calls.items()}
     first = next(iter(arms))
     devices = []
     for device in pick_devices(arms[first].trainer.device):

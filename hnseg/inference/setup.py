@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from hnseg.card import plain
+from hnseg.config import Inference
 from hnseg.devices import pick_precision
 from hnseg.errors import HnsegError
 from hnseg.inference.backends import Networks, make_networks, pick_backend
@@ -43,20 +45,19 @@ class Setup:
     cascade: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Setup:
-        """What a configuration of infer.py, as plain values, asks for."""
-        names = ("last_stage", "mirror", "out_of_fold", "probabilities", "uncertainty")
-        head_masks = None if config["head_masks"] is None else Path(config["head_masks"])
+    def of(cls, call: Inference) -> Setup:
+        """What a call of infer.py asks for."""
+        names = ("last_stage", "mirror", "out_of_fold", "probabilities", "uncertainty", "head_masks")
         return cls(
-            Path(config["bundle"]),
-            arm=config["ensemble"]["name"],
-            kinds=config["ensemble"]["members"],
-            rules={key: rule for key, rule in config["decision"].items() if rule is not None},
-            windows=config["windows"],
-            backend=config["backend"],
-            precision=config["trainer"]["precision"],
-            threads=config["trainer"]["threads"],
-            cascade={name: config[name] for name in names} | {"head_masks": head_masks},
+            call.bundle,
+            arm=call.ensemble.name,
+            kinds=plain(call.ensemble.members),
+            rules=call.decision.given,
+            windows=call.windows,
+            backend=call.backend,
+            precision=call.trainer.precision,
+            threads=call.trainer.threads,
+            cascade={name: getattr(call, name) for name in names},
         )
 
     def load(self, devices: Sequence[torch.device]) -> list[Cascade]:
@@ -104,8 +105,6 @@ def _require_effect(rules: Mapping[str, Any], bundle: Bundle) -> None:
     models = sorted({member.card["model"] for member in bundle.members})
     decision = bundle.decision | dict(rules)
     weights, thresholds = rules.get("weights"), rules.get("thresholds")
-    if not all(isinstance(named, Mapping) for named in (weights or {}, thresholds or {})):
-        return  # `Decision` tells what they should be
     if unknown := [name for name in weights or () if name not in models]:
         raise HnsegError(
             f"decision.weights: no model {unknown[0]} in {bundle.path}; choose among {', '.join(models)}"

@@ -7,7 +7,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import validate_call
 from torch import Tensor, nn
+
+# Hydra takes `squared=no` for the text "no", which would count as true.
+_checked = validate_call(config={"strict": True, "arbitrary_types_allowed": True})
 
 
 class DiceCELoss(nn.Module):
@@ -32,6 +36,7 @@ class DiceCELoss(nn.Module):
 
     class_weights: Tensor | None
 
+    @_checked
     def __init__(
         self,
         *,
@@ -100,6 +105,7 @@ class DeepSupervision(nn.Module):
 
     loss: DiceCELoss
 
+    @_checked
     def __init__(self, loss: DiceCELoss, weights: Literal["nnunet", "monai"] = "nnunet") -> None:
         super().__init__()
         self.loss, self.rule = loss, weights

@@ -31,7 +31,7 @@ from hnseg.errors import HnsegError
 from hnseg.files import lock
 from hnseg.inference.predictor import Predictor
 from hnseg.models.module import SegmentationModule
-from hnseg.models.nets import Network, checkpoint_blocks, network_class
+from hnseg.models.nets import Network, checkpoint_blocks, stride_product
 from hnseg.models.nets import build as build_network
 from hnseg.processes import follow, silence_libraries
 from hnseg.training.callbacks import NonFiniteGuard, ProgressFile, RunProgress, SigtermStop
@@ -157,8 +157,7 @@ def check_components(job: Job) -> None:
     Raises:
         HnsegError: A class that cannot be built, or a patch that does not fit the network.
     """
-    settings, patch = plain(job.model.settings), job.training.patch
-    product = network_class(job.model.settings.target).stride_product(settings)
+    patch, product = job.training.patch, stride_product(plain(job.model.settings))
     # A single voxel at the deepest stage has no variance for the instance norm.
     if any(n % d for n, d in zip(patch, product, strict=True)) or patch == product:
         fitting = [max(math.ceil(n / d), 2) * d for n, d in zip(patch, product, strict=True)]
