@@ -372,14 +372,14 @@ class Job(Settings):
 
 
 class MemberKind(Settings):
-    """Members of a bundle that belong to an ensemble: those of one model, with or without enhancement."""
+    """Members of a bundle that belong to an arm: those of one model, with or without enhancement."""
 
     model: Name
     cte: StrictBool
 
 
-class Ensemble(Settings):
-    """Which fine members run."""
+class Arm(Settings):
+    """An arm of the ablation: which fine members of a bundle run."""
 
     name: Name
     members: tuple[MemberKind, ...] | None  # null is all
@@ -429,7 +429,7 @@ class Inference(Settings):
     mirror: StrictBool | None
     probabilities: StrictBool
     uncertainty: StrictBool
-    ensemble: Ensemble
+    arm: Arm
     engine: Engine
     trainer: Machine
     decision: Rules

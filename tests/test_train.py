@@ -44,7 +44,6 @@ def test_help_explains_keys_and_offers_what_train_takes(tmp_path: Path, light: d
     assert "sweeps=ablation|" in shown
     assert "${stage.name}_${model.name}" in shown
     assert "engine" not in shown
-    assert "ensemble=" not in shown
 
 
 @pytest.fixture(scope="module")

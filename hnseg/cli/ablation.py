@@ -19,7 +19,7 @@ def ablation(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for infer.py, for every arm.")
     ] = None,
-    arms: Annotated[str, typer.Option(metavar="ARM,ARM,...", help="Files of conf/ensemble.")] = PAPER,
+    arms: Annotated[str, typer.Option(metavar="ARM,ARM,...", help="Files of conf/arm.")] = PAPER,
     baseline: Annotated[
         str | None, typer.Option(metavar="ARM", help="What the others are compared with; default: the first.")
     ] = None,

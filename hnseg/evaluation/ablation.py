@@ -1,6 +1,6 @@
 """A sweep's runs → every arm's masks of every patient, out of fold, and the table that compares the arms.
 
-An arm is an ensemble: the members that conf/ensemble/ARM.yaml names.
+An arm is an ensemble: the members that conf/arm/ARM.yaml names.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ _OURS = (
     "last_stage",
     "out_of_fold",
     "head_masks",
-    "ensemble",
+    "arm",
     "engine",
 )
 
@@ -180,7 +180,7 @@ def read_arms(
     """The call of infer.py that each arm stands for, by the name of the arm's folder.
 
     Args:
-        names: Of conf/ensemble.
+        names: Of conf/arm.
         overrides: As for infer.py.
         baseline: The arm that the others are compared with, by default the first. It comes first, and only
             it has probability maps unless the overrides say otherwise: the report draws its cases.
@@ -191,7 +191,7 @@ def read_arms(
     """
     names = list(dict.fromkeys(filter(None, map(str.strip, names))))
     if not names:
-        raise HnsegError("--arms: names no arm; name some of conf/ensemble")
+        raise HnsegError("--arms: names no arm; name some of conf/arm")
     first = names[0] if baseline is None else baseline
     if first not in names:
         raise HnsegError(f"--baseline {first}: not among the arms; choose from {', '.join(names)}")
@@ -204,10 +204,10 @@ def read_arms(
 
 
 def _read_arm(name: str, overrides: Sequence[str], *, mapped: bool) -> Inference:
-    ours = [f"ensemble={name}", "out_of_fold=true", "cases=unused", "bundle=unused", "out=unused"]
+    ours = [f"arm={name}", "out_of_fold=true", "cases=unused", "bundle=unused", "out=unused"]
     maps = f"probabilities={str(mapped).lower()}"
     call = read_inference(compose([*ours, maps, *overrides], "infer"))
-    if call.ensemble.members is None:
+    if call.arm.members is None:
         raise HnsegError(f"--arms {name}: takes whatever members there are; name arms that say theirs")
     return call
 
@@ -215,7 +215,7 @@ def _read_arm(name: str, overrides: Sequence[str], *, mapped: bool) -> Inference
 def kinds_of(arms: Mapping[str, Inference], *, oracle: bool) -> list[NetworkKind]:
     """The networks that the arms need, the fine stage's last; an oracle ROI needs those alone."""
     placing = [] if oracle else [NetworkKind("head"), NetworkKind("coarse")]
-    members = [member for call in arms.values() for member in call.ensemble.members or ()]
+    members = [member for call in arms.values() for member in call.arm.members or ()]
     fine = [NetworkKind("fine", member.model, member.cte) for member in members]
     return [*placing, *dict.fromkeys(fine)]
 

@@ -24,7 +24,7 @@ class Setup:
 
     Args:
         bundle: Its folder.
-        arm: Name of the ensemble arm.
+        arm: Name of the arm.
         kinds: Its members, as `Bundle.arm` takes them; None is all.
         rules: Decision rules in the place of the bundle's.
         windows: `trained` shows a volume as members were trained, `whole` in one piece.
@@ -50,8 +50,8 @@ class Setup:
         names = ("last_stage", "mirror", "out_of_fold", "probabilities", "uncertainty", "head_masks")
         return cls(
             call.bundle,
-            arm=call.ensemble.name,
-            kinds=plain(call.ensemble.members),
+            arm=call.arm.name,
+            kinds=plain(call.arm.members),
             rules=call.decision.given,
             windows=call.windows,
             backend=call.backend,

@@ -116,7 +116,7 @@ class Bundle:
         return replace(self, members=tuple(member.whole() for member in self.members))
 
     def arm(self, name: str, kinds: Sequence[Mapping[str, Any]] | None, stage: str = "fine") -> Bundle:
-        """The bundle with those members of a stage that belong to an ensemble arm; other stages stay whole.
+        """The bundle with those members of a stage that belong to an arm; other stages stay whole.
 
         Args:
             name: Of the arm.
@@ -132,9 +132,9 @@ class Bundle:
         present = [_kind(member) for member in self.of_stage(stage)]
         if missing := [kind for kind in wanted if kind not in present]:
             raise HnsegError(
-                f"ensemble={name}: {self.path} has no {stage} member {_kind_name(missing[0])}, only "
+                f"arm={name}: {self.path} has no {stage} member {_kind_name(missing[0])}, only "
                 f"{', '.join(map(_kind_name, dict.fromkeys(present))) or 'none'}; export those too, or "
-                "choose another ensemble"
+                "choose another arm"
             )
         chosen = [m for m in self.members if m.stage.name != stage or _kind(m) in wanted]
         return replace(self, members=tuple(chosen))

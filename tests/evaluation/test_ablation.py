@@ -92,7 +92,7 @@ def test_an_arms_folder_is_what_infer_py_leaves(out, cohort, tmp_path, arm):
     """Bit by bit, though there every stage runs for the one arm."""
     given = [f"cases={cohort}", f"bundle={out / 'bundle'}", f"out={tmp_path / arm}", "out_of_fold=true"]
     maps = f"probabilities={str(arm == 'full').lower()}"
-    load("infer").main(compose_job("infer", *given, f"ensemble={arm}", maps, *CPU))
+    load("infer").main(compose_job("infer", *given, f"arm={arm}", maps, *CPU))
     assert contents(tmp_path / arm) == contents(out / arm)
     assert any(sitk.GetArrayFromImage(read(out / arm, case_id)).any() for case_id in CASES)
 
@@ -210,7 +210,7 @@ def test_an_oracle_places_the_fine_roi_on_the_true_lesions(runs, cohort, tmp_pat
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--arms", "full,best"], "Could not find 'ensemble/best'"),
+        (["--arms", "full,best"], "Could not find 'arm/best'"),
         (["--arms", "all"], "--arms all: takes whatever members there are"),
         (["--baseline", "segresnet"], "--baseline segresnet: not among the arms"),
         (["out_of_fold=false"], "out_of_fold=false: hnseg ablation sets out_of_fold itself"),
