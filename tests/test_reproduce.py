@@ -143,18 +143,12 @@ def test_csv_and_wandb_have_every_digit_of_the_table(out: Path, rows: list[Row])
         assert line == {name: "" if row.get(name) is None else str(row[name]) for name in line} | {
             "center": center
         }
-    logged = {found.run.display_name: found for found in offline_runs(out)}
-    assert set(logged) == {"ablation", *ARMS}
-    (path,) = logged["ablation"].path.parent.rglob("*.table.json")
+    (logged,) = offline_runs(out)
+    (path,) = logged.path.parent.rglob("*.table.json")
     table = json.loads(path.read_text())
     assert [dict(zip(table["columns"], cells, strict=True)) for cells in table["data"]] == [
         dict.fromkeys(table["columns"]) | row for row in rows
     ]
-    for row in rows:
-        prefix = f"{row['center']}/" if row["center"] else ""
-        known = {f"{prefix}{name}": value for name, value in row.items() if value is not None}
-        known.pop(f"{prefix}center", None)
-        assert known.items() <= logged[row["arm"]].summary.items()
 
 
 def test_the_report_has_every_digit_of_the_table(out: Path, rows: list[Row]) -> None:

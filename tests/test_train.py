@@ -138,7 +138,9 @@ def test_a_gated_run_logs_the_weights_of_its_channels(cohort: Path, tmp_path: Pa
     assert torch.equal(network.gate.logits, best["network.gate.logits"])
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(cohort: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Whether the fold's constants are measured, as for the first, or lie in the cache."""
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         job(
@@ -152,6 +154,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(cohort: Path,
     a, b, c = (weights(tmp_path / name / "fine_resenc_cte" / "fold_0") for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not all(torch.equal(a[key], c[key]) for key in a)
+    # recipe=best wants coarse ROIs to choose the checkpoint, and there are no coarse predictions.
+    assert "recipe.roi.validation=coarse without data.coarse: val/dice" in capsys.readouterr().out
 
 
 def write_coarse(folder: Path, cohort: Path, unseen: str = "yes") -> Path:
@@ -190,7 +194,7 @@ def test_coarse_predictions_of_a_network_that_saw_the_case_are_refused(cohort: P
     with pytest.raises(HnsegError, match="made by networks trained on A-0, A-2"):
         load("train").main(compose_job("train", *overrides, f"data.coarse={seen}"))
     (seen / "cases.csv").unlink()
-    with pytest.raises(HnsegError, match=r"cases.csv: not there, so nobody knows"):
+    with pytest.raises(HnsegError, match=r"cases\.csv does not list A-0"):
         load("train").main(compose_job("train", *overrides, f"data.coarse={seen}"))
     with pytest.raises(HnsegError, match=r"data\.coarse=.*nowhere: no such folder"):
         load("train").main(compose_job("train", *overrides, f"data.coarse={tmp_path / 'nowhere'}"))

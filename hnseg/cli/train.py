@@ -13,7 +13,7 @@ from hnseg.config import read_job
 from hnseg.errors import HnsegError
 from hnseg.training.cohort import find_fold
 from hnseg.training.launch import check_share, find_processes, sweep_overrides, train_in_own_process
-from hnseg.training.run_folder import RunFolder
+from hnseg.training.runs import RunFolder
 
 # Everything heavy is imported where it is used, so that a mistake is answered in a second.
 
@@ -38,8 +38,9 @@ def main(cfg: DictConfig) -> float:
                 f"{folder.path}: another job of this sweep trains there; set arm='NAME_${{seed}}'"
             )
         _SWEPT.add(folder.path)
-    state = folder.look(record, split=fold.split, overwrite=job.overwrite)
-    if state == "finished":
+    if not job.overwrite:
+        folder.check(record, fold.split)
+    if folder.finished and not job.overwrite:
         processes.say(f"{title}: finished before, {folder.path} (overwrite=true trains it anew)")
     elif processes.size > 1 and processes.launcher == "lightning" and (own := sweep_overrides()) is not None:
         train_in_own_process(own)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hnseg.card import plain
 from hnseg.cli.app import Json, app
 from hnseg.files import print_table, write_json
 
@@ -43,7 +44,7 @@ def profile(
         figures.append(f"on the GPU {found.gpu_peak_mib / 1024:.1f} GiB")
     if found.hours is not None:
         figures.append(f"{training.epochs} epochs take {found.hours:.3g} hours and their validations")
-    patients = "synthetic patients" if found.made_up else found.job.data.root
+    patients = "synthetic patients" if found.synthetic else found.job.data.root
     print(f"On {patients}: {', '.join(figures)}")
     print(f"{found.device.type} in {found.precision}; {found.loading}")
     for line in advice(found):
@@ -61,14 +62,14 @@ def runs(
     """List runs: how far they are, their best score and the time left."""
     from hnseg.training.runs import find_runs
 
-    found = find_runs(root, strict=False)
+    found = find_runs(root)
     rows = [
         [
             str(run.path.relative_to(root)),
             run.stage,
             run.model,
             run.fold,
-            "" if run.damage else f"{run.epoch}/{run.epochs}",
+            f"{run.epoch}/{run.epochs}",
             "" if run.best is None else f"{run.best:.4f}",
             run.state,
             "" if not run.seconds_left else str(timedelta(seconds=round(run.seconds_left))),
@@ -76,11 +77,8 @@ def runs(
         for run in found
     ]
     print_table(["run", "stage", "model", "fold", "epoch", "best", "state", "left"], rows)
-    for run in found:
-        if run.damage:
-            print(run.damage, file=sys.stderr)
     if json_file:
-        write_json({"runs": [run.to_dict() for run in found]}, json_file)
+        write_json({"runs": plain(found)}, json_file)
 
 
 @app.command()

@@ -27,7 +27,7 @@ from hnseg.inference.predict_cases import predict_cases
 from hnseg.inference.setup import Setup
 from hnseg.models.bundle import Bundle, export_bundle
 from hnseg.models.checkpoint import Checkpoint, Member, checkpoint_file
-from hnseg.training.runs import Run, find_runs, read_config
+from hnseg.training.runs import Run, find_runs
 
 SPLIT = "split.json"
 _AGAIN = "python train.py sweeps=ablation data.root=PATH -m trains what is missing"
@@ -51,13 +51,9 @@ class NetworkKind:
         enhanced = {None: "", True: "with enhancement", False: "without enhancement"}[self.cte]
         return " ".join(filter(None, (self.stage, self.model, enhanced)))
 
-    def matches(self, run: Run, config: Mapping[str, Any]) -> bool:
+    def matches(self, run: Run) -> bool:
         """Whether a run trains a network of this kind."""
-        return (
-            run.stage == self.stage
-            and self.model in (None, run.model)
-            and self.cte in (None, bool(config["cte"]))
-        )
+        return run.stage == self.stage and self.model in (None, run.model) and self.cte in (None, run.cte)
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ def find_sources(root: Path, cases: Sequence[Case], kinds: Sequence[NetworkKind]
     Raises:
         HnsegError: Runs are missing, unfinished or ambiguous, their folds differ, or the cohort is another.
     """
-    found = [(run, read_config(run.path)) for run in find_runs(root) if run.fold.isdigit()]
+    found = [run for run in find_runs(root) if run.fold.isdigit()]
     runs = {kind: _runs_by_fold(root, kind, found) for kind in kinds}
     reference = next(iter(runs[kinds[-1]].values())).path / SPLIT
     fold_of = _read_folds(reference)
@@ -99,15 +95,12 @@ def find_sources(root: Path, cases: Sequence[Case], kinds: Sequence[NetworkKind]
         for run in by_fold.values():
             _require_same_folds(run.path / SPLIT, kind, reference, fold_of)
     _require_cohort(cases, fold_of, root)
-    folders = [run.path for by_fold in runs.values() for run in by_fold.values()]
-    logger = read_config(folders[0]).get("logger", {})
-    return Sources(folders, fold_of, logger.get("project", "hnseg"))
+    chosen = [run for by_fold in runs.values() for run in by_fold.values()]
+    return Sources([run.path for run in chosen], fold_of, chosen[0].project)
 
 
-def _runs_by_fold(
-    root: Path, kind: NetworkKind, found: Sequence[tuple[Run, Mapping[str, Any]]]
-) -> dict[int, Run]:
-    runs = [run for run, config in found if kind.matches(run, config)]
+def _runs_by_fold(root: Path, kind: NetworkKind, found: Sequence[Run]) -> dict[int, Run]:
+    runs = [run for run in found if kind.matches(run)]
     trainings = dict.fromkeys(str(run.path.parent) for run in runs)
     if not runs:
         raise HnsegError(f"{root}: no run of {kind} in folds; {_AGAIN}")

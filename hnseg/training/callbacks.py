@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
@@ -19,9 +18,10 @@ from torch import Tensor
 
 from hnseg.devices import gpu_peak_mib, peak_mib, reset_gpu_peak
 from hnseg.errors import HnsegError, few
-from hnseg.files import replacing
+from hnseg.files import write_json
 from hnseg.models.nets import ChannelGate
 from hnseg.training.checkpoints import validation_scores
+from hnseg.training.runs import RunFolder
 
 
 class RunProgress(L.Callback):
@@ -34,75 +34,58 @@ class RunProgress(L.Callback):
     def __init__(self, title: str) -> None:
         self.title = title
         self.console = Console(stderr=True)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the bar where the run stands."""
-        self.epochs = trainer.max_epochs or 1
-        self.steps = int(trainer.estimated_stepping_batches)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[scores]}"),
             console=self.console,
-            disable=not (trainer.is_global_zero and self.console.is_terminal),
+            disable=not self.console.is_terminal,
         )
-        self.task = self.progress.add_task(
-            self.title, total=self.steps, completed=trainer.global_step, epoch=trainer.current_epoch,
-            epochs=self.epochs, scores="",
-        )  # fmt: skip
+        self.task = self.progress.add_task(title, scores="")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the bar where the run stands."""
+        total = int(trainer.estimated_stepping_batches)
+        self.progress.update(self.task, total=total, completed=trainer.global_step)
         self.progress.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Moves the bar on by a step."""
-        self.progress.update(self.task, completed=trainer.global_step, epoch=trainer.current_epoch + 1)
+        self.progress.update(self.task, completed=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Shows the newest loss and Dice."""
-        scores = "  ".join(
-            f"{name.removeprefix('train/').removeprefix('val/')} {float(value):.3f}"
-            for name, value in trainer.callback_metrics.items()
-            if name in ("train/loss", "val/dice")
-        )
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
+        scores = f"epoch {epoch}/{epochs}"
+        for name in ("train/loss", "val/dice"):
+            if name in trainer.callback_metrics:
+                scores += f"  {name.partition('/')[2]} {float(trainer.callback_metrics[name]):.3f}"
         self.progress.update(self.task, scores=scores)
-        epoch = trainer.current_epoch + 1
-        tenth = max(1, self.epochs // 10)
-        if (
-            not self.console.is_terminal
-            and trainer.is_global_zero
-            and (epoch % tenth == 0 or epoch == self.epochs)
-        ):
-            self.console.print(f"{self.title}: epoch {epoch}/{self.epochs}  {scores}", highlight=False)
+        if not self.console.is_terminal and (epoch % max(1, epochs // 10) == 0 or epoch == epochs):
+            self.console.print(f"{self.title}: {scores}", highlight=False)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leaves the finished bar on the screen."""
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leaves the bar on the screen."""
         self.progress.stop()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Gives the terminal back before the error is shown."""
-        if hasattr(self, "progress"):
-            self.progress.stop()
+        self.progress.stop()
 
 
 class ProgressFile(L.Callback):
-    """Writes after each epoch how far the run is: `epoch` of `epochs`, `seconds` an epoch, `best`.
+    """Writes after every epoch how far a run is, for `hnseg runs`.
 
-    `best` is what will be the finished run's score: val/dice of best.ckpt, whichever score chooses that.
-
-    Args:
-        path: The file, JSON.
-        best: The checkpoint.
+    It holds `epoch`, `epochs`, `seconds` an epoch, validation included, and `best`: val/dice of best.ckpt.
     """
 
-    def __init__(self, path: Path, best: Path) -> None:
-        self.path, self.best = path, best
-        self.choice: float | None = None  # the score that chose best.ckpt
-        self.dice: float | None = None
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes when this process began, and where: a resumed run has its first epochs behind it."""
@@ -110,18 +93,14 @@ class ProgressFile(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Replaces the file."""
-        epoch = trainer.current_epoch + 1
-        choice = getattr(trainer.checkpoint_callback, "best_model_score", None)
-        if choice is not None and choice != self.choice:
-            self.choice, self.dice = float(choice), validation_scores(self.best)["val/dice"]
+        epoch, best = trainer.current_epoch + 1, self.folder.best
         state = {
             "epoch": epoch,
             "epochs": trainer.max_epochs,
             "seconds": (time.monotonic() - self.started) / (epoch - self.done),
-            "best": self.dice,
+            "best": validation_scores(best)["val/dice"] if best.exists() else None,
         }
-        with replacing(self.path) as temporary:
-            temporary.write_text(json.dumps(state) + "\n")
+        write_json(state, self.folder.progress)
 
 
 class Throughput(L.Callback):
@@ -212,7 +191,7 @@ class NonFiniteGuard(L.Callback):
         if trainer.world_size > 1:
             found: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(found, cases)
-            cases = [case_id for one in found for case_id in one]
+            cases = [case_id for batch in found for case_id in batch]
         if not trainer.is_global_zero:
             raise SystemExit(0)
         raise HnsegError(
@@ -230,9 +209,9 @@ class SigtermStop(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Replaces Lightning's handler, which it has installed by now and removes at the end."""
+
+        def stop(number: int, frame: Any) -> None:
+            raise SIGTERMException
+
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _stop)
-
-
-def _stop(number: int, frame: Any) -> None:
-    raise SIGTERMException
+            signal.signal(signal.SIGTERM, stop)

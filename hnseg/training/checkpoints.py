@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from hnseg.errors import HnsegError
 from hnseg.files import replacing
 from hnseg.models.checkpoint import CARD
-from hnseg.training.run_folder import RunFolder
+from hnseg.training.runs import RunFolder
 
 RUN = "run"  # the key of the run's id
 
@@ -25,9 +25,6 @@ class RunCheckpoints(TorchCheckpointIO):
     """Writes each checkpoint beside its place, syncs and moves it there; keeps the last but one.
 
     A checkpoint holds its run's id, and another run does not load it.
-
-    Args:
-        folder: The run's.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -73,7 +70,7 @@ def _write(checkpoint: dict[str, Any], temporary: Path) -> None:
         raise
 
 
-def find_checkpoint(last: Path, previous: Path, rank: int = 0) -> Path | None:
+def find_checkpoint(folder: RunFolder, rank: int = 0) -> Path | None:
     """The checkpoint to resume from, None where nothing has been trained.
 
     Where the last is damaged it is the one before; rank 0 says so and removes the damaged one.
@@ -81,9 +78,8 @@ def find_checkpoint(last: Path, previous: Path, rank: int = 0) -> Path | None:
     Raises:
         HnsegError: Only damaged ones are left.
     """
-    existing = [path for path in (last, previous) if path.exists()]
     damaged: dict[Path, str] = {}
-    for path in existing:
+    for path in filter(Path.exists, (folder.last, folder.previous)):
         reason = _damage(path)
         if reason is None:
             for other in damaged if rank == 0 else ():
@@ -184,11 +180,8 @@ def require_same_data(checkpoint: Path, card: dict[str, Any]) -> None:
     """Refuses to resume on other images or labels than the checkpoint was trained on.
 
     Args:
-        checkpoint: The one to resume from.
+        checkpoint: To resume from.
         card: Of the training that would go on, with `data` and `fingerprint`, digests of what was prepared.
-
-    Raises:
-        HnsegError: They have changed.
     """
     stored = _read(checkpoint)[CARD]
     if any(stored[key] != card[key] for key in ("data", "fingerprint")):
@@ -206,11 +199,3 @@ def validation_scores(best: Path) -> dict[str, float]:
 def _read(path: Path) -> dict[str, Any]:
     stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return stored
-
-
-def summarise(scores: dict[str, float]) -> str:
-    """The validation Dice, and in which ROIs: those placed by the truth flatter the pipeline."""
-    text = f"val/dice {scores['val/dice']:.4f} in ROIs placed by the truth"
-    if "val_coarse/dice" in scores:
-        text += f", {scores['val_coarse/dice']:.4f} in ROIs placed by coarse predictions"
-    return text

@@ -27,12 +27,8 @@ def head_folder(data: Data, stage: str) -> Path:
 def with_head_mask(cases: Sequence[Case], heads: Path) -> list[Case]:
     """The cases that the head stage can learn from: few scans are labelled (forty in the paper).
 
-    Args:
-        cases: All cases of the cohort.
-        heads: Folder of head masks CASE.nii.gz.
-
     Raises:
-        HnsegError: Not one case has a mask.
+        HnsegError: Not one case has a mask CASE.nii.gz in `heads`.
     """
     labelled = [case for case in cases if mask_file(heads, case.case_id).exists()]
     if not labelled:
@@ -44,15 +40,7 @@ def with_head_mask(cases: Sequence[Case], heads: Path) -> list[Case]:
 
 
 def require_head_masks(cases: Sequence[Case], data: Data) -> None:
-    """Refuses a cohort whose coarse ROIs cannot all be placed, before any volume is prepared.
-
-    Args:
-        cases: To train and to validate on.
-        data: The configuration's.
-
-    Raises:
-        HnsegError: Cases without a mask.
-    """
+    """Refuses a cohort whose coarse ROIs cannot all be placed, before any volume is prepared."""
     heads = head_folder(data, "coarse")
     if missing := [case.case_id for case in cases if not mask_file(heads, case.case_id).exists()]:
         key = "data.predicted_heads" if data.predicted_heads else "data.heads"
@@ -84,11 +72,7 @@ class Fold:
 
 
 def find_fold(job: Job) -> Fold:
-    """The cases of a job, and what places its ROIs.
-
-    Raises:
-        HnsegError: No cohort, a fold that does not exist, or masks that are missing.
-    """
+    """The cases of a job, and what places its ROIs."""
     cases, split = read_cohort(job.data, job.stage.name)
     train, validation = split.assign(cases, job.fold)
     both, placement = [*train, *validation], job.stage.placement
@@ -148,32 +132,21 @@ def find_coarse(folder: Path | None, cases: Sequence[Case], *, train_roi: str) -
         return None
     if not folder.is_dir():
         raise HnsegError(f"data.coarse={folder}: no such folder; give what infer.py last_stage=coarse wrote")
-    unseen = _unseen(folder)
-    names = sorted(case.case_id for case in cases)
+    table, names = folder / "cases.csv", sorted(case.case_id for case in cases)
+    _, rows = read_table(table, f"make it and the masks anew with {_COMMAND}", ("case_id",))
+    out_of_fold = {row["case_id"]: row.get("out_of_fold") == "yes" for row in rows}
     if missing := [name for name in names if not mask_file(folder, name).exists()]:
         raise HnsegError(
             f"data.coarse={folder}: no prediction of {', '.join(missing)}; make them, or exclude them"
         )
-    if unsure := [name for name in names if name not in unseen]:
+    if unlisted := [name for name in names if name not in out_of_fold]:
         raise HnsegError(
-            f"data.coarse={folder}: cases.csv does not list {', '.join(unsure)}, so nobody knows which "
-            f"networks made their masks; make them anew with {_COMMAND}"
+            f"{table} does not list {', '.join(unlisted)}, so that nothing says which networks made their "
+            f"masks; make them anew with {_COMMAND}"
         )
-    if leaked := [name for name in names if not unseen[name]]:
+    if leaked := [name for name in names if not out_of_fold[name]]:
         raise HnsegError(
             f"data.coarse={folder}: made by networks trained on {', '.join(leaked)}; make them anew with "
             f"{_COMMAND}"
         )
     return folder
-
-
-def _unseen(folder: Path) -> dict[str, bool]:
-    """Of each case that cases.csv lists, whether no network that made its mask was trained on it."""
-    path = folder / "cases.csv"
-    if not path.exists():
-        raise HnsegError(
-            f"{path}: not there, so nobody knows whether these are predictions of networks that have not "
-            f"seen the cases; make them with {_COMMAND}"
-        )
-    _, rows = read_table(path, f"make it and the masks anew with {_COMMAND}", ("case_id",))
-    return {row["case_id"]: row.get("out_of_fold") == "yes" for row in rows}

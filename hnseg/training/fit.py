@@ -34,21 +34,28 @@ from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import Network, checkpoint_blocks, stride_product
 from hnseg.models.nets import build as build_network
 from hnseg.processes import follow, silence_libraries
-from hnseg.training.callbacks import NonFiniteGuard, ProgressFile, RunProgress, SigtermStop
+from hnseg.training.callbacks import (
+    GateWeights,
+    NonFiniteGuard,
+    ProgressFile,
+    RunProgress,
+    SigtermStop,
+    Throughput,
+)
 from hnseg.training.checkpoints import (
     RunCheckpoints,
     checkpoint_callbacks,
     find_checkpoint,
     require_same_data,
     step_of,
-    summarise,
     validation_scores,
 )
 from hnseg.training.cohort import Fold, head_folder
 from hnseg.training.launch import ALONE, Processes
-from hnseg.training.loggers import callbacks, loggers, require_loggers
+from hnseg.training.loggers import loggers, require_loggers
+from hnseg.training.pictures import Pictures
 from hnseg.training.pretrained import initialise, read_weights
-from hnseg.training.run_folder import RunFolder
+from hnseg.training.runs import RunFolder
 
 Config = dict[str, Any]
 
@@ -70,21 +77,17 @@ def train(
 
     Returns:
         The validation scores of best.ckpt.
-
-    Raises:
-        HnsegError: Device, weights, data or loggers cannot be used, or the loss became NaN.
     """
     silence_libraries()
     if processes.child:
         follow(os.getppid())
     device, precision = pick_machine(job)
     check_components(job)
-    resume = None if job.overwrite else find_checkpoint(folder.last, folder.previous, processes.rank)
-    first = job.init_from if resume is None else None
-    weights = read_weights(first) if first else {}
     require_loggers(job.logger)
-    if processes.rank == 0 and resume is None:  # so that `hnseg runs` shows it while volumes are prepared
-        folder.begin(record, split=fold.split, overwrite=job.overwrite)
+    resume = None if job.overwrite else find_checkpoint(folder, processes.rank)
+    weights = read_weights(job.init_from) if job.init_from and resume is None else {}
+    if processes.rank == 0:  # before volumes are prepared, so that `hnseg runs` shows it
+        folder.begin(record, fold.split, overwrite=job.overwrite)
 
     datamodule = make_datamodule(job, fold, device, processes)
     together = f"{processes.size} processes, each on " if processes.size > 1 else ""
@@ -92,34 +95,30 @@ def train(
     card = prepare_card(job, fold, datamodule, processes)
     if resume is not None:
         require_same_data(resume, card)
-        if processes.rank == 0:
-            folder.begin(record, split=fold.split)
     # After what the cache may spare a run: transforms that measure the fold draw random numbers too.
     L.seed_everything(job.seed, workers=True, verbose=False)
     module = make_module(job, card, precision)
-    if first:
-        processes.say(f"{title}: {first}: {initialise(module.network, weights, first)}")
+    if weights:
+        processes.say(f"{title}: {job.init_from}: {initialise(module.network, weights, str(job.init_from))}")
     if processes.size > 1:
         _freeze_unsupervised_heads(module)
         torch.manual_seed(job.seed + processes.rank)  # of what devices draw by themselves
-    watchers = make_callbacks(job, datamodule, folder, title, processes)
+    callbacks = make_callbacks(job, datamodule, folder, title, processes)
     provenance = {key: card[key] for key in ("split", "fingerprint", "data")}
-    with loggers(folder.path, record, provenance, step_of(resume), processes.rank) as log:
+    with loggers(folder.path, job, provenance, step_of(resume), processes.rank) as log:
         trainer = L.Trainer(
             **trainer_options(job, device, precision, processes),
             default_root_dir=folder.path,
-            max_epochs=job.training.epochs,
-            check_val_every_n_epoch=job.training.validate_every,
             plugins=[RunCheckpoints(folder), _environment(processes)],
             logger=log,
-            callbacks=watchers,
+            callbacks=callbacks,
         )
         with _stopping(title, processes):
             trainer.fit(module, datamodule, ckpt_path=resume)
     scores = validation_scores(folder.best)
     if processes.rank == 0:
         folder.finish(scores)
-    processes.say(f"{title}: {summarise(scores)}, {folder.best}")
+    processes.say(f"{title}: {_summary(scores)}, {folder.best}")
     return scores
 
 
@@ -138,11 +137,7 @@ def _stopping(title: str, processes: Processes) -> Iterator[None]:
 
 
 def pick_machine(job: Job) -> tuple[torch.device, Precision]:
-    """The device and arithmetic of a training; sets the number of CPU threads.
-
-    Raises:
-        HnsegError: This machine has no such device, or augment.device is another.
-    """
+    """The device and arithmetic of a training; sets the number of CPU threads."""
     if job.trainer.threads:
         torch.set_num_threads(job.trainer.threads)
     device = pick_device(job.trainer.device)
@@ -152,11 +147,7 @@ def pick_machine(job: Job) -> tuple[torch.device, Precision]:
 
 
 def check_components(job: Job) -> None:
-    """Builds what the configuration names, so that a mistake shows before volumes are prepared.
-
-    Raises:
-        HnsegError: A class that cannot be built, or a patch that does not fit the network.
-    """
+    """Builds what the configuration names, so that a mistake shows before volumes are prepared."""
     patch, product = job.training.patch, stride_product(plain(job.model.settings))
     # A single voxel at the deepest stage has no variance for the instance norm.
     if any(n % d for n, d in zip(patch, product, strict=True)) or patch == product:
@@ -249,13 +240,7 @@ def prepare_card(job: Job, fold: Fold, datamodule: StageDataModule, processes: P
 
 
 def make_module(job: Job, card: Config, precision: Precision) -> SegmentationModule:
-    """Network, loss, optimiser and schedule of the configuration.
-
-    Args:
-        job: The configuration.
-        card: Of the network.
-        precision: Of the validation.
-    """
+    """Network, loss, optimiser and schedule of the configuration; `precision` is the validation's."""
     network = build_network(**card["network"])
     if job.trainer.checkpointing:
         checkpoint_blocks(network)
@@ -276,9 +261,16 @@ def make_callbacks(
     job: Job, datamodule: StageDataModule, folder: RunFolder, title: str, processes: Processes
 ) -> list[L.Callback]:
     """Checkpoints and guards of every process; progress and what is logged beside losses, of rank 0."""
+    monitor = "val/dice"
+    if job.recipe.roi.validation == "coarse" and job.stage.placement == "lesions":
+        if datamodule.coarse is not None:
+            monitor = "val_coarse/dice"
+        else:
+            processes.say(
+                f"{title}: recipe.roi.validation=coarse without data.coarse: val/dice, in ROIs placed by the "
+                "truth, chooses best.ckpt"
+            )
     ema, compare = job.training.ema, job.recipe.checkpoint == "compare"
-    coarse = job.recipe.roi.validation == "coarse" and datamodule.coarse is not None
-    monitor = "val_coarse/dice" if coarse else "val/dice"
     shared = [
         *checkpoint_callbacks(folder.path, ema, compare=compare, monitor=monitor),
         NonFiniteGuard(folder.path),
@@ -286,16 +278,26 @@ def make_callbacks(
     ]
     if processes.rank > 0:
         return shared
-    watchers = callbacks(folder.path, job.logger, datamodule.spec)
-    return [*shared, RunProgress(title), *watchers, ProgressFile(folder.progress, folder.best)]
+    spec, paints = datamodule.spec, job.logger.paints
+    pictures = [Pictures(folder.path, spec.channel_names, job.logger.pictures_every)] if paints else []
+    return [
+        *shared,
+        RunProgress(title),
+        Throughput(),
+        GateWeights(spec.channel_keys),
+        *pictures,
+        ProgressFile(folder),
+    ]
 
 
 def trainer_options(
     job: Job, device: torch.device, precision: Precision, processes: Processes = ALONE
 ) -> dict[str, Any]:
-    """What a job's training steps are like, as arguments of Lightning's Trainer."""
+    """What a job's training is like, as arguments of Lightning's Trainer."""
     ddp = DDPStrategy(gradient_as_bucket_view=True)
     return {
+        "max_epochs": job.training.epochs,
+        "check_val_every_n_epoch": job.training.validate_every,
         "accelerator": device.type,
         "devices": processes.local,
         "num_nodes": processes.nodes,
@@ -331,3 +333,11 @@ def _environment(processes: Processes) -> ClusterEnvironment:
     if processes.launcher == "slurm":
         return SLURMEnvironment(auto_requeue=False)
     return TorchElasticEnvironment() if processes.launcher == "torchrun" else LightningEnvironment()
+
+
+def _summary(scores: dict[str, float]) -> str:
+    """The validation Dice, and in which ROIs: those placed by the truth flatter the pipeline."""
+    text = f"val/dice {scores['val/dice']:.4f} in ROIs placed by the truth"
+    if "val_coarse/dice" in scores:
+        text += f", {scores['val_coarse/dice']:.4f} in ROIs placed by coarse predictions"
+    return text

@@ -62,53 +62,17 @@ def find_processes(trainer: Trainer, environment: Mapping[str, str] = os.environ
         environment: Variables by which torchrun, SLURM and Lightning number their processes.
 
     Raises:
-        HnsegError: torchrun or SLURM started another number, or not equally many on each machine; there are
-            fewer GPUs.
+        HnsegError: There are fewer GPUs.
     """
     wanted = trainer.processes
     if "TORCHELASTIC_RUN_ID" in environment:
         size, local = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
-        return _started(wanted, Processes(local, size // local, int(environment["RANK"]), "torchrun"), size)
+        return Processes(local, size // local, int(environment["RANK"]), "torchrun")
+    # Without processes, a job's tasks train each for itself.
     if wanted != 1 and "SLURM_STEP_ID" in environment and environment["SLURM_NTASKS"] != "1":
         size, nodes = int(environment["SLURM_NTASKS"]), int(environment.get("SLURM_NNODES", 1))
-        rank = int(environment["SLURM_PROCID"])
-        return _started(wanted, Processes(size // nodes, nodes, rank, "slurm"), size)
+        return Processes(size // nodes, nodes, int(environment["SLURM_PROCID"]), "slurm")
     return Processes(_count(wanted, trainer.device), rank=int(environment.get("LOCAL_RANK", 0)))
-
-
-def check_share(job: Job, processes: int, validated: int) -> None:
-    """Refuses a training that does not fall into equal parts for its processes.
-
-    Args:
-        job: What is trained.
-        processes: That train together.
-        validated: Validation cases, of which each process takes some.
-
-    Raises:
-        HnsegError: The batch is no multiple of them, or some would have nothing to validate.
-    """
-    batch, accumulate = job.training.batch_size, job.trainer.accumulate
-    if batch % (processes * accumulate):
-        in_parts = f" and trainer.accumulate={accumulate}" if accumulate > 1 else ""
-        raise HnsegError(
-            f"training.batch_size={batch} is not divisible among {processes} processes{in_parts}: it is the "
-            f"batch of all together; choose a multiple of {processes * accumulate}, or another "
-            "trainer.processes"
-        )
-    if validated < processes:
-        raise HnsegError(
-            f"trainer.processes: {processes} processes for {validated} validation cases; start fewer, or "
-            "make larger folds (data.folds)"
-        )
-
-
-def _started(wanted: int | str, processes: Processes, size: int) -> Processes:
-    launcher = {"torchrun": "torchrun", "slurm": "SLURM"}[processes.launcher]
-    if processes.size != size:
-        raise HnsegError(f"{launcher} started {size} processes; start as many on each machine")
-    if wanted not in ("auto", size):
-        raise HnsegError(f"trainer.processes={wanted}, but {launcher} started {size}; choose trainer=ddp")
-    return processes
 
 
 def _count(wanted: int | str, device: str) -> int:
@@ -126,6 +90,23 @@ def _count(wanted: int | str, device: str) -> int:
             f"trainer.processes={wanted}: each takes a GPU, and there are {gpus}; choose trainer.device=cpu"
         )
     return gpus if wanted == "auto" else int(wanted)
+
+
+def check_share(job: Job, processes: int, validated: int) -> None:
+    """Refuses a batch, or a number of validation cases, that does not serve all processes."""
+    batch, accumulate = job.training.batch_size, job.trainer.accumulate
+    if batch % (processes * accumulate):
+        in_parts = f" and trainer.accumulate={accumulate}" if accumulate > 1 else ""
+        raise HnsegError(
+            f"training.batch_size={batch} is not divisible among {processes} processes{in_parts}: it is the "
+            f"batch of all together; choose a multiple of {processes * accumulate}, or another "
+            "trainer.processes"
+        )
+    if validated < processes:
+        raise HnsegError(
+            f"trainer.processes: {processes} processes for {validated} validation cases; start fewer, or "
+            "make larger folds (data.folds)"
+        )
 
 
 def sweep_overrides() -> list[str] | None:

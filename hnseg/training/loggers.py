@@ -1,28 +1,30 @@
-"""The loggers of one training: metrics.csv, TensorBoard, W&B."""
+"""The loggers of one training (metrics.csv, TensorBoard, W&B), and what they show of its configuration."""
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import StringIO
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from hnseg.card import InputSpec
-from hnseg.config import LoggerSettings
+import hnseg
+from hnseg.card import plain
+from hnseg.config import Job, LoggerSettings
+from hnseg.data.splits import CENTRES
 from hnseg.errors import HnsegError
-from hnseg.files import read_table, replacing
-from hnseg.training.callbacks import GateWeights, Throughput
-from hnseg.training.description import describe_run, told
-from hnseg.training.pictures import Pictures, discard_pictures
+from hnseg.files import read_table, write_table
+from hnseg.training.pictures import discard_pictures
 
 Row = dict[str, str]
+PACKAGES = ("torch", "lightning", "monai", "dynamic-network-architectures")
+_CHECKOUT = Path(hnseg.__file__).resolve().parents[1]
 
 
 def read_rows(folder: Path, step: int) -> list[Row]:
@@ -38,11 +40,11 @@ def read_rows(folder: Path, step: int) -> list[Row]:
     path = folder / "metrics.csv"
     remedy = "put it back, or move it away: the run goes on without its rows"
     _, rows = read_table(path, remedy, ("step",))
-    odd = next((row["step"] for row in rows if not row["step"].isdecimal()), None)
-    if odd is not None:
-        raise HnsegError(f"{path}: step {odd!r} is no number; {remedy}")
-    rows = [row for row in rows if int(row["step"]) < step]
-    return [{key: value for key, value in row.items() if value} for row in rows]
+    try:
+        kept = [row for row in rows if int(row["step"]) < step]
+    except ValueError as error:
+        raise HnsegError(f"{path}: a step is no number ({error}); {remedy}") from error
+    return [{key: value for key, value in row.items() if value} for row in kept]
 
 
 class CsvFile(Logger):
@@ -57,46 +59,25 @@ class CsvFile(Logger):
 
     def __init__(self, path: Path, rows: Sequence[Row]) -> None:
         super().__init__()
-        self.path = path
-        self.rows: list[Mapping[str, Any]] = list(rows)
-        self.columns: list[str] = []
-        self.text = self.written = ""
+        self.path, self.rows, self.saved = path, [dict[str, Any](row) for row in rows], 0
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Adds a row, which `save` writes."""
-        row = {**metrics, "step": step}
-        self.rows.append(row)
-        if row.keys() <= set(self.columns):
-            self.text += _lines(self.columns, [row])  # all anew would take longer with every epoch
-        else:
-            self.columns = sorted({key for row in self.rows for key in row})
-            self.text = _lines(self.columns, [dict(zip(self.columns, self.columns, strict=True)), *self.rows])
+        self.rows.append({**metrics, "step": step})
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """config.json has them."""
 
     def save(self) -> None:
-        """Replaces the file where rows are new; Lightning asks for it after each.
-
-        Raises:
-            HnsegError: It cannot be written.
-        """
-        if self.text != self.written:
-            with replacing(self.path) as temporary:
-                temporary.write_text(self.text, encoding="utf-8", newline="")
-            self.written = self.text
-
-
-def _lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as lines of the file; a cell is empty where a row has no such column."""
-    lines = StringIO(newline="")
-    csv.DictWriter(lines, columns).writerows(rows)
-    return lines.getvalue()
+        """Replaces the file where rows are new; Lightning asks for it after each."""
+        if len(self.rows) != self.saved:
+            write_table(self.path, sorted({key for row in self.rows for key in row}), self.rows)
+            self.saved = len(self.rows)
 
 
 @contextmanager
 def loggers(
-    folder: Path, config: dict[str, Any], provenance: dict[str, Any], step: int = 0, rank: int = 0
+    folder: Path, job: Job, provenance: dict[str, Any], step: int = 0, rank: int = 0
 ) -> Iterator[list[Logger]]:
     """metrics.csv in the run's folder and what `logger` asks for beside it, each closed at the end.
 
@@ -105,28 +86,33 @@ def loggers(
 
     Args:
         folder: The run's folder.
-        config: Resolved configuration, logged with the run.
-        provenance: What the run comes from: hashes of split and data.
+        job: The configuration.
+        provenance: What the run comes from: hashes of split, data and first weights.
         step: Optimiser steps that the checkpoint has behind it, 0 for a fresh run.
         rank: Of this process; those above 0 log nothing.
     """
     if rank > 0:
         yield [DummyLogger()]
         return
-    settings = LoggerSettings(**config["logger"])
     rows = read_rows(folder, step)
     discard_pictures(folder, step)
-    with_csv: list[Logger] = [CsvFile(folder / "metrics.csv", rows)]
-    if settings.kind == "csv":
-        yield with_csv
-    elif settings.kind == "tensorboard":
-        yield [*with_csv, _tensorboard_logger(folder, config, provenance, step)]
+    csv = CsvFile(folder / "metrics.csv", rows)
+    if job.logger.kind == "csv":
+        yield [csv]
+    elif job.logger.kind == "tensorboard":
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        # TensorBoard hides what earlier files of the folder hold from purge_step on.
+        tensorboard = TensorBoardLogger(
+            folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step or None
+        )
+        tensorboard.log_hyperparams(public_settings(job) | {"provenance": provenance})
+        yield [csv, tensorboard]
     else:
         from hnseg.training.wandb_runs import wandb_logger
 
-        fields = {"project": settings.project, **describe_run(config, provenance)}
-        with wandb_logger(folder, rows, settings.mode, paints=settings.paints, **fields) as logger:
-            yield [*with_csv, logger]
+        with wandb_logger(folder, rows, job.logger, **describe_run(job, provenance)) as logger:
+            yield [csv, logger]
 
 
 def require_loggers(settings: LoggerSettings) -> None:
@@ -143,26 +129,57 @@ def require_loggers(settings: LoggerSettings) -> None:
         require_login("logger.mode=online")
 
 
-def _tensorboard_logger(
-    folder: Path, config: dict[str, Any], provenance: dict[str, Any], step: int
-) -> Logger:
-    from lightning.pytorch.loggers import TensorBoardLogger
+def describe_run(job: Job, provenance: dict[str, Any]) -> dict[str, Any]:
+    """A training's name, group, job type, tags and configuration, in W&B's words."""
+    fold = f"fold_{job.fold}"
+    versions = {"python": platform.python_version(), "hnseg": hnseg.__version__}
+    versions |= {name: version(name) for name in PACKAGES}
+    made_of = {**provenance, "git": git_state(), "versions": versions}
+    return {
+        "name": f"{job.arm}_{fold}",
+        "group": job.name,
+        "job_type": job.arm,
+        "tags": [job.stage.name, job.model.name, job.arm, fold, job.recipe.name],
+        "config": {**public_settings(job), "provenance": made_of},
+    }
 
-    # TensorBoard hides what earlier files of the folder hold from purge_step on.
-    logger = TensorBoardLogger(
-        folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step or None
-    )
-    logger.log_hyperparams(told(config) | {"provenance": provenance})
-    return logger
+
+def public_settings(job: Job) -> dict[str, Any]:
+    """The configuration as a logger may show it: `(path)` in place of every folder and file, which may bear
+    the name of a hospital or a study, and no case ids."""
+    settings = job.model_dump(by_alias=True)
+    del settings["data"]["exclude"]
+    if job.data.split not in (None, CENTRES):
+        settings["data"]["split"] = "(path)"
+    shown: dict[str, Any] = plain(_hide_paths(settings))
+    return shown
 
 
-def callbacks(folder: Path, settings: LoggerSettings, spec: InputSpec) -> list[L.Callback]:
-    """Throughput, weights of a learned gate, and pictures where they are asked for.
+def _hide_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _hide_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hide_paths(item) for item in value]
+    return "(path)" if isinstance(value, Path) else value
 
-    Args:
-        folder: The run's folder.
-        settings: The configuration's `logger`.
-        spec: The network's input chain.
+
+def git_state(checkout: Path = _CHECKOUT) -> dict[str, Any] | None:
+    """Commit of the checkout that the code runs from, and whether tracked files differ from it.
+
+    Returns:
+        `commit` and `dirty`; None where the code lies in no checkout of its own.
     """
-    painted = [Pictures(folder, spec.channel_names, settings.pictures_every)] if settings.paints else []
-    return [Throughput(), GateWeights(spec.channel_keys), *painted]
+    if not (checkout / ".git").exists():  # an installed hnseg may lie inside a checkout of something else
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), *arguments]
+        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL, timeout=30).strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -18,6 +18,8 @@ from torch import Tensor
 from hnseg.files import replacing
 from hnseg.imaging.slices import CT_WINDOW, LEAST_SUV, Kind, View, draw_slice, planes, suv_scale
 
+CASES = 3
+
 
 def picture_path(folder: Path, case_id: str, step: int) -> Path:
     """Of a case's picture at a step."""
@@ -40,9 +42,6 @@ def discard_pictures(folder: Path, step: int) -> None:
 def picture_key(case_id: str) -> str:
     """What a logger calls the pictures of a case."""
     return f"pictures/{case_id}"
-
-
-CASES = 3
 
 
 class Pictures(L.Callback):
@@ -71,32 +70,30 @@ class Pictures(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Paints the predicted case if it is one of those chosen and `every` epochs have passed."""
-        if dataloader_idx or batch_idx not in _chosen(int(trainer.num_val_batches[0])):
-            return
-        epochs = trainer.current_epoch + 1
-        if epochs % self.every >= (trainer.check_val_every_n_epoch or 1):
+        """Paints a few cases, spread over the list, once `every` epochs have passed."""
+        epochs, interval = trainer.current_epoch + 1, trainer.check_val_every_n_epoch or 1
+        apart = max(1, -(-int(trainer.num_val_batches[0]) // CASES))
+        if dataloader_idx or batch_idx % apart or epochs % self.every >= interval:
             return
         case_id, step = batch["case_id"][0], max(trainer.global_step - 1, 0)
-        view = self._view(batch["image"][0], batch["label"][0], outputs[0], pl_module.spacing)
-        path = picture_path(self.folder, case_id, step)
+        path, key = picture_path(self.folder, case_id, step), picture_key(case_id)
+        figure = self._paint(batch["image"][0], batch["label"][0], outputs[0], pl_module.spacing)
         with replacing(path) as temporary:
-            _paint(view, with_pet=self.pet is not None).savefig(temporary, format="png", facecolor="black")
+            figure.savefig(temporary, format="png", facecolor="black")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image(picture_key(case_id), [str(path)], step)
+                logger.log_image(key, [str(path)], step)
             elif isinstance(logger, TensorBoardLogger):
-                pixels = imread(path, format="png")[..., :3]
-                logger.experiment.add_image(picture_key(case_id), pixels, step, dataformats="HWC")
+                logger.experiment.add_image(key, imread(path, format="png")[..., :3], step, dataformats="HWC")
 
-    def _view(self, image: Tensor, truth: Tensor, predicted: Tensor, spacing: Any) -> View:
-        """Of one ROI (C, z, y, x) through the slice with most of the truth, else through its middle."""
+    def _paint(self, image: Tensor, truth: Tensor, predicted: Tensor, spacing: Any) -> Figure:
+        """One ROI (C, z, y, x) through the slice with most of the truth, else through its middle."""
         labels = truth.cpu().numpy().astype(np.uint8)
         areas = (labels > 0).sum(axis=(1, 2))
         z = int(areas.argmax()) if areas.any() else len(areas) // 2
         ct = image[self.ct].float().cpu().numpy()
         pet = np.zeros_like(ct) if self.pet is None else image[self.pet].float().cpu().numpy()
-        return View(
+        view = View(
             ct=_scaled(ct, *CT_WINDOW),
             pet=_scaled(pet, 0, LEAST_SUV),
             truth=labels,
@@ -105,11 +102,14 @@ class Pictures(L.Callback):
             focus=(labels.shape[2] // 2, labels.shape[1] // 2, z),
             focus_mm=(0.0, 0.0, z * spacing[2]),
         )
-
-
-def _chosen(cases: int) -> range:
-    """Which of the validation cases are painted: a few, spread over them, always the same."""
-    return range(0, cases, max(1, -(-cases // CASES)))
+        axial = next(planes(view))
+        kinds: tuple[Kind, ...] = ("ct",) if self.pet is None else ("ct", "fused")
+        height = 4 * ct.shape[1] * spacing[1] / (ct.shape[2] * spacing[0])
+        figure = Figure(figsize=(4 * len(kinds), height), facecolor="black", layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+            draw_slice(axes, view, axial, kind, suv_scale(view.pet))
+        return figure
 
 
 def _scaled(channel: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
@@ -117,15 +117,3 @@ def _scaled(channel: NDArray[np.float32], low: float, high: float) -> NDArray[np
     bottom, top = np.percentile(channel, (0.1, 99.9))
     unit = np.clip((channel - bottom) / max(float(top - bottom), 1e-6), 0, 1)
     return (low + unit * (high - low)).astype(np.float32)
-
-
-def _paint(view: View, with_pet: bool) -> Figure:
-    axial = next(planes(view))
-    rows, columns = view.ct[axial.index].shape
-    kinds: tuple[Kind, ...] = ("ct", "fused") if with_pet else ("ct",)
-    height = 4 * rows * axial.edge[1] / (columns * axial.edge[0])
-    figure = Figure(figsize=(4 * len(kinds), height), facecolor="black", layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        draw_slice(axes, view, axial, kind, suv_scale(view.pet))
-    return figure

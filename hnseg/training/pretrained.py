@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,41 +24,8 @@ _WRAPPERS = 3
 _HERE = ("", "network.", "network.encoder.")
 
 
-@dataclass(frozen=True)
-class Match:
-    """What became of the tensors of a file and of a network.
-
-    Args:
-        loaded: Names here of what the file filled.
-        misshapen: Names here, with the shape in the file and the shape here.
-        absent: Names here that the file does not have.
-        unused: Names in the file that the network does not have.
-    """
-
-    loaded: tuple[str, ...]
-    misshapen: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    absent: tuple[str, ...]
-    unused: tuple[str, ...]
-
-    def __str__(self) -> str:
-        shapes = [f"{name} {list(theirs)}, here {list(ours)}" for name, theirs, ours in self.misshapen]
-        tensors = len(self.loaded) + len(self.misshapen) + len(self.absent)
-        lines = [f"{len(self.loaded)} of {tensors} tensors loaded"]
-        kinds: dict[str, Sequence[str]] = {
-            "other shape": shapes,
-            "not in the file": self.absent,
-            "not in the network": self.unused,
-        }
-        lines += [f"  {kind} ({len(names)}): {few(names)}" for kind, names in kinds.items() if names]
-        return "\n".join(lines)
-
-
 def identify(path: Path) -> dict[str, str]:
-    """A file as config.json records it: `path` and `sha256`.
-
-    Raises:
-        HnsegError: It is not there.
-    """
+    """A file as config.json records it: `path` and `sha256`."""
     if not path.is_file():
         raise HnsegError(f"init_from={path}: no such file; give a checkpoint or .safetensors")
     return {"path": str(path), "sha256": digest_file(path)}
@@ -91,7 +57,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def initialise(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> Match:
+def initialise(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> str:
     """Fills a network with the weights that fit; the others stay as they were drawn.
 
     Prefixes are cut off the file's names, or put before them, in the way that fits most tensors.
@@ -99,43 +65,49 @@ def initialise(network: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
     Args:
         network: As `hnseg.models.nets` builds it.
         weights: Of `read_weights`.
-        path: Where they come from, for messages.
+        source: Where they come from, for messages.
+
+    Returns:
+        A report: how many tensors were filled; what has another shape, is not in the file, or is not in the
+        network.
 
     Raises:
         HnsegError: Not one tensor fits.
     """
     state = network.state_dict()
-    ways = [_renamed(weights, *way) for way in product(range(_WRAPPERS + 1), _HERE)]
-    named = max(ways, key=lambda names: len(_fitting(names, weights, state)))
-    fitting = _fitting(named, weights, state)
-    if not fitting:
+
+    def fitting(named: Mapping[str, str]) -> list[str]:
+        return [
+            ours for ours, name in named.items() if ours in state and state[ours].shape == weights[name].shape
+        ]
+
+    ways = product(range(_WRAPPERS + 1), _HERE)
+    named = max((_renamed(weights, *way) for way in ways), key=lambda names: len(fitting(names)))
+    if not fitting(named):
         raise HnsegError(
-            f"init_from={path}: not one tensor fits the network; the file has {few(list(weights))}, "
+            f"init_from={source}: not one tensor fits the network; the file has {few(list(weights))}, "
             f"the network {few(list(state))}"
         )
     with torch.no_grad():
-        for name in fitting:
+        for name in fitting(named):
             state[name].copy_(weights[named[name]])
     # nnU-Net's decoder holds its encoder: a tensor with two names is filled under either.
-    filled = {state[name].data_ptr() for name in fitting}
-    open_ = [name for name, tensor in state.items() if tensor.data_ptr() not in filled]
-    wrong = [name for name in open_ if name in named]
-    return Match(
-        tuple(name for name, tensor in state.items() if tensor.data_ptr() in filled),
-        tuple((name, tuple(weights[named[name]].shape), tuple(state[name].shape)) for name in wrong),
-        tuple(name for name in open_ if name not in named),
-        tuple(theirs for ours, theirs in named.items() if ours not in state),
-    )
+    filled = {state[name].data_ptr() for name in fitting(named)}
+    empty = [name for name, tensor in state.items() if tensor.data_ptr() not in filled]
+    kinds = {
+        "other shape": [
+            f"{name} {list(weights[named[name]].shape)}, here {list(state[name].shape)}"
+            for name in empty
+            if name in named
+        ],
+        "not in the file": [name for name in empty if name not in named],
+        "not in the network": [theirs for ours, theirs in named.items() if ours not in state],
+    }
+    lines = [f"{len(state) - len(empty)} of {len(state)} tensors loaded"]
+    lines += [f"  {kind} ({len(names)}): {few(names)}" for kind, names in kinds.items() if names]
+    return "\n".join(lines)
 
 
 def _renamed(weights: Mapping[str, Tensor], wrappers: int, here: str) -> dict[str, str]:
     """Names here → names in the file, whose first parts are cut off and others put before them."""
     return {here + ".".join(name.split(".")[wrappers:]): name for name in weights}
-
-
-def _fitting(
-    named: Mapping[str, str], weights: Mapping[str, Tensor], state: Mapping[str, Tensor]
-) -> list[str]:
-    """Names here that the file has in the same shape."""
-    known = {ours: name for ours, name in named.items() if ours in state}
-    return [ours for ours, name in known.items() if state[ours].shape == weights[name].shape]

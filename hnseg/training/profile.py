@@ -1,4 +1,4 @@
-"""A few steps of a job, and what they tell of it."""
+"""A few steps of a job: where their time and memory go, and what would help."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.profilers import SimpleProfiler
-from rich.console import Console
-from rich.progress import Progress
 
 from hnseg.config import Job, compose_job
 from hnseg.data.datamodule import Loading
@@ -23,7 +22,6 @@ from hnseg.processes import silence_libraries
 from hnseg.training.cohort import find_fold
 from hnseg.training.fit import check_components, make_datamodule, make_module, pick_machine, trainer_options
 
-Config = dict[str, Any]
 _WARM_UP = 5  # steps that memory, kernels and workers need to settle
 _STARVED = 0.05  # share of waiting above which more loading would help
 _TIGHT = 0.9  # share of the GPU's memory
@@ -42,7 +40,7 @@ class Profile:
 
     Args:
         job: What was trained.
-        made_up: Whether it had phantoms for want of a cohort.
+        synthetic: Whether on phantoms, for want of a cohort.
         device: Where it ran.
         precision: In which arithmetic.
         loading: How its batches were made.
@@ -53,7 +51,7 @@ class Profile:
     """
 
     job: Job
-    made_up: bool
+    synthetic: bool
     device: torch.device
     precision: Precision
     loading: Loading
@@ -65,18 +63,12 @@ class Profile:
     @property
     def samples(self) -> int:
         """Patches that were measured."""
-        batch = self.job.training.batch_size // self.job.trainer.accumulate
-        return self.steps * batch
+        return self.steps * (self.job.training.batch_size // self.job.trainer.accumulate)
 
     @property
     def total(self) -> float:
         """Seconds of all steps."""
         return sum(self.seconds.values())
-
-    @property
-    def waiting(self) -> float:
-        """Share of the time without a batch to work on."""
-        return self.seconds["wait"] / self.total
 
     @property
     def hours(self) -> float | None:
@@ -105,19 +97,16 @@ class StepProfiler(SimpleProfiler):
         _wait_for_gpu()
         super().stop(action_name)
 
-    def seconds(self, warm_up: int) -> dict[str, float]:
-        """Seconds of each part of a step, over all steps after the first `warm_up` batches.
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each part of a step, over all steps after the warm-up.
 
         `wait` is until the next batch is made, and moved to the device.
         """
-        total = {
-            part: sum(
-                sum(spent[warm_up:])
-                for action, spent in self.recorded_durations.items()
-                if action.endswith(endings)
-            )
-            for part, endings in ACTIONS.items()
-        }
+        total = dict.fromkeys(ACTIONS, 0.0)
+        for part, endings in ACTIONS.items():
+            for action, spent in self.recorded_durations.items():
+                if action.endswith(endings):
+                    total[part] += sum(spent[_WARM_UP:])
         # Lightning calls forward and backward pass within the optimiser's step.
         total["update"] -= total["forward"] + total["backward"]
         return total
@@ -126,20 +115,6 @@ class StepProfiler(SimpleProfiler):
 def _wait_for_gpu() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-
-
-class _Bar(L.Callback):
-    """Shows how far a profile is; on a GPU, measures memory from the first measured batch on."""
-
-    def __init__(self, steps: int) -> None:
-        self.bar = Progress(console=Console(stderr=True), transient=True)
-        self.task = self.bar.add_task("profiling", total=steps)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *step: Any) -> None:
-        """Advances."""
-        self.bar.advance(self.task)
-        if trainer.fit_loop.total_batch_idx + 1 == _WARM_UP:
-            reset_gpu_peak(pl_module.device)
 
 
 def profile(overrides: Sequence[str], steps: int) -> Profile:
@@ -152,7 +127,7 @@ def profile(overrides: Sequence[str], steps: int) -> Profile:
         steps: How many batches to measure, after a few to warm up.
 
     Raises:
-        HnsegError: Settings, a step or a cohort that train.py would refuse too, and more than one process.
+        HnsegError: More than one process.
     """
     silence_libraries()
     job = compose_job(overrides)
@@ -162,41 +137,42 @@ def profile(overrides: Sequence[str], steps: int) -> Profile:
             "training.batch_size to one process's share"
         )
     check_components(job)
-    device, precision = pick_machine(job)
     if job.data.root is not None:
-        return _measure(job, device, precision, steps, made_up=False)
+        return _measure(job, steps, synthetic=False)
     with TemporaryDirectory() as folder:
         make_cohort(Path(folder) / "phantoms", 4, 0, workers=2)
         places = [f"data.root={folder}/phantoms", f"data.cache={folder}/cache", "data.folds=2"]
-        return _measure(compose_job([*overrides, *places]), device, precision, steps, made_up=True)
+        return _measure(compose_job([*overrides, *places]), steps, synthetic=True)
 
 
-def _measure(job: Job, device: torch.device, precision: Precision, steps: int, *, made_up: bool) -> Profile:
+def _measure(job: Job, steps: int, *, synthetic: bool) -> Profile:
+    device, precision = pick_machine(job)
     datamodule = make_datamodule(job, find_fold(job), device)
     datamodule.fingerprint()
     module = make_module(job, job.card(datamodule.spec), precision)
-    batches = _WARM_UP + steps
-    watch, profiler = _Bar(batches), StepProfiler()
+
+    def reset_peak(trainer: L.Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx + 1 == _WARM_UP:
+            reset_gpu_peak(device)
+
+    profiler, batches = StepProfiler(), _WARM_UP + steps
+    length = {"max_epochs": -1, "max_steps": -(-batches // job.trainer.accumulate), "limit_val_batches": 0}
     trainer = L.Trainer(
-        **trainer_options(job, device, precision),
-        max_epochs=-1,
-        max_steps=-(-batches // job.trainer.accumulate),
-        limit_val_batches=0,
-        callbacks=[watch],
+        **trainer_options(job, device, precision) | length | {"enable_progress_bar": True},
+        callbacks=[LambdaCallback(on_train_batch_end=reset_peak)],
         profiler=profiler,
         logger=False,
         enable_checkpointing=False,
     )
-    with watch.bar:
-        trainer.fit(module, datamodule)
+    trainer.fit(module, datamodule)
     return Profile(
         job=job,
-        made_up=made_up,
+        synthetic=synthetic,
         device=device,
         precision=precision,
         loading=datamodule.loading,
         steps=trainer.fit_loop.total_batch_idx + 1 - _WARM_UP,
-        seconds=profiler.seconds(_WARM_UP),
+        seconds=profiler.seconds(),
         peak_mib=peak_mib(),
         gpu_peak_mib=gpu_peak_mib(device),
     )
@@ -204,29 +180,19 @@ def _measure(job: Job, device: torch.device, precision: Precision, steps: int, *
 
 def advice(found: Profile) -> list[str]:
     """What would help, as far as the figures tell."""
-    told, settings = [], found.job.trainer
-    cuda = found.device.type == "cuda"
-    if found.waiting > _STARVED and cuda:
-        mixes = found.job.augment.device == "cuda"
-        ways = [] if mixes else ["augment.device=cuda (mix on the GPU)"]
-        ways += [f"data.workers above {found.loading.workers}"]
-        told.append(f"the GPU waits {found.waiting:.0%} of the time for batches: {' or '.join(ways)}")
-    elif found.waiting > _STARVED:
-        told.append(
-            f"{found.waiting:.0%} of the time goes into making batches: data.workers=1 makes them beside the "
-            "network where a core is free"
-        )
+    lines, waiting = [], found.seconds["wait"] / found.total
+    if waiting > _STARVED:
+        ways = [f"data.workers above {found.loading.workers}"]
+        if found.device.type == "cuda" != found.job.augment.device:
+            ways.append("augment.device=cuda")
+        lines.append(f"{waiting:.0%} of the time goes into waiting for batches: {' or '.join(ways)}")
     fastest = pick_precision(found.device)
     if found.precision == "float32" != fastest:
-        told.append(f"it computes in float32: trainer.precision=auto takes {fastest} here")
-    if cuda and settings.deterministic:
-        told.append("trainer.deterministic=true forgoes the fastest kernels")
+        lines.append(f"it computes in float32: trainer.precision=auto takes {fastest} here")
     if found.gpu_peak_mib is not None:
         room = torch.cuda.get_device_properties(found.device).total_memory / 2**20
-        saving = settings.checkpointing or settings.accumulate > 1
         if found.gpu_peak_mib > _TIGHT * room:
-            told.append("the GPU's memory is nearly full: trainer.checkpointing=true or trainer.accumulate=2")
-        elif saving and found.gpu_peak_mib < room / 2:
-            used = f"{found.gpu_peak_mib / 1024:.0f} of {room / 1024:.0f} GiB are used"
-            told.append(f"{used}: without trainer.checkpointing and trainer.accumulate it may be faster")
-    return told or ["nothing stands out: the time is the network's"]
+            lines.append(
+                "the GPU's memory is nearly full: trainer.checkpointing=true or trainer.accumulate=2"
+            )
+    return lines or ["nothing stands out: the time is the network's"]

@@ -1,18 +1,222 @@
-"""The runs under a folder: how far each is, and in what two of them differ."""
+"""Run folders: begun once, resumed by the same command, overwritten only when asked; and lists of them."""
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
+import shutil
 import time
+import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from hnseg.errors import HnsegError
-from hnseg.files import is_locked
-from hnseg.training.run_folder import MACHINE, DamagedRunError, RunFolder, differing_keys, read_json
+from hnseg.data.splits import Split
+from hnseg.errors import HnsegError, few
+from hnseg.files import is_locked, lock, remove_leftovers, replacing, write_json
+
+# Keys of the machine and of what is logged: they do not change a run's result.
+MACHINE = (
+    "overwrite",
+    "run_dir",
+    "runs",
+    "data.cache",
+    "data.workers",
+    "data.prepare_workers",
+    "init_from.path",  # the file's digest is compared
+    "augment.device",
+    "trainer.device",
+    "trainer.threads",
+    "trainer.processes",
+    "trainer.accumulate",
+    "trainer.checkpointing",
+    "trainer.compile",
+    "logger",
+)
+# A resumed run's cases and folds are compared with split.json, its images and labels with the digest in the
+# checkpoint, wherever the data lies now.
+_FREE = (*MACHINE, "data")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as {dotted key: value}."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def differing_keys(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between two configurations: {dotted key: (value in a, value in b)}, sorted."""
+    ours, theirs = flatten(a), flatten(b)
+    pairs = {key: (ours.get(key), theirs.get(key)) for key in sorted(ours.keys() | theirs.keys())}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a run.
+
+    Raises:
+        HnsegError: It is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HnsegError(
+            f"{path}: damaged ({error}); put it back, or train anew with overwrite=true"
+        ) from error
+
+
+class RunFolder:
+    """What a training leaves on disk.
+
+    `config.json`, `split.json`, `run.id` (which its checkpoints hold too), `best.ckpt`, `last.ckpt`,
+    `metrics.csv` and `score.json`. While it trains, `previous.ckpt` is the checkpoint before last.ckpt and
+    `progress.json` says how far it is; `failed.txt` has the traceback of the error that ended it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.best, self.last, self.previous = (path / f"{name}.ckpt" for name in ("best", "last", "previous"))
+        self.config, self.split, self.progress, self.score = (
+            path / f"{name}.json" for name in ("config", "split", "progress", "score")
+        )
+        self.metrics, self.failure, self._id = (
+            path / name for name in ("metrics.csv", "failed.txt", "run.id")
+        )
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return self.last.exists() or self.previous.exists()
+
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` was called."""
+        return self.score.exists()
+
+    @property
+    def id(self) -> str:
+        """What checkpoints of this run carry; drawn when it began."""
+        return self._id.read_text()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Locks the folder while a run trains in it, and keeps the traceback of an error that ends the run.
+
+        Raises:
+            HnsegError: Another process trains there, or the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HnsegError(
+                f"{self.path}: cannot be made ({error.strerror}); choose another runs=FOLDER"
+            ) from error
+        try:
+            with lock(self.path):
+                remove_leftovers(self.path)
+                try:
+                    yield
+                except Exception as error:
+                    if self.config.exists() and not self.finished:
+                        with suppress(HnsegError):  # it would hide the first
+                            _write(self.failure, traceback.format_exc())
+                    _clear_frames(error)
+                    raise
+        finally:
+            with suppress(OSError):
+                self.path.rmdir()  # where nothing was begun
+
+    def check(self, config: dict[str, Any], split: Split | None = None) -> None:
+        """Refuses to resume a run, or to report it as finished, under other settings or on other folds.
+
+        Raises:
+            HnsegError: The folder holds a run with other settings or on other folds.
+        """
+        if not (self.begun or self.finished):
+            return
+        for key, (before, now) in differing_keys(read_json(self.config), config).items():
+            if not key.startswith(_FREE):
+                raise HnsegError(
+                    f"{self.path} holds a run with {key}={before}, not {now}; give this one "
+                    "another name=..., or overwrite=true"
+                )
+        folds = read_json(self.split)["folds"] if self.split.exists() else None
+        if split is not None and folds not in (None, [list(fold) for fold in split.folds]):
+            raise HnsegError(
+                f"{self.path} holds a run on other folds: {_change(folds, split)}; data.split={self.split} "
+                "keeps its folds (data.exclude=[CASE] leaves out what came), overwrite=true starts anew, "
+                "another name=... apart"
+            )
+
+    def begin(self, config: dict[str, Any], split: Split | None = None, *, overwrite: bool = False) -> None:
+        """Writes configuration, folds and id of a run; of an interrupted one, what is missing."""
+        if overwrite:
+            self._clear()
+        if not self.begun:
+            write_json(config, self.config)
+        if not self._id.exists():
+            _write(self._id, secrets.token_hex(8))
+        if split is not None:
+            split.write(self.split)
+        self.failure.unlink(missing_ok=True)
+
+    def finish(self, scores: dict[str, float]) -> None:
+        """Marks the run as finished, with the scores of its best checkpoint."""
+        write_json(scores, self.score)
+        self.previous.unlink(missing_ok=True)
+
+    def scores(self) -> dict[str, float]:
+        """What `finish` wrote."""
+        scores: dict[str, float] = read_json(self.score)
+        return scores
+
+    def _clear(self) -> None:
+        """Removes what a run left; other files stay."""
+        for name in ("wandb", "tensorboard", "pictures"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        # The configuration goes last: cut off here, the old checkpoints must not pass for another run's.
+        checkpoints = (self.previous, self.last, self.best)
+        for path in (
+            self.score,
+            self.progress,
+            self.metrics,
+            *checkpoints,
+            self._id,
+            self.split,
+            self.config,
+        ):
+            path.unlink(missing_ok=True)
+
+
+def _change(folds: list[list[str]], split: Split) -> str:
+    """Which cases came and which went since the folds were drawn."""
+    before, now = ({case_id for fold in dealt for case_id in fold} for dealt in (folds, split.folds))
+    changes = [f"{few(sorted(now - before))} came"] if now - before else []
+    changes += [f"{few(sorted(before - now))} went"] if before - now else []
+    return "; ".join(changes) or "the same cases are drawn in another way (their centres changed?)"
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Drops what the frames of an error hold: a sweep keeps its errors to the end, not their tensors."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+State = Literal["finished", "running", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -23,105 +227,82 @@ class Run:
         path: The folder.
         stage: Of the cascade.
         model: Its network.
+        cte: Whether CT is enhanced.
         arm: Stage, model and variant in one word.
         fold: Number or `all`.
-        state: `failed` where an error ended it, `stopped` where nothing trains and nothing is finished,
-            `damaged` where a file cannot be read.
+        project: Of W&B.
+        state: `failed` where an error ended it, `stopped` where nothing trains and nothing is finished.
         epoch: Epochs behind it.
         epochs: Epochs in all.
         best: val/dice of best.ckpt, None before the first validation.
         seconds_left: To its end, or that it would still take; None before its first epoch.
-        damage: What cannot be read, and what to do.
     """
 
     path: Path
     stage: str
     model: str
+    cte: bool
     arm: str
     fold: str
-    state: Literal["finished", "running", "failed", "stopped", "damaged"]
+    project: str
+    state: State
     epoch: int
     epochs: int
     best: float | None
     seconds_left: float | None
-    damage: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> Run:
-        """Reads a run's folder, which another process may be writing.
-
-        Raises:
-            HnsegError: No run lies there.
-            DamagedRunError: A file of it cannot be read.
-        """
-        folder, config = RunFolder(path), read_config(path)
-        progress = read_json(folder.progress, "seconds") if folder.progress.exists() else {}
+        """Reads a run's folder, which another process may be writing."""
+        # By key, not as the typed configuration: runs of other versions are listed and compared too.
+        folder, config = RunFolder(path), read_json(path / "config.json")
+        progress = read_json(folder.progress) if folder.progress.exists() else {}
         epoch, epochs = progress.get("epoch", 0), config["training"]["epochs"]
+        best, left = progress.get("best"), None
+        if progress:
+            left = (epochs - epoch) * progress["seconds"]
         state = _state(folder)
-        left = (epochs - epoch) * progress["seconds"] if progress else None
         if state == "finished":
-            epoch, left = epochs, 0.0
+            epoch, best, left = epochs, folder.scores()["val/dice"], 0.0
         elif state == "running" and left is not None:
             left = max(0.0, left - (time.time() - folder.progress.stat().st_mtime))
         return cls(
             path,
             config["stage"]["name"],
             config["model"]["name"],
+            config["cte"],
             config["arm"],
             str(config["fold"]),
+            config["logger"].get("project", "hnseg"),
             state,
             epoch,
             epochs,
-            _scores(path)["val/dice"] if state == "finished" else progress.get("best"),
+            best,
             left,
         )
 
-    @classmethod
-    def damaged(cls, path: Path, damage: str) -> Run:
-        """A run of which its place alone is known: .../ARM/fold_K."""
-        fold = path.name.removeprefix("fold_")
-        return cls(path, "", "", path.parent.name, fold, "damaged", 0, 0, None, None, damage)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self) | {"path": str(self.path)}
+def _state(folder: RunFolder) -> State:
+    if is_locked(folder.path):
+        return "running"
+    if folder.finished:
+        return "finished"
+    return "failed" if folder.failure.exists() else "stopped"
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The configuration of the run in a folder.
+def find_runs(root: Path) -> list[Run]:
+    """All runs in and under a folder, by folder and fold.
 
     Raises:
-        HnsegError: No run lies there.
-        DamagedRunError: Its configuration cannot be read.
-    """
-    file = path / "config.json"
-    config = read_json(file) if file.is_file() else None
-    if not isinstance(config, dict) or not {"arm", "fold", "stage", "model", "training"} <= config.keys():
-        raise HnsegError(f"{path}: no run lies there; give a folder that train.py wrote (see hnseg runs)")
-    return config
-
-
-def find_runs(root: Path, *, strict: bool = True) -> list[Run]:
-    """All runs under a folder, by folder and fold.
-
-    Args:
-        root: The folder.
-        strict: Whether a run with a file that cannot be read is refused; else it is `damaged`.
-
-    Raises:
-        HnsegError: No such folder.
-        DamagedRunError: See `strict`.
+        HnsegError: No such folder, or a run with a damaged file.
     """
     if not root.is_dir():
         raise HnsegError(f"{root}: no such folder; give the one that train.py writes to (runs=...)")
     runs = []
-    for path in _run_folders(root):
-        try:
-            runs.append(Run.read(path))
-        except DamagedRunError as error:
-            if strict:
-                raise
-            runs.append(Run.damaged(path, str(error)))
+    for path, below, files in os.walk(root):
+        if {"config.json", "run.id"} <= set(files):
+            below.clear()
+            runs.append(Run.read(Path(path)))
     return sorted(runs, key=lambda run: (run.path.parent, run.fold.zfill(9)))
 
 
@@ -134,7 +315,6 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str
 
     Raises:
         HnsegError: No run lies in one of them, several of one fold do, or they share no fold.
-        DamagedRunError: A file of theirs cannot be read.
     """
     of_a, of_b = _by_fold(a), _by_fold(b)
     if len(of_a) == len(of_b) == 1:  # two runs, whatever their folds
@@ -143,33 +323,26 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str
         pairs = [(of_a[fold], of_b[fold]) for fold in of_a if fold in of_b]
     if not pairs:
         raise HnsegError(f"{a} and {b} have no fold in common; compare single runs (fold_K)")
-    ours, theirs = (read_config(run.path) | _folds(run.path) for run in pairs[0])
-    differing = {
-        key: pair for key, pair in differing_keys(ours, theirs).items() if not key.startswith(MACHINE)
-    }
+    differing = differing_keys(*(_settings(run.path) for run in pairs[0]))
+    differing = {key: pair for key, pair in differing.items() if not key.startswith(MACHINE)}
     finished = [pair for pair in pairs if all(run.state == "finished" for run in pair)]
-    scores = [tuple(_scores(run.path) for run in pair) for pair in finished]
-    shared = (
-        [key for key in scores[0][0] if all(key in one for pair in scores for one in pair)] if scores else []
-    )
-    means = {key: (fmean(a[key] for a, _ in scores), fmean(b[key] for _, b in scores)) for key in shared}
+    scores = [[RunFolder(run.path).scores() for run in pair] for pair in finished]
+    means = {}
+    for key in scores[0][0] if scores else ():
+        if all(key in scored for pair in scores for scored in pair):
+            means[key] = (fmean(ours[key] for ours, _ in scores), fmean(theirs[key] for _, theirs in scores))
     return differing, means, len(finished)
 
 
-def _folds(path: Path) -> dict[str, Any]:
-    """The hash of a run's folds: a cohort that grew is split otherwise under the same settings."""
-    split = RunFolder(path).split
-    return {split.name: read_json(split, "hash")["hash"]} if split.exists() else {}
-
-
-def _scores(path: Path) -> dict[str, float]:
-    return read_json(path / "score.json", "val/dice")
+def _settings(path: Path) -> dict[str, Any]:
+    """A run's configuration and the hash of its folds: a cohort that grew is split otherwise under the same
+    settings."""
+    folder = RunFolder(path)
+    split = {folder.split.name: read_json(folder.split)["hash"]} if folder.split.exists() else {}
+    return read_json(folder.config) | split
 
 
 def _by_fold(path: Path) -> dict[str, Run]:
-    if (path / "config.json").exists():
-        run = Run.read(path)
-        return {run.fold: run}
     runs = find_runs(path)
     if not runs:
         raise HnsegError(f"{path}: no run lies there; give a folder that train.py wrote (see hnseg runs)")
@@ -177,26 +350,3 @@ def _by_fold(path: Path) -> dict[str, Run]:
     if len(by_fold) < len(runs):
         raise HnsegError(f"{path}: holds runs of several arms; give the folder of one (see hnseg runs)")
     return by_fold
-
-
-def _run_folders(root: Path) -> Iterator[Path]:
-    """Folders with a run, not looking into them."""
-    for folder, below, files in os.walk(root):
-        if "config.json" not in files:
-            continue
-        try:
-            read_config(Path(folder))
-        except DamagedRunError:
-            pass
-        except HnsegError:  # another program's file
-            continue
-        below.clear()
-        yield Path(folder)
-
-
-def _state(folder: RunFolder) -> Literal["finished", "running", "failed", "stopped"]:
-    if is_locked(folder.path):
-        return "running"
-    if folder.finished:
-        return "finished"
-    return "failed" if folder.failure.exists() else "stopped"

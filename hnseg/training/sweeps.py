@@ -22,9 +22,6 @@ def wandb_sweep(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         name: Of the sweep.
         overrides: As for train.py. Several values add to the grid or replace what it has; one goes to
             every job.
-
-    Raises:
-        HnsegError: No such sweep, or overrides that do not fit.
     """
     grid = read_grid(name)
     fixed: list[str] = []
@@ -36,7 +33,7 @@ def wandb_sweep(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         else:
             fixed.append(text)
     first = [f"{key}={parameter['values'][0]}" for key, parameter in parameters.items()]
-    job = compose_job([f"sweeps={name}", *fixed, *first])  # what does not fit is told now
+    job = compose_job([f"sweeps={name}", *fixed, *first])  # which refuses what does not fit
     return {
         "program": "train.py",
         "name": name,
@@ -65,6 +62,8 @@ def _parse(override: str) -> tuple[str, bool, list[int | str]]:
     key, _, value = override.partition("=")
     swept = parsed.is_sweep_override()
     # As the sweep file has them, and not as Python does.
-    plain = {"True": "true", "False": "false"}
-    values = [plain.get(str(one), str(one)) for one in parsed.sweep_string_iterator()] if swept else [value]
+    spelling = {"True": "true", "False": "false"}
+    values = (
+        [spelling.get(str(item), str(item)) for item in parsed.sweep_string_iterator()] if swept else [value]
+    )
     return key, swept, [int(text) if text.isdigit() else text for text in values]

@@ -1,4 +1,4 @@
-"""W&B runs: one a run folder, on disk unless asked otherwise; and an ablation's table."""
+"""W&B runs: one for each run folder, on disk unless asked otherwise; and an ablation's table."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from wandb.proto import wandb_internal_pb2
 
+from hnseg.config import LoggerSettings
 from hnseg.errors import HnsegError
 from hnseg.files import replacing
-from hnseg.training.loggers import Row
 from hnseg.training.pictures import picture_key, pictures
 
 _BLOCK = 2**15  # bytes
@@ -41,20 +41,10 @@ class StepLogger(WandbLogger):
         if step is None or step >= self.first:
             self.experiment.log(dict(metrics), step=step)
 
-    def replay(self, rows: list[Row], folder: Path, *, paints: bool) -> None:
-        """Logs the rows of an interrupted run, and its pictures where `paints` allows them."""
-        steps: dict[int, dict[str, Any]] = defaultdict(dict)
-        for row in rows:
-            steps[int(row["step"])] |= {key: float(value) for key, value in row.items() if key != "step"}
-        for step, case_id, path in pictures(folder) if paints else ():
-            steps[step][picture_key(case_id)] = wandb.Image(str(path))
-        for step in sorted(steps):  # W&B takes steps in order alone
-            self.log_metrics(steps[step], step)
-
 
 @contextmanager
 def wandb_logger(
-    folder: Path, rows: list[Row], mode: str, *, paints: bool, **fields: Any
+    folder: Path, rows: Sequence[Mapping[str, str]], settings: LoggerSettings, **fields: Any
 ) -> Iterator[StepLogger]:
     """The logger of a run folder; a resumed run keeps its W&B id.
 
@@ -66,20 +56,28 @@ def wandb_logger(
     Args:
         folder: The run's folder.
         rows: Of metrics.csv, up to the checkpoint.
-        mode: offline or online.
-        paints: Earlier pictures may be logged; those painted offline must not go online unasked.
+        settings: The configuration's `logger`.
         fields: Of `wandb.init`.
-
-    Raises:
-        HnsegError: Online without an API key.
     """
     run_id = _run_id(folder)
-    forget_unsent(folder, run_id)
+    _remove_unsent(folder, run_id)
     first = 1 + max(map(last_step, folder.glob(f"wandb/*run-*-{run_id}*/*.wandb")), default=-1)
-    with open_run(folder, mode, id=run_id, **fields) as run:
+    with _open_run(folder, settings.mode, id=run_id, project=settings.project, **fields) as run:
         logger = StepLogger(run, max(run.starting_step, first))
-        logger.replay(rows, folder, paints=paints)
+        # Pictures that were painted offline do not go online unasked.
+        for step, row in _past(rows, folder if settings.paints else None):
+            logger.log_metrics(row, step)
         yield logger
+
+
+def _past(rows: Sequence[Mapping[str, str]], painted: Path | None) -> list[tuple[int, dict[str, Any]]]:
+    """Everything that an interrupted run logged, a row for each step in their order, which W&B insists on."""
+    steps: dict[int, dict[str, Any]] = defaultdict(dict)
+    for row in rows:
+        steps[int(row["step"])] |= {key: float(value) for key, value in row.items() if key != "step"}
+    for step, case_id, path in pictures(painted) if painted else ():
+        steps[step][picture_key(case_id)] = wandb.Image(str(path))
+    return sorted(steps.items())
 
 
 def last_step(file: Path) -> int:
@@ -104,18 +102,13 @@ def last_step(file: Path) -> int:
 
 
 @contextmanager
-def open_run(folder: Path, mode: str, **fields: Any) -> Iterator[wandb.Run]:
-    """A W&B run under folder/wandb that is closed at the end, as failed where the work failed.
-
-    Neither mode ever waits for an answer at a prompt.
-    """
-    _set_mode(mode)
-    if mode == "online":
-        require_login("logger.mode=online")
+def _open_run(folder: Path, mode: str, **fields: Any) -> Iterator[wandb.Run]:
+    """A W&B run under folder/wandb that is closed at the end, as failed where the work failed."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(
+        silent=True,
         save_code=False,
-        disable_git=True,  # it would tell the remote's address
+        disable_git=True,  # it would show the remote's address
         console="off",
         host="",
         x_disable_meta=True,
@@ -136,7 +129,7 @@ def open_run(folder: Path, mode: str, **fields: Any) -> Iterator[wandb.Run]:
 
 
 def require_login(option: str) -> None:
-    """Refuse to go online without credentials; nothing is sent, and no prompt waits for an answer.
+    """Refuses to go online without credentials; nothing is sent, and no prompt waits for an answer.
 
     Args:
         option: What asked for it.
@@ -145,7 +138,6 @@ def require_login(option: str) -> None:
         HnsegError: There are none, or they cannot be any.
     """
     wandb.teardown()  # after an offline run of this process W&B would not look for credentials
-    _set_mode("online")
     try:
         found, reason = wandb.login(prompt=False, verify=False), ""
     except wandb.Error as error:
@@ -154,33 +146,23 @@ def require_login(option: str) -> None:
         raise HnsegError(f"{option} needs WANDB_API_KEY in the environment{reason}; set it, or log offline")
 
 
-def _set_mode(mode: str) -> None:
-    os.environ["WANDB_MODE"] = mode
-    os.environ.setdefault("WANDB_SILENT", "true")
-
-
 def _run_id(folder: Path) -> str:
-    """The folder's id: that which a sweep's agent gave the run where it began there.
+    """The W&B id of what lies in a folder: drawn when it begins, or given by the agent of a W&B sweep.
 
     A run that was begun before keeps its own, lest it become two; W&B takes it from an agent's environment
     alone.
     """
-    if "WANDB_SWEEP_ID" not in os.environ:
-        return kept_id(folder)
-    os.environ["WANDB_RUN_ID"] = kept_id(folder, new=os.environ.get("WANDB_RUN_ID"))
-    return os.environ["WANDB_RUN_ID"]
-
-
-def kept_id(folder: Path, name: str = "run", new: str | None = None) -> str:
-    """The W&B id of what lies in a folder, `new` or drawn once: two machines may have runs of one name."""
-    path = folder / "wandb" / f"{name}.id"
+    path, agent = folder / "wandb" / "run.id", "WANDB_SWEEP_ID" in os.environ
     if not path.exists():
+        given = os.environ.get("WANDB_RUN_ID") if agent else None
         with replacing(path) as temporary:
-            temporary.write_text(new or secrets.token_hex(8))
+            temporary.write_text(given or secrets.token_hex(8))
+    if agent:
+        os.environ["WANDB_RUN_ID"] = path.read_text()
     return path.read_text()
 
 
-def forget_unsent(folder: Path, run_id: str) -> None:
+def _remove_unsent(folder: Path, run_id: str) -> None:
     """Removes the files of an offline run, unless `wandb sync` has sent some of them."""
     parts = list((folder / "wandb").glob(f"offline-run-*-{run_id}*"))  # W&B numbers those of one second
     if not any(any(part.glob("*.synced")) for part in parts):
@@ -191,48 +173,18 @@ def forget_unsent(folder: Path, run_id: str) -> None:
 def log_ablation(
     folder: Path, rows: Sequence[Mapping[str, Any]], *, mode: str = "offline", project: str = "hnseg"
 ) -> None:
-    """Logs one run with all rows as a table, and one run an arm whose summary holds the arm's scores.
-
-    All are of one group, the folder's name. Logged again, they replace what was not sent yet.
+    """Logs an ablation's rows as a table; logged again, it replaces what was not sent yet.
 
     Args:
         folder: The ablation's folder; W&B's files lie in its folder `wandb`.
-        rows: Flat, an arm each or an arm and a centre, with `arm` and `center` (None for all patients). A
-            centre's scores stand in the summary as CENTER/SCORE.
+        rows: Flat, an arm each or an arm and a centre.
         mode: offline or online.
         project: W&B project.
-
-    Raises:
-        HnsegError: Online without an API key.
     """
-
-    def opened(name: str, job_type: str) -> Any:
-        run_id = kept_id(folder, name)
-        forget_unsent(folder, run_id)
-        tags = ["ablation", *({name} - {"ablation"})]
-        fields = {"name": name, "group": folder.resolve().name, "job_type": job_type, "tags": tags}
-        return open_run(folder, mode, id=run_id, project=project, **fields)
-
-    with opened("ablation", "ablation") as run:
-        run.log({"ablation": _table(rows)})
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        with opened(arm, "ablation_arm") as run:
-            run.summary.update(_summary([row for row in rows if row["arm"] == arm]))
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
-    import wandb
-
+    run_id = _run_id(folder)
+    _remove_unsent(folder, run_id)
     columns: list[str | int] = list(dict.fromkeys(key for row in rows for key in row))
     data = [[row.get(str(column)) for column in columns] for row in rows]
-    return wandb.Table(columns=columns, data=data, allow_mixed_types=True)
-
-
-def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What is known of one arm, that of a centre under its name."""
-    return {
-        f"{row['center']}/{key}" if row.get("center") else key: value
-        for row in rows
-        for key, value in row.items()
-        if value is not None and key != "center"
-    }
+    group = folder.resolve().name
+    with _open_run(folder, mode, id=run_id, project=project, name="ablation", group=group) as run:
+        run.log({"ablation": wandb.Table(columns=columns, data=data, allow_mixed_types=True)})

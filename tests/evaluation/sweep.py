@@ -59,6 +59,7 @@ def write_config(folder: Path, **config: Any) -> None:
     """The part of a run's configuration that says what it is."""
     usual = {"training": {"epochs": 1}, "logger": {"project": "hnseg"}}
     (folder / "config.json").write_text(json.dumps(usual | config))
+    (folder / "run.id").touch()
 
 
 def read(folder: Path, case_id: str) -> sitk.Image:

@@ -140,11 +140,7 @@ def test_files_of_the_table_and_the_log_agree_with_it(out):
         for row in rows:
             assert f"{row['arm']} " in text
             assert f"{row['gtvn_dsc_agg']:.4f}" in text
-    logged = {found.run.display_name: found.summary for found in offline_runs(out)}
-    assert set(logged) == {"ablation", *ARMS}
-    assert [logged[row["arm"]]["gtvn_dsc_agg"] for row in rows[: len(ARMS)]] == [
-        row["gtvn_dsc_agg"] for row in rows[: len(ARMS)]
-    ]
+    assert [found.run.display_name for found in offline_runs(out)] == ["ablation"]
     page = (out / "report.html").read_text()
     assert all(f"{row['gtvn_dsc_agg']:.4f}" in page for row in rows[: len(ARMS)])
 

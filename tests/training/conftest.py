@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trackable import CONFIG, PROVENANCE
 
+from hnseg.config import Job, compose_job
 from hnseg.training.loggers import loggers
+
+PROVENANCE = {"split": "5p1i7", "fingerprint": None, "data": "da7a"}
+PLACES = [
+    "data.root=/home/somebody/hecktor",
+    "data.heads=ward-7",
+    "runs=ward-7/runs",
+    "data.exclude=[JANE-DOE]",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -29,15 +37,29 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return tried
 
 
-@pytest.fixture
-def log() -> Callable[..., None]:
-    """Log rows as a training does: `log(folder, {step: metrics}, resume=…, **settings)`."""
+@pytest.fixture(scope="session")
+def composed() -> Job:
+    """A training whose folders and cases bear names."""
+    return compose_job(["name=trial", *PLACES])
 
-    def log(
-        folder: Path, metrics: dict[int, dict[str, float]], *, resume: int = 0, fold: int = 0, **settings: Any
-    ) -> None:
-        config = CONFIG | {"fold": fold, "logger": {"kind": "csv", **settings}}
-        with loggers(folder, config, PROVENANCE, resume) as chosen:
+
+@pytest.fixture
+def job(composed: Job) -> Callable[..., Job]:
+    """The same with another fold and logger: `job(fold=1, kind="csv")`."""
+
+    def job(fold: int = 0, **logger: Any) -> Job:
+        chosen = composed.logger.model_copy(update=logger)
+        return composed.model_copy(update={"fold": fold, "logger": chosen})
+
+    return job
+
+
+@pytest.fixture
+def log(job: Callable[..., Job]) -> Callable[..., None]:
+    """Log rows as a training does: `log(folder, {step: metrics}, resume=…, fold=…, kind=…)`."""
+
+    def log(folder: Path, metrics: dict[int, dict[str, float]], *, resume: int = 0, **settings: Any) -> None:
+        with loggers(folder, job(**{"kind": "csv", **settings}), PROVENANCE, resume) as chosen:
             for step, values in metrics.items():
                 for logger in chosen:
                     logger.log_metrics(values, step)

@@ -8,7 +8,7 @@ import torch
 
 from hnseg.errors import HnsegError
 from hnseg.training.checkpoints import RunCheckpoints, find_checkpoint
-from hnseg.training.run_folder import RunFolder
+from hnseg.training.runs import RunFolder
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_the_last_two_are_kept(save, last, previous):
     assert not previous.exists()
     save(1, 2)
     assert (epoch(last), epoch(previous)) == (2, 1)
-    assert find_checkpoint(last, previous) == last
+    assert find_checkpoint(RunFolder(last.parent)) == last
     names = ["config.json", "last.ckpt", "previous.ckpt", "run.id"]
     assert sorted(path.name for path in last.parent.iterdir()) == names
 
@@ -57,7 +57,7 @@ def test_a_damaged_one_is_passed_over(save, last, previous, capsys, damage):
     flipped[len(whole) // 2] ^= 1  # amid the weights
     broken = {"cut short": whole[: len(whole) // 2], "empty": b"", "one bit": bytes(flipped)}[damage]
     last.write_bytes(broken)
-    assert find_checkpoint(last, previous) == previous
+    assert find_checkpoint(RunFolder(last.parent)) == previous
     told = capsys.readouterr().err
     assert re.fullmatch(r".*last\.ckpt is damaged \(.+\); going on from previous\.ckpt\n", told)
     save(2)
@@ -65,10 +65,10 @@ def test_a_damaged_one_is_passed_over(save, last, previous, capsys, damage):
 
 
 def test_damage_without_one_before_is_told_and_nothing_lost(last, previous):
-    assert find_checkpoint(last, previous) is None
+    assert find_checkpoint(RunFolder(last.parent)) is None
     last.write_bytes(b"none")
     with pytest.raises(HnsegError, match=r"damaged checkpoints: .*last\.ckpt \(.+\); overwrite=true"):
-        find_checkpoint(last, previous)
+        find_checkpoint(RunFolder(last.parent))
     assert last.read_bytes() == b"none"
 
 
@@ -112,7 +112,7 @@ def test_at_any_moment_there_is_a_whole_checkpoint(save, last, previous, monkeyp
             patch.setattr(Path, "replace", dying(Path.replace))
             with pytest.raises(KilledError):
                 save(2)
-        survivor = find_checkpoint(last, previous)
+        survivor = find_checkpoint(RunFolder(last.parent))
         assert survivor is not None
         assert epoch(survivor) >= 1
 

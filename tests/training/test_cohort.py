@@ -114,7 +114,7 @@ def test_without_data_the_key_and_the_demo_are_named(tmp_path):
 @pytest.mark.parametrize(
     "table", ["case,out_of_fold\nA-1,yes\n", "case_id,out_of_fold\nA-1\n", "case_id;out_of_fold\nA-1;yes\n"]
 )
-def test_a_table_of_coarse_predictions_that_something_else_saved_is_told(tmp_path, table):
+def test_a_table_of_coarse_predictions_that_something_else_saved_is_refused(tmp_path, table):
     (tmp_path / "cases.csv").write_text(table)
     with pytest.raises(
         HnsegError, match=r"cases\.csv.*column.*make it and the masks anew with python infer\.py"

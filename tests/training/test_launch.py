@@ -3,7 +3,6 @@
 import pytest
 
 from hnseg.config import Trainer, compose_job
-from hnseg.errors import HnsegError
 from hnseg.training.launch import Processes, find_processes
 
 TORCHRUN = {
@@ -21,7 +20,7 @@ def trainer(wanted: int | str) -> Trainer:
 
 
 @pytest.mark.parametrize(("environment", "launcher"), [(TORCHRUN, "torchrun"), (SLURM, "slurm")])
-@pytest.mark.parametrize("wanted", ["auto", 8])
+@pytest.mark.parametrize("wanted", ["auto", 2])
 def test_processes_that_were_started_are_taken(environment, launcher, wanted):
     found = find_processes(trainer(wanted), environment)
     assert found == Processes(4, 2, rank=5, launcher=launcher)
@@ -41,16 +40,3 @@ def test_processes_that_were_started_are_taken(environment, launcher, wanted):
 def test_else_the_configuration_says_how_many(wanted, environment, size):
     found = find_processes(trainer(wanted), environment)
     assert (found.size, found.launcher) == (size, "lightning")
-
-
-@pytest.mark.parametrize(
-    ("wanted", "environment", "message"),
-    [
-        (1, TORCHRUN, "trainer.processes=1, but torchrun started 8; choose trainer=ddp"),
-        (4, SLURM, "trainer.processes=4, but SLURM started 8"),
-        ("auto", SLURM | {"SLURM_NNODES": "3"}, "SLURM started 8 processes; start as many on each machine"),
-    ],
-)
-def test_another_number_than_was_started_is_refused(wanted, environment, message):
-    with pytest.raises(HnsegError, match=message):
-        find_processes(trainer(wanted), environment)

@@ -1,17 +1,16 @@
-"""Loggers: metrics.csv always, nothing lost or doubled on resuming, W&B left out where it is not wanted."""
+"""Loggers: metrics.csv always, nothing lost or doubled on resuming, and what they show of a run."""
 
 import csv
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hnseg.config import LoggerSettings
+from hnseg.config import LoggerSettings, compose_job
 from hnseg.errors import HnsegError
-from hnseg.training.loggers import require_loggers
+from hnseg.training.loggers import git_state, public_settings, require_loggers
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -19,32 +18,18 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_metrics_csv_holds_what_was_logged(tmp_path, log):
-    log(tmp_path, {0: {"train/loss": 0.5}, 1: {"train/loss": 0.25, "val/dice": 0.75}})
-    first, second = rows(tmp_path)
-    assert first == {"step": "0", "train/loss": "0.5", "val/dice": ""}
-    assert second == {"step": "1", "train/loss": "0.25", "val/dice": "0.75"}
-
-
 def test_a_resumed_run_keeps_what_its_checkpoint_has_behind_it_alone(tmp_path, log):
     log(
         tmp_path,
         {0: {"train/loss": 0.5}, 1: {"val/dice": 0.75}, 2: {"train/loss": 0.4}, 3: {"val/dice": 0.1}},
     )
+    assert rows(tmp_path)[1] == {"step": "1", "train/loss": "", "val/dice": "0.75"}
     log(tmp_path, {2: {"train/loss": 0.25, "lr": 0.1}, 3: {"val/dice": 0.2}}, resume=2)
     assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2", "3"]
     assert [row["train/loss"] for row in rows(tmp_path)] == ["0.5", "", "0.25", ""]
     assert [row["val/dice"] for row in rows(tmp_path)] == ["", "0.75", "", "0.2"]
     assert [row["lr"] for row in rows(tmp_path)] == ["", "", "0.1", ""]
-
-
-def test_what_cannot_be_written_leaves_the_rows_of_before(tmp_path, log, monkeypatch):
-    log(tmp_path, {0: {"train/loss": 0.5}, 1: {"train/loss": 0.25}})
-    before = (tmp_path / "metrics.csv").read_bytes()
-    monkeypatch.setattr(Path, "write_text", Mock(side_effect=OSError(28, "No space left on device")))
-    with pytest.raises(HnsegError, match=r"metrics\.csv: cannot be written \(No space left"):
-        log(tmp_path, {2: {"train/loss": 0.1, "val/dice": 0.3}}, resume=2)
-    assert (tmp_path / "metrics.csv").read_bytes() == before
+    assert b"\r" not in (tmp_path / "metrics.csv").read_bytes()
 
 
 @pytest.mark.parametrize("damage", [(b",", b";"), (b"1,", b"one,"), (b"train", b"tr\xff")])
@@ -61,9 +46,10 @@ def test_csv_alone_leaves_wandb_out():
     """Neither imported nor written, in a process of its own."""
     code = (
         "import sys, tempfile, pathlib\n"
+        "from hnseg.config import compose_job\n"
         "from hnseg.training.loggers import loggers\n"
         "folder = pathlib.Path(tempfile.mkdtemp())\n"
-        "with loggers(folder, {'logger': {'kind': 'csv'}}, {}) as chosen:\n"
+        "with loggers(folder, compose_job(['logger=csv']), {}) as chosen:\n"
         "    chosen[0].log_metrics({'x': 1.0}, 0); chosen[0].save()\n"
         "assert {p.name for p in folder.iterdir()} == {'metrics.csv'}, list(folder.iterdir())\n"
         "assert 'wandb' not in sys.modules\n"
@@ -72,21 +58,18 @@ def test_csv_alone_leaves_wandb_out():
 
 
 def test_tensorboard_shows_every_step_of_a_resumed_run_once(tmp_path, log):
-    log(
-        tmp_path, {0: {"train/loss": 0.5}, 1: {"train/loss": 0.4}, 2: {"train/loss": 9.0}}, kind="tensorboard"
-    )
+    losses = {0: {"train/loss": 0.5}, 1: {"train/loss": 0.4}, 2: {"train/loss": 9.0}}
+    log(tmp_path, losses, kind="tensorboard")
     log(tmp_path, {2: {"train/loss": 0.3}}, resume=2, kind="tensorboard")
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     shown = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert shown == [(0, 0.5), (1, pytest.approx(0.4)), (2, pytest.approx(0.3))]
-    told = (tmp_path / "tensorboard" / "hparams.yaml").read_text()
-    assert "/home/somebody" not in told
-    assert "ward-7" not in told
-    assert "JANE-DOE" not in told
+    text = (tmp_path / "tensorboard" / "hparams.yaml").read_text()
+    assert not any(secret in text for secret in ("/home/somebody", "ward-7", "JANE-DOE"))
 
 
-def test_tensorboard_that_is_not_there_is_told(monkeypatch):
+def test_a_missing_tensorboard_is_refused_with_its_remedy(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(HnsegError, match=r"pip install hnseg\[tensorboard\]"):
         require_loggers(LoggerSettings(kind="tensorboard"))
@@ -98,3 +81,39 @@ def test_tensorboard_that_is_not_there_is_told(monkeypatch):
 )
 def test_pictures_go_online_by_a_switch_of_their_own(mode: str, pictures: bool | None, paints: bool):
     assert LoggerSettings(kind="wandb", mode=mode, pictures=pictures).paints is paints
+
+
+def test_settings_are_shown_without_places_and_cases(tmp_path):
+    data = {"root": "coh", "coarse": "rooms/7", "cache": "c", "split": "folds.json", "exclude": "[JANE-DOE]"}
+    places = [f"data.{key}={value}" for key, value in data.items()]
+    shown = public_settings(compose_job([*places, "runs=clinic", "init_from=clinic/best.ckpt"]))
+    hidden = {"root", "heads", "coarse", "cache", "split"}
+    assert {key for key, value in shown["data"].items() if value == "(path)"} == hidden
+    assert "exclude" not in shown["data"]
+    assert (shown["runs"], shown["run_dir"], shown["init_from"]) == ("(path)",) * 3
+    assert shown["training"]["patch"] == [160, 160, 160]
+    assert shown["model"]["settings"]["_target_"].startswith("hnseg.models.nets.")
+    assert public_settings(compose_job(["data.split=centres"]))["data"]["split"] == "centres"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    done = subprocess.run(["git", "-C", folder, *who, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_and_whether_the_code_differs_from_it(tmp_path, monkeypatch):
+    assert git_state(tmp_path) is None
+    git(tmp_path, "init", "-q")
+    (tmp_path / "code.py").write_text("1\n")
+    git(tmp_path, "add", "code.py")
+    git(tmp_path, "commit", "-qm", "One")
+    (tmp_path / "notes.txt").write_text("beside the code")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert git_state(tmp_path) == {"commit": commit, "dirty": False}
+    (tmp_path / "code.py").write_text("2\n")
+    assert git_state(tmp_path) == {"commit": commit, "dirty": True}
+    (tmp_path / "site-packages").mkdir()
+    assert git_state(tmp_path / "site-packages") is None  # installed inside another checkout
+    monkeypatch.setenv("PATH", "")
+    assert git_state(tmp_path) is None

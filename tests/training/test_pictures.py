@@ -1,5 +1,6 @@
-"""Pictures of validation cases, and the speed of a training, from trainings of a step an epoch."""
+"""Pictures of validation cases, from trainings of two steps an epoch."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,11 @@ import pytest
 import torch
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trackable import CONFIG, PROVENANCE
 from wandb_files import offline_runs
 
-from hnseg.card import InputSpec
-from hnseg.config import LoggerSettings
-from hnseg.training.loggers import callbacks, loggers
+from hnseg.config import Job
+from hnseg.training.loggers import loggers
+from hnseg.training.pictures import Pictures
 
 
 class Still(L.LightningModule):
@@ -45,33 +45,38 @@ def cases(count: int) -> list[dict[str, Any]]:
     return [{"image": image, "label": label, "case_id": [f"A-{n}"]} for n, image in enumerate(images)]
 
 
-def train(
-    folder: Path, epochs: int, validation: list[Any], modalities: tuple[str, ...], **settings: Any
-) -> None:
-    chosen = {"kind": "wandb", "pictures_every": 2, **settings}
-    with loggers(folder, CONFIG | {"logger": chosen}, PROVENANCE) as several:
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_epochs=epochs,
-            logger=several,
-            callbacks=callbacks(folder, LoggerSettings(**chosen), InputSpec(modalities)),
-            num_sanity_val_steps=0,
-            log_every_n_steps=1,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-        )
-        trainer.fit(Still(), torch.utils.data.DataLoader(cases(2), batch_size=None), validation)
-
-
 @pytest.fixture
-def quiet_loaders() -> list[Any]:
+def validation() -> list[Any]:
     """The same cases placed by the truth and by coarse predictions."""
     return [torch.utils.data.DataLoader(cases(7), batch_size=None) for _ in range(2)]
 
 
-def test_the_same_few_cases_are_painted_every_few_epochs(tmp_path, quiet_loaders):
-    train(tmp_path, 5, quiet_loaders, ("ct", "pet"))
+@pytest.fixture
+def train(job: Callable[..., Job], validation: list[Any]) -> Callable[..., None]:
+    """Two steps an epoch."""
+
+    def train(
+        folder: Path, epochs: int, every: int = 1, channels: Sequence[str] = ("CT", "PET"), kind: str = "csv"
+    ) -> None:
+        with loggers(folder, job(kind=kind), {}) as several:
+            trainer = L.Trainer(
+                accelerator="cpu",
+                max_epochs=epochs,
+                logger=several,
+                callbacks=[Pictures(folder, channels, every)],
+                num_sanity_val_steps=0,
+                log_every_n_steps=1,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                enable_checkpointing=False,
+            )
+            trainer.fit(Still(), torch.utils.data.DataLoader(cases(2), batch_size=None), validation)
+
+    return train
+
+
+def test_the_same_few_cases_are_painted_every_few_epochs(tmp_path, train):
+    train(tmp_path, 5, every=2, kind="wandb")
     painted = sorted(path.relative_to(tmp_path / "pictures") for path in tmp_path.glob("pictures/*/*"))
     # Seven cases, of which three are spread over them; two steps an epoch, so epochs 2 and 4 end at 3 and 7.
     expected = [Path(f"A-{n}/step_{step:07d}.png") for n in (0, 3, 6) for step in (3, 7)]
@@ -86,28 +91,22 @@ def test_the_same_few_cases_are_painted_every_few_epochs(tmp_path, quiet_loaders
     }
 
 
-def test_contours_follow_the_prediction(tmp_path, quiet_loaders):
-    train(tmp_path, 2, quiet_loaders, ("ct", "pet"), pictures_every=1)
+def test_contours_follow_the_prediction(tmp_path, train):
+    train(tmp_path, 2)
     found, missed = (imread(tmp_path / "pictures" / "A-0" / f"step_{step:07d}.png") for step in (1, 3))
     assert found.shape == missed.shape
     assert found.shape[1] > 1.5 * found.shape[0]  # CT beside CT with PET
     assert _blue(found) > _blue(missed) > 0  # truth and prediction, the truth alone
 
 
-def test_the_head_stage_has_no_pet_to_show(tmp_path, quiet_loaders):
-    train(tmp_path, 1, quiet_loaders, ("ct",), pictures_every=1)
+def test_the_head_stage_has_no_pet_to_show(tmp_path, train):
+    train(tmp_path, 1, channels=("CT",))
     picture = imread(tmp_path / "pictures" / "A-0" / "step_0000001.png")
     assert picture.shape[0] == pytest.approx(picture.shape[1], rel=0.1)
 
 
-@pytest.mark.parametrize("settings", [{"kind": "csv", "pictures": False}, {"pictures": False}])
-def test_no_pictures_unless_asked_for(tmp_path, quiet_loaders, settings):
-    train(tmp_path, 1, quiet_loaders, ("ct", "pet"), **{"pictures_every": 1, **settings})
-    assert not (tmp_path / "pictures").exists()
-
-
-def test_tensorboard_shows_them_too(tmp_path, quiet_loaders):
-    train(tmp_path, 2, quiet_loaders, ("ct", "pet"), kind="tensorboard")
+def test_tensorboard_shows_them_too(tmp_path, train):
+    train(tmp_path, 2, every=2, kind="tensorboard")
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Images("pictures/A-3")] == [3]

@@ -1,4 +1,4 @@
-"""Weights learned elsewhere: from the files that frameworks write, where names and shapes match, and told."""
+"""Weights learned elsewhere: loaded where names and shapes match; the rest is listed."""
 
 import hashlib
 import json
@@ -46,8 +46,8 @@ def nnunets(channels: int = 2, seed: int = 0) -> nn.Module:
     return get_network_from_plans(name, arguments, imported, channels, 3, deep_supervision=False)
 
 
-def fill(target: nn.Module, path: Path):
-    return initialise(target, read_weights(path), path)
+def fill(target: nn.Module, path: Path) -> str:
+    return initialise(target, read_weights(path), str(path))
 
 
 def image() -> Tensor:
@@ -62,8 +62,7 @@ def test_an_nnunet_network_is_its_own_whatever_its_names_begin_with(tmp_path, pr
     torch.save({place: state, "epoch": 3} if place else state, tmp_path / "weights.pth")
     ours = network().eval()
     before = ours(image())
-    match = fill(ours, tmp_path / "weights.pth")
-    assert (match.misshapen, match.absent, match.unused) == ((), (), ())
+    assert "\n" not in fill(ours, tmp_path / "weights.pth")  # nothing that did not fit
     assert torch.equal(ours(image()), theirs(image()))
     assert not torch.allclose(before, ours(image()))
 
@@ -73,7 +72,7 @@ def test_hnsegs_own_checkpoints_and_bundles(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "made", card("fine", "resenc"))
     for path in (run / "best.ckpt", bundle.members[0].weights):
         ours, trained = network().eval(), bundle.members[0].loaded()[1]
-        assert fill(ours, path).absent == ()
+        assert "not in" not in fill(ours, path)
         assert torch.equal(ours(image()), trained(image()))
 
 
@@ -81,7 +80,7 @@ def test_a_plain_state_dict_of_monais_network(tmp_path: Path) -> None:
     theirs = network(architecture="segresnet", seed=0).eval()
     torch.save({"state_dict": theirs.network.state_dict(), "best_metric": 0.7}, tmp_path / "model.pt")
     ours = network(architecture="segresnet").eval()
-    assert "not in" not in str(fill(ours, tmp_path / "model.pt"))
+    assert "not in" not in fill(ours, tmp_path / "model.pt")
     assert torch.equal(ours(image()), theirs(image()))
 
 
@@ -93,33 +92,36 @@ def test_an_encoder_alone_leaves_the_decoder_as_it_was_drawn(tmp_path: Path, pre
     path = tmp_path / "encoder.safetensors"
     save_file({name: w.clone() for name, w in state.items()} | {"head.weight": torch.zeros(4)}, path)
     ours, drawn = network(), network()
-    match = fill(ours, path)
+    report = fill(ours, path)
     for name, value in theirs.encoder.state_dict().items():
         assert torch.equal(ours.network.encoder.state_dict()[name], value)
     head = "network.decoder.seg_layers.0.weight"
     assert torch.equal(ours.state_dict()[head], drawn.state_dict()[head])
-    assert match.unused == ("head.weight",)
-    assert all(name.startswith("network.decoder.") for name in match.absent)
-    assert {name.rpartition(".")[0] for name in match.absent} >= {"network.decoder.seg_layers.0"}
+    assert "not in the network (1): head.weight" in report
+    (absent,) = (line for line in report.splitlines() if "not in the file" in line)
+    assert "network.decoder." in absent
+    assert "network.encoder." not in absent
 
 
-def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
     torch.save(nnunets(channels=1).state_dict(), tmp_path / "one.pth")
     ours, drawn = network(channels=4), network(channels=4)
-    told = str(fill(ours, tmp_path / "one.pth"))
+    report = fill(ours, tmp_path / "one.pth")
     first = "network.encoder.stem.convs.0.conv.weight"
-    assert "other shape (" in told
-    assert f"{first} [4, 1, 3, 3, 3], here [4, 4, 3, 3, 3]" in told
+    assert "other shape (" in report
+    assert f"{first} [4, 1, 3, 3, 3], here [4, 4, 3, 3, 3]" in report
     assert torch.equal(ours.state_dict()[first], drawn.state_dict()[first])
     names = len(ours.state_dict())
-    assert int(told.split()[0]) < names == int(told.split()[2])
+    assert int(report.split()[0]) < names == int(report.split()[2])
 
 
 def test_nothing_that_fits_is_refused(tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.zeros(3, 3)}, tmp_path / "other.pt")
-    with pytest.raises(HnsegError, match=r"other\.pt: not one tensor fits.*conv\.weight.*network\.") as told:
+    with pytest.raises(
+        HnsegError, match=r"other\.pt: not one tensor fits.*conv\.weight.*network\."
+    ) as refusal:
         fill(network(), tmp_path / "other.pt")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["nothing.pt", "damaged.pt", "damaged.safetensors", "code.pt"])
@@ -131,9 +133,9 @@ def test_files_that_cannot_be_used_are_one_line_and_run_no_code(tmp_path: Path, 
         torch.save({"epoch": 3}, path)
     else:
         torch.save({"state_dict": {"w": torch.zeros(1)}, "more": Trap(trap)}, path)
-    with pytest.raises(HnsegError, match=name) as told:
+    with pytest.raises(HnsegError, match=name) as refusal:
         read_weights(path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refusal.value)
     assert not trap.exists()
 
 
@@ -154,8 +156,8 @@ def test_a_training_begins_with_them_once_and_records_them(tmp_path: Path, capsy
     torch.save(network(channels=4, seed=7, **settings).state_dict(), first)
     still = ["optimizer.step.lr=0", "optimizer.step.weight_decay=0", "logger=csv", "stage=fine"]
     train = load("train").main
-    told = [*tiny("resenc", cohort, tmp_path / "runs"), *still, f"init_from={first}"]
-    train(compose_job("train", *told))
+    command = [*tiny("resenc", cohort, tmp_path / "runs"), *still, f"init_from={first}"]
+    train(compose_job("train", *command))
     (folder,) = (tmp_path / "runs").glob("hecktor/fine_resenc_cte/fold_0")
     recorded = json.loads((folder / "config.json").read_text())["init_from"]
     assert recorded == {"path": str(first), "sha256": hashlib.sha256(first.read_bytes()).hexdigest()}
@@ -169,11 +171,11 @@ def test_a_training_begins_with_them_once_and_records_them(tmp_path: Path, capsy
     changed = "network.network.decoder.seg_layers.0.bias"
     stored["state_dict"][changed] += 1
     torch.save(stored, folder / "last.ckpt")
-    train(compose_job("train", *told, "trainer.threads=1"))
+    train(compose_job("train", *command, "trainer.threads=1"))
     assert "tensors loaded" not in capsys.readouterr().out
     torch.save(network(channels=4, seed=8, **settings).state_dict(), first)
     with pytest.raises(HnsegError, match=r"init_from\.sha256"):
-        train(compose_job("train", *told))
+        train(compose_job("train", *command))
     first.unlink()
     with pytest.raises(HnsegError, match=r"init_from=.*first\.pt: no such file"):
-        train(compose_job("train", *told))
+        train(compose_job("train", *command))

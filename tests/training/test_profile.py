@@ -30,7 +30,7 @@ def test_a_job_is_measured_and_its_cache_stays(overrides: list[str], tmp_path: P
     found = profile(
         [*overrides, "training.epochs=100", "training.iterations=10", "data.cache=cache"], steps=4
     )
-    assert not found.made_up
+    assert not found.synthetic
     assert (found.steps, found.samples) == (4, 8)
     assert all(seconds > 0 for seconds in found.seconds.values())
     assert found.hours == pytest.approx(1000 * found.total / 4 / 3600)
@@ -44,22 +44,9 @@ def test_parts_of_a_batch_are_counted_as_they_are_loaded(overrides: list[str]) -
     assert found.hours == pytest.approx(10 * training.epochs * 2 * found.total / found.steps / 3600)
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("training.patch=[7,7,7]", r"training\.patch=\[7, 7, 7\] does not fit"),
-        ("augment.device=gpu", r"augment\.device=gpu"),
-        ("trainer=ddp", r"trainer\.processes=auto: .* set trainer\.processes=1"),
-    ],
-)
-def test_what_train_would_refuse_is_refused_before_patients_are_made_up(
-    overrides: list[str], monkeypatch: pytest.MonkeyPatch, override: str, message: str
-) -> None:
-    for name in ("make_cohort", "make_datamodule"):
-        monkeypatch.setattr(f"hnseg.training.profile.{name}", None)
-    for root in ([], ["data.root=null"]):
-        with pytest.raises(HnsegError, match=message):
-            profile([*overrides, *root, override], steps=1)
+def test_several_processes_are_refused(overrides: list[str]) -> None:
+    with pytest.raises(HnsegError, match=r"trainer\.processes=auto: .* set trainer\.processes=1"):
+        profile([*overrides, "trainer=ddp"], steps=1)
 
 
 def test_without_a_cohort_the_command_makes_one_up(overrides: list[str]) -> None:
@@ -67,15 +54,15 @@ def test_without_a_cohort_the_command_makes_one_up(overrides: list[str]) -> None
     done = CliRunner().invoke(app, ["profile", *nowhere, "--steps", "2"])
     assert done.exit_code == 0, done.output
     assert "fine_resenc_cte: 2 batches of 2 x" in " ".join(done.output.split())
-    for told in ("forward", "backward", "On synthetic patients:", "samples/s", "What would help:"):
-        assert told in done.output
+    for text in ("forward", "backward", "On synthetic patients:", "samples/s", "What would help:"):
+        assert text in done.output
 
 
 def figures(**changes: object) -> Profile:
     """Of a training on a GPU that is busy."""
     found = Profile(
         job=compose_job([]),
-        made_up=False,
+        synthetic=False,
         device=torch.device("cuda"),
         precision="bfloat16",
         loading=Loading(4, pin=True),
@@ -101,19 +88,9 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_advice_follows_from_the_figures(card: None) -> None:
     assert advice(figures()) == ["nothing stands out: the time is the network's"]
     (starved,) = advice(figures(seconds={"wait": 5.0, "forward": 2.0, "backward": 2.0, "update": 1.0}))
-    assert starved.startswith("the GPU waits 50% of the time for batches: augment.device=cuda")
-    assert "data.workers above 4" in starved
+    assert starved.startswith("50% of the time goes into waiting for batches: data.workers above 4")
     (slow,) = advice(figures(precision="float32"))
     assert slow == "it computes in float32: trainer.precision=auto takes bfloat16 here"
     (full,) = advice(figures(gpu_peak_mib=15.5 * 1024))
     assert "trainer.checkpointing=true or trainer.accumulate=2" in full
-    saving = compose_job(["trainer.deterministic=true", "trainer.checkpointing=true"])
-    exact, idle = advice(figures(job=saving, gpu_peak_mib=4 * 1024.0))
-    assert exact == "trainer.deterministic=true forgoes the fastest kernels"
-    assert idle.startswith("4 of 16 GiB are used")
-
-
-def test_every_option_that_is_advised_exists() -> None:
-    config = compose_job(["augment.device=cuda", "data.workers=5", "trainer.checkpointing=true"])
-    compose_job(["trainer.accumulate=2", "trainer.precision=auto", "trainer.deterministic=true"])
-    assert config.trainer.checkpointing
+    compose_job(["augment.device=cuda", "trainer.checkpointing=true", "trainer.accumulate=2"])  # they exist

@@ -1,28 +1,31 @@
-"""A run's folder: fresh, interrupted or finished, and never another run's."""
+"""A run's folder: begun, resumed under the same settings and folds alone, and never another run's."""
 
+import gc
 import json
+import traceback
+import weakref
+from typing import Any
 
 import pytest
 
 from hnseg.data.splits import Split
 from hnseg.errors import HnsegError
-from hnseg.training.run_folder import RunFolder
+from hnseg.files import is_locked
+from hnseg.training.runs import RunFolder
 
 CONFIG = {
-    "fold": 0,
     "seed": 0,
-    "overwrite": False,
     "training": {"patch": [160, 160, 160], "epochs": 1000},
     "trainer": {"device": "auto", "threads": None, "precision": "auto"},
-    "data": {"root": "data", "workers": 0, "prepare_workers": None},
+    "data": {"root": "data", "workers": 0},
     "logger": {"kind": "wandb", "mode": "offline"},
 }
 SPLIT = Split((("A-1", "A-3"), ("A-2", "A-4")))
 
 
-def changed(key: str, value: object) -> dict:
+def changed(key: str, value: object) -> dict[str, Any]:
     """CONFIG with one dotted key changed."""
-    config = json.loads(json.dumps(CONFIG))
+    config: dict[str, Any] = json.loads(json.dumps(CONFIG))
     *path, last = key.split(".")
     node = config
     for name in path:
@@ -39,35 +42,22 @@ def folder(tmp_path) -> RunFolder:
 @pytest.fixture
 def trained(folder) -> RunFolder:
     """A run that was stopped after a checkpoint."""
-    folder.begin(CONFIG, split=SPLIT)
+    folder.begin(CONFIG, SPLIT)
     folder.last.write_bytes(b"weights")
     return folder
-
-
-def test_a_run_is_fresh_then_interrupted_then_finished(folder):
-    assert folder.look(CONFIG) == "fresh"
-    folder.begin(CONFIG)
-    assert folder.look(CONFIG) == "fresh"  # stopped before the first checkpoint
-    folder.last.write_bytes(b"weights")
-    assert folder.look(CONFIG) == "interrupted"
-    folder.finish({"val/dice": 0.7})
-    assert folder.look(CONFIG) == "finished"
-    assert folder.scores() == {"val/dice": 0.7}
-    assert json.loads(folder.config.read_text()) == CONFIG
 
 
 @pytest.mark.parametrize(
     ("key", "value", "before"),
     [
         ("seed", 1, "0"),
-        ("training.epochs", 2000, "1000"),
         ("training.patch", [128, 128, 128], r"\[160, 160, 160\]"),
         ("training.ema", 0.9, "None"),
     ],
 )
 def test_other_settings_are_refused_by_name(trained, key, value, before):
     with pytest.raises(HnsegError, match=rf"{trained.path} holds a run with {key}={before}, not "):
-        trained.look(changed(key, value), split=SPLIT)
+        trained.check(changed(key, value), SPLIT)
 
 
 @pytest.mark.parametrize(
@@ -81,14 +71,14 @@ def test_other_settings_are_refused_by_name(trained, key, value, before):
     ],
 )
 def test_machine_and_places_may_change(trained, key, value):
-    assert trained.look(changed(key, value), split=SPLIT) == "interrupted"
+    trained.check(changed(key, value), SPLIT)
 
 
 def test_settings_and_folds_may_change_as_long_as_nothing_was_trained(folder):
-    folder.begin(CONFIG, split=SPLIT)
+    folder.begin(CONFIG, SPLIT)
     other, split = changed("trainer.precision", "float32"), Split((("A-1",), ("A-2",)))
-    assert folder.look(other, split=split) == "fresh"
-    folder.begin(other, split=split)
+    folder.check(other, split)
+    folder.begin(other, split)
     assert json.loads(folder.config.read_text()) == other
     assert json.loads(folder.split.read_text())["folds"] == [["A-1"], ["A-2"]]
 
@@ -96,7 +86,7 @@ def test_settings_and_folds_may_change_as_long_as_nothing_was_trained(folder):
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(HnsegError, match=r"file/fold_0: cannot be written .*runs=FOLDER"),
+        pytest.raises(HnsegError, match=r"file/fold_0: cannot be made .*runs=FOLDER"),
         RunFolder(tmp_path / "file" / "fold_0").locked(),
     ):
         pass
@@ -107,9 +97,7 @@ def test_overwriting_starts_another_run_and_leaves_other_files(trained):
     trained.best.write_bytes(b"old")
     trained.finish({"val/dice": 0.7})
     (trained.path / "mine.txt").write_text("kept")
-    other = changed("seed", 1)
-    assert trained.look(other, overwrite=True) == "fresh"
-    trained.begin(other, overwrite=True)
+    trained.begin(changed("seed", 1), overwrite=True)
     assert {path.name for path in trained.path.iterdir()} == {"config.json", "run.id", "mine.txt"}
     assert trained.id != before
 
@@ -128,7 +116,7 @@ def test_overwriting_that_is_cut_off_does_not_pass_old_weights_for_new(trained, 
         trained.begin(changed("seed", 1), overwrite=True)
     monkeypatch.undo()
     with pytest.raises(HnsegError, match="seed=0, not 1"):
-        trained.look(changed("seed", 1))
+        trained.check(changed("seed", 1))
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -143,8 +131,53 @@ def test_a_run_keeps_its_folds_when_the_cohort_changes(trained, folds, change, f
     if finished:
         trained.finish({"val/dice": 0.7})
     with pytest.raises(HnsegError, match=rf"{change}.*data\.split={trained.split} .*overwrite=true"):
-        trained.look(CONFIG, split=Split(folds))
-    # As the refusal advises: by the run's own file, without the case that came.
-    advised = changed("data.split", str(trained.split))
-    advised["data"]["exclude"] = ["A-5"]
-    assert trained.look(advised, split=SPLIT) == ("finished" if finished else "interrupted")
+        trained.check(CONFIG, Split(folds))
+
+
+class Tensor:
+    """Something large."""
+
+
+def test_a_failed_job_lets_go_of_what_it_held(folder):
+    """Its error lives on until the sweep has ended, and would keep the tensors of every frame it passed."""
+    held = []
+
+    def train() -> None:
+        tensor = Tensor()
+        held.append(weakref.ref(tensor))
+        try:
+            evaluate(tensor)
+        except ValueError:
+            raise RuntimeError("out of memory")  # noqa: B904 as libraries do
+
+    def evaluate(tensor: Tensor) -> None:
+        raise ValueError
+
+    with pytest.raises(RuntimeError) as kept, folder.locked():
+        train()
+    gc.collect()
+    assert held[0]() is None
+    assert "in train" in "".join(traceback.format_exception(kept.value))
+
+
+def test_an_error_before_the_run_has_begun_leaves_everything_as_it_was(tmp_path, folder):
+    with pytest.raises(RuntimeError), RunFolder(tmp_path / "new").locked():
+        raise RuntimeError("no such device")
+    assert not list(tmp_path.iterdir())
+    folder.begin(CONFIG)
+    folder.finish({"val/dice": 0.75})
+    before = {path: path.read_bytes() for path in folder.path.iterdir()}
+    with pytest.raises(RuntimeError), folder.locked():
+        raise RuntimeError("no such device")
+    assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
+
+
+def test_two_processes_cannot_train_one_run(folder):
+    with folder.locked():
+        folder.begin(CONFIG)
+        assert is_locked(folder.path)
+        before = sorted(path.name for path in folder.path.iterdir())
+        with pytest.raises(HnsegError, match="another process writes there"), RunFolder(folder.path).locked():
+            pass
+        assert sorted(path.name for path in folder.path.iterdir()) == before
+    assert not is_locked(folder.path)

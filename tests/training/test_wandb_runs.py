@@ -1,6 +1,5 @@
 """W&B runs: what they are called and hold, one a run folder whatever happens, on disk unless asked."""
 
-import os
 import socket
 import sys
 from pathlib import Path
@@ -9,12 +8,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 import wandb
-from trackable import CONFIG, PROVENANCE
 from wandb_files import WandbFile, offline_runs
 
 import hnseg
 from hnseg.errors import HnsegError
-from hnseg.training.loggers import loggers
+from hnseg.training.loggers import loggers, require_loggers
 from hnseg.training.pictures import picture_path
 from hnseg.training.wandb_runs import require_login
 
@@ -34,7 +32,6 @@ def test_a_run_says_what_it_is_and_not_where(tmp_path, log, no_network, monkeypa
     for name in ("USER", "LOGNAME", "USERNAME"):
         monkeypatch.setenv(name, "somebody")
     log(tmp_path / "run", {0: {"train/loss": 0.5}, 1: {"val/dice": 0.75}}, fold=3, kind="wandb")
-    assert os.environ["WANDB_MODE"] == "offline"
     assert no_network == []
     assert capfd.readouterr().out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["run"]  # nothing beside the run's folder
@@ -47,18 +44,17 @@ def test_a_run_says_what_it_is_and_not_where(tmp_path, log, no_network, monkeypa
         "fine_resenc_cte",
     )
     assert set(run.tags) == {"fine", "resenc", "fine_resenc_cte", "fold_3", "paper"}
-    assert found.config["data"] == {"root": "(path)", "heads": "(path)", "split": None}
-    assert found.config["training"] == {"epochs": 2}
-    assert PROVENANCE.items() <= found.config["provenance"].items()
+    assert (found.config["data"]["root"], found.config["data"]["folds"]) == ("(path)", 5)
+    assert found.config["training"]["epochs"] == 1000
+    assert found.config["provenance"]["data"] == "da7a"
     assert {"git", "versions"} <= found.config["provenance"].keys()
     places = (tmp_path, Path.home(), Path(hnseg.__file__).parent)
     for secret in ("ward-7", "somebody", "JANE-DOE", *map(str, places)):
         assert secret not in found.text
 
 
-def test_what_belongs_to_one_step_is_one_row(tmp_path):
-    config = CONFIG | {"logger": {"kind": "wandb"}}
-    with loggers(tmp_path, config, PROVENANCE) as (_, logger):
+def test_what_belongs_to_one_step_is_one_row(tmp_path, job):
+    with loggers(tmp_path, job(kind="wandb"), {}) as (_, logger):
         logger.log_metrics({"val/dice": 0.5}, 23)
         logger.log_metrics({"train/loss": 0.25}, 23)
         logger.log_metrics({"lr": 0.1}, 24)
@@ -94,6 +90,16 @@ def test_a_resumed_run_is_one_run_with_every_step_once(tmp_path, log):
     pictures = [row["_step"] for row in found.history if "pictures/A-1" in str(row)]
     assert pictures == [1]  # that of step 3 lies behind the checkpoint, and would be painted again
     assert not picture_path(tmp_path, "A-1", 3).exists()
+
+
+def test_pictures_painted_offline_are_not_replayed_unless_asked_for(tmp_path, log):
+    for pictures in (True, False):
+        path = picture_path(tmp_path, "A-1", 0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        matplotlib.image.imsave(path, np.zeros((2, 2, 3)))
+        log(tmp_path, {1: {"train/loss": 1.0}}, resume=1, kind="wandb", pictures=pictures)
+        (found,) = offline_runs(tmp_path)
+        assert any("pictures/A-1" in str(row) for row in found.history) is pictures
 
 
 @pytest.mark.parametrize("resumes", [[(2, 6)], [(4, 6), (6, 8)], [(2, 3), (2, 6)]])
@@ -172,9 +178,8 @@ def test_a_run_that_an_agent_began_is_taken_up_by_hand(tmp_path, log, monkeypatc
     assert [row["_step"] for row in found.history] == [0, 1]
 
 
-def test_a_run_that_fails_is_closed_as_failed(tmp_path):
-    config = CONFIG | {"logger": {"kind": "wandb"}}
-    with pytest.raises(RuntimeError, match="lost"), loggers(tmp_path, config, PROVENANCE):
+def test_a_run_that_fails_is_closed_as_failed(tmp_path, job):
+    with pytest.raises(RuntimeError, match="lost"), loggers(tmp_path, job(kind="wandb"), {}):
         raise RuntimeError("lost")
     assert wandb.run is None
     (found,) = offline_runs(tmp_path)
@@ -188,9 +193,9 @@ def logged_out(tmp_path, monkeypatch, new_process):
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def test_online_without_a_key_is_one_line_and_no_prompt(tmp_path, log, logged_out, no_network, capfd):
+def test_online_without_a_key_is_one_line_and_no_prompt(job, logged_out, no_network, capfd):
     with pytest.raises(HnsegError, match=r"logger\.mode=online needs WANDB_API_KEY"):
-        log(tmp_path / "run", {}, kind="wandb", mode="online")
+        require_loggers(job(kind="wandb", mode="online").logger)
     assert no_network == []
     assert capfd.readouterr().err == ""
 
