@@ -1,4 +1,4 @@
-"""The command that compares ensembles out of fold: ablation."""
+"""The command that compares arms out of fold: ablation."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,10 +19,12 @@ def ablation(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for infer.py, for every arm.")
     ] = None,
-    arms: Annotated[str, typer.Option(metavar="ARM,ARM,...", help="Files of conf/arm.")] = PAPER,
-    baseline: Annotated[
-        str | None, typer.Option(metavar="ARM", help="What the others are compared with; default: the first.")
-    ] = None,
+    arms: Annotated[
+        str,
+        typer.Option(
+            metavar="ARM,ARM,...", help="Files of conf/arm; the others are compared with the first."
+        ),
+    ] = PAPER,
     oracle_roi: Annotated[
         bool, typer.Option("--oracle-roi", help="True lesions place the fine ROI; arms are named so.")
     ] = False,
@@ -35,41 +37,32 @@ def ablation(
     mode: Annotated[Literal["offline", "online"], typer.Option(help="Of W&B.")] = "offline",
 ) -> None:
     """Score every arm on every case, by members that never saw it, and compare the arms."""
-    from hnseg.evaluation.ablation import find_sources, kinds_of, read_arms
-    from hnseg.imaging.case import read_cases
-
-    chosen = read_arms(arms.split(","), overrides or [], baseline=baseline, oracle=oracle_roi)
-    cases = read_cases(data)
-    sources = find_sources(runs, cases, kinds_of(chosen, oracle=oracle_roi))
-
-    from hnseg.evaluation.ablation import predict, write_ablation
+    from hnseg.evaluation.ablation import find_sources, predict, read_arms, write_ablation
     from hnseg.evaluation.tables import ABLATION, print_tables
     from hnseg.files import require_writable
+    from hnseg.imaging.case import read_cases
     from hnseg.processes import silence_libraries
 
     silence_libraries()
+    chosen = read_arms(arms.split(","), overrides or [], oracle=oracle_roi)
+    cases = read_cases(data)
+    sources = find_sources(runs, chosen, oracle=oracle_roi)
     require_writable(out / ABLATION)  # before the long work
     if logger == "wandb" and mode == "online":
         from hnseg.training.wandb_runs import require_login
 
         require_login("--mode online")
     predict(chosen, sources, cases, out, oracle=oracle_roi, checkpoint=checkpoint)
-    rows = write_ablation(out, list(chosen), data, oracle=oracle_roi)
+    rows = write_ablation(out, list(chosen), data)
     print_tables(rows)
-    if report:
-        _report(out)
+    if report and find_spec("ipyniivue"):
+        from hnseg.evaluation.report.page import write_report
+
+        write_report(out, out / "report.html")
+    elif report:
+        print(f"no report: pip install -e '.[report]', then hnseg report {out}")
     if logger == "wandb":
         from hnseg.training.wandb_runs import log_ablation
 
-        log_ablation(out, rows, mode=mode, project=sources.project)
+        log_ablation(out, rows, mode=mode, project=sources[0].project)
     print(f"{out}: {', '.join(chosen)} on {len(cases)} cases; ablation.csv, .md, .tex, .json")
-
-
-def _report(out: Path) -> None:
-    """Writes the page where the extra is installed, else says how to have it."""
-    if not find_spec("ipyniivue"):
-        print(f"no report: pip install -e '.[report]', then hnseg report {out}")
-        return
-    from hnseg.evaluation.report.page import write_report
-
-    write_report(out, out / "report.html")

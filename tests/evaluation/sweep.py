@@ -35,7 +35,7 @@ def write_patients(root: Path) -> Path:
 
 
 def write_sweep(runs: Path, trainings: list[tuple[str, str, str, bool]] = TRAININGS) -> Path:
-    """Every training's runs: RUNS/ARM/ARM_fold_K with config.json, split.json, best.ckpt, score.json."""
+    """Every training's runs: RUNS/ARM/ARM_fold_K with config.json, best.ckpt, score.json."""
     for arm, stage, model, cte in trainings:
         for fold, held_out in enumerate(FOLDS):
             member = card(
@@ -51,7 +51,6 @@ def write_sweep(runs: Path, trainings: list[tuple[str, str, str, bool]] = TRAINI
             )
             folder = write_run(runs / arm, member)
             write_config(folder, arm=arm, stage={"name": stage}, model={"name": model}, cte=cte, fold=fold)
-            (folder / "split.json").write_text(json.dumps({"folds": FOLDS}))
     return runs
 
 
