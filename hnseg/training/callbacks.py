@@ -25,11 +25,7 @@ from hnseg.training.runs import RunFolder
 
 
 class RunProgress(L.Callback):
-    """A bar over all steps of a run; where there is no terminal, a line about every tenth of it.
-
-    Args:
-        title: Says which run this is.
-    """
+    """A bar over all steps of a run; where there is no terminal, a line about every tenth of it."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -47,17 +43,14 @@ class RunProgress(L.Callback):
         self.task = self.progress.add_task(title, scores="")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the bar where the run stands."""
         total = int(trainer.estimated_stepping_batches)
         self.progress.update(self.task, total=total, completed=trainer.global_step)
         self.progress.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Moves the bar on by a step."""
         self.progress.update(self.task, completed=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Shows the newest loss and Dice."""
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
         scores = f"epoch {epoch}/{epochs}"
         for name in ("train/loss", "val/dice"):
@@ -68,13 +61,11 @@ class RunProgress(L.Callback):
             self.console.print(f"{self.title}: {scores}", highlight=False)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leaves the bar on the screen."""
         self.progress.stop()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Gives the terminal back before the error is shown."""
         self.progress.stop()
 
 
@@ -88,11 +79,10 @@ class ProgressFile(L.Callback):
         self.folder = folder
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes when this process began, and where: a resumed run has its first epochs behind it."""
+        # A resumed run has its first epochs behind it.
         self.started, self.done = time.monotonic(), trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Replaces the file."""
         epoch, best = trainer.current_epoch + 1, self.folder.best
         state = {
             "epoch": epoch,
@@ -113,19 +103,16 @@ class Throughput(L.Callback):
     """
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begins with the epoch."""
         self.start, self.samples = time.perf_counter(), 0
         self.end = self.start
         reset_gpu_peak(pl_module.device)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *step: Any) -> None:
-        """Counts the batch; the epoch's last one is followed by its validation."""
         _, batch, _ = step
         self.samples += len(batch["image"])
         self.end = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the epoch."""
         samples = self.samples * trainer.world_size
         measured = {"train/samples_per_s": samples / (self.end - self.start), "memory/peak_mib": peak_mib()}
         if (peak := gpu_peak_mib(pl_module.device)) is not None:
@@ -137,16 +124,12 @@ class GateWeights(L.Callback):
     """Logs the weights of a network's gate after each epoch, as `gate/CHANNEL`; nothing without a gate.
 
     They are the network's own, also where their moving average is validated.
-
-    Args:
-        channels: Names of the input channels.
     """
 
     def __init__(self, channels: Sequence[str]) -> None:
         self.channels = channels
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the epoch's."""
         for gate in (module for module in pl_module.modules() if isinstance(module, ChannelGate)):
             weights = gate.weights.detach()
             named = {f"gate/{name}": w for name, w in zip(self.channels, weights, strict=True)}
@@ -157,9 +140,6 @@ class NonFiniteGuard(L.Callback):
     """Ends a training when the loss is NaN or infinite.
 
     A step's loss is looked at after the next step, so that no step waits for the GPU.
-
-    Args:
-        run: The run's folder, for the message.
     """
 
     def __init__(self, run: Path) -> None:
@@ -167,7 +147,6 @@ class NonFiniteGuard(L.Callback):
         self.step: tuple[Tensor, list[str], int] | None = None  # loss, cases and number of the newest
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *step: Any) -> None:
-        """Checks the step before, and remembers this one."""
         outputs, batch, _ = step
         self.check(trainer)
         self.step = (outputs["loss"], list(batch["case_id"]), trainer.global_step)
@@ -178,11 +157,7 @@ class NonFiniteGuard(L.Callback):
         self.step = None
 
     def check(self, trainer: L.Trainer) -> None:
-        """Looks at the remembered step, in all processes.
-
-        Raises:
-            HnsegError: Its loss is not finite; by rank 0, the others end silently.
-        """
+        """Ends the training where the remembered loss is not finite; rank 0 raises the error."""
         if self.step is None:
             return
         loss, cases, number = self.step

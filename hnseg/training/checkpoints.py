@@ -34,11 +34,6 @@ class RunCheckpoints(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Saves a checkpoint.
-
-        Raises:
-            HnsegError: It cannot be written, for instance because the disk is full; what was there stays.
-        """
         target = Path(path)
         with replacing(target) as temporary:
             _write({**checkpoint, RUN: self.folder.id}, temporary)
@@ -46,11 +41,6 @@ class RunCheckpoints(TorchCheckpointIO):
                 target.replace(self.folder.previous)
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Loads a checkpoint.
-
-        Raises:
-            HnsegError: It is another run's.
-        """
         checkpoint = super().load_checkpoint(path, *arguments, **options)
         if checkpoint.get(RUN) != self.folder.id:
             raise HnsegError(
@@ -110,12 +100,10 @@ class ComparedEMA(EMAWeightAveraging):
     """
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Swaps the average in on its turn."""
         if _validates_average(trainer):
             super().on_validation_epoch_start(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Swaps it out."""
         if _validates_average(trainer):
             super().on_validation_epoch_end(trainer, pl_module)
 
@@ -140,7 +128,6 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs and saves."""
         others = ("val", "lr")  # logged by Lightning after validation, and by LearningRateMonitor
         metrics = trainer.callback_metrics.items()
         row = {name: float(value) for name, value in metrics if not name.startswith(others)}
@@ -156,7 +143,7 @@ def checkpoint_callbacks(
     """best.ckpt by validation Dice, last.ckpt to resume from, averaged weights if asked for.
 
     Args:
-        folder: The run's folder.
+        folder: The run's.
         ema: Decay of the exponential moving average that is validated and saved; None for none.
         compare: Validate the network's own weights too, and keep the better as best.ckpt.
         monitor: The score that chooses best.ckpt.
@@ -177,12 +164,7 @@ def step_of(checkpoint: Path | None) -> int:
 
 
 def require_same_data(checkpoint: Path, card: dict[str, Any]) -> None:
-    """Refuses to resume on other images or labels than the checkpoint was trained on.
-
-    Args:
-        checkpoint: To resume from.
-        card: Of the training that would go on, with `data` and `fingerprint`, digests of what was prepared.
-    """
+    """Refuses to resume on other images or labels, by the digests `data` and `fingerprint` of both cards."""
     stored = _read(checkpoint)[CARD]
     if any(stored[key] != card[key] for key in ("data", "fingerprint")):
         raise HnsegError(

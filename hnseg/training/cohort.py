@@ -25,11 +25,7 @@ def head_folder(data: Data, stage: str) -> Path:
 
 
 def with_head_mask(cases: Sequence[Case], heads: Path) -> list[Case]:
-    """The cases that the head stage can learn from: few scans are labelled (forty in the paper).
-
-    Raises:
-        HnsegError: Not one case has a mask CASE.nii.gz in `heads`.
-    """
+    """The cases that the head stage can learn from: few scans are labelled (forty in the paper)."""
     labelled = [case for case in cases if mask_file(heads, case.case_id).exists()]
     if not labelled:
         raise HnsegError(
@@ -56,64 +52,47 @@ _COMMAND = "python infer.py last_stage=coarse out_of_fold=true"  # what makes co
 
 @dataclass(frozen=True)
 class Fold:
-    """What a job trains and validates on.
-
-    Args:
-        train: Training cases.
-        validation: Cases of the held-out fold.
-        split: The dealing that they come from.
-        coarse: Folder of coarse predictions that place the fine ROI, or None.
-    """
+    """What a job trains and validates on."""
 
     train: list[Case]
     validation: list[Case]
     split: Split
-    coarse: Path | None
+    coarse: Path | None  # folder of coarse predictions that place the fine ROI
 
 
 def find_fold(job: Job) -> Fold:
     """The cases of a job, and what places its ROIs."""
     cases, split = read_cohort(job.data, job.stage.name)
     train, validation = split.assign(cases, job.fold)
-    both, placement = [*train, *validation], job.stage.placement
-    if placement == "below_head":
+    both, coarse = [*train, *validation], None
+    if job.stage.placement == "below_head":
         require_head_masks(both, job.data)
-    placed = placement == "lesions"
-    coarse = find_coarse(job.data.coarse, both, train_roi=job.recipe.roi.train) if placed else None
+    elif job.stage.placement == "lesions":
+        coarse = find_coarse(job.data.coarse, both, train_roi=job.recipe.roi.train)
     return Fold(train, validation, split, coarse)
 
 
 def read_cohort(data: Data, stage: str) -> tuple[list[Case], Split]:
     """The cases of the configuration, and how they are dealt into folds."""
-    cohort = find_cohort(data.root, data.exclude)
+    if data.root is None:
+        raise HnsegError(
+            "data.root names the folder with the PET/CT cases and is not set: python train.py data.root=PATH "
+            "... (without data, `make demo` makes a synthetic cohort and trains on it)"
+        )
+    found = read_cases(data.root)
+    if data.root.is_dir() and (ignored := find_orphans(data.root)):
+        print(f"data.root={data.root}: {len(found)} cases; of no case: {few(ignored)}", file=sys.stderr)
+    if unknown := sorted(set(data.exclude) - {case.case_id for case in found}):
+        raise HnsegError(f"data.exclude={','.join(unknown)}: no such case in {data.root}; check the names")
+    cohort = [case for case in found if case.case_id not in data.exclude]
     cases = with_head_mask(cohort, data.heads) if stage == "head" else cohort
     if not data.split:
         return cases, Split.make(cases, data.folds, data.split_seed)
     if data.split == CENTRES:
         return cases, Split.leave_one_center_out(cohort).only(cases)
-    here = Path(data.split)  # relative to the working directory or to the repository
-    here = here if here.exists() else REPOSITORY / here
-    return cases, Split.read(here, cohort, list(data.exclude)).only(cases)
-
-
-def find_cohort(root: Path | None, exclude: Sequence[str]) -> list[Case]:
-    """The cases to train on.
-
-    Raises:
-        HnsegError: No root, nothing usable under it, or an excluded case that is not there.
-    """
-    if root is None:
-        raise HnsegError(
-            "data.root names the folder with the PET/CT cases and is not set: python train.py data.root=PATH "
-            "... (without data, `make demo` makes a synthetic cohort and trains on it)"
-        )
-    cases = read_cases(root)
-    if root.is_dir() and (ignored := find_orphans(root)):
-        print(f"data.root={root}: {len(cases)} cases; of no case: {few(ignored)}", file=sys.stderr)
-    unknown = sorted(set(exclude) - {case.case_id for case in cases})
-    if unknown:
-        raise HnsegError(f"data.exclude={','.join(unknown)}: no such case in {root}; check the names")
-    return [case for case in cases if case.case_id not in exclude]
+    path = Path(data.split)  # relative to the working directory or to the repository
+    path = path if path.exists() else REPOSITORY / path
+    return cases, Split.read(path, cohort, list(data.exclude)).only(cases)
 
 
 def find_coarse(folder: Path | None, cases: Sequence[Case], *, train_roi: str) -> Path | None:

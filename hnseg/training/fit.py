@@ -105,7 +105,7 @@ def train(
         torch.manual_seed(job.seed + processes.rank)  # of what devices draw by themselves
     callbacks = make_callbacks(job, datamodule, folder, title, processes)
     provenance = {key: card[key] for key in ("split", "fingerprint", "data")}
-    with loggers(folder.path, job, provenance, step_of(resume), processes.rank) as log:
+    with loggers(folder, job, provenance, step_of(resume), processes.rank) as log:
         trainer = L.Trainer(
             **trainer_options(job, device, precision, processes),
             default_root_dir=folder.path,

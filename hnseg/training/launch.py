@@ -37,7 +37,7 @@ class Processes:
 
     @property
     def size(self) -> int:
-        """Processes on all machines."""
+        """On all machines."""
         return self.local * self.nodes
 
     @property
@@ -57,12 +57,7 @@ ALONE = Processes()
 def find_processes(trainer: Trainer, environment: Mapping[str, str] = os.environ) -> Processes:
     """The processes that torchrun or SLURM started; else as many as the configuration asks for.
 
-    Args:
-        trainer: The configuration's, with `processes` (`auto`: one on each GPU, two on the CPU) and `device`.
-        environment: Variables by which torchrun, SLURM and Lightning number their processes.
-
-    Raises:
-        HnsegError: There are fewer GPUs.
+    `trainer.processes=auto` is one on each GPU, two on the CPU.
     """
     wanted = trainer.processes
     if "TORCHELASTIC_RUN_ID" in environment:
@@ -120,12 +115,6 @@ def train_in_own_process(overrides: Sequence[str]) -> None:
     """Trains a sweep's job by a command of its own.
 
     Lightning starts a training's processes with this process's command line, which is the whole sweep's.
-
-    Args:
-        overrides: The job's.
-
-    Raises:
-        HnsegError: The command failed; it has said why.
     """
     command = [sys.executable, str(REPOSITORY / "train.py"), *overrides, "hydra.mode=RUN"]
     # Hydra's switch, which the sweep has set for itself, would show a traceback instead of one line.

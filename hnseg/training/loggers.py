@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -21,30 +21,10 @@ from hnseg.data.splits import CENTRES
 from hnseg.errors import HnsegError
 from hnseg.files import read_table, write_table
 from hnseg.training.pictures import discard_pictures
+from hnseg.training.runs import RunFolder
 
-Row = dict[str, str]
 PACKAGES = ("torch", "lightning", "monai", "dynamic-network-architectures")
 _CHECKOUT = Path(hnseg.__file__).resolve().parents[1]
-
-
-def read_rows(folder: Path, step: int) -> list[Row]:
-    """The rows of metrics.csv without their empty cells, oldest first.
-
-    Args:
-        folder: The run's folder.
-        step: Of the checkpoint; what was logged after it will be logged again.
-
-    Raises:
-        HnsegError: It is damaged.
-    """
-    path = folder / "metrics.csv"
-    remedy = "put it back, or move it away: the run goes on without its rows"
-    _, rows = read_table(path, remedy, ("step",))
-    try:
-        kept = [row for row in rows if int(row["step"]) < step]
-    except ValueError as error:
-        raise HnsegError(f"{path}: a step is no number ({error}); {remedy}") from error
-    return [{key: value for key, value in row.items() if value} for row in kept]
 
 
 class CsvFile(Logger):
@@ -52,17 +32,23 @@ class CsvFile(Logger):
 
     Args:
         path: The file.
-        rows: What it begins with: those of an interrupted run up to its checkpoint.
+        step: Of the checkpoint that is resumed from: earlier rows stay, later ones will be logged again.
     """
 
     name, version = "", ""  # of a folder that Lightning would make
 
-    def __init__(self, path: Path, rows: Sequence[Row]) -> None:
+    def __init__(self, path: Path, step: int) -> None:
         super().__init__()
-        self.path, self.rows, self.saved = path, [dict[str, Any](row) for row in rows], 0
+        self.path, self.saved = path, 0
+        remedy = "put it back, or move it away: the run goes on without its rows"
+        _, rows = read_table(path, remedy, ("step",))
+        try:
+            kept = [row for row in rows if int(row["step"]) < step]
+        except ValueError as error:
+            raise HnsegError(f"{path}: a step is no number ({error}); {remedy}") from error
+        self.rows: list[dict[str, Any]] = [{key: cell for key, cell in row.items() if cell} for row in kept]
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds a row, which `save` writes."""
         self.rows.append({**metrics, "step": step})
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -77,7 +63,7 @@ class CsvFile(Logger):
 
 @contextmanager
 def loggers(
-    folder: Path, job: Job, provenance: dict[str, Any], step: int = 0, rank: int = 0
+    folder: RunFolder, job: Job, provenance: dict[str, Any], step: int = 0, rank: int = 0
 ) -> Iterator[list[Logger]]:
     """metrics.csv in the run's folder and what `logger` asks for beside it, each closed at the end.
 
@@ -85,7 +71,7 @@ def loggers(
     logged later is dropped, for it will be logged again. Its W&B run stays the same one.
 
     Args:
-        folder: The run's folder.
+        folder: The run's.
         job: The configuration.
         provenance: What the run comes from: hashes of split, data and first weights.
         step: Optimiser steps that the checkpoint has behind it, 0 for a fresh run.
@@ -94,9 +80,8 @@ def loggers(
     if rank > 0:
         yield [DummyLogger()]
         return
-    rows = read_rows(folder, step)
-    discard_pictures(folder, step)
-    csv = CsvFile(folder / "metrics.csv", rows)
+    csv = CsvFile(folder.metrics, step)
+    discard_pictures(folder.path, step)
     if job.logger.kind == "csv":
         yield [csv]
     elif job.logger.kind == "tensorboard":
@@ -104,23 +89,20 @@ def loggers(
 
         # TensorBoard hides what earlier files of the folder hold from purge_step on.
         tensorboard = TensorBoardLogger(
-            folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step or None
+            folder.path, name="", version="tensorboard", default_hp_metric=False, purge_step=step or None
         )
         tensorboard.log_hyperparams(public_settings(job) | {"provenance": provenance})
         yield [csv, tensorboard]
     else:
         from hnseg.training.wandb_runs import wandb_logger
 
-        with wandb_logger(folder, rows, job.logger, **describe_run(job, provenance)) as logger:
+        described = describe_run(job, provenance)
+        with wandb_logger(folder.path, folder.id, csv.rows, job.logger, **described) as logger:
             yield [csv, logger]
 
 
 def require_loggers(settings: LoggerSettings) -> None:
-    """Refuses loggers that are not to be had here, before anything is trained for them.
-
-    Raises:
-        HnsegError: TensorBoard is not installed; online without an API key.
-    """
+    """Refuses TensorBoard where it is not installed, and W&B online without a key, before the long work."""
     if settings.kind == "tensorboard" and not importlib.util.find_spec("tensorboard"):
         raise HnsegError("logger=tensorboard needs a package more; pip install hnseg[tensorboard]")
     if settings.kind == "wandb" and settings.mode == "online":
@@ -164,11 +146,7 @@ def _hide_paths(value: Any) -> Any:
 
 
 def git_state(checkout: Path = _CHECKOUT) -> dict[str, Any] | None:
-    """Commit of the checkout that the code runs from, and whether tracked files differ from it.
-
-    Returns:
-        `commit` and `dirty`; None where the code lies in no checkout of its own.
-    """
+    """`commit` of the code's checkout, and whether tracked files differ from it (`dirty`); None without."""
     if not (checkout / ".git").exists():  # an installed hnseg may lie inside a checkout of something else
         return None
 

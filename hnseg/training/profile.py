@@ -39,11 +39,7 @@ class Profile:
     """What some steps of a job took.
 
     Args:
-        job: What was trained.
         synthetic: Whether on phantoms, for want of a cohort.
-        device: Where it ran.
-        precision: In which arithmetic.
-        loading: How its batches were made.
         steps: Batches that were measured.
         seconds: Of all of them, by part (`ACTIONS`).
         peak_mib: The most memory of this process.
@@ -62,12 +58,10 @@ class Profile:
 
     @property
     def samples(self) -> int:
-        """Patches that were measured."""
         return self.steps * (self.job.training.batch_size // self.job.trainer.accumulate)
 
     @property
     def total(self) -> float:
-        """Seconds of all steps."""
         return sum(self.seconds.values())
 
     @property
@@ -81,19 +75,17 @@ class Profile:
         """What was measured, as plain numbers and texts."""
         machine = {"device": self.device.type, "precision": self.precision, "workers": self.loading.workers}
         counted = {"steps": self.steps, "samples": self.samples, "seconds": self.seconds}
-        return {**machine, **counted, "peak_mib": self.peak_mib, "gpu_peak_mib": self.gpu_peak_mib}
+        return machine | counted | {"peak_mib": self.peak_mib, "gpu_peak_mib": self.gpu_peak_mib}
 
 
 class StepProfiler(SimpleProfiler):
     """Lightning's profiler, which waits for the GPU at the borders of a step's parts."""
 
     def start(self, action_name: str) -> None:
-        """Begins an action."""
         _wait_for_gpu()
         super().start(action_name)
 
     def stop(self, action_name: str) -> None:
-        """Ends it."""
         _wait_for_gpu()
         super().stop(action_name)
 
@@ -125,9 +117,6 @@ def profile(overrides: Sequence[str], steps: int) -> Profile:
     Args:
         overrides: As for train.py.
         steps: How many batches to measure, after a few to warm up.
-
-    Raises:
-        HnsegError: More than one process.
     """
     silence_libraries()
     job = compose_job(overrides)

@@ -42,29 +42,17 @@ MACHINE = (
 _FREE = (*MACHINE, "data")
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested configuration as {dotted key: value}."""
-    if not isinstance(config, dict):
-        return {prefix: config}
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+def differing_keys(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """What differs between two nested configurations: {dotted key: (value in a, value in b)}."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return {} if a == b else {prefix: (a, b)}
+    differing: dict[str, tuple[Any, Any]] = {}
+    for key in sorted(a.keys() | b.keys()):
+        differing |= differing_keys(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+    return differing
 
 
-def differing_keys(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs between two configurations: {dotted key: (value in a, value in b)}, sorted."""
-    ours, theirs = flatten(a), flatten(b)
-    pairs = {key: (ours.get(key), theirs.get(key)) for key in sorted(ours.keys() | theirs.keys())}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file of a run.
-
-    Raises:
-        HnsegError: It is damaged.
-    """
+def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -103,7 +91,7 @@ class RunFolder:
 
     @property
     def id(self) -> str:
-        """What checkpoints of this run carry; drawn when it began."""
+        """What checkpoints and the W&B run carry; drawn when it began, or by the agent of a W&B sweep."""
         return self._id.read_text()
 
     @contextmanager
@@ -111,7 +99,7 @@ class RunFolder:
         """Locks the folder while a run trains in it, and keeps the traceback of an error that ends the run.
 
         Raises:
-            HnsegError: Another process trains there, or the folder cannot be made.
+            HnsegError: The folder cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -134,38 +122,34 @@ class RunFolder:
             with suppress(OSError):
                 self.path.rmdir()  # where nothing was begun
 
-    def check(self, config: dict[str, Any], split: Split | None = None) -> None:
-        """Refuses to resume a run, or to report it as finished, under other settings or on other folds.
-
-        Raises:
-            HnsegError: The folder holds a run with other settings or on other folds.
-        """
+    def check(self, config: dict[str, Any], split: Split) -> None:
+        """Refuses to resume a run, or to report it as finished, under other settings or on other folds."""
         if not (self.begun or self.finished):
             return
-        for key, (before, now) in differing_keys(read_json(self.config), config).items():
+        for key, (before, now) in differing_keys(_read(self.config), config).items():
             if not key.startswith(_FREE):
                 raise HnsegError(
                     f"{self.path} holds a run with {key}={before}, not {now}; give this one "
                     "another name=..., or overwrite=true"
                 )
-        folds = read_json(self.split)["folds"] if self.split.exists() else None
-        if split is not None and folds not in (None, [list(fold) for fold in split.folds]):
+        folds = _read(self.split)["folds"]
+        if folds != [list(fold) for fold in split.folds]:
             raise HnsegError(
                 f"{self.path} holds a run on other folds: {_change(folds, split)}; data.split={self.split} "
                 "keeps its folds (data.exclude=[CASE] leaves out what came), overwrite=true starts anew, "
                 "another name=... apart"
             )
 
-    def begin(self, config: dict[str, Any], split: Split | None = None, *, overwrite: bool = False) -> None:
+    def begin(self, config: dict[str, Any], split: Split, *, overwrite: bool = False) -> None:
         """Writes configuration, folds and id of a run; of an interrupted one, what is missing."""
         if overwrite:
             self._clear()
         if not self.begun:
             write_json(config, self.config)
         if not self._id.exists():
-            _write(self._id, secrets.token_hex(8))
-        if split is not None:
-            split.write(self.split)
+            agents = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+            _write(self._id, agents or secrets.token_hex(8))
+        split.write(self.split)
         self.failure.unlink(missing_ok=True)
 
     def finish(self, scores: dict[str, float]) -> None:
@@ -175,7 +159,7 @@ class RunFolder:
 
     def scores(self) -> dict[str, float]:
         """What `finish` wrote."""
-        scores: dict[str, float] = read_json(self.score)
+        scores: dict[str, float] = _read(self.score)
         return scores
 
     def _clear(self) -> None:
@@ -224,16 +208,10 @@ class Run:
     """What a run's folder says of it.
 
     Attributes:
-        path: The folder.
-        stage: Of the cascade.
-        model: Its network.
-        cte: Whether CT is enhanced.
-        arm: Stage, model and variant in one word.
         fold: Number or `all`.
         project: Of W&B.
         state: `failed` where an error ended it, `stopped` where nothing trains and nothing is finished.
         epoch: Epochs behind it.
-        epochs: Epochs in all.
         best: val/dice of best.ckpt, None before the first validation.
         seconds_left: To its end, or that it would still take; None before its first epoch.
     """
@@ -255,8 +233,8 @@ class Run:
     def read(cls, path: Path) -> Run:
         """Reads a run's folder, which another process may be writing."""
         # By key, not as the typed configuration: runs of other versions are listed and compared too.
-        folder, config = RunFolder(path), read_json(path / "config.json")
-        progress = read_json(folder.progress) if folder.progress.exists() else {}
+        folder, config = RunFolder(path), _read(path / "config.json")
+        progress = _read(folder.progress) if folder.progress.exists() else {}
         epoch, epochs = progress.get("epoch", 0), config["training"]["epochs"]
         best, left = progress.get("best"), None
         if progress:
@@ -335,11 +313,10 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """A run's configuration and the hash of its folds: a cohort that grew is split otherwise under the same
-    settings."""
+    """A run's configuration and the hash of its folds, which may differ under the same settings."""
     folder = RunFolder(path)
-    split = {folder.split.name: read_json(folder.split)["hash"]} if folder.split.exists() else {}
-    return read_json(folder.config) | split
+    settings: dict[str, Any] = _read(folder.config)
+    return settings | {folder.split.name: _read(folder.split)["hash"]}
 
 
 def _by_fold(path: Path) -> dict[str, Run]:

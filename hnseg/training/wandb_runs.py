@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import struct
 from collections import defaultdict
@@ -18,35 +17,28 @@ from wandb.proto import wandb_internal_pb2
 
 from hnseg.config import LoggerSettings
 from hnseg.errors import HnsegError
-from hnseg.files import replacing
 from hnseg.training.pictures import picture_key, pictures
 
 _BLOCK = 2**15  # bytes
 
 
 class StepLogger(WandbLogger):
-    """Logs under the step it is given; what belongs to one step is one row.
-
-    Args:
-        run: The W&B run.
-        first: Steps before this one lie in the run already and are not logged again.
-    """
+    """Logs under the step it is given, one row a step; steps before `first` lie in the run already."""
 
     def __init__(self, run: wandb.Run, first: int) -> None:
         super().__init__(experiment=run)
         self.first = first
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Logs one row."""
         if step is None or step >= self.first:
             self.experiment.log(dict(metrics), step=step)
 
 
 @contextmanager
 def wandb_logger(
-    folder: Path, rows: Sequence[Mapping[str, str]], settings: LoggerSettings, **fields: Any
+    folder: Path, run_id: str, rows: Sequence[Mapping[str, str]], settings: LoggerSettings, **fields: Any
 ) -> Iterator[StepLogger]:
-    """The logger of a run folder; a resumed run keeps its W&B id.
+    """The logger of a run folder; a resumed run stays one W&B run.
 
     W&B cannot append to a file on disk: it begins another under the same id. As long as nothing has been
     sent, earlier files are removed and metrics.csv is replayed whole. Once something has been sent, they
@@ -55,13 +47,15 @@ def wandb_logger(
 
     Args:
         folder: The run's folder.
+        run_id: The run's own.
         rows: Of metrics.csv, up to the checkpoint.
         settings: The configuration's `logger`.
         fields: Of `wandb.init`.
     """
-    run_id = _run_id(folder)
-    _remove_unsent(folder, run_id)
-    first = 1 + max(map(last_step, folder.glob(f"wandb/*run-*-{run_id}*/*.wandb")), default=-1)
+    _remove_unsent(folder)
+    first = 1 + max(map(last_step, folder.glob("wandb/*run-*/*.wandb")), default=-1)
+    if "WANDB_SWEEP_ID" in os.environ:  # an agent's environment goes before what init is given
+        os.environ["WANDB_RUN_ID"] = run_id
     with _open_run(folder, settings.mode, id=run_id, project=settings.project, **fields) as run:
         logger = StepLogger(run, max(run.starting_step, first))
         # Pictures that were painted offline do not go online unasked.
@@ -129,14 +123,7 @@ def _open_run(folder: Path, mode: str, **fields: Any) -> Iterator[wandb.Run]:
 
 
 def require_login(option: str) -> None:
-    """Refuses to go online without credentials; nothing is sent, and no prompt waits for an answer.
-
-    Args:
-        option: What asked for it.
-
-    Raises:
-        HnsegError: There are none, or they cannot be any.
-    """
+    """Refuses to go online, as `option` asks, without credentials; nothing is sent, no prompt waits."""
     wandb.teardown()  # after an offline run of this process W&B would not look for credentials
     try:
         found, reason = wandb.login(prompt=False, verify=False), ""
@@ -146,25 +133,9 @@ def require_login(option: str) -> None:
         raise HnsegError(f"{option} needs WANDB_API_KEY in the environment{reason}; set it, or log offline")
 
 
-def _run_id(folder: Path) -> str:
-    """The W&B id of what lies in a folder: drawn when it begins, or given by the agent of a W&B sweep.
-
-    A run that was begun before keeps its own, lest it become two; W&B takes it from an agent's environment
-    alone.
-    """
-    path, agent = folder / "wandb" / "run.id", "WANDB_SWEEP_ID" in os.environ
-    if not path.exists():
-        given = os.environ.get("WANDB_RUN_ID") if agent else None
-        with replacing(path) as temporary:
-            temporary.write_text(given or secrets.token_hex(8))
-    if agent:
-        os.environ["WANDB_RUN_ID"] = path.read_text()
-    return path.read_text()
-
-
-def _remove_unsent(folder: Path, run_id: str) -> None:
+def _remove_unsent(folder: Path) -> None:
     """Removes the files of an offline run, unless `wandb sync` has sent some of them."""
-    parts = list((folder / "wandb").glob(f"offline-run-*-{run_id}*"))  # W&B numbers those of one second
+    parts = list(folder.glob("wandb/offline-run-*"))
     if not any(any(part.glob("*.synced")) for part in parts):
         for part in parts:
             shutil.rmtree(part)
@@ -173,18 +144,10 @@ def _remove_unsent(folder: Path, run_id: str) -> None:
 def log_ablation(
     folder: Path, rows: Sequence[Mapping[str, Any]], *, mode: str = "offline", project: str = "hnseg"
 ) -> None:
-    """Logs an ablation's rows as a table; logged again, it replaces what was not sent yet.
-
-    Args:
-        folder: The ablation's folder; W&B's files lie in its folder `wandb`.
-        rows: Flat, an arm each or an arm and a centre.
-        mode: offline or online.
-        project: W&B project.
-    """
-    run_id = _run_id(folder)
-    _remove_unsent(folder, run_id)
+    """Logs an ablation's rows as a table under folder/wandb; again, it replaces what was not sent yet."""
+    _remove_unsent(folder)
     columns: list[str | int] = list(dict.fromkeys(key for row in rows for key in row))
     data = [[row.get(str(column)) for column in columns] for row in rows]
     group = folder.resolve().name
-    with _open_run(folder, mode, id=run_id, project=project, name="ablation", group=group) as run:
+    with _open_run(folder, mode, project=project, name="ablation", group=group) as run:
         run.log({"ablation": wandb.Table(columns=columns, data=data, allow_mixed_types=True)})

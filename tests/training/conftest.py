@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from hnseg.config import Job, compose_job
+from hnseg.data.splits import Split
 from hnseg.training.loggers import loggers
+from hnseg.training.runs import RunFolder
 
 PROVENANCE = {"split": "5p1i7", "fingerprint": None, "data": "da7a"}
+SPLIT = Split((("A-1", "A-3"), ("A-2", "A-4")))
 PLACES = [
     "data.root=/home/somebody/hecktor",
     "data.heads=ward-7",
@@ -55,11 +58,23 @@ def job(composed: Job) -> Callable[..., Job]:
 
 
 @pytest.fixture
-def log(job: Callable[..., Job]) -> Callable[..., None]:
+def begin() -> Callable[[Path], RunFolder]:
+    """Begins the run of a folder, or goes on with it."""
+
+    def begin(path: Path) -> RunFolder:
+        folder = RunFolder(path)
+        folder.begin({}, SPLIT)
+        return folder
+
+    return begin
+
+
+@pytest.fixture
+def log(job: Callable[..., Job], begin: Callable[[Path], RunFolder]) -> Callable[..., None]:
     """Log rows as a training does: `log(folder, {step: metrics}, resume=…, fold=…, kind=…)`."""
 
     def log(folder: Path, metrics: dict[int, dict[str, float]], *, resume: int = 0, **settings: Any) -> None:
-        with loggers(folder, job(**{"kind": "csv", **settings}), PROVENANCE, resume) as chosen:
+        with loggers(begin(folder), job(**{"kind": "csv", **settings}), PROVENANCE, resume) as chosen:
             for step, values in metrics.items():
                 for logger in chosen:
                     logger.log_metrics(values, step)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hnseg.data.splits import Split
 from hnseg.errors import HnsegError
 from hnseg.training.checkpoints import RunCheckpoints, find_checkpoint
 from hnseg.training.runs import RunFolder
@@ -25,7 +26,7 @@ def previous(tmp_path: Path) -> Path:
 def save(last: Path, previous: Path):
     """Save checkpoints of epochs, one after the other."""
     folder = RunFolder(last.parent)
-    folder.begin({})
+    folder.begin({}, Split(()))
     files = RunCheckpoints(folder)
 
     def save(*epochs: int) -> None:
@@ -45,7 +46,7 @@ def test_the_last_two_are_kept(save, last, previous):
     save(1, 2)
     assert (epoch(last), epoch(previous)) == (2, 1)
     assert find_checkpoint(RunFolder(last.parent)) == last
-    names = ["config.json", "last.ckpt", "previous.ckpt", "run.id"]
+    names = ["config.json", "last.ckpt", "previous.ckpt", "run.id", "split.json"]
     assert sorted(path.name for path in last.parent.iterdir()) == names
 
 
@@ -120,7 +121,7 @@ def test_at_any_moment_there_is_a_whole_checkpoint(save, last, previous, monkeyp
 def test_a_checkpoint_of_another_run_is_refused(save, last, tmp_path):
     save(0)
     other = RunFolder(tmp_path / "other")
-    other.begin({})
+    other.begin({}, Split(()))
     with pytest.raises(HnsegError, match=r"last\.ckpt: is of another run than .*other; .*init_from="):
         RunCheckpoints(other).load_checkpoint(last)
     assert RunCheckpoints(RunFolder(tmp_path)).load_checkpoint(last)["epoch"] == 0

@@ -52,13 +52,13 @@ def validation() -> list[Any]:
 
 
 @pytest.fixture
-def train(job: Callable[..., Job], validation: list[Any]) -> Callable[..., None]:
+def train(job: Callable[..., Job], begin: Callable[..., Any], validation: list[Any]) -> Callable[..., None]:
     """Two steps an epoch."""
 
     def train(
         folder: Path, epochs: int, every: int = 1, channels: Sequence[str] = ("CT", "PET"), kind: str = "csv"
     ) -> None:
-        with loggers(folder, job(kind=kind), {}) as several:
+        with loggers(begin(folder), job(kind=kind), {}) as several:
             trainer = L.Trainer(
                 accelerator="cpu",
                 max_epochs=epochs,

@@ -76,14 +76,6 @@ def test_hnsegs_own_checkpoints_and_bundles(tmp_path: Path) -> None:
         assert torch.equal(ours(image()), trained(image()))
 
 
-def test_a_plain_state_dict_of_monais_network(tmp_path: Path) -> None:
-    theirs = network(architecture="segresnet", seed=0).eval()
-    torch.save({"state_dict": theirs.network.state_dict(), "best_metric": 0.7}, tmp_path / "model.pt")
-    ours = network(architecture="segresnet").eval()
-    assert "not in" not in fill(ours, tmp_path / "model.pt")
-    assert torch.equal(ours(image()), theirs(image()))
-
-
 @pytest.mark.parametrize("prefix", ["", "encoder.", "module.encoder."])
 def test_an_encoder_alone_leaves_the_decoder_as_it_was_drawn(tmp_path: Path, prefix: str) -> None:
     """As self-supervised training leaves one, with a head of its own."""
@@ -115,30 +107,6 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
     assert int(report.split()[0]) < names == int(report.split()[2])
 
 
-def test_nothing_that_fits_is_refused(tmp_path: Path) -> None:
-    torch.save({"conv.weight": torch.zeros(3, 3)}, tmp_path / "other.pt")
-    with pytest.raises(
-        HnsegError, match=r"other\.pt: not one tensor fits.*conv\.weight.*network\."
-    ) as refusal:
-        fill(network(), tmp_path / "other.pt")
-    assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("name", ["nothing.pt", "damaged.pt", "damaged.safetensors", "code.pt"])
-def test_files_that_cannot_be_used_are_one_line_and_run_no_code(tmp_path: Path, name: str) -> None:
-    path, trap = tmp_path / name, tmp_path / "trap"
-    if name.startswith("damaged"):
-        path.write_bytes(b"not weights")
-    elif name == "nothing.pt":
-        torch.save({"epoch": 3}, path)
-    else:
-        torch.save({"state_dict": {"w": torch.zeros(1)}, "more": Trap(trap)}, path)
-    with pytest.raises(HnsegError, match=name) as refusal:
-        read_weights(path)
-    assert "\n" not in str(refusal.value)
-    assert not trap.exists()
-
-
 class Trap:
     """Makes a file where it is unpickled."""
 
@@ -147,6 +115,23 @@ class Trap:
 
     def __reduce__(self):
         return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["nothing.pt", "damaged.pt", "damaged.safetensors", "code.pt", "other.pt"])
+def test_files_that_cannot_be_used_are_one_line_and_run_no_code(tmp_path: Path, name: str) -> None:
+    path, trap = tmp_path / name, tmp_path / "trap"
+    if name.startswith("damaged"):
+        path.write_bytes(b"not weights")
+    elif name == "nothing.pt":
+        torch.save({"epoch": 3}, path)
+    elif name == "other.pt":  # not one tensor of the network's
+        torch.save({"conv.weight": torch.zeros(3, 3)}, path)
+    else:
+        torch.save({"state_dict": {"w": torch.zeros(1)}, "more": Trap(trap)}, path)
+    with pytest.raises(HnsegError, match=name) as refusal:
+        fill(network(), path)
+    assert "\n" not in str(refusal.value)
+    assert not trap.exists()
 
 
 def test_a_training_begins_with_them_once_and_records_them(tmp_path: Path, capsys) -> None:

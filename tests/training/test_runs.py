@@ -22,10 +22,15 @@ def config(fold: int | str = 0, arm: str = "fine_resenc", **settings: Any) -> di
     return fixed | settings
 
 
-def begin(path: Path, epoch: int = 0, best: float | None = None, **settings: Any) -> RunFolder:
+SPLIT = Split((("A-1",), ("A-2",)))
+
+
+def begin(
+    path: Path, epoch: int = 0, best: float | None = None, split: Split = SPLIT, **settings: Any
+) -> RunFolder:
     """A run that stopped after an epoch."""
     folder = RunFolder(path)
-    folder.begin(config(**settings))
+    folder.begin(config(**settings), split)
     if epoch:
         folder.progress.write_text(json.dumps({"epoch": epoch, "epochs": 10, "seconds": EPOCH, "best": best}))
     return folder
@@ -62,7 +67,7 @@ def test_an_error_leaves_a_failed_run_until_it_is_taken_up_again(tmp_path: Path)
         raise RuntimeError("out of memory")
     assert only(tmp_path).state == "failed"
     assert "RuntimeError: out of memory" in folder.failure.read_text()
-    folder.begin(config())
+    folder.begin(config(), SPLIT)
     assert only(tmp_path).state == "stopped"
 
 
@@ -116,10 +121,9 @@ def test_arms_are_compared_on_the_folds_they_share(tmp_path: Path) -> None:
 
 
 def test_compare_warns_where_other_cases_were_held_out(tmp_path: Path) -> None:
-    one, other = Split((("A-1",), ("A-2",))), Split((("A-2",), ("A-1",)))
-    for name, fold, split in (("a", 0, one), ("b", 0, one), ("c", 1, one), ("d", 0, other)):
-        finish(tmp_path / name, {"val/dice": 0.7}, fold=fold)
-        split.write(tmp_path / name / "split.json")
+    other = Split((("A-2",), ("A-1",)))
+    for name, fold, split in (("a", 0, SPLIT), ("b", 0, SPLIT), ("c", 1, SPLIT), ("d", 0, other)):
+        finish(tmp_path / name, {"val/dice": 0.7}, fold=fold, split=split)
     done = {name: hnseg("compare", "a", name, cwd=tmp_path) for name in "bcd"}
     assert [len(one.stderr.splitlines()) for one in done.values()] == [0, 1, 1]
     assert "of other cases" in done["c"].stderr

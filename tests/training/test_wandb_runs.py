@@ -53,8 +53,8 @@ def test_a_run_says_what_it_is_and_not_where(tmp_path, log, no_network, monkeypa
         assert secret not in found.text
 
 
-def test_what_belongs_to_one_step_is_one_row(tmp_path, job):
-    with loggers(tmp_path, job(kind="wandb"), {}) as (_, logger):
+def test_what_belongs_to_one_step_is_one_row(tmp_path, begin, job):
+    with loggers(begin(tmp_path), job(kind="wandb"), {}) as (_, logger):
         logger.log_metrics({"val/dice": 0.5}, 23)
         logger.log_metrics({"train/loss": 0.25}, 23)
         logger.log_metrics({"lr": 0.1}, 24)
@@ -178,8 +178,8 @@ def test_a_run_that_an_agent_began_is_taken_up_by_hand(tmp_path, log, monkeypatc
     assert [row["_step"] for row in found.history] == [0, 1]
 
 
-def test_a_run_that_fails_is_closed_as_failed(tmp_path, job):
-    with pytest.raises(RuntimeError, match="lost"), loggers(tmp_path, job(kind="wandb"), {}):
+def test_a_run_that_fails_is_closed_as_failed(tmp_path, begin, job):
+    with pytest.raises(RuntimeError, match="lost"), loggers(begin(tmp_path), job(kind="wandb"), {}):
         raise RuntimeError("lost")
     assert wandb.run is None
     (found,) = offline_runs(tmp_path)
