@@ -301,14 +301,19 @@ def compare_runs(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str
         pairs = [(of_a[fold], of_b[fold]) for fold in of_a if fold in of_b]
     if not pairs:
         raise HnsegError(f"{a} and {b} have no fold in common; compare single runs (fold_K)")
-    differing = differing_keys(*(_settings(run.path) for run in pairs[0]))
-    differing = {key: pair for key, pair in differing.items() if not key.startswith(MACHINE)}
+    ours, theirs = (_settings(run.path) for run in pairs[0])
+    differing = {
+        key: pair for key, pair in differing_keys(ours, theirs).items() if not key.startswith(MACHINE)
+    }
     finished = [pair for pair in pairs if all(run.state == "finished" for run in pair)]
     scores = [[RunFolder(run.path).scores() for run in pair] for pair in finished]
     means = {}
     for key in scores[0][0] if scores else ():
         if all(key in scored for pair in scores for scored in pair):
-            means[key] = (fmean(ours[key] for ours, _ in scores), fmean(theirs[key] for _, theirs in scores))
+            means[key] = (
+                fmean(first[key] for first, _ in scores),
+                fmean(second[key] for _, second in scores),
+            )
     return differing, means, len(finished)
 
 
