@@ -25,10 +25,14 @@ from hnseg.training.runs import RunFolder
 
 
 class RunProgress(L.Callback):
-    """A bar over all steps of a run; where there is no terminal, a line about every tenth of it."""
+    """Shows how far a run is, on the terminal and in progress.json for `hnseg runs`.
 
-    def __init__(self, title: str) -> None:
-        self.title = title
+    A terminal has a bar over all steps; elsewhere, a line is printed about every tenth of the run. The file
+    holds `epoch`, `epochs`, `seconds` an epoch, validation included, and `best`: val/dice of best.ckpt.
+    """
+
+    def __init__(self, title: str, folder: RunFolder) -> None:
+        self.title, self.folder = title, folder
         self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -43,6 +47,8 @@ class RunProgress(L.Callback):
         self.task = self.progress.add_task(title, scores="")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # A resumed run has its first epochs behind it.
+        self.started, self.done = time.monotonic(), trainer.current_epoch
         total = int(trainer.estimated_stepping_batches)
         self.progress.update(self.task, total=total, completed=trainer.global_step)
         self.progress.start()
@@ -51,7 +57,7 @@ class RunProgress(L.Callback):
         self.progress.update(self.task, completed=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
+        epoch, epochs, best = trainer.current_epoch + 1, trainer.max_epochs or 1, self.folder.best
         scores = f"epoch {epoch}/{epochs}"
         for name in ("train/loss", "val/dice"):
             if name in trainer.callback_metrics:
@@ -59,6 +65,13 @@ class RunProgress(L.Callback):
         self.progress.update(self.task, scores=scores)
         if not self.console.is_terminal and (epoch % max(1, epochs // 10) == 0 or epoch == epochs):
             self.console.print(f"{self.title}: {scores}", highlight=False)
+        state = {
+            "epoch": epoch,
+            "epochs": epochs,
+            "seconds": (time.monotonic() - self.started) / (epoch - self.done),
+            "best": validation_scores(best)["val/dice"] if best.exists() else None,
+        }
+        write_json(state, self.folder.progress)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.progress.stop()
@@ -66,31 +79,7 @@ class RunProgress(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        self.progress.stop()
-
-
-class ProgressFile(L.Callback):
-    """Writes after every epoch how far a run is, for `hnseg runs`.
-
-    It holds `epoch`, `epochs`, `seconds` an epoch, validation included, and `best`: val/dice of best.ckpt.
-    """
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # A resumed run has its first epochs behind it.
-        self.started, self.done = time.monotonic(), trainer.current_epoch
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        epoch, best = trainer.current_epoch + 1, self.folder.best
-        state = {
-            "epoch": epoch,
-            "epochs": trainer.max_epochs,
-            "seconds": (time.monotonic() - self.started) / (epoch - self.done),
-            "best": validation_scores(best)["val/dice"] if best.exists() else None,
-        }
-        write_json(state, self.folder.progress)
+        self.progress.stop()  # gives the terminal back before the error is shown
 
 
 class Throughput(L.Callback):

@@ -37,7 +37,6 @@ from hnseg.processes import follow, silence_libraries
 from hnseg.training.callbacks import (
     GateWeights,
     NonFiniteGuard,
-    ProgressFile,
     RunProgress,
     SigtermStop,
     Throughput,
@@ -65,15 +64,13 @@ def train(
 ) -> dict[str, float]:
     """Trains a network on the cases of one fold, from the run's last checkpoint where there is one.
 
-    Every process of the training runs this function.
-
     Args:
         job: The configuration.
         record: What config.json holds of it.
         folder: The run's, locked by rank 0.
         title: Names the run in what is printed.
         fold: The cases.
-        processes: Those that train together.
+        processes: Those that train together, each of which runs this function.
 
     Returns:
         The validation scores of best.ckpt.
@@ -105,6 +102,7 @@ def train(
         torch.manual_seed(job.seed + processes.rank)  # of what devices draw by themselves
     callbacks = make_callbacks(job, datamodule, folder, title, processes)
     provenance = {key: card[key] for key in ("split", "fingerprint", "data")}
+    provenance["init_from"] = record["init_from"] and record["init_from"]["sha256"]
     with loggers(folder, job, provenance, step_of(resume), processes.rank) as log:
         trainer = L.Trainer(
             **trainer_options(job, device, precision, processes),
@@ -282,11 +280,10 @@ def make_callbacks(
     pictures = [Pictures(folder.path, spec.channel_names, job.logger.pictures_every)] if paints else []
     return [
         *shared,
-        RunProgress(title),
+        RunProgress(title, folder),
         Throughput(),
         GateWeights(spec.channel_keys),
         *pictures,
-        ProgressFile(folder),
     ]
 
 

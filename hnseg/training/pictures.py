@@ -39,11 +39,6 @@ def discard_pictures(folder: Path, step: int) -> None:
             path.unlink()
 
 
-def picture_key(case_id: str) -> str:
-    """What a logger calls the pictures of a case."""
-    return f"pictures/{case_id}"
-
-
 class Pictures(L.Callback):
     """Paints a few validation cases in ROIs placed by the truth, and shows them to the loggers.
 
@@ -76,7 +71,7 @@ class Pictures(L.Callback):
         if dataloader_idx or batch_idx % apart or epochs % self.every >= interval:
             return
         case_id, step = batch["case_id"][0], max(trainer.global_step - 1, 0)
-        path, key = picture_path(self.folder, case_id, step), picture_key(case_id)
+        path, key = picture_path(self.folder, case_id, step), f"pictures/{case_id}"
         figure = self._paint(batch["image"][0], batch["label"][0], outputs[0], pl_module.spacing)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", facecolor="black")

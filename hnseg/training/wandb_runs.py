@@ -17,7 +17,7 @@ from wandb.proto import wandb_internal_pb2
 
 from hnseg.config import LoggerSettings
 from hnseg.errors import HnsegError
-from hnseg.training.pictures import picture_key, pictures
+from hnseg.training.pictures import pictures
 
 _BLOCK = 2**15  # bytes
 
@@ -70,7 +70,7 @@ def _past(rows: Sequence[Mapping[str, str]], painted: Path | None) -> list[tuple
     for row in rows:
         steps[int(row["step"])] |= {key: float(value) for key, value in row.items() if key != "step"}
     for step, case_id, path in pictures(painted) if painted else ():
-        steps[step][picture_key(case_id)] = wandb.Image(str(path))
+        steps[step][f"pictures/{case_id}"] = wandb.Image(str(path))
     return sorted(steps.items())
 
 

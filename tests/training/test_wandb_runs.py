@@ -166,18 +166,6 @@ def test_a_run_that_an_agent_takes_up_stays_the_same_run(tmp_path, log, monkeypa
     assert second.run.sweep_id == "sweep1"
 
 
-def test_a_run_that_an_agent_began_is_taken_up_by_hand(tmp_path, log, monkeypatch, new_process):
-    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
-    monkeypatch.setenv("WANDB_RUN_ID", "agent5run")
-    log(tmp_path, {0: {"train/loss": 1.0}}, kind="wandb")
-    monkeypatch.delenv("WANDB_SWEEP_ID")
-    wandb.teardown()
-    log(tmp_path, {1: {"train/loss": 0.5}}, resume=1, kind="wandb")
-    (found,) = offline_runs(tmp_path)
-    assert found.run.run_id == "agent5run"
-    assert [row["_step"] for row in found.history] == [0, 1]
-
-
 def test_a_run_that_fails_is_closed_as_failed(tmp_path, begin, job):
     with pytest.raises(RuntimeError, match="lost"), loggers(begin(tmp_path), job(kind="wandb"), {}):
         raise RuntimeError("lost")
