@@ -58,7 +58,7 @@ def ablation(
     if report and find_spec("ipyniivue"):
         from hnseg.evaluation.report.page import write_report
 
-        write_report(out, out / "report.html")
+        write_report(out)
     elif report:
         print(f"no report: pip install -e '.[report]', then hnseg report {out}")
     if logger == "wandb":

@@ -18,10 +18,7 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(metavar="PRED_DIR", help="CASE.nii.gz on the same grids.")],
     json_file: Json = None,
     overlays: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Draw a picture of each case into this folder.")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(metavar="ROOT", help="The CT and PET to draw on; default: GT_DIR.")
+        Path | None, typer.Option(metavar="DIR", help="Draw each case there, on the CT and PET of GT_DIR.")
     ] = None,
     empty: Annotated[
         Literal["one", "zero", "skip"], typer.Option(help="GTVp DSC where both masks lack it.")
@@ -35,13 +32,15 @@ def evaluate(
     ] = 0.3,
 ) -> None:
     """Score predicted masks with the official metrics."""
-    from hnseg.evaluation.figures import cases_to_draw, overlay
+    from hnseg.evaluation.figures import overlay
+    from hnseg.evaluation.score import Options, find_masks
     from hnseg.evaluation.score import evaluate as score
-    from hnseg.evaluation.score import find_masks, print_scores
+    from hnseg.evaluation.tables import print_scores
+    from hnseg.imaging.case import read_cases
 
-    cases = cases_to_draw(truth, images) if overlays else []  # before the long work
+    cases = [case for case in read_cases(truth) if case.label] if overlays else []  # before the long work
     choices: Any = {"empty": empty, "matching": matching, "connectivity": int(connectivity)}
-    cohort = score(truth, predictions, threshold=threshold, **choices)
+    cohort = score(truth, predictions, Options(threshold=threshold, **choices))
     print_scores(cohort)
     if json_file:
         write_json(cohort.to_json(), json_file)
@@ -69,22 +68,9 @@ def report(
     truth: Annotated[
         Path | None, typer.Option(metavar="ROOT", help="The cohort; default: the one the ablation names.")
     ] = None,
-    images: Annotated[
-        Path | None, typer.Option(metavar="ROOT", help="The CT and PET to draw on; default: the cohort's.")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: OUT/report.html.")] = None,
-    arm: Annotated[
-        str | None, typer.Option(help="The arm whose cases are drawn; default: the first.")
-    ] = None,
-    viewer_mb: Annotated[
-        float, typer.Option(min=0, help="Room for the viewer's volumes; further cases have pictures alone.")
-    ] = 100,
 ) -> None:
     """Write one HTML file with scores, plots and every case's pictures, to open without a network."""
     from hnseg.evaluation.report.page import write_report
 
-    html = html or out / "report.html"
-    gallery = write_report(out, html, truth=truth, images=images, arm=arm, viewer_mb=viewer_mb)
-    print(f"{html}: {len(gallery.cases)} cases, {html.stat().st_size / 1e6:.1f} MB")
-    if gallery.without_viewer:
-        print(f"{gallery.without_viewer} of them without the viewer, see --viewer-mb")
+    drawn, html = write_report(out, truth), out / "report.html"
+    print(f"{html}: {len(drawn)} cases, {html.stat().st_size / 1e6:.1f} MB")

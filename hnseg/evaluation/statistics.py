@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,8 +130,7 @@ def ratio(sums: Array) -> Array:
 _ROUNDING = 1e-10  # differences of two permutations closer than this are equal
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """The difference of an arm to the baseline, with its interval, and the p-value that there is none."""
 
     difference: Interval

@@ -22,12 +22,12 @@ from rich.progress import track
 
 from hnseg.card import Decision
 from hnseg.errors import HnsegError, few
-from hnseg.evaluation.score import crop_to_labels, find_masks, read_masks
+from hnseg.evaluation.score import crop_to_labels, find_masks
 from hnseg.evaluation.statistics import ratio
 from hnseg.files import print_table, table_console
 from hnseg.imaging.case import Case, read_cases
 from hnseg.imaging.checks import SUV_LIMIT, SUV_REMEDY
-from hnseg.imaging.images import to_array
+from hnseg.imaging.images import read_label, read_mask, to_array
 from hnseg.imaging.masks import voxel_ml
 from hnseg.imaging.suv import read_pet
 from hnseg.inference.decision import read_decision
@@ -166,7 +166,8 @@ def read_components(case: Case, prediction: Path) -> CaseComponents:
         HnsegError: Files that cannot be read, masks on two grids, or a PET that is not in SUV.
     """
     assert case.label is not None
-    predicted, true = read_masks(prediction, case.label)
+    true = read_label(case.label)
+    predicted = read_mask(prediction, true)
     pet = read_pet(case)
     peaks = [suv_peak(part, pet) for _, part in components(predicted, GTVN)]
     if excess := [peak for peak in peaks if peak is not None and peak > SUV_LIMIT]:

@@ -85,25 +85,13 @@ def test_evaluate_scores_a_perfect_prediction(tmp_path):
     assert (official["tp"], official["fp"], official["fn"]) == (2, 0, 0)
 
 
-def test_evaluate_without_the_images_to_draw_on(tmp_path):
-    for folder in ("truth", "predictions"):
-        (tmp_path / folder).mkdir()
-        sitk.WriteImage(label_image(), str(tmp_path / folder / "A-1.nii.gz"))
-    write_case(tmp_path / "data", "other")
-    masks = (tmp_path / "truth", tmp_path / "predictions")
-    draw = ("--overlays", tmp_path / "png", "--images", tmp_path / "data")
-    assert "no CT and PET of A-1" in refused(hnseg("evaluate", *masks, *draw))
-    assert "--images" in refused(hnseg("evaluate", *masks, "--overlays", tmp_path / "png"))
-
-
 def test_evaluate_draws_each_case(tmp_path):
     folder = write_case(tmp_path / "data", "A-1")
-    (tmp_path / "predictions").mkdir()
-    (folder / "A-1.nii.gz").rename(tmp_path / "predictions" / "A-1.nii.gz")
-    masks = (tmp_path / "predictions", tmp_path / "predictions")
-    draw = ("--overlays", tmp_path / "png", "--images", tmp_path / "data")
-    assert hnseg("evaluate", *masks, *draw).returncode == 0
+    options = ("--overlays", tmp_path / "png")
+    assert hnseg("evaluate", tmp_path / "data", tmp_path / "data", *options).returncode == 0
     assert (tmp_path / "png" / "A-1.png").read_bytes().startswith(b"\x89PNG")
+    (folder / "A-1__PT.nii.gz").unlink()
+    assert "A-1__PT.nii.gz" in refused(hnseg("evaluate", tmp_path / "data", tmp_path / "data", *options))
 
 
 def test_phantom_makes_a_cohort_that_the_audit_accepts(tmp_path):

@@ -58,7 +58,7 @@ def test_narrower_intervals_and_halved_p_values_are_noticed(benchmark, monkeypat
         benchmark,
         "compare",
         lambda *a, **k: {
-            s: replace(c, difference=narrower(c.difference), p=c.p / 2) for s, c in theirs(*a, **k).items()
+            s: c._replace(difference=narrower(c.difference), p=c.p / 2) for s, c in theirs(*a, **k).items()
         },
     )
     assert holds(shares(benchmark)) == [False, False, False]

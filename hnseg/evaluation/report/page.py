@@ -2,48 +2,83 @@
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import SimpleITK as sitk
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from jinja2.environment import TemplateStream
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.progress import track
 
 from hnseg import __version__
 from hnseg.errors import HnsegError
-from hnseg.evaluation.figures import Scan, cases_to_draw, load_scan
-from hnseg.evaluation.report import tables
-from hnseg.evaluation.report.cases import (
-    Arm,
-    Calibration,
-    CaseRow,
-    best_overlaps,
-    find_arms,
-    find_lesions,
-    lesion_box,
-    read_arm,
-)
+from hnseg.evaluation.figures import Scan, find_lesions
 from hnseg.evaluation.report.pictures import (
+    Calibration,
     Picture,
     agreement,
+    best_overlaps,
     lesion_picture,
     maximum_projection,
     reliability,
     sizes,
 )
-from hnseg.evaluation.report.viewer import niivue_licence, niivue_module, viewer_grid, viewer_volumes
-from hnseg.evaluation.score import find_masks
-from hnseg.files import read_table, replacing, require_writable
-from hnseg.imaging.case import Case
+from hnseg.evaluation.report.viewer import niivue_licence, niivue_module, viewer_volumes
+from hnseg.evaluation.score import MM3_PER_ML, CaseScore, CohortScore, evaluate, find_masks
+from hnseg.evaluation.tables import ABLATION, FOOTNOTE, Table, ablation_rows, make_tables
+from hnseg.files import replacing, require_writable
+from hnseg.imaging.case import Case, mask_file, read_cases
+from hnseg.imaging.images import read_image, to_array
 from hnseg.imaging.slices import COLOURS
+from hnseg.inference.records import read_records
 from hnseg.metrics.official import CLASSES
 
+TEMPLATES = Path(__file__).parent / "templates"
 MOST_PICTURES = 20  # of a case: a mask of dust would fill the page
-CHARACTERS_PER_MB = 1e6
+VIEWER_CHARACTERS = 100_000_000  # of all volumes: browsers open no page of gigabytes
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """A case as a table shows it.
+
+    Attributes:
+        score: Its scores.
+        review_reason: Why a reader should review it first, '' for none.
+        agreement: Share of members that agree, 0 to 1, of the lesion where it is least; None if unknown.
+    """
+
+    score: CaseScore
+    review_reason: str
+    agreement: float | None
+
+    @property
+    def dice(self) -> float:
+        """Mean of the Dice of the classes that either side holds; 1 where neither holds any."""
+        both = (self.score.counts.gtvp.dice, self.score.counts.gtvn.dice)
+        known = [dice for dice in both if dice is not None]
+        return sum(known) / len(known) if known else 1.0
+
+    @property
+    def cells(self) -> list[str]:
+        """Dice, volumes and HD95 by class, nodes found, false and missed, and the rest, as text."""
+        cells = []
+        for name, overlap in self.score.counts.overlaps.items():
+            distance = self.score.distances[name]
+            cells += [
+                _number(overlap.dice, 3),
+                _number(overlap.truth / MM3_PER_ML, 2),
+                _number(overlap.prediction / MM3_PER_ML, 2),
+                _number(distance and distance.hd95, 1),
+            ]
+        counts = map(str, self.score.counts.lesions)
+        return [*cells, *counts, _number(self.agreement, 2), self.review_reason]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +88,7 @@ class DrawnCase:
     Attributes:
         row: Its scores.
         projection: PET from the front.
-        lesions: A picture a lesion, the largest first.
+        lesions: A picture a lesion, the largest of each class first.
         undrawn: How many smaller lesions have none.
         volumes: What the viewer loads, as JSON of base64; None where the page has no room for it.
     """
@@ -65,122 +100,48 @@ class DrawnCase:
     volumes: str | None
 
 
-@dataclass
-class Gallery:
-    """The drawn cases of one arm, and what the page sums up over them.
-
-    Attributes:
-        room: Characters left for the viewer's volumes.
-        cases: Those drawn so far.
-        nodes: (ml, best IoU) of every ground-truth node.
-        calibrations: By class, of the probability maps.
-    """
-
-    room: float
-    cases: list[DrawnCase] = field(default_factory=list)
-    nodes: list[tuple[float, float]] = field(default_factory=list)
-    calibrations: dict[str, Calibration] = field(
-        default_factory=lambda: {name: Calibration() for name in CLASSES}
-    )
-
-    @property
-    def without_viewer(self) -> int:
-        """Cases whose volumes found no room."""
-        return sum(case.volumes is None for case in self.cases)
-
-    def add(self, row: CaseRow, case: Case, mask: Path) -> None:
-        """Draw a case.
-
-        Raises:
-            HnsegError: A file that cannot be read, or a mask that is not on the CT's grid.
-        """
-        scan = load_scan(case, mask)
-        findings, focus = find_lesions(scan), scan.focus()
-        start, size = lesion_box(scan, focus)
-        view = scan.crop(start, size, focus)
-        pictures = [lesion_picture(view, start, finding) for finding in findings[:MOST_PICTURES]]
-        volumes = self._volumes(scan, sitk.RegionOfInterest(scan.ct, size, start))
-        undrawn = len(findings) - len(pictures)
-        self.cases.append(DrawnCase(row, maximum_projection(scan), pictures, undrawn, volumes))
-        self.nodes += best_overlaps(scan)
-        if case.label is not None:
-            for name, calibration in self.calibrations.items():
-                calibration.add_maps(mask.parent / "maps" / case.case_id, name, case.label)
-
-    def _volumes(self, scan: Scan, part: sitk.Image) -> str | None:
-        """The viewer's volumes until the first that do not fit."""
-        if self.room <= 0:
-            return None
-        volumes = json.dumps(viewer_volumes(scan, viewer_grid(part)))
-        self.room -= len(volumes)
-        return volumes if self.room >= 0 else None
-
-
-def write_report(
-    out: Path,
-    html: Path,
-    *,
-    truth: Path | None = None,
-    images: Path | None = None,
-    arm: str | None = None,
-    viewer_mb: float = 100.0,
-) -> Gallery:
-    """Score the masks of a folder and write the page.
+def write_report(out: Path, truth: Path | None = None) -> list[DrawnCase]:
+    """Score the masks of a folder and write OUT/report.html, whole or not at all.
 
     Args:
-        out: What infer.py left, or a folder of arms with their ablation.json.
-        html: The file, written whole or not at all.
-        truth: The cohort; by default the one that the ablation names.
-        images: CT and PET; by default the cohort's.
-        arm: The arm whose cases are drawn; by default the first. The tables hold all.
-        viewer_mb: Room for the viewer's volumes, MB; further cases have still pictures alone.
+        out: What infer.py left, or a folder of arms with their ablation.json. The first arm's cases are
+            drawn, the tables hold all.
+        truth: The cohort, with CT and PET; by default the one that the ablation names.
 
     Returns:
-        What was drawn.
+        The cases that were drawn.
 
     Raises:
-        HnsegError: An unknown arm, CT or PET missing, or a file that cannot be written.
+        HnsegError: No cohort, or CT or PET missing.
     """
     # Whatever can be refused is refused before the long work.
-    module = niivue_module()
-    folders, cohort = find_arms(out, truth)
+    module, html = niivue_module(), out / "report.html"
+    folders, truth = _find_arms(out, truth)
     require_writable(html)
-    arm = arm or next(iter(folders))
-    if arm not in folders:
-        raise HnsegError(f"--arm {arm}: no such arm; choose from {', '.join(folders)}")
-    _, stored = read_table(out / "ablation.csv", "write it anew with hnseg ablation", ("arm",))
-    cases = {case.case_id: case for case in cases_to_draw(cohort, images)}
-    arms = {name: read_arm(name, folder, cohort) for name, folder in folders.items()}
-    gallery = _draw(arms[arm], cases, viewer_mb * CHARACTERS_PER_MB)
-    page = _render(out.resolve().name, list(arms.values()), arms[arm], stored, gallery, module)
-    with replacing(html) as temporary:
-        page.dump(str(temporary), encoding="utf-8")
-    return gallery
-
-
-def _render(
-    title: str, arms: list[Arm], drawn: Arm, stored: list[dict[str, str]], gallery: Gallery, module: str
-) -> TemplateStream:
+    cases = {case.case_id: case for case in read_cases(truth)}
+    arms = {name: evaluate(truth, folder) for name, folder in folders.items()}
+    rows = {name: sort_cases(arms[name], folder) for name, folder in folders.items()}
+    first, folder = next(iter(folders.items()))
+    drawn, plots = draw_cases(rows[first], cases, folder)
     environment = Environment(
-        loader=PackageLoader("hnseg.evaluation.report"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,  # names of cases, centres and files come from outside
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    styles, *scripts = (_source(environment, name) for name in ("page.css", "tables.js", "viewer.js"))
-    return environment.get_template("page.html").stream(
-        title=title,
+    sources = ((TEMPLATES / name).read_text() for name in ("page.css", "tables.js", "viewer.js"))
+    styles, *scripts = sources
+    page = environment.get_template("page.html").stream(
+        title=out.resolve().name,
         version=__version__,
-        arm=drawn.name,
-        tables=[
-            tables.score_table(arms),
-            *([tables.stored_table(stored)] if stored else []),
-            tables.center_table(arms),
-            tables.case_table(arms, drawn),
-        ],
-        plots=list(_plots(drawn, gallery)),
-        gallery=gallery,
+        arm=first,
+        tables=[*make_tables(ablation_rows(arms)), case_table(rows)],
+        footnote=FOOTNOTE,
+        plots=[plot for name in CLASSES if (plot := agreement(name, arms[first].cases))] + plots,
+        cases=drawn,
+        links={case.row.score.case_id: f"case-{number}" for number, case in enumerate(drawn, start=1)},
+        without_viewer=sum(case.volumes is None for case in drawn),
         module=module,
         licence=niivue_licence(),
         colours=dict(zip(("truth", "prediction"), zip(*COLOURS.values(), strict=True), strict=True)),
@@ -188,29 +149,70 @@ def _render(
         scripts=scripts,
         policy=_policy(scripts),
     )
+    with replacing(html) as temporary:
+        page.dump(str(temporary), encoding="utf-8")
+    return drawn
 
 
-def _draw(arm: Arm, cases: Mapping[str, Case], room: float) -> Gallery:
-    masks, gallery = find_masks(arm.folder), Gallery(room)
-    for row in track(arm.rows, "drawing", console=Console(stderr=True)):
-        gallery.add(row, cases[row.score.case_id], masks[row.score.case_id])
-    return gallery
+def draw_cases(
+    rows: Sequence[CaseRow], cases: Mapping[str, Case], folder: Path
+) -> tuple[list[DrawnCase], list[Picture]]:
+    """The cases of an arm in their order, and plots of its nodes' sizes and its maps' calibration."""
+    masks, room = find_masks(folder), VIEWER_CHARACTERS
+    drawn: list[DrawnCase] = []
+    nodes: list[tuple[float, float]] = []
+    calibrations = {name: Calibration() for name in CLASSES}
+    for row in track(rows, "drawing", console=Console(stderr=True)):
+        case_id = row.score.case_id
+        scan = Scan.read(cases[case_id], masks[case_id])
+        volumes = json.dumps(viewer_volumes(scan)) if room > 0 else ""
+        room -= len(volumes)
+        findings = find_lesions(scan)
+        pictures = [lesion_picture(scan, finding) for finding in findings[:MOST_PICTURES]]
+        undrawn, shown = len(findings) - len(pictures), volumes if room > 0 else None
+        drawn.append(DrawnCase(row, maximum_projection(scan), pictures, undrawn, shown))
+        nodes += best_overlaps(scan)
+        for name, calibration in calibrations.items():
+            path = mask_file(folder / "maps" / case_id, f"probability_{name}")
+            if path.is_file():
+                probability = sitk.DICOMOrient(read_image(path), "LPS")
+                calibration.add(to_array(probability), to_array(scan.truth) == CLASSES[name])
+    plots = [sizes(nodes), *(reliability(name, calibration) for name, calibration in calibrations.items())]
+    return drawn, [plot for plot in plots if plot]
 
 
-def _plots(arm: Arm, gallery: Gallery) -> Iterator[Picture]:
-    for name in CLASSES:
-        if plot := agreement(name, arm.cohort.cases):
-            yield plot
-    if plot := sizes(gallery.nodes, arm.cohort.options.threshold):
-        yield plot
-    for name, calibration in gallery.calibrations.items():
-        if calibration.voxels.any():
-            yield reliability(name, calibration)
+def _find_arms(out: Path, truth: Path | None) -> tuple[dict[str, Path], Path]:
+    """Each arm's folder by name, in the ablation's order, and the cohort."""
+    table = out / ABLATION
+    if table.exists():
+        content = json.loads(table.read_text(encoding="utf-8"))
+        return {name: out / name for name in content["arms"]}, truth or Path(content["data"])
+    if truth is None:
+        raise HnsegError(f"{out}: has no {ABLATION} to name the cohort; add --truth ROOT")
+    return {out.resolve().name: out}, truth
 
 
-def _source(environment: Environment, name: str) -> str:
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]
+def sort_cases(cohort: CohortScore, folder: Path) -> list[CaseRow]:
+    """The cases with what their records say: those to review first, each group from the worst Dice on."""
+    records, rows = read_records(folder), []
+    for score in cohort.cases:
+        record = records.get(score.case_id)
+        lesions = record.lesions if record else []
+        agreements = [lesion.agreement for lesion in lesions if lesion.agreement is not None]
+        reasons = "; ".join(record.review_reasons) if record else ""
+        rows.append(CaseRow(score, reasons, min(agreements, default=None)))
+    return sorted(rows, key=lambda row: (not row.review_reason, row.dice, row.score.case_id))
+
+
+def case_table(arms: Mapping[str, Sequence[CaseRow]]) -> Table:
+    """Every case of every arm."""
+    measures = "Dice", "true ml", "predicted ml", "HD95 mm"
+    headings = ["Case", "Arm", "Centre", *(f"{name} {measure}" for name in CLASSES for measure in measures)]
+    headings += ["GTVn found", "false", "missed", "Least agreement", "Review reason"]
+    rows = [
+        [row.score.case_id, name, row.score.center, *row.cells] for name, arm in arms.items() for row in arm
+    ]
+    return Table("Cases: those to review first, then from the worst Dice on", headings, rows)
 
 
 def _policy(scripts: list[str]) -> str:

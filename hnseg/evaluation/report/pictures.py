@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,25 +13,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hnseg.data.resample import NO_SUV, label_to_grid, to_grid
-from hnseg.evaluation.figures import Scan
-from hnseg.evaluation.report.cases import Calibration, LesionFinding
-from hnseg.evaluation.score import MM3_PER_ML, CaseScore
+from hnseg.evaluation.figures import LesionFinding, Scan
+from hnseg.evaluation.score import MM3_PER_ML, CaseScore, Options
 from hnseg.imaging.grid import Grid, bounds
-from hnseg.imaging.slices import (
-    COLOURS,
-    Index,
-    Kind,
-    Plane,
-    View,
-    draw_slice,
-    legend_lines,
-    planes,
-    suv_scale,
-)
-from hnseg.metrics.official import CLASSES
+from hnseg.imaging.masks import voxel_ml
+from hnseg.imaging.slices import COLOURS, Kind, draw_slice, legend_lines, planes, suv_scale
+from hnseg.metrics.lesions import overlapping_lesions
+from hnseg.metrics.official import CLASSES, GTVN
 
 WIDTH = 10.0  # inches
 DPI = 80
+LESION_MM = 140.0  # edge of the part of a slice around a lesion
 MIP_MM = 3.0  # PET does not resolve less
 MIP_SUV = 10.0  # black in the projection
 KINDS: tuple[tuple[Kind, str], ...] = (("ct", "CT"), ("pet", "PET"), ("fused", "CT and PET"))
@@ -46,19 +38,28 @@ class Picture:
     caption: str
 
 
-def lesion_picture(view: View, start: Index, finding: LesionFinding) -> Picture:
-    """CT, PET and both, axial through a finding.
-
-    Args:
-        view: Around all lesions.
-        start: Index (x, y, z) of its first voxel in the scan.
-        finding: The lesion.
-    """
-    x, y, z = np.subtract(finding.voxel, start).tolist()
-    axial = next(planes(replace(view, focus=(x, y, z), focus_mm=finding.position)))
-    title = f"{finding.name}, {_volumes(finding)}"
+def lesion_picture(scan: Scan, finding: LesionFinding) -> Picture:
+    """CT, PET and both, axial through a finding."""
+    view = scan.view(finding.voxel, LESION_MM)
+    axial, suv = next(planes(view)), suv_scale(view.pet)
+    rows, columns = view.ct[axial.index].shape
+    ratio = rows * axial.edge[1] / (columns * axial.edge[0])
+    figure = Figure(figsize=(WIDTH, WIDTH / 3 * ratio + 0.8), facecolor="black", layout="constrained")
+    for axes, (kind, title) in zip(figure.subplots(1, 3), KINDS, strict=True):
+        draw_slice(axes, view, axial, kind, suv)
+        scale = "" if kind == "ct" else f", SUV 0 to {suv.vmax:.1f}"
+        axes.set_title(f"{title}{scale}", color="white", fontsize=9)
+    style = {"ncols": 4, "frameon": False, "labelcolor": "white", "fontsize": 8}
+    figure.legend(handles=legend_lines(with_truth=True), loc="outside lower center", **style)
+    if not finding.predicted_ml:
+        volumes = f"missed: true {finding.truth_ml:.2f} ml"
+    elif not finding.truth_ml:
+        volumes = f"false: predicted {finding.predicted_ml:.2f} ml"
+    else:
+        volumes = f"true {finding.truth_ml:.2f} ml, predicted {finding.predicted_ml:.2f} ml"
+    title = f"{finding.name}, {volumes}"
     alt = f"{axial.title} through {title}: CT, PET and both, with contours"
-    return Picture(_draw_slices(view, axial), alt, f"{title}. {axial.title}")
+    return Picture(_jpeg(figure), alt, f"{title}. {axial.title}")
 
 
 def maximum_projection(scan: Scan) -> Picture:
@@ -72,7 +73,7 @@ def maximum_projection(scan: Scan) -> Picture:
     axes = figure.subplots()
     axes.imshow(suv, cmap="gray_r", vmin=0, vmax=MIP_SUV, origin="lower", extent=(0, width, 0, height))
     for mask, style in ((scan.truth, "solid"), (scan.prediction, "dashed")):
-        labels = np.zeros(grid.shape, np.uint8) if mask is None else label_to_grid(mask, grid)
+        labels = label_to_grid(mask, grid)
         for name, label in CLASSES.items():
             seen = (labels == label).any(axis=1)
             if seen.any() and not seen.all():
@@ -81,42 +82,16 @@ def maximum_projection(scan: Scan) -> Picture:
                 axes.contour(x, z, seen, [0.5], colors=COLOURS[name][0], linestyles=style, linewidths=1.2)
     axes.set_axis_off()
     caption = f"PET maximum-intensity projection from the front; black is SUV {MIP_SUV:g} and more"
-    return Picture(jpeg(figure), f"{caption}, with the contours of the masks", caption)
+    return Picture(_jpeg(figure), f"{caption}, with the contours of the masks", caption)
 
 
-def jpeg(figure: Figure) -> str:
+def _jpeg(figure: Figure) -> str:
     """A drawn figure as a JPEG data URI."""
     FigureCanvasAgg(figure)
     file = io.BytesIO()
     quality = {"quality": 80, "optimize": True}
     figure.savefig(file, format="jpeg", dpi=DPI, facecolor=figure.get_facecolor(), pil_kwargs=quality)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _draw_slices(view: View, plane: Plane) -> str:
-    rows, columns = view.ct[plane.index].shape
-    ratio = rows * plane.edge[1] / (columns * plane.edge[0])
-    figure = Figure(figsize=(WIDTH, WIDTH / 3 * ratio + 0.8), facecolor="black", layout="constrained")
-    suv = suv_scale(view.pet)
-    for axes, (kind, title) in zip(figure.subplots(1, 3), KINDS, strict=True):
-        draw_slice(axes, view, plane, kind, suv)
-        scale = "" if kind == "ct" else f", SUV 0 to {suv.vmax:.1f}"
-        axes.set_title(f"{title}{scale}", color="white", fontsize=9)
-    lines = legend_lines(view.truth is not None)
-    figure.legend(
-        handles=lines, loc="outside lower center", ncols=4, frameon=False, labelcolor="white", fontsize=8
-    )
-    return jpeg(figure)
-
-
-def _volumes(finding: LesionFinding) -> str:
-    if finding.truth_ml is None:
-        return f"predicted {finding.predicted_ml:.2f} ml"
-    if not finding.predicted_ml:
-        return f"missed: true {finding.truth_ml:.2f} ml"
-    if not finding.truth_ml:
-        return f"false: predicted {finding.predicted_ml:.2f} ml"
-    return f"true {finding.truth_ml:.2f} ml, predicted {finding.predicted_ml:.2f} ml"
 
 
 SIZE = (4.6, 3.6)  # inches
@@ -152,27 +127,21 @@ def limits_of_agreement(differences: NDArray[np.float64]) -> tuple[float, float]
     return float(np.mean(differences)), LIMITS * spread
 
 
-def reliability(name: str, calibration: Calibration) -> Picture:
-    """Share of voxels of the class by predicted probability, beside the diagonal of perfect calibration."""
-
-    def draw(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color="grey", linestyle="dashed", label="calibrated")
-        axes.plot(*calibration.curve, "o-", label=name)
-        axes.set(xlabel="probability", ylabel="share of voxels that are true", xlim=(0, 1), ylim=(0, 1))
-        axes.legend()
-
-    words = (
-        f"{name}: expected calibration error {calibration.error:.3f} over "
-        f"{int(calibration.voxels.sum())} voxels with a probability of 1 % or more"
-    )
-    return _svg(draw, f"{name} calibration", words)
+def best_overlaps(scan: Scan) -> list[tuple[float, float]]:
+    """(ml, IoU) of every ground-truth node: its volume, and its largest overlap with a predicted node."""
+    truth, prediction = scan.masks()
+    overlaps = overlapping_lesions(prediction == GTVN, truth == GTVN)
+    best = np.zeros(len(overlaps.truth_size))
+    np.maximum.at(best, overlaps.truth, overlaps.iou)
+    volumes = overlaps.truth_size * voxel_ml(scan.ct.GetSpacing())
+    return list(zip(volumes.tolist(), best.tolist(), strict=True))
 
 
-def sizes(nodes: Sequence[tuple[float, float]], threshold: float) -> Picture | None:
+def sizes(nodes: Sequence[tuple[float, float]]) -> Picture | None:
     """Overlap of every ground-truth node with its best prediction, by volume; None without nodes."""
     if not nodes:
         return None
-    volumes, ious = np.array(nodes).T
+    (volumes, ious), threshold = np.array(nodes).T, Options().threshold
 
     def draw(axes: Axes) -> None:
         axes.semilogx(volumes, ious, "o", markersize=4, alpha=0.7)
@@ -184,6 +153,60 @@ def sizes(nodes: Sequence[tuple[float, float]], threshold: float) -> Picture | N
         f"GTVn by size: {found} of {len(nodes)} true nodes overlap a prediction by an IoU above {threshold:g}"
     )
     return _svg(draw, "GTVn by size", words)
+
+
+BINS = 10
+# Below it lies most of a scan, certain background: with it every map would look calibrated.
+LEAST = 0.01
+
+
+class Calibration:
+    """How often voxels of a class are true, by predicted probability, over cases.
+
+    Attributes:
+        counts: (3, BINS), in bins of equal width: the voxels with a probability of `LEAST` or more, the sum
+            of their probabilities, and the number that the ground truth labels as the class.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros((3, BINS))
+
+    def add(self, probability: NDArray[np.float32], truth: NDArray[np.bool_]) -> None:
+        """Count a case, both (z, y, x) on one grid."""
+        counted = probability >= LEAST
+        values = probability[counted].astype(np.float64)
+        bins = np.minimum((values * BINS).astype(int), BINS - 1)
+        self.counts += [np.bincount(bins, weights, BINS) for weights in (None, values, truth[counted])]
+
+    @property
+    def curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean probability and share of voxels of the class, of the bins that hold any voxel."""
+        voxels, probability, true = self.counts[:, self.counts[0] > 0]
+        return probability / voxels, true / voxels
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error (Naeini et al. 2015): mean distance of both, bins weighted by voxels."""
+        voxels, probability, true = self.counts
+        return float(np.abs(probability - true).sum() / voxels.sum())
+
+
+def reliability(name: str, calibration: Calibration) -> Picture | None:
+    """Share of voxels of the class by predicted probability; None without a map."""
+    if not calibration.counts.any():
+        return None
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color="grey", linestyle="dashed", label="calibrated")
+        axes.plot(*calibration.curve, "o-", label=name)
+        axes.set(xlabel="probability", ylabel="share of voxels that are true", xlim=(0, 1), ylim=(0, 1))
+        axes.legend()
+
+    words = (
+        f"{name}: expected calibration error {calibration.error:.3f} over "
+        f"{int(calibration.counts[0].sum())} voxels with a probability of 1 % or more"
+    )
+    return _svg(draw, f"{name} calibration", words)
 
 
 def _svg(draw: Callable[[Axes], None], title: str, words: str) -> Picture:

@@ -15,6 +15,7 @@ from hnseg.data.resample import AIR_HU, NO_SUV, label_to_grid, to_grid
 from hnseg.errors import HnsegError
 from hnseg.evaluation.figures import Scan
 from hnseg.imaging.grid import Grid, bounds
+from hnseg.imaging.masks import positions
 
 REMEDY = "install the extra: pip install -e '.[report]'"
 # ipyniivue's bundle is a module that exports only its widget. The viewer's class follows this message, under
@@ -35,10 +36,7 @@ def niivue_module() -> str:
     if spec is None or spec.origin is None:
         raise HnsegError(f"hnseg report: ipyniivue, which holds the viewer, is not installed; {REMEDY}")
     bundle = Path(spec.origin).parent / "static" / "widget.js"
-    try:
-        source = bundle.read_text(encoding="utf-8")
-    except OSError as error:
-        raise HnsegError(f"{bundle}: cannot be read ({error.strerror}); {REMEDY}") from error
+    source = bundle.read_text(encoding="utf-8")
     name = _CLASS.search(source)
     if name is None:
         raise HnsegError(f"{bundle}: holds no Niivue class that hnseg knows; {REMEDY} -c constraints.txt")
@@ -51,6 +49,8 @@ def niivue_licence() -> str:
     return distribution("ipyniivue").read_text("licenses/LICENSE") or "BSD-2-Clause"
 
 
+MARGIN_MM = 25.0  # of anatomy around the lesions
+LEAST_MM = 120.0  # smallest edge of the box: less does not show the whole neck
 FINEST_MM = 1.5
 MOST_VOXELS = 600_000  # a cube of 126 mm at 1.5 mm; larger boxes are sampled more coarsely
 # Steps in which values are kept: finer than noise, and few enough values to compress well.
@@ -58,26 +58,31 @@ HU_RANGE, HU_STEP = (-1024, 2000), 4
 SUV_STEP = 1 / 16
 
 
-def viewer_grid(part: sitk.Image) -> Grid:
-    """The isotropic grid over a part of the CT of any orientation."""
-    low, high = bounds(part)
-    extent = high - low
-    edge = max(FINEST_MM, float(np.cbrt(extent.prod() / MOST_VOXELS)))
-    size = np.maximum(np.ceil(extent / edge), 2).astype(int)
+def viewer_grid(scan: Scan) -> Grid:
+    """The isotropic grid around all lesions, or the scan's focus where there are none, within the CT."""
+    points = np.concatenate([positions(mask) for mask in (scan.truth, scan.prediction)])
+    if not len(points):
+        points = np.array([scan.ct.TransformIndexToPhysicalPoint(scan.focus())])
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = np.maximum(MARGIN_MM, (LEAST_MM - (high - low)) / 2)
+    first, last = bounds(scan.ct)
+    low, high = np.maximum(low - margin, first), np.minimum(high + margin, last)
+    edge = max(FINEST_MM, float(np.cbrt((high - low).prod() / MOST_VOXELS)))
+    size = np.maximum(np.ceil((high - low) / edge), 2).astype(int)
     return Grid.centred((low + high) / 2, size.tolist(), [edge] * 3)
 
 
-def viewer_volumes(scan: Scan, grid: Grid) -> dict[str, str]:
-    """NIfTI files in base64, by name: `ct` (HU), `pet` (SUV), `prediction` and, if there is one, `truth`."""
+def viewer_volumes(scan: Scan) -> dict[str, str]:
+    """NIfTI files in base64, by name: `ct` (HU), `pet` (SUV), `prediction` and `truth`."""
+    grid = viewer_grid(scan)
     hu = np.clip(to_grid(scan.ct, grid, fill=AIR_HU, antialias=True), *HU_RANGE)
     suv = to_grid(scan.pet, grid, fill=NO_SUV)
     arrays = {
         "ct": (np.rint(hu / HU_STEP) * HU_STEP).astype(np.int16),
         "pet": (np.rint(suv / SUV_STEP) * SUV_STEP).astype(np.float32),
         "prediction": label_to_grid(scan.prediction, grid),
+        "truth": label_to_grid(scan.truth, grid),
     }
-    if scan.truth is not None:
-        arrays["truth"] = label_to_grid(scan.truth, grid)
     return {name: _nifti(grid.image(array)) for name, array in arrays.items()}
 
 

@@ -1,6 +1,5 @@
 """Folders as `hnseg ablation` and infer.py leave them, of two small patients."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -11,29 +10,24 @@ import SimpleITK as sitk
 from fabricate import label_image, volume, write_case
 
 from hnseg.evaluation.report.page import write_report
+from hnseg.inference.lesions import Lesion
+from hnseg.inference.records import Record, record_file
 
 EVIL = "<script>alert(1)<script>"  # a name of a folder holds no slash
 SCRIPT = "<script>alert(1)</script>"
 
 
-def write_table(path: Path, rows: list[dict[str, str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def write_arm(folder: Path, masks: dict[str, sitk.Image]) -> None:
+    """Masks and their records; of the last case, members disagree about a lesion."""
     folder.mkdir(parents=True)
     for name, mask in masks.items():
         sitk.WriteImage(mask, str(folder / f"{name}.nii.gz"))
-    last = sorted(masks)[-1]
-    reasons = {name: f"members disagree {SCRIPT}" if name == last else "" for name in masks}
-    write_table(
-        folder / "cases.csv", [{"case_id": n, "status": "ok", "review_reason": r} for n, r in reasons.items()]
-    )
-    lesions = [{"case_id": last, "lesion": str(n), "agreement": a} for n, a in ((1, "0.500"), (2, "0.900"))]
-    write_table(folder / "lesions.csv", lesions)
+        record = Record(name, "ok", "", "", "fine")
+        if name == max(masks):
+            agreements = [0.9, 0.5, None]
+            record.lesions.extend(Lesion(1, "GTVn", 1, None, (0, 0, 0), 0.9, a, 9) for a in agreements)
+            record.review_reasons.append(f"members disagree {SCRIPT}")
+        record_file(folder, name).write_bytes(record.to_json())
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +71,6 @@ def ablation(folder, cohort, predictions, masks) -> Path:
     out = folder / "ablation"
     shutil.copytree(predictions, out / "full")
     write_arm(out / "resenc", {name: label_image() for name in masks})
-    write_table(out / "ablation.csv", [{"arm": "full", "p": "0.5"}, {"arm": "resenc", "p": ""}])
     (out / "ablation.json").write_text(
         json.dumps({"arms": ["full", "resenc"], "data": str(cohort), "rows": []})
     )
@@ -85,8 +78,7 @@ def ablation(folder, cohort, predictions, masks) -> Path:
 
 
 @pytest.fixture(scope="session")
-def report(ablation, folder) -> Path:
+def report(ablation) -> Path:
     """The page of the ablation."""
-    html = folder / "page.html"
-    write_report(ablation, html)
-    return html
+    write_report(ablation)
+    return ablation / "report.html"

@@ -1,38 +1,37 @@
 "use strict";
 
-// Sorting by a click on a heading. Numbers sort by data-order, missing ones last either way.
-function compare(column, numeric, sign) {
-  const key = (row) => {
-    const cell = row.cells[column];
-    return numeric ? cell.dataset.order : cell.textContent.trim();
-  };
+// Sorting by a click on a heading: numbers by value, intervals by their score; missing ones last either way.
+const number = /^-?\d+(\.\d+)?( \[|$)/;
+
+function compare(column, sign) {
+  const key = (row) => row.cells[column].textContent.trim().replace("−", "-").replace(/^–$/, "");
   return (a, b) => {
     const [x, y] = [key(a), key(b)];
     if (x === "" || y === "") return (x === "") - (y === "");
-    return sign * (numeric ? x - y : x.localeCompare(y, undefined, { numeric: true }));
+    const numbers = number.test(x) && number.test(y);
+    return sign * (numbers ? parseFloat(x) - parseFloat(y) : x.localeCompare(y, undefined, { numeric: true }));
   };
 }
 
-for (const heading of document.querySelectorAll("thead th")) {
-  heading.querySelector("button").addEventListener("click", () => {
-    const ascending = heading.getAttribute("aria-sort") !== "ascending";
-    for (const other of heading.parentNode.cells) other.removeAttribute("aria-sort");
-    heading.setAttribute("aria-sort", ascending ? "ascending" : "descending");
-    const body = heading.closest("table").tBodies[0];
-    const order = compare(heading.cellIndex, heading.classList.contains("number"), ascending ? 1 : -1);
-    body.append(...[...body.rows].sort(order));
-  });
-}
-
-for (const input of document.querySelectorAll("input[data-table]")) {
-  const rows = [...document.getElementById(input.dataset.table).tBodies[0].rows];
-  const count = document.getElementById(`${input.dataset.table}-count`);
+for (const section of document.querySelectorAll("section:has(table)")) {
+  const body = section.querySelector("tbody");
+  const rows = [...body.rows];
+  for (const heading of section.querySelectorAll("thead th")) {
+    heading.querySelector("button").addEventListener("click", () => {
+      const ascending = heading.getAttribute("aria-sort") !== "ascending";
+      for (const other of heading.parentNode.cells) other.removeAttribute("aria-sort");
+      heading.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+      body.append(...rows.sort(compare(heading.cellIndex, ascending ? 1 : -1)));
+    });
+  }
+  const input = section.querySelector("input");
   input.addEventListener("input", () => {
     const wanted = input.value.trim().toLowerCase();
     for (const row of rows) {
       row.hidden = ![...row.cells].some((cell) => cell.textContent.toLowerCase().includes(wanted));
     }
-    count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
+    const shown = rows.filter((row) => !row.hidden).length;
+    section.querySelector("[role=status]").textContent = `${shown} of ${rows.length} rows`;
   });
 }
 
