@@ -108,7 +108,7 @@ def tune_postprocess(
     tuning = tune(members, predictions, root)
     print_tuning(tuning)
     if not dry_run:
-        write_rules(members, members.decision | tuning.chosen.rules, model_card_note(tuning))
+        write_rules(members, members.decision | tuning.rules, model_card_note(tuning))
         print(f"{bundle}: rules written")
 
 

@@ -46,14 +46,7 @@ def score_intervals(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[Score, Interval]:
-    """Return the official scores of a cohort, each with its interval, see `interval`.
-
-    Args:
-        cases: One entry a patient.
-        empty: What a patient without a class on either side scores.
-        resamples: How often the patients are resampled.
-        seed: Of the resampling.
-    """
+    """Return the official scores of a cohort, each with its interval over patients, see `interval`."""
     scores = aggregate((case.counts for case in cases), empty=empty)
     terms = score_terms(cases, empty)
     weights = resample(len(cases), resamples, seed)
@@ -149,13 +142,6 @@ def compare(
 
     Patients are resampled with both arms for the interval, arms exchanged within patients for the p-value.
 
-    Args:
-        arm: One entry a patient.
-        baseline: The same patients.
-        empty: What a patient without a class on either side scores.
-        resamples: How often patients are resampled, and arms exchanged.
-        seed: Of both.
-
     Raises:
         HnsegError: The arms were scored on different patients.
     """
@@ -191,7 +177,7 @@ def permutation_p(terms: Array, permutations: int = RESAMPLES, seed: int = 0) ->
     Args:
         terms: (patients, 2 arms, 2) numerators and denominators.
         permutations: Most subsets to look at.
-        seed: Of the random ones.
+        seed: Of the random subsets.
     """
     gain = terms[:, 1] - terms[:, 0]
     gain = gain[gain.any(axis=1)]  # elsewhere an exchange changes nothing

@@ -6,7 +6,7 @@ A network must score higher than this to have learnt more than "hot is tumour".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -65,15 +65,16 @@ def oracle_threshold(cases: Sequence[Case], suvs: Sequence[float] = SUVS) -> Thr
     case without GTVp in ground truth and prediction scores 1.
 
     Args:
-        cases: All with a label.
+        cases: Those without a label are left out.
         suvs: Thresholds to try.
 
     Raises:
-        HnsegError: A case without a label, or files that cannot be read.
+        HnsegError: No case with a label.
     """
-    if unlabelled := [case.case_id for case in cases if case.label is None]:
-        raise HnsegError(f"{', '.join(unlabelled)}: no label; a threshold can only be scored against one")
-    results = track(cases, "thresholds", console=Console(stderr=True))
+    labelled = [case for case in cases if case.label]
+    if not labelled:
+        raise HnsegError("no case with a label; a threshold can only be scored against ground truth")
+    results = track(labelled, "thresholds", console=Console(stderr=True))
     table = [_try_all(case, suvs) for case in results]  # cases × thresholds
     dice = np.array([[found["GTVp"].dice_or("one") for found in row] for row in table], dtype=np.float64)
     best = int(dice.mean(axis=0).argmax())
@@ -82,21 +83,15 @@ def oracle_threshold(cases: Sequence[Case], suvs: Sequence[float] = SUVS) -> Thr
         gtvp_dsc=float(dice[:, best].mean()),
         gtvn_dsc_agg=ratio_of_sums(row[best]["GTVn"].dice_terms for row in table),
         gtvp_dsc_per_case=float(dice.max(axis=1).mean()),
-        cases=len(cases),
+        cases=len(labelled),
     )
 
 
 def split_components(suv: NDArray[Any], truth: NDArray[Any], threshold: float) -> NDArray[np.uint8]:
     """The best labels that a threshold can give if the ground truth chooses the class of each component.
 
-    Args:
-        suv: (z, y, x).
-        truth: Labels on the same grid.
-        threshold: Voxels at or above it are labelled.
-
-    Returns:
-        Labels (z, y, x): of the 26-connected components, those whose union has the highest Dice with GTVp
-        are GTVp, the rest GTVn.
+    Of the 26-connected components of the voxels at or above the threshold, those whose union has the highest
+    Dice with GTVp are GTVp, the rest GTVn. All arrays are (z, y, x) on one grid.
     """
     components = cc3d.connected_components(suv >= threshold, connectivity=26)
     sizes = np.bincount(components.ravel())
@@ -113,28 +108,23 @@ def split_components(suv: NDArray[Any], truth: NDArray[Any], threshold: float) -
 
 
 def _try_all(case: Case, suvs: Sequence[float]) -> list[dict[str, Overlap]]:
-    """The overlap by class that each threshold gives in one case."""
+    """The overlap by class that each threshold gives in one case; no uptake counts outside the ROI."""
     assert case.label is not None
     label = read_label(case.label)
     centre = centroid(label)
     if centre is None:
         return [dict.fromkeys(CLASSES, Overlap(0, 0, 0))] * len(suvs)
-    suv, truth = _roi(read_pet(case), label, Grid.centred(centre.tolist(), ROI_SIZE, ROI_SPACING))
-    voxel = prod(label.GetSpacing())
-    whole = {name: voxel * int((to_array(label) == value).sum()) for name, value in CLASSES.items()}
-
-    def overlaps(labels: NDArray[np.uint8]) -> dict[str, Overlap]:
-        inside = {name: Overlap.of(labels == value, truth == value, voxel) for name, value in CLASSES.items()}
-        return {name: Overlap(o.intersection, o.prediction, whole[name]) for name, o in inside.items()}
-
-    return [overlaps(split_components(suv, truth, threshold)) for threshold in suvs]
-
-
-def _roi(pet: sitk.Image, label: sitk.Image, grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """SUV and labels (z, y, x) on the label's grid, in its box around the ROI; no uptake outside the ROI."""
+    grid = Grid.centred(centre.tolist(), ROI_SIZE, ROI_SPACING)
     filled = to_image(np.ones((1, *grid.shape), np.float32), grid, label)
     assert filled is not None  # the ROI is centred on the label
-    (inside,), box = filled
+    (in_roi,), box = filled
     near = label[box[::-1]]
-    suv = to_array(sitk.Resample(pet, near, sitk.Transform(), sitk.sitkLinear, 0.0))
-    return np.where(inside > 0, suv, np.float32(0)), to_array(near)
+    pet = sitk.Resample(read_pet(case), near, sitk.Transform(), sitk.sitkLinear, 0.0)
+    suv, truth = np.where(in_roi > 0, to_array(pet), np.float32(0)), to_array(near)
+    voxel, overlaps = prod(label.GetSpacing()), []
+    whole = {name: voxel * int((to_array(label) == value).sum()) for name, value in CLASSES.items()}
+    for threshold in suvs:
+        labels = split_components(suv, truth, threshold)
+        inside = {name: Overlap.of(labels == value, truth == value, voxel) for name, value in CLASSES.items()}
+        overlaps.append({name: replace(overlap, truth=whole[name]) for name, overlap in inside.items()})
+    return overlaps
