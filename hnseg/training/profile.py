@@ -12,6 +12,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.profilers import SimpleProfiler
+from rich.console import Console
+from rich.progress import Progress
 
 from hnseg.config import Job, compose_job
 from hnseg.data.datamodule import Loading
@@ -30,7 +32,7 @@ ACTIONS = {
     "wait": ("train_dataloader_next", ".batch_to_device", ".transfer_batch_to_device"),
     "forward": (".training_step",),
     "backward": (".backward",),
-    "update": (".optimizer_step",),
+    "update": ("run_training_batch",),
 }
 
 
@@ -99,7 +101,7 @@ class StepProfiler(SimpleProfiler):
             for action, spent in self.recorded_durations.items():
                 if action.endswith(endings):
                     total[part] += sum(spent[_WARM_UP:])
-        # Lightning calls forward and backward pass within the optimiser's step.
+        # What is left of a batch; parts of a batch that are accumulated have no optimiser's step of their own.
         total["update"] -= total["forward"] + total["backward"]
         return total
 
@@ -140,20 +142,25 @@ def _measure(job: Job, steps: int, *, synthetic: bool) -> Profile:
     datamodule.fingerprint()
     module = make_module(job, job.card(datamodule.spec), precision)
 
-    def reset_peak(trainer: L.Trainer, *_: Any) -> None:
+    profiler, batches = StepProfiler(), _WARM_UP + steps
+    bar = Progress(console=Console(stderr=True), transient=True)
+    task = bar.add_task("profiling", total=batches)
+
+    def after_batch(trainer: L.Trainer, *_: Any) -> None:
+        bar.advance(task)
         if trainer.fit_loop.total_batch_idx + 1 == _WARM_UP:
             reset_gpu_peak(device)
 
-    profiler, batches = StepProfiler(), _WARM_UP + steps
     length = {"max_epochs": -1, "max_steps": -(-batches // job.trainer.accumulate), "limit_val_batches": 0}
     trainer = L.Trainer(
-        **trainer_options(job, device, precision) | length | {"enable_progress_bar": True},
-        callbacks=[LambdaCallback(on_train_batch_end=reset_peak)],
+        **trainer_options(job, device, precision) | length,
+        callbacks=[LambdaCallback(on_train_batch_end=after_batch)],
         profiler=profiler,
         logger=False,
         enable_checkpointing=False,
     )
-    trainer.fit(module, datamodule)
+    with bar:
+        trainer.fit(module, datamodule)
     return Profile(
         job=job,
         synthetic=synthetic,

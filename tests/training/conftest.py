@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 
 from hnseg.config import Job, compose_job
 from hnseg.data.splits import Split
+from hnseg.processes import silence_libraries
 from hnseg.training.loggers import loggers
 from hnseg.training.runs import RunFolder
 
@@ -67,6 +69,28 @@ def begin() -> Callable[[Path], RunFolder]:
         return folder
 
     return begin
+
+
+@pytest.fixture
+def make_trainer() -> Callable[..., L.Trainer]:
+    """A trainer on the CPU that only runs its callbacks: `make_trainer(epochs, *callbacks)`."""
+
+    def make_trainer(epochs: int, *callbacks: L.Callback, logger: Any = False, **settings: Any) -> L.Trainer:
+        silence_libraries()
+        return L.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            callbacks=list(callbacks),
+            logger=logger,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **settings,
+        )
+
+    return make_trainer
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import csv
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -40,22 +39,6 @@ def test_a_damaged_file_is_named_and_stays(tmp_path, log, damage):
     with pytest.raises(HnsegError, match=r"metrics\.csv.*; put it back, or move it away"):
         log(tmp_path, {2: {"train/loss": 0.1}}, resume=2)
     assert path.read_bytes() == damaged
-
-
-def test_csv_alone_leaves_wandb_out():
-    """Neither imported nor written, in a process of its own."""
-    code = (
-        "import sys, tempfile, pathlib\n"
-        "from hnseg.config import compose_job\n"
-        "from hnseg.training.loggers import loggers\n"
-        "from hnseg.training.runs import RunFolder\n"
-        "folder = pathlib.Path(tempfile.mkdtemp())\n"
-        "with loggers(RunFolder(folder), compose_job(['logger=csv']), {}) as chosen:\n"
-        "    chosen[0].log_metrics({'x': 1.0}, 0); chosen[0].save()\n"
-        "assert {p.name for p in folder.iterdir()} == {'metrics.csv'}, list(folder.iterdir())\n"
-        "assert 'wandb' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_tensorboard_shows_every_step_of_a_resumed_run_once(tmp_path, log):

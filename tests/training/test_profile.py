@@ -25,23 +25,19 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
-def test_a_job_is_measured_and_its_cache_stays(overrides: list[str], tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_job_is_measured_and_its_cache_stays(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
+) -> None:
+    """Parts of a batch are counted as they are loaded."""
     monkeypatch.chdir(tmp_path)
-    found = profile(
-        [*overrides, "training.epochs=100", "training.iterations=10", "data.cache=cache"], steps=4
-    )
+    length = ["training.epochs=100", "training.iterations=10", f"trainer.accumulate={accumulate}"]
+    found = profile([*overrides, *length, "data.cache=cache"], steps=5)
     assert not found.synthetic
-    assert (found.steps, found.samples) == (4, 8)
+    assert (found.steps, found.samples) == (5, 10 // accumulate)
     assert all(seconds > 0 for seconds in found.seconds.values())
-    assert found.hours == pytest.approx(1000 * found.total / 4 / 3600)
+    assert found.hours == pytest.approx(1000 * accumulate * found.total / 5 / 3600)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-
-
-def test_parts_of_a_batch_are_counted_as_they_are_loaded(overrides: list[str]) -> None:
-    found = profile([*overrides, "trainer.accumulate=2", "training.iterations=10"], steps=4)
-    assert found.samples == found.steps
-    training = found.job.training
-    assert found.hours == pytest.approx(10 * training.epochs * 2 * found.total / found.steps / 3600)
 
 
 def test_several_processes_are_refused(overrides: list[str]) -> None:

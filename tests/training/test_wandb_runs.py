@@ -1,5 +1,6 @@
 """W&B runs: what they are called and hold, one a run folder whatever happens, on disk unless asked."""
 
+import json
 import socket
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import hnseg
 from hnseg.errors import HnsegError
 from hnseg.training.loggers import loggers, require_loggers
 from hnseg.training.pictures import picture_path
-from hnseg.training.wandb_runs import require_login
+from hnseg.training.wandb_runs import log_ablation, require_login
 
 
 def metrics(history):
@@ -196,3 +197,21 @@ def test_a_key_is_found_even_after_an_offline_run(tmp_path, log, monkeypatch, lo
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     require_login("--mode online")
     assert no_network == []
+
+
+ROWS = [
+    {"arm": "full", "center": None, "cases": 3, "gtvp_dsc": 0.75, "gtvp_dsc_note": "optimistic", "p": None},
+    {"arm": "full", "center": "A", "cases": 2, "gtvp_dsc": 0.625},
+]
+
+
+def test_an_ablation_is_a_table_and_logged_again_it_replaces_what_was_not_sent(tmp_path):
+    for rows in (ROWS[:1], ROWS):
+        log_ablation(tmp_path, rows)
+        (found,) = offline_runs(tmp_path)
+        assert (found.run.display_name, found.run.run_group) == ("ablation", tmp_path.name)
+        (path,) = found.path.parent.rglob("*.table.json")
+        table = json.loads(path.read_text())
+        assert table["columns"] == ["arm", "center", "cases", "gtvp_dsc", "gtvp_dsc_note", "p"]
+        shown = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        assert shown == [{**dict.fromkeys(table["columns"]), **row} for row in rows]
