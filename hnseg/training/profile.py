@@ -101,7 +101,7 @@ class StepProfiler(SimpleProfiler):
             for action, spent in self.recorded_durations.items():
                 if action.endswith(endings):
                     total[part] += sum(spent[_WARM_UP:])
-        # What is left of a batch; parts of a batch that are accumulated have no optimiser's step of their own.
+        # What is left of a batch: the first of accumulated parts have no optimiser's step of their own.
         total["update"] -= total["forward"] + total["backward"]
         return total
 
