@@ -59,11 +59,10 @@ class Overlaps(NamedTuple):
     def keep_predictions(self, keep: NDArray[np.bool_]) -> "Overlaps":
         """Drop the predicted lesions where `keep` (predicted lesions,) is false, and renumber the others."""
         pairs, number = keep[self.prediction], np.cumsum(keep) - 1
-        return Overlaps(
+        return self._replace(
             truth=self.truth[pairs],
             prediction=number[self.prediction[pairs]],
             intersection=self.intersection[pairs],
-            truth_size=self.truth_size,
             prediction_size=self.prediction_size[keep],
         )
 
@@ -124,8 +123,7 @@ def match(overlaps: Overlaps, matching: Matching = "greedy", threshold: float = 
 def _match_greedily(overlaps: Overlaps, threshold: float) -> int:
     iou = overlaps.iou
     order = np.lexsort((overlaps.prediction, overlaps.truth, -iou))
-    found: set[int] = set()
-    used: set[int] = set()
+    found, used = set[int](), set[int]()
     for pair in order[iou[order] > threshold]:
         truth, prediction = int(overlaps.truth[pair]), int(overlaps.prediction[pair])
         if truth not in found and prediction not in used:

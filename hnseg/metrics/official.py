@@ -125,12 +125,7 @@ def count_case(prediction: NDArray[Any], truth: NDArray[Any], spacing: Sequence[
 
 
 def aggregate(counts: Iterable[CaseCounts], *, empty: EmptyPolicy = "one") -> Scores:
-    """Score a cohort.
-
-    Args:
-        counts: One entry a patient.
-        empty: What a patient without a class on either side scores, in the means over patients.
-    """
+    """Score a cohort, of which `counts` has an entry for each patient."""
     counts = list(counts)
     _, dsc_agg, f1_agg, _ = zip(*(case.terms(empty) for case in counts), strict=True) if counts else [()] * 4
     by_policy = {policy: mean(case.gtvp.dice_or(policy) for case in counts) for policy in EMPTY_POLICIES}

@@ -1,6 +1,7 @@
 """The official scores and means over cases as torchmetrics, on one process or several."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,6 @@ class CaseMeans(Metric):
 
     The states are sums, so that processes with unlike numbers of cases reduce to what one process gives on
     all of them; Lightning's own means weigh each process alike.
-
-    Args:
-        names: Of the values.
     """
 
     is_differentiable = False
@@ -60,27 +58,14 @@ class OfficialScores(Metric):
         # (scores, numerator and denominator). Single voxels beside the mm³ of hundreds of patients: float64.
         self.add_state("sums", torch.zeros((3, 2), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(
-        self,
-        prediction: Tensor,
-        target: Tensor,
-        spacing: Tensor | Sequence[float] | Sequence[Sequence[float]],
-    ) -> None:
+    def update(self, prediction: Tensor, target: Tensor, spacing: Tensor | Sequence[Any]) -> None:
         """Add a case or a batch.
 
         Args:
             prediction: Integer labels (z, y, x) or (B, z, y, x), on any device.
             target: As prediction.
             spacing: (x, y, z) in mm, for all cases, or (B, 3), for each.
-
-        Raises:
-            ValueError: The shapes do not agree.
         """
-        if prediction.shape != target.shape or prediction.ndim not in (3, 4):
-            raise ValueError(
-                f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must be alike, "
-                "(z, y, x) or (B, z, y, x)"
-            )
         predictions = prediction.detach().reshape(-1, *prediction.shape[-3:]).cpu().numpy()
         targets = target.detach().reshape(-1, *target.shape[-3:]).cpu().numpy()
         spacings = torch.as_tensor(spacing, dtype=torch.float64).expand(len(predictions), 3).tolist()
