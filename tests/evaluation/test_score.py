@@ -100,14 +100,6 @@ def test_a_csv_names_the_true_masks_and_their_centres(folders):
     assert report.extra == ["CHUM-002"]  # without a label
 
 
-def test_missing_predictions_are_listed(folders):
-    truth, predictions = folders
-    for case_id in ("CHUM-002", "MDA-001"):
-        (predictions / f"{case_id}.nii.gz").unlink()
-    with pytest.raises(HnsegError, match=r"predictions: .*2 of 3 cases \(CHUM-002, MDA-001\)"):
-        evaluate(truth, predictions)
-
-
 @pytest.mark.parametrize(
     "change", [{"spacing": (1.0, 1.0, 2.5)}, {"origin": (0.0, 0.0, 0.0)}, {"direction": np.diag([-1, -1, 1])}]
 )
@@ -118,15 +110,19 @@ def test_another_grid_is_refused_by_name(folders, masks, write, change):
         evaluate(truth, predictions)
 
 
-def test_nothing_to_score_or_two_masks_of_a_case_are_refused(folders, masks, write, tmp_path):
+def test_what_cannot_be_scored_is_refused_by_name(folders, masks, write, tmp_path):
     truth, predictions = folders
     (tmp_path / "empty").mkdir()
     with pytest.raises(HnsegError, match="empty: no case to score"):
         evaluate(tmp_path / "empty", predictions)
     with pytest.raises(HnsegError, match="nowhere: no such folder"):
         evaluate(truth, tmp_path / "nowhere")
-    write(predictions / "MDA-001.mha", masks["MDA-001"][0])
+    path = write(predictions / "MDA-001.mha", masks["MDA-001"][0])
     with pytest.raises(HnsegError, match=r"case MDA-001 also has .*MDA-001\."):
+        evaluate(truth, predictions)
+    for name in (path, predictions / "MDA-001.nii.gz", predictions / "CHUM-002.nii.gz"):
+        name.unlink()
+    with pytest.raises(HnsegError, match=r"predictions: .*2 of 3 cases \(CHUM-002, MDA-001\)"):
         evaluate(truth, predictions)
 
 

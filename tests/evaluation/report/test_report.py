@@ -26,32 +26,24 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.elements, self.tables, self.data, self._open = [], [], [], None
+        self.elements, self.tables, self.data = [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.elements.append((tag, attributes))
-        self._open = tag, attributes
+        self.elements.append((tag, dict(attrs)))
         if tag == "table":
-            self.rows = []
-            self.tables.append(self.rows)
+            self.tables.append([])
         elif tag == "tr":
-            self.rows.append([])
+            self.tables[-1].append([])
         elif tag in ("th", "td"):
-            self.rows[-1].append("")
+            self.tables[-1][-1].append("")
 
     def handle_data(self, text):
-        tag, attributes = self._open or ("", {})
+        tag, attributes = self.elements[-1] if self.elements else ("", {})
         if tag == "script":
             self.data.append((attributes.get("class") or attributes.get("id"), text))
-        elif tag in ("th", "td", "a", "button") and getattr(self, "rows", None) and self.rows[-1]:
-            self.rows[-1][-1] += text.strip()
-
-    def handle_endtag(self, tag):
-        if tag == "table":
-            self.rows = None
-        self._open = None
+        elif tag in ("th", "td", "a", "button") and self.tables and self.tables[-1][-1:] not in ([], [[]]):
+            self.tables[-1][-1][-1] += text.strip()
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +86,6 @@ def test_pictures_and_tables_can_be_read_aloud(ablation_text):
     elements = Page(ablation_text).elements
     assert all(attributes.get("alt") for tag, attributes in elements if tag == "img")
     assert all(attributes.get("scope") in ("col", "row") for tag, attributes in elements if tag == "th")
-    count = {name: sum(tag == name for tag, _ in elements) for name in ("table", "caption", "main", "h1")}
-    assert count == {"table": 5, "caption": 5, "main": 1, "h1": 1}
     headings = [int(tag[1]) for tag, _ in elements if re.fullmatch(r"h[1-6]", tag)]
     assert all(after - before <= 1 for before, after in pairwise(headings))
 
@@ -108,16 +98,17 @@ def test_the_viewers_volumes_are_the_scans(ablation_text, tmp_path):
         path = tmp_path / f"{name}.nii.gz"
         path.write_bytes(base64.b64decode(content))
         images[name] = sitk.ReadImage(str(path))
+    for name, point, value, tolerance in (
+        ("truth", (24, 24, 36), 1, 0),
+        ("prediction", (24, 24, 36), 1, 0),
+        ("ct", (40, 40, 45), 800, 60),  # bone
+        ("pet", (29, 29, 46), 12, 2),  # the hot spot
+    ):
+        index = images[name].TransformPhysicalPointToIndex([float(mm) for mm in point])
+        assert images[name][index] == pytest.approx(value, abs=tolerance)
     truth = label_image()
     ours = sitk.Resample(images["truth"], truth, sitk.Transform(), sitk.sitkNearestNeighbor)
-    agreeing = (sitk.GetArrayFromImage(ours) == sitk.GetArrayFromImage(truth)).mean()
-    assert agreeing > 0.995
-    inside = images["truth"].TransformPhysicalPointToIndex((24.0, 24.0, 36.0))
-    assert images["truth"][inside] == images["prediction"][inside] == 1
-    bone = images["ct"].TransformPhysicalPointToIndex((40.0, 40.0, 45.0))
-    assert images["ct"][bone] == pytest.approx(800, abs=60)
-    hot = images["pet"].TransformPhysicalPointToIndex((29.0, 29.0, 46.0))
-    assert images["pet"][hot] == pytest.approx(12, abs=2)
+    assert (sitk.GetArrayFromImage(ours) == sitk.GetArrayFromImage(truth)).mean() > 0.995
 
 
 def test_every_lesion_of_either_mask_is_found(masks):
