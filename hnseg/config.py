@@ -429,7 +429,7 @@ class Inference(Settings):
     mirror: StrictBool | None
     probabilities: StrictBool
     uncertainty: StrictBool
-    arm: Arm
+    arms: Arm
     engine: Engine
     trainer: Machine
     decision: Rules

@@ -78,11 +78,11 @@ def test_the_first_job_of_every_sweep_is_accepted(sweep: str) -> None:
     compose_job([f"sweeps={sweep}", *(text.replace("range(5)", "0") for text in first)])
 
 
-@pytest.mark.parametrize("arm", choices("arm"))
+@pytest.mark.parametrize("arm", choices("arms"))
 @pytest.mark.parametrize("engine", choices("engine"))
 def test_every_arm_and_engine_is_accepted(arm: str, engine: str) -> None:
-    job = read_inference(compose([*PLACES, f"arm={arm}", f"engine={engine}"], "infer"))
-    assert (job.arm.name, job.engine.name) == (arm, engine)
+    job = read_inference(compose([*PLACES, f"arms={arm}", f"engine={engine}"], "infer"))
+    assert (job.arms.name, job.engine.name) == (arm, engine)
 
 
 SWITCHES = (
@@ -173,7 +173,7 @@ def test_hu_are_accepted_where_a_network_wants_them_or_they_are_rescaled() -> No
             "trainer.threads=two",
         ),
         *("trainer.device=gpu", "trainer.precision=fp16", "decision.weights=2", "decision.rule=max"),
-        *("decision.thresholds={GTV:0.5}", "arm.members=[{model:resenc}]", "+engine.name=dask"),
+        *("decision.thresholds={GTV:0.5}", "arms.members=[{model:resenc}]", "+engine.name=dask"),
         *("cases=???", "+colour=red"),
     ],
 )

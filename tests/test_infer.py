@@ -211,9 +211,9 @@ def test_a_folder_of_heads_that_is_not_there_is_told(bundle: Path, cohort: Path,
 def test_an_arm_of_the_ensemble_is_chosen_by_name(bundle: Path, tmp_path: Path) -> None:
     write_case(tmp_path / "scans", "A-3")
     given = [f"cases={tmp_path / 'scans'}", f"bundle={bundle}", f"out={tmp_path / 'out'}"]
-    infer(*given, "arm=segresnet")
-    with pytest.raises(HnsegError, match=r"arm=full.*no fine member resenc with enhancement"):
-        infer(*given, "arm=full")
+    infer(*given, "arms=segresnet")
+    with pytest.raises(HnsegError, match=r"arms=full.*no fine member resenc with enhancement"):
+        infer(*given, "arms=full")
 
 
 def test_a_call_may_have_rules_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

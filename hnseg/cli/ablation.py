@@ -22,7 +22,7 @@ def ablation(
     arms: Annotated[
         str,
         typer.Option(
-            metavar="ARM,ARM,...", help="Files of conf/arm; the others are compared with the first."
+            metavar="ARM,ARM,...", help="Files of conf/arms; the others are compared with the first."
         ),
     ] = PAPER,
     oracle_roi: Annotated[

@@ -1,6 +1,6 @@
 """A sweep's runs → every arm's masks of every patient, out of fold, and the table that compares the arms.
 
-An arm is the fine members that conf/arm/ARM.yaml names.
+An arm is the fine members that conf/arms/ARM.yaml names.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read_arms(
     """The call of infer.py that each arm stands for, by the name of the arm's folder.
 
     Args:
-        names: Of conf/arm. The others are compared with the first, and only the first has probability maps
+        names: Of conf/arms. The others are compared with the first, and only the first has probability maps
             unless the overrides say otherwise: the report draws its cases.
         overrides: As for infer.py.
         oracle: Whether the ground truth places the fine ROI; the arms' names say so.
@@ -48,9 +48,9 @@ def read_arms(
     calls = {}
     for number, name in enumerate(dict.fromkeys(names)):
         maps = f"probabilities={str(number == 0).lower()}"
-        ours = [f"arm={name}", "out_of_fold=true", "cases=unused", "bundle=unused", "out=unused"]
+        ours = [f"arms={name}", "out_of_fold=true", "cases=unused", "bundle=unused", "out=unused"]
         call = read_inference(compose([maps, *overrides, *ours], "infer"))
-        if call.arm.members is None:
+        if call.arms.members is None:
             raise HnsegError(f"--arms {name}: takes whatever members there are; name arms that say theirs")
         calls[name + ORACLE * oracle] = call
     return calls
@@ -79,7 +79,7 @@ def find_sources(root: Path, arms: Mapping[str, Inference], *, oracle: bool = Fa
     Raises:
         HnsegError: No run of a kind of network, or several trainings of it.
     """
-    members = [member for call in arms.values() for member in call.arm.members or ()]
+    members = [member for call in arms.values() for member in call.arms.members or ()]
     kinds = [] if oracle else [NetworkKind("head"), NetworkKind("coarse")]
     kinds += dict.fromkeys(NetworkKind("fine", member.model, member.cte) for member in members)
     of_folds = [run for run in find_runs(root) if run.fold.isdigit()]

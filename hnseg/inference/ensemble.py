@@ -320,7 +320,7 @@ class StageEnsemble:
                 return logits
         raise HnsegError(
             f"{name}: its logits on this case are no numbers (NaN or infinite): its weights have diverged; "
-            "export another checkpoint, or leave it out (arm=, decision.weights=)"
+            "export another checkpoint, or leave it out (arms=, decision.weights=)"
         )
 
     def _predict(

@@ -50,8 +50,8 @@ class Setup:
         names = ("last_stage", "mirror", "out_of_fold", "probabilities", "uncertainty", "head_masks")
         return cls(
             call.bundle,
-            arm=call.arm.name,
-            kinds=plain(call.arm.members),
+            arm=call.arms.name,
+            kinds=plain(call.arms.members),
             rules=call.decision.given,
             windows=call.windows,
             backend=call.backend,

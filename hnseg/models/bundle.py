@@ -132,7 +132,7 @@ class Bundle:
         present = [_kind(member) for member in self.of_stage(stage)]
         if missing := [kind for kind in wanted if kind not in present]:
             raise HnsegError(
-                f"arm={name}: {self.path} has no {stage} member {_kind_name(missing[0])}, only "
+                f"arms={name}: {self.path} has no {stage} member {_kind_name(missing[0])}, only "
                 f"{', '.join(map(_kind_name, dict.fromkeys(present))) or 'none'}; export those too, or "
                 "choose another arm"
             )

@@ -183,7 +183,7 @@ def test_an_arm_takes_the_papers_members_and_leaves_the_other_stages_whole(tmp_p
     kinds = [(model, cte) for model in ("resenc", "segresnet") for cte in (False, True)]
     fine = [card("fine", model, name=f"{model}{'_cte' * cte}", input={"cte": cte}) for model, cte in kinds]
     bundle = make_bundle(tmp_path, card("head", "plainconv"), card("coarse", "plainconv"), *fine)
-    arm = yaml.safe_load((ROOT / "conf" / "arm" / f"{name}.yaml").read_text())
+    arm = yaml.safe_load((ROOT / "conf" / "arms" / f"{name}.yaml").read_text())
     assert arm["name"] == name
     chosen = bundle.arm(name, arm["members"])
     assert {member.card["name"] for member in chosen.of_stage("fine")} == ARMS[name]
@@ -194,5 +194,5 @@ def test_an_arm_that_the_bundle_cannot_fill_is_refused(tmp_path):
     bundle = make_bundle(tmp_path, card("fine", "resenc"))
     with pytest.raises(HnsegError) as caught:
         bundle.arm("full", [{"model": "resenc", "cte": True}])
-    assert "arm=full" in str(caught.value)
+    assert "arms=full" in str(caught.value)
     assert "no fine member resenc with enhancement, only resenc without enhancement" in str(caught.value)
