@@ -34,13 +34,7 @@ from hnseg.models.module import SegmentationModule
 from hnseg.models.nets import Network, checkpoint_blocks, stride_product
 from hnseg.models.nets import build as build_network
 from hnseg.processes import follow, silence_libraries
-from hnseg.training.callbacks import (
-    GateWeights,
-    NonFiniteGuard,
-    RunProgress,
-    SigtermStop,
-    Throughput,
-)
+from hnseg.training.callbacks import GateWeights, NonFiniteGuard, RunProgress, SigtermStop, Throughput
 from hnseg.training.checkpoints import (
     RunCheckpoints,
     checkpoint_callbacks,
@@ -278,13 +272,7 @@ def make_callbacks(
         return shared
     spec, paints = datamodule.spec, job.logger.paints
     pictures = [Pictures(folder.path, spec.channel_names, job.logger.pictures_every)] if paints else []
-    return [
-        *shared,
-        RunProgress(title, folder),
-        Throughput(),
-        GateWeights(spec.channel_keys),
-        *pictures,
-    ]
+    return [*shared, RunProgress(title, folder), Throughput(), GateWeights(spec.channel_keys), *pictures]
 
 
 def trainer_options(

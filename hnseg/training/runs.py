@@ -167,16 +167,9 @@ class RunFolder:
         for name in ("wandb", "tensorboard", "pictures"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         # The configuration goes last: cut off here, the old checkpoints must not pass for another run's.
+        logged = (self.score, self.progress, self.metrics)
         checkpoints = (self.previous, self.last, self.best)
-        for path in (
-            self.score,
-            self.progress,
-            self.metrics,
-            *checkpoints,
-            self._id,
-            self.split,
-            self.config,
-        ):
+        for path in (*logged, *checkpoints, self._id, self.split, self.config):
             path.unlink(missing_ok=True)
 
 
@@ -236,9 +229,7 @@ class Run:
         folder, config = RunFolder(path), _read(path / "config.json")
         progress = _read(folder.progress) if folder.progress.exists() else {}
         epoch, epochs = progress.get("epoch", 0), config["training"]["epochs"]
-        best, left = progress.get("best"), None
-        if progress:
-            left = (epochs - epoch) * progress["seconds"]
+        best, left = progress.get("best"), (epochs - epoch) * progress["seconds"] if progress else None
         state = _state(folder)
         if state == "finished":
             epoch, best, left = epochs, folder.scores()["val/dice"], 0.0

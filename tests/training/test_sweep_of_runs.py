@@ -69,39 +69,6 @@ def test_a_killed_sweep_started_again_finishes_with_the_same_runs(cohort: Path, 
     assert third.stdout.count("finished before") == 2
 
 
-def test_a_run_of_other_settings_fails_alone(cohort: Path, tmp_path: Path) -> None:
-    brief = ["training.epochs=1", "logger=csv"]
-    one = [text for text in sweep(cohort, tmp_path / "runs", *brief) if text != "fold=0-1"]
-    begun = run("train.py", *one, "fold=0", "seed=1", cwd=tmp_path)
-    assert begun.returncode == 0, begun.stderr
-    swept = run("train.py", *one, "fold=0-1", cwd=tmp_path)
-    assert swept.returncode == 2
-    assert [*(tmp_path / "runs").rglob("fold_1/score.json")]
-    (line,) = (text for text in swept.stderr.splitlines() if "error" in text)
-    assert "seed=1, not 0" in line
-    assert "fold=0" in line
-
-
-def test_ctrl_c_ends_the_whole_sweep(cohort: Path, tmp_path: Path) -> None:
-    arguments = sweep(cohort, tmp_path / "runs", "training.epochs=2000", "logger=csv")
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        cwd=tmp_path,
-        start_new_session=True,
-        # What was started in the background may ignore Ctrl-C, and its children with it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(tmp_path / "runs" / ARM / "fold_0" / "last.ckpt", process)  # type: ignore[arg-type]
-    os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=300)
-    assert process.returncode not in (0, 2)
-    assert "stopped; the same command goes on where it stopped" in told
-    assert "Traceback" not in told
-    assert not (tmp_path / "runs" / ARM / "fold_1").exists()
-
-
 def test_jobs_that_share_a_folder_do_not_replace_each_others_runs(cohort: Path, tmp_path: Path) -> None:
     brief = [*tiny("resenc", cohort, tmp_path / "runs"), "seed=0,1", "-m", "stage=fine", "logger=csv"]
     done = run("train.py", *brief, "overwrite=true", cwd=tmp_path)
