@@ -5,9 +5,12 @@ import re
 import subprocess
 import sys
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from fabricate import volume
 from rich.console import Console
 
 from hnseg.errors import HnsegError
@@ -15,9 +18,33 @@ from hnseg.evaluation.score import Options, evaluate
 from hnseg.evaluation.tables import print_scores
 from hnseg.metrics.official import SCORES
 
+SPACING, ORIGIN = (1.0, 1.0, 3.0), (-8.0, -8.0, -20.0)  # voxels of 3 mm³
+
+
+def write(path: Path, labels: np.ndarray, spacing=SPACING, origin=ORIGIN, direction=None) -> Path:
+    image = volume(labels, spacing, origin)
+    image.SetDirection(np.ravel(np.eye(3) if direction is None else direction).tolist())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path))
+    return path
+
 
 @pytest.fixture
-def folders(tmp_path, masks, write):
+def masks() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Three patients, (prediction, truth)."""
+    empty, truth = np.zeros((12, 16, 16), np.uint8), np.zeros((12, 16, 16), np.uint8)
+    truth[:4, :4, :4], truth[8:, 8:12, 8:12] = 1, 2
+    shifted, false = np.where(truth == 2, truth, 0), np.where(truth == 2, truth, 0)
+    shifted[:4, :4, 1:5] = 1
+    return {
+        "CHUM-001": (truth, truth),
+        "CHUM-002": (shifted, truth),  # GTVp Dice 0.75, HD95 and shift 1 mm
+        "MDA-001": (false, empty),  # no GTVp on either side, one false GTVn
+    }
+
+
+@pytest.fixture
+def folders(tmp_path, masks):
     for case_id, (prediction, truth) in masks.items():
         write(tmp_path / "truth" / f"{case_id}.nii.gz", truth)
         write(tmp_path / "predictions" / f"{case_id}.nii.gz", prediction)
@@ -61,7 +88,7 @@ def test_the_table_shows_scores_centres_and_policies(folders):
     assert "one 0.9167, zero 0.5833, skip 0.8750" in text
 
 
-def test_options_change_the_lesions_and_the_spread_shows_it(tmp_path, write):
+def test_options_change_the_lesions_and_the_spread_shows_it(tmp_path):
     corner = np.zeros((12, 16, 16), np.uint8)
     corner[3, 3, 3] = corner[4, 4, 4] = 2
     one = np.where(np.arange(12)[:, None, None] < 4, corner, 0).astype(np.uint8)
@@ -77,7 +104,7 @@ def test_options_change_the_lesions_and_the_spread_shows_it(tmp_path, write):
     assert (spread[26, "greedy"], spread[26, "group"]) == (0.0, 1.0)
 
 
-def test_hecktor_layout_metaimages_and_extra_predictions(tmp_path, masks, write):
+def test_hecktor_layout_metaimages_and_extra_predictions(tmp_path, masks):
     for case_id, (prediction, truth) in masks.items():
         write(tmp_path / "cohort" / case_id / f"{case_id}.nii.gz", truth)
         write(tmp_path / "cohort" / case_id / f"{case_id}__CT.nii.gz", truth)
@@ -103,14 +130,14 @@ def test_a_csv_names_the_true_masks_and_their_centres(folders):
 @pytest.mark.parametrize(
     "change", [{"spacing": (1.0, 1.0, 2.5)}, {"origin": (0.0, 0.0, 0.0)}, {"direction": np.diag([-1, -1, 1])}]
 )
-def test_another_grid_is_refused_by_name(folders, masks, write, change):
+def test_another_grid_is_refused_by_name(folders, masks, change):
     truth, predictions = folders
     path = write(predictions / "CHUM-002.nii.gz", masks["CHUM-002"][0], **change)
     with pytest.raises(HnsegError, match=rf"{path}: is not on the CT's grid"):
         evaluate(truth, predictions)
 
 
-def test_what_cannot_be_scored_is_refused_by_name(folders, masks, write, tmp_path):
+def test_what_cannot_be_scored_is_refused_by_name(folders, masks, tmp_path):
     truth, predictions = folders
     (tmp_path / "empty").mkdir()
     with pytest.raises(HnsegError, match="empty: no case to score"):

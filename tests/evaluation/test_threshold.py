@@ -2,7 +2,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+from fabricate import volume, write_case
 from scipy import ndimage
 
 from hnseg.data.phantom import make_cohort
@@ -20,11 +20,8 @@ def save(tmp_path):
     """Writes a case of 2 mm voxels: `save(name, suv, label)`, arrays (z, y, x)."""
 
     def save(name, suv, label):
-        for suffix, array in (("__CT", suv * 0), ("__PT", suv), ("", label)):
-            image = sitk.GetImageFromArray(array.astype(np.float32 if suffix else np.uint8))
-            image.SetSpacing([2.0, 2.0, 2.0])
-            (tmp_path / name).mkdir(exist_ok=True)
-            sitk.WriteImage(image, str(tmp_path / name / f"{name}{suffix}.nii.gz"))
+        ct, pet, truth = (volume(array, (2.0, 2.0, 2.0)) for array in (suv * 0, suv, label))
+        write_case(tmp_path, name, ct=ct, pet=pet, label=truth)
         return tmp_path
 
     return save
