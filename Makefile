@@ -42,11 +42,10 @@ clean-reproduce: ## start the ablation anew
 # Two files at a time, the tests of one in one process: they share what is slow to make.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0
 test: .venv/ready-dev ## the fast tests
-	$(PYTEST) -m "openvino and not slow"
 	$(PYTEST)
 
 test-slow: .venv/ready-dev ## the others
-	$(PYTEST) -m "slow and openvino"
+	$(PYTEST) -m openvino
 	$(PYTEST) -m "slow and not openvino"
 
 check: .venv/ready-dev ## lint, format, types, import layers

@@ -223,6 +223,8 @@ def explain(error: BaseException) -> str | None:
             return str(cause)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: a value is needed; add {error.full_key}=VALUE"
+    if isinstance(error, ValueError) and str(error).startswith("Config group override"):  # stage=null
+        return f"{error}; leave the group out, or choose one of --help"
     if not isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         return None
     if isinstance(error, OmegaConfBaseException) and isinstance(error, AttributeError | KeyError):

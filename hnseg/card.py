@@ -28,7 +28,7 @@ Name = Annotated[str, Written, Field(strict=True, min_length=1)]
 
 Shape = tuple[Count, Count, Count]
 Bounds = tuple[Number, Number]  # rising
-Lesion = Literal["GTVp", "GTVn"]
+LesionClass = Literal["GTVp", "GTVn"]
 StageName = Literal["head", "coarse", "fine"]
 Power = Literal["square", "cube_root"]
 Scheme = Literal["zscore", "ct", "range", "sigmoid", "cohort", "rescale", "none"]
@@ -245,9 +245,9 @@ class Decision:
     fusion: Literal["flat", "authors"] = "flat"
     weights: dict[str, Amount] = Field(default_factory=dict)
     rule: Literal["half", "argmax"] = "half"
-    thresholds: dict[Lesion, Probability] = Field(default_factory=dict)
+    thresholds: dict[LesionClass, Probability] = Field(default_factory=dict)
     resample_output: Literal["probabilities", "labels"] = "probabilities"
-    min_component_ml: Amount | dict[Lesion, Amount] = 0.0
+    min_component_ml: Amount | dict[LesionClass, Amount] = 0.0
     node_suv_peak: Amount | None = None
     mirror: StrictBool = False
     roi_cover: Literal["single", "multiple"] = "single"

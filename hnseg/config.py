@@ -35,7 +35,7 @@ from hnseg.card import (
     Decision,
     Fraction,
     InputSpec,
-    Lesion,
+    LesionClass,
     Name,
     Normalise,
     Outside,
@@ -399,9 +399,9 @@ class Rules(Settings):
     fusion: Literal["flat", "authors"] | None
     weights: dict[str, Amount] | None
     rule: Literal["half", "argmax"] | None
-    thresholds: dict[Lesion, Probability] | None
+    thresholds: dict[LesionClass, Probability] | None
     resample_output: Literal["probabilities", "labels"] | None
-    min_component_ml: Amount | dict[Lesion, Amount] | None
+    min_component_ml: Amount | dict[LesionClass, Amount] | None
     node_suv_peak: Amount | None
     roi_cover: Literal["single", "multiple"] | None
     fallback: Literal["chain", "fail"] | None

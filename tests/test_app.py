@@ -49,14 +49,14 @@ def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
                 raise RuntimeError("shapes differ")
         return 0.5
 
-    def typed(*arguments: str) -> Done:
+    def typed(*arguments: str, script: str = "train") -> Done:
         jobs.clear()
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
         status: int | str | None = 0
         try:
-            app.run(main, "train")
+            app.run(main, script)
         except SystemExit as end:
             status = end.code
         told = capsys.readouterr()
@@ -123,6 +123,28 @@ def test_a_mistake_is_one_line_and_status_2(shell: Shell, arguments: list[str], 
     assert line.startswith("train.py: error: ")
     for part in parts:
         assert part in line
+
+
+@pytest.mark.parametrize(
+    ("script", "keys", "offers"),
+    [
+        (
+            "train",
+            ["fold", "init_from", "predicted_heads", "precision", "pictures_every", "roi_minmax"],
+            ["stage=coarse|fine|head", "sweeps=ablation|", "${stage.name}_${model.name}"],
+        ),
+        ("infer", ["cases", "decision", "trainer", "last_stage", "workers"], ["engine=local|ray", "no_cte"]),
+    ],
+)
+def test_help_explains_each_key_and_offers_the_choices(
+    shell: Shell, script: str, keys: list[str], offers: list[str]
+) -> None:
+    shown = shell("--help", script=script).out
+    for key in keys:
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"{key}:") or f" {key}: " in line]
+        assert "#" in line
+    for text in offers:
+        assert text in shown
 
 
 def test_a_job_that_fails_in_a_sweep_is_named_and_the_others_still_run(shell: Shell) -> None:

@@ -6,8 +6,7 @@ Each command imports what it needs when it runs, so that `hnseg --help` answers 
 # ruff: noqa: I001 (commands stand in --help in the order they are imported)
 import sys
 
-from hnseg.cli import cohorts, plan, training, bundles  # noqa: F401
-from hnseg.cli import scores, ablation  # noqa: F401
+from hnseg.cli import cohorts, plan, training, bundles, scores  # noqa: F401
 from hnseg.cli.app import app
 from hnseg.errors import HnsegError
 
