@@ -19,8 +19,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from hnseg.imaging.audit import check_case
 from hnseg.imaging.case import Case
-from hnseg.imaging.checks import check_case
 from hnseg.imaging.suv import read_scan
 from hnseg.inference.backends import Networks
 from hnseg.inference.cascade import Cascade

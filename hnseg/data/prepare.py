@@ -21,13 +21,12 @@ from hnseg.data.cache import CacheError, StageVolume, entry_folder, is_whole, wr
 from hnseg.data.sampling import MODALITIES, sample_images, sample_label
 from hnseg.errors import HnsegError
 from hnseg.files import digest, digest_file, replacing
+from hnseg.imaging.audit import check_case
 from hnseg.imaging.case import Case, mask_file
-from hnseg.imaging.checks import check_case
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.images import read_label, read_mask, to_array
 from hnseg.imaging.masks import foreground_box, positions, voxel_ml
-from hnseg.imaging.placement import PlacedRoi, place
-from hnseg.imaging.stage import place_grid
+from hnseg.imaging.placement import PlacedRoi, place, place_grid
 from hnseg.imaging.suv import read_scan
 from hnseg.processes import map_cases
 
@@ -68,31 +67,18 @@ def placing_mask(case: Case, stage: Stage, ct: sitk.Image, masks: Path | None) -
 def place_roi(
     case: Case, stage: Stage, ct: sitk.Image, pet: sitk.Image, mask: sitk.Image | None, masks: Path | None
 ) -> PlacedRoi:
-    """Places a training case's ROI; labels and drawn heads as they are, all else as at inference.
+    """Places a training case's ROI: by labels and manual heads as they are, by predictions as at inference.
 
-    Heads that infer.py labelled lie beside its cases.csv.
-
-    Args:
-        case: The case.
-        stage: The stage.
-        ct: CT, HU.
-        pet: PET, SUV.
-        mask: What places it: a head mask, lesion labels, or a coarse prediction.
-        masks: The folder that `mask` comes from, None for the case's own labels.
-
-    Raises:
-        HnsegError: Labels without a lesion cannot place an ROI.
+    `mask` is a head mask, lesion labels or a coarse prediction, and `masks` its folder, None for the case's
+    own labels. Heads that infer.py labelled lie beside its cases.csv.
     """
     if needs_head(stage):
-        drawn = masks is None or not (masks / "cases.csv").exists()
-        return place(stage, ct, pet, mask, drawn=drawn)
+        manual = masks is None or not (masks / "cases.csv").exists()
+        return place(stage, ct, pet, mask, manual=manual)
     if masks is not None:
         empty = mask is not None and not to_array(mask).any()
         return place(stage, ct, pet, _searched(masks, case.case_id) if empty else mask)
-    try:
-        return PlacedRoi(place_grid(stage, ct, mask))
-    except ValueError as error:
-        raise HnsegError(f"{case.case_id}: {error}") from error
+    return PlacedRoi(place_grid(stage, ct, mask))
 
 
 def ml_outside(label: sitk.Image, grid: Grid) -> dict[str, float]:

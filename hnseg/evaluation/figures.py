@@ -153,7 +153,7 @@ def overlay(case: Case, prediction: Path, out: Path) -> None:
     bar.set_label("PET (SUV)", color="white")
     bar.ax.tick_params(colors="white")
     style = {"ncols": 4, "frameon": False, "labelcolor": "white"}
-    figure.legend(handles=legend_lines(with_truth=True), loc="outside lower center", **style)
+    figure.legend(handles=legend_lines(), loc="outside lower center", **style)
     with replacing(out) as temporary:
         figure.savefig(temporary, format="png", dpi=110, facecolor="black")
 

@@ -23,15 +23,15 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's PET/CT: CT (HU), PET, and the label map on the CT's grid where there is one.
+    """One patient's PET/CT: NIfTI or MetaImage files.
 
     Args:
         case_id: A plain file name, unique in its list.
-        ct: NIfTI or MetaImage file.
-        pet: Another, on a grid of its own.
-        label: Another, on the CT's grid.
+        ct: CT, HU.
+        pet: PET, on a grid of its own.
+        label: Label map on the CT's grid.
         center: The hospital.
-        pet_factor: Makes SUV of the PET's values; None: they are SUV, or its sidecar has what makes it.
+        pet_factor: Makes SUV of the PET's values; None: they are SUV, or the sidecar has the factor.
         fault: Why the list's line cannot be used; such a case is only reported.
     """
 
@@ -55,19 +55,16 @@ def read_cases(source: Path, *, strict: bool = True) -> list[Case]:
     Args:
         source: A folder in the HECKTOR layout (a folder CASE with CASE__CT, CASE__PT and perhaps CASE), or a
             CSV with the header `case_id, ct, pet[, label, center, pet_factor]` whose paths are relative to
-            its own folder. `pt` is taken for `pet`; an empty `ct` or `pet` cell stands for the HECKTOR name
-            beside the CSV.
-        strict: Refuse a list with a file that does not exist, an id that is no plain file name or a factor
-            that is no number (training). Otherwise the case keeps the path, or the fault under a harmless
-            name, and fails alone when it is read (inference).
+            its own folder. An empty `ct` or `pet` cell stands for the HECKTOR name beside the CSV.
+        strict: Refuse a case with a missing file or a faulty line (training); otherwise it fails alone when
+            it is read (inference).
 
     Returns:
         The cases, sorted by case_id. A case's centre is the CSV's `center`, else the part of its name before
         the first '-'.
 
     Raises:
-        HnsegError: No such source, no case in it, a malformed CSV (missing columns, repeated case ids), or
-            what `strict` refuses.
+        HnsegError: No source, no case in it, a malformed CSV, or a case that `strict` refuses.
     """
     source = Path(source)
     if source.is_dir():
@@ -85,8 +82,13 @@ def read_cases(source: Path, *, strict: bool = True) -> list[Case]:
             raise HnsegError(f"{source}: no case in this CSV; add a line for each case under the header")
     else:
         raise HnsegError(f"{source}: neither a folder nor a .csv; give a case list (folder: {LAYOUT})")
-    if strict:
-        _require_sound(cases)
+    for case in cases if strict else ():
+        case.check()
+        for part, path in (("CT", case.ct), ("PET", case.pet), ("label", case.label)):
+            if path is not None and not os.access(path, os.F_OK):
+                raise HnsegError(
+                    f"{path}: the {part} of case {case.case_id} is missing; add it or remove the case"
+                )
     return sorted(cases, key=lambda case: case.case_id)
 
 
@@ -176,20 +178,14 @@ def _csv_cases(path: Path) -> Iterator[Case]:
             fault = fault or f"{where}: control characters in the path of {', '.join(odd)}; rename the file"
         ct, pet = (path.parent / (row[part] or _hecktor_name(case_id, part)) for part in _SUFFIXES)
         label = path.parent / row["label"] if row["label"] else None
-        factor = _positive(row["pet_factor"]) if row["pet_factor"] else None
-        if factor is not None and math.isnan(factor):
-            wrong = f"pet_factor {row['pet_factor'][:30]!r} is no positive number"
-            fault, factor = fault or f"{where}: {wrong}; write what makes SUV of the PET", None
+        factor = None
+        if cell := row["pet_factor"]:
+            with suppress(ValueError):
+                factor = float(cell)
+            if factor is None or not 0 < factor < math.inf:
+                wrong = f"pet_factor {cell[:30]!r} is no positive number"
+                fault, factor = fault or f"{where}: {wrong}; write what makes SUV of the PET", None
         yield Case(case_id, ct, pet, label, row["center"] or center_of(case_id), factor, fault)
-
-
-def _positive(cell: str) -> float:
-    """The number in a cell; NaN if it is none, or none above 0."""
-    try:
-        number = float(cell)
-    except ValueError:
-        return math.nan
-    return number if 0 < number < math.inf else math.nan
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -199,7 +195,6 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             header = [name.strip().lower() for name in next(reader, [])]
-            header = ["pet" if name == "pt" else name for name in header]
             if missing := [name for name in known[:3] if name not in header]:
                 raise HnsegError(
                     f"{path}: header {','.join(header)!r} lacks {', '.join(missing)}; "
@@ -216,16 +211,6 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     yield reader.line_num, dict.fromkeys(known, "") | dict(zip(header, values, strict=False))
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise HnsegError(f"{path}: cannot be read ({error}); save it as comma-separated UTF-8") from error
-
-
-def _require_sound(cases: list[Case]) -> None:
-    for case in cases:
-        case.check()
-        for part, path in (("CT", case.ct), ("PET", case.pet), ("label", case.label)):
-            if path is not None and not os.access(path, os.F_OK):
-                raise HnsegError(
-                    f"{path}: the {part} of case {case.case_id} is missing; add it or remove the case"
-                )
 
 
 def find_orphans(root: Path) -> list[str]:

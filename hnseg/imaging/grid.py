@@ -1,8 +1,7 @@
-"""Where each stage looks, in patient space.
+"""Grids in patient space and the paper's rules for them.
 
-Stage grids are axis-aligned boxes in LPS millimetres (x to the left, y to the back, z to the head),
-whatever the orientation of the image they are cut from. Every point, size and spacing here is
-(x, y, z); arrays are (z, y, x).
+A grid is an axis-aligned box in LPS millimetres (x to the left, y to the back, z to the head), whatever the
+orientation of the image it is cut from. Points, sizes and spacings are (x, y, z); arrays are (z, y, x).
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from hnseg.imaging.masks import Point, index_box_bounds, mask_bounds
-
-Triple = tuple[float, float, float]
 
 # Air is -1000 HU and skin about -100: halfway between, so that partial volume does not move the outline.
 BODY_HU = -400.0
@@ -38,8 +35,8 @@ class Grid:
     """
 
     size: tuple[int, int, int]
-    spacing: Triple
-    origin: Triple
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
 
     @classmethod
     def centred(cls, center: Sequence[float] | Point, size: Sequence[int], spacing: Sequence[float]) -> Grid:
@@ -49,7 +46,6 @@ class Grid:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Grid:
-        """Reads what `to_dict` wrote."""
         return cls(_ints(fields["size"]), _floats(fields["spacing"]), _floats(fields["origin"]))
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,16 +105,9 @@ def top_of_scan_grid(
     spacing: Sequence[float],
     lateral: Literal["body", "corner"] = "body",
 ) -> Grid:
-    """A grid that hangs from the top of the scan: the head stage's, and the coarse ROI without a head.
+    """A grid below the top of the scan, as the head stage's (paper section 2.3).
 
-    Paper section 2.3 (256 x 256 x 128 voxels at 2 x 2 x 3 mm).
-
-    Args:
-        ct: The scan, any orientation.
-        size: Voxels along (x, y, z).
-        spacing: mm along (x, y, z).
-        lateral: In x and y centred on the `body`, wherever it lies, or from the image's `corner` as the
-            authors have it.
+    In x and y it is centred on the `body`, or starts at the image's `corner` as in the authors' release.
     """
     extent = np.asarray(size) * np.asarray(spacing)
     low, high = bounds(ct)
@@ -132,27 +121,12 @@ def coarse_grid(head: sitk.Image, size: Sequence[int], spacing: Sequence[float],
 
     Centred in x and y on the component's bounding box; in z its top face stands `top` of the way
     up the box and it reaches down from there (70 % and 288 mm in the authors' release).
-
-    Args:
-        head: Mask, non-zero inside the head, any orientation.
-        size: Voxels along (x, y, z).
-        spacing: mm along (x, y, z).
-        top: Height of the top face as a fraction of the box.
-
-    Raises:
-        ValueError: The mask is empty; callers choose the fallback before asking.
     """
     low, high = mask_bounds(head)
     extent = np.asarray(size) * np.asarray(spacing)
     center = (low + high) / 2
     center[2] = low[2] + top * (high[2] - low[2]) - extent[2] / 2
     return Grid.centred(center, size, spacing)
-
-
-def scan_grid(ct: sitk.Image, size: Sequence[int], spacing: Sequence[float]) -> Grid:
-    """A grid centred on the scan itself, for images that are already cropped around the disease."""
-    low, high = bounds(ct)
-    return Grid.centred((low + high) / 2, size, spacing)
 
 
 def nearest_corner(image: sitk.Image, point: Point) -> Point:
@@ -192,6 +166,6 @@ def _ints(values: Sequence[int] | NDArray[Any]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _floats(values: Sequence[float] | NDArray[Any]) -> Triple:
+def _floats(values: Sequence[float] | NDArray[Any]) -> tuple[float, float, float]:
     x, y, z = (float(v) for v in values)
     return x, y, z

@@ -24,8 +24,6 @@ from hnseg.imaging.case import EXTENSIONS
 
 LABELS = (0, 1, 2)  # background, GTVp, GTVn
 MAX_VOXELS = 1 << 30  # 1024³, 4 GiB in memory; whole-body CTs hold half of that
-_PACKED_META = re.compile(rb"CompressedData *= *True.*?ElementDataFile *= *LOCAL\r?\n", re.DOTALL)
-_GZIP_MOST = 1032  # bytes that gzip packs into one
 _CHUNK = 1 << 24  # bytes
 
 # What matters is raised as an exception or checked here; the rest would only break progress bars.
@@ -48,11 +46,11 @@ def read_image(path: Path, *, integers: bool = False) -> sitk.Image:
         integers: Leave int16 without a scale, as most CTs are stored, as it is: half the memory.
 
     Returns:
-        A 3-D scalar image, float32 (or int16), in the file's own units (HU, SUV), every value finite.
+        A 3-D scalar image, float32 (or int16), in the file's own units (HU, SUV).
 
     Raises:
-        HnsegError: A file that is missing, damaged or misnamed; not 3-D; several values a voxel; impossible
-            spacing; NaN or infinite values.
+        HnsegError: The file is missing, damaged or misnamed; it is not one 3-D scalar volume of possible
+            spacing; or it has NaN or infinite values.
     """
     image = _read(path)
     if integers and image.GetPixelID() == sitk.sitkInt16:
@@ -70,13 +68,7 @@ def read_image(path: Path, *, integers: bool = False) -> sitk.Image:
 
 
 def read_label(path: Path) -> sitk.Image:
-    """Read a label map.
-
-    Args:
-        path: NIfTI or MetaImage file, integers or floats that are integers.
-
-    Returns:
-        A 3-D image, uint8, values 0 (background), 1 (GTVp) and 2 (GTVn) only.
+    """Read a label map as a 3-D image, uint8: 0 (background), 1 (GTVp) and 2 (GTVn).
 
     Raises:
         HnsegError: As `read_image`, or values other than 0, 1 and 2.
@@ -128,26 +120,14 @@ def to_array(image: sitk.Image) -> np.ndarray:
 
 
 def from_array(array: np.ndarray, like: sitk.Image) -> sitk.Image:
-    """An image of `array` (z, y, x) with the spacing, origin and direction of `like`.
-
-    Raises:
-        ValueError: The array's shape is not the image's size reversed.
-    """
-    if array.shape != like.GetSize()[::-1]:
-        raise ValueError(f"array (z, y, x) {array.shape} does not fit image size (x, y, z) {like.GetSize()}")
+    """An image of `array` (z, y, x) with the spacing, origin and direction of `like`."""
     image = sitk.GetImageFromArray(array)
     image.CopyInformation(like)
     return image
 
 
 def same_grid(a: sitk.Image, b: sitk.Image, tolerance: float = 1e-3) -> bool:
-    """Whether both images have one size and their corner voxels coincide.
-
-    Args:
-        a: A 3-D image.
-        b: A 3-D image.
-        tolerance: Largest distance between corresponding corners, in voxels of `a`.
-    """
+    """Whether two images have one size and coinciding corner voxels, within a tolerance in voxels of `a`."""
     if a.GetSize() != b.GetSize():
         return False
     corners = list(product(*((0, n - 1) for n in a.GetSize())))
@@ -187,8 +167,6 @@ def _read_nifti(path: Path) -> sitk.Image:
         if not np.allclose(steps.T @ steps, np.diag(spacing**2), rtol=1e-3, atol=1e-3 * spacing.min() ** 2):
             raise HnsegError(f"{path}: its axes are not orthonormal at its spacing; resample it")
         needed = prod(shape[:3]) * dtype.itemsize
-        if needed > _GZIP_MOST * path.stat().st_size:  # before a damaged header makes room for it
-            raise EOFError(f"{needed} bytes of voxels promised")
         file.seek(offset)
         content = file.read(needed)
         if len(content) < needed:

@@ -39,13 +39,9 @@ def positions(label: sitk.Image) -> NDArray[np.float64]:
 
 
 def foreground_box(array: NDArray[Any]) -> Box | None:
-    """Index slices (z, y, x) around all non-zero voxels, None if there is none.
-
-    Of a whole-body label nearly all is background, which is passed over many times faster than it is
-    searched.
-    """
+    """Index slices (z, y, x) around all non-zero voxels, None if there is none."""
     box: list[slice] = []
-    for axis in range(3):  # each within what the former have left
+    for axis in range(3):  # each within what the former have left: nearly all of a label is background
         part = array[tuple(box)]
         found = np.flatnonzero(part.any(axis=tuple(other for other in range(3) if other != axis)))
         if not len(found):
@@ -70,12 +66,7 @@ def mask_bounds(mask: sitk.Image) -> tuple[Point, Point]:
 
 @dataclass(frozen=True)
 class Component:
-    """A connected component of a mask.
-
-    Args:
-        ml: Its volume.
-        box: Index slices (z, y, x) around it.
-    """
+    """Volume in ml and index slices (z, y, x) around a connected component of a mask."""
 
     ml: float
     box: Box

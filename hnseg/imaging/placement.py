@@ -1,4 +1,7 @@
-"""Where a stage's ROI lies in a scan, also where the stage before found nothing, and what of it is imaged."""
+"""Places a stage's grid on a case, and measures how much of it the scans show.
+
+`place_grid` has the stage's rule; `place` adds fallbacks where the stage before found nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from numpy.typing import NDArray
 from hnseg.card import Stage
 from hnseg.errors import HnsegError
 from hnseg.imaging import masks
-from hnseg.imaging.grid import Grid, Point, bounds, sample, top_of_scan_grid
-from hnseg.imaging.stage import place_grid
+from hnseg.imaging.grid import Grid, bounds, coarse_grid, nearest_corner, sample, top_of_scan_grid
+from hnseg.imaging.masks import Point
 from hnseg.imaging.suv import sphere_means
 
 # An adult head is 3 to 5 litres; a component this small is a stray.
@@ -35,13 +38,7 @@ class Fallback(StrEnum):
 
 @dataclass(frozen=True)
 class PlacedRoi:
-    """A stage's grid on a case.
-
-    Args:
-        grid: The grid.
-        fallback: What placed it where the stage before found nothing.
-        suv_peak: SUVpeak of the region that placed it, for `BRIGHTEST_PET`.
-    """
+    """A stage's grid on a case, and the fallback that placed it (with SUVpeak of the brightest PET)."""
 
     grid: Grid
     fallback: Fallback | None = None
@@ -63,6 +60,34 @@ class PlacedRoi:
                 return "nothing coarse: ROI on the middle of what was searched, no PET stands out"
 
 
+def place_grid(stage: Stage, ct: sitk.Image, reference: sitk.Image | None = None) -> Grid:
+    """Places a stage's grid on a case by the stage's rule.
+
+    A mean voxel is rounded, as the authors' index is: predictions that differ a little, as those of bfloat16
+    and float32 do, nearly always place the grid alike.
+
+    Args:
+        stage: The stage.
+        ct: CT, HU.
+        reference: The head mask for `below_head`, a lesion label image for `lesions`.
+
+    Raises:
+        HnsegError: The placement needs a reference, and there is none or it is empty.
+    """
+    if stage.placement == "top_of_scan":
+        return top_of_scan_grid(ct, stage.size, stage.spacing, stage.lateral)
+    if stage.placement == "scan":
+        low, high = bounds(ct)
+        return Grid.centred((low + high) / 2, stage.size, stage.spacing)
+    if reference is None or not sitk.GetArrayViewFromImage(reference).any():
+        what = "no head mask" if stage.placement == "below_head" else "no lesion voxel"
+        raise HnsegError(f"{what} to place the {stage.name} ROI by")
+    if stage.placement == "below_head":
+        return coarse_grid(reference, stage.size, stage.spacing, stage.top)
+    center = nearest_corner(reference, masks.positions(reference).mean(axis=0))
+    return Grid.centred(center, stage.size, stage.spacing)
+
+
 def place(
     stage: Stage,
     ct: sitk.Image,
@@ -70,58 +95,52 @@ def place(
     found: sitk.Image | None,
     *,
     fallback: Literal["chain", "fail"] = "chain",
-    drawn: bool = False,
+    manual: bool = False,
     head: sitk.Image | None = None,
 ) -> PlacedRoi:
-    """Places a stage's grid on a case.
+    """Places a stage's grid on a case, by a fallback where the stage before found nothing.
 
     Args:
         stage: The stage.
         ct: CT, HU.
         pet: PET, SUV.
         found: What the stage before found, on its own grid: a head mask or lesion labels.
-        fallback: Where that is nothing, `chain` looks somewhere sensible and `fail` gives up.
-        drawn: A head mask drawn or checked by hand is a head however small; a network's may be a stray.
+        fallback: Where that is nothing, `chain` looks somewhere sensible and `fail` ends the case.
+        manual: A head mask drawn or checked by hand is a head however small; a network's may be a stray.
         head: For lesions, the head's mask where there is one: the brain is in its upper half.
 
     Raises:
         HnsegError: Nothing was found and `fallback` is `fail`.
     """
-    if stage.placement == "below_head" and not _is_head(found, 0.0 if drawn else MIN_HEAD_ML):
-        _require(fallback, "head")
-        return PlacedRoi(top_of_scan_grid(ct, stage.size, stage.spacing), Fallback.NO_HEAD)
-    if stage.placement == "lesions" and (found is None or masks.centroid(found) is None):
-        _require(fallback, "coarse")
-        low, high = _searched_box(ct, found)
-        region = brightest(pet, ct, low, high, _eye_height(head, ct))
-        if region is None:
-            return PlacedRoi(Grid.centred((low + high) / 2, stage.size, stage.spacing), Fallback.MIDDLE)
-        grid = Grid.centred(region.center, stage.size, stage.spacing)
-        return PlacedRoi(grid, Fallback.BRIGHTEST_PET, region.suv_peak)
-    return PlacedRoi(place_grid(stage, ct, found))
-
-
-def _require(fallback: str, stage: str) -> None:
+    no_head = stage.placement == "below_head" and not _is_head(found, 0.0 if manual else MIN_HEAD_ML)
+    no_lesion = stage.placement == "lesions" and (
+        found is None or not sitk.GetArrayViewFromImage(found).any()
+    )
+    if not no_head and not no_lesion:
+        return PlacedRoi(place_grid(stage, ct, found))
     if fallback == "fail":
         raise HnsegError(
-            f"the {stage} stage found nothing, and fallback=fail ends the case there; "
-            "decision.fallback=chain looks on"
+            f"the {'head' if no_head else 'coarse'} stage found nothing, and fallback=fail ends the case "
+            "there; decision.fallback=chain looks on"
         )
+    if no_head:
+        return PlacedRoi(top_of_scan_grid(ct, stage.size, stage.spacing), Fallback.NO_HEAD)
+    low, high = bounds(ct)
+    if found is None:
+        low[2] = max(low[2], high[2] - _DEPTH_MM)
+    else:  # the part of the CT that the coarse stage searched
+        first, last = bounds(found)
+        low, high = np.maximum(low, first), np.minimum(high, last)
+    region = brightest(pet, ct, low, high, _eye_height(head, ct))
+    if region is None:
+        return PlacedRoi(Grid.centred((low + high) / 2, stage.size, stage.spacing), Fallback.MIDDLE)
+    grid = Grid.centred(region.center, stage.size, stage.spacing)
+    return PlacedRoi(grid, Fallback.BRIGHTEST_PET, region.suv_peak)
 
 
 def _is_head(mask: sitk.Image | None, min_ml: float) -> bool:
     component = None if mask is None else masks.largest_component(mask)
     return component is not None and component.ml >= min_ml
-
-
-def _searched_box(ct: sitk.Image, searched: sitk.Image | None) -> tuple[Point, Point]:
-    """What the coarse stage searched of the CT, mm; the CT's top without a coarse stage."""
-    low, high = bounds(ct)
-    if searched is None:
-        low[2] = max(low[2], high[2] - _DEPTH_MM)
-        return low, high
-    first, last = bounds(searched)
-    return np.maximum(low, first), np.minimum(high, last)
 
 
 def _eye_height(head: sitk.Image | None, ct: sitk.Image) -> float:
@@ -144,12 +163,7 @@ _MIN_ML, _MAX_ML = 0.5, 300.0
 
 
 class Region(NamedTuple):
-    """A region of uptake.
-
-    Args:
-        center: Its mean position, LPS mm (x, y, z).
-        suv_peak: The highest mean over a sphere of 1 ml.
-    """
+    """Mean position in LPS mm (x, y, z) and SUVpeak (highest mean over a sphere of 1 ml) of an uptake."""
 
     center: Point
     suv_peak: float
@@ -167,9 +181,9 @@ def brightest(
 
     Args:
         pet: SUV, any grid.
-        ct: CT, any grid; uptake outside its field of view could not be in the mask.
+        ct: CT, any grid; uptake outside its field of view does not count, as it could not be in the mask.
         low: Lowest corner of the box, mm (x, y, z).
-        high: Highest corner, mm (x, y, z).
+        high: Highest corner.
         brain_above: Patient z in mm above which uptake is the brain's.
 
     Returns:
@@ -219,13 +233,7 @@ _POINTS = 48
 
 
 def without_pet(grids: Sequence[Grid], ct: sitk.Image, pet: sitk.Image) -> float:
-    """Part of the ROI in the CT's field of view that is not in the PET's; 0 where the CT shows none of it.
-
-    Args:
-        grids: The cubes of the ROI, one or several.
-        ct: CT, any grid.
-        pet: PET, on a grid of its own.
-    """
+    """Part of what the CT shows of a ROI (its cubes) that the PET does not; 0 if the CT shows none."""
     points = [Grid.centred(grid.center, [_POINTS] * 3, (grid.extent / _POINTS).tolist()) for grid in grids]
     in_ct = np.stack([in_field_of_view(ct, cube) for cube in points])
     in_pet = np.stack([in_field_of_view(pet, cube) for cube in points])
@@ -245,12 +253,7 @@ class Cuts(NamedTuple):
 
 
 def cuts(head: sitk.Image, ct: sitk.Image) -> Cuts:
-    """Whether the CT ends in the head.
-
-    Args:
-        head: Mask, non-zero inside the head, any grid.
-        ct: CT, any orientation.
-    """
+    """Whether the CT ends in the head, a mask on any grid."""
     lattice = _lattice(*bounds(head))
     inside = sample(head, lattice) != 0
     x, y, z = lattice.origin

@@ -30,7 +30,7 @@ class View:
     Attributes:
         ct: In HU.
         pet: In SUV, 0 outside its field of view.
-        truth: Ground-truth labels; None where there are none.
+        truth: Ground-truth labels.
         prediction: Labels.
         spacing: (x, y, z) in mm.
         focus: Index (x, y, z) of the voxel the slices run through.
@@ -39,7 +39,7 @@ class View:
 
     ct: NDArray[np.float32]
     pet: NDArray[np.float32]
-    truth: NDArray[np.uint8] | None
+    truth: NDArray[np.uint8]
     prediction: NDArray[np.uint8]
     spacing: tuple[float, float, float]
     focus: Index
@@ -103,8 +103,7 @@ def draw_slice(axes: Axes, view: View, plane: Plane, kind: Kind, suv: Normalize)
         opacity = 0.75 * np.sqrt(np.clip(suv(pet), 0, 1))
         axes.imshow(pet, cmap=PET_COLOURS, norm=suv, alpha=opacity, **layout)
     for side, labels in enumerate((view.truth, view.prediction)):
-        if labels is not None:
-            _draw_contours(axes, labels[plane.index], plane.edge, side)
+        _draw_contours(axes, labels[plane.index], plane.edge, side)
     axes.set_axis_off()
     letter: dict[str, Any] = {"color": "#ffd75e", "fontsize": 10, "ha": "center", "va": "center"}
     for text, (x, y) in zip(plane.sides, ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02)), strict=True):
@@ -121,10 +120,10 @@ def _draw_contours(axes: Axes, labels: NDArray[np.uint8], edge: tuple[float, flo
             axes.contour(x, y, mask, [0.5], linewidths=1.6, **style)
 
 
-def legend_lines(with_truth: bool) -> list[Line2D]:
-    """What a legend shows: a line for each class, of ground truth (if there is one) and prediction."""
+def legend_lines() -> list[Line2D]:
+    """A line for each class of ground truth and prediction."""
     return [
         Line2D([], [], label=f"{name} {SIDES[side]}", lw=1.8, color=COLOURS[name][side], ls=LINES[side])
         for name in CLASSES
-        for side in range(0 if with_truth else 1, 2)
+        for side in range(2)
     ]

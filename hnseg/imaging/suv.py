@@ -41,7 +41,7 @@ def read_pet(case: Case) -> sitk.Image:
     """A case's PET in SUV (float32), on its own grid.
 
     The case list's `pet_factor` multiplies the stored values; without one, the sidecar's factor does;
-    without either the values are taken for SUV, which `hnseg.imaging.checks.check_case` doubts where it must.
+    without either the values are taken for SUV, which `hnseg.imaging.audit.check_case` doubts where it must.
     """
     image = read_image(case.pet)
     factor = sidecar_factor(sidecar(case.pet)) if case.pet_factor is None else case.pet_factor

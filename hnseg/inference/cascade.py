@@ -213,7 +213,7 @@ class Cascade:
             clock.begin("resample")
             stage = ensemble.stage
             placed = place(
-                stage, ct, pet, found, head=head, fallback=self.decision.fallback, drawn=manual is not None
+                stage, ct, pet, found, head=head, fallback=self.decision.fallback, manual=manual is not None
             )
             grids = [placed.grid]
             if placed.fallback:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from hnseg.devices import pick_device
 from hnseg.errors import HnsegError
+from hnseg.imaging.audit import check_case
 from hnseg.imaging.case import Case
-from hnseg.imaging.checks import check_case
 from hnseg.imaging.images import write_image
 from hnseg.imaging.suv import read_scan
 from hnseg.inference.cascade import Segmentation

@@ -27,8 +27,8 @@ import hnseg
 from hnseg.devices import gpu_peak_mib, lacks_memory, peak_mib, reset_gpu_peak
 from hnseg.errors import HnsegError
 from hnseg.files import digest, digest_file
+from hnseg.imaging.audit import check_case
 from hnseg.imaging.case import Case, mask_file
-from hnseg.imaging.checks import check_case
 from hnseg.imaging.images import write_image
 from hnseg.imaging.suv import read_scan, sidecar
 from hnseg.inference.cascade import Cascade, Segmentation

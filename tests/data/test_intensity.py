@@ -16,7 +16,7 @@ from hnseg.data.intensity import input_transform, network_input, to_subject
 from hnseg.data.prepare import prepare_case
 from hnseg.data.resample import AIR_HU
 from hnseg.imaging.grid import Grid
-from hnseg.imaging.stage import place_grid
+from hnseg.imaging.placement import place_grid
 from hnseg.inference.backends import Networks
 from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Member

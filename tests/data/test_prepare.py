@@ -21,7 +21,7 @@ from hnseg.data.resample import AIR_HU
 from hnseg.errors import HnsegError
 from hnseg.imaging.case import read_cases
 from hnseg.imaging.grid import Grid
-from hnseg.imaging.stage import place_grid
+from hnseg.imaging.placement import place_grid
 
 FINE = Stage("fine", (14, 12, 10), (3.0, 3.5, 5.0), "lesions")
 HEAD = Stage("head", (10, 10, 8), (10.0, 10.0, 12.0), "top_of_scan", ("head",))

@@ -61,7 +61,7 @@ def test_a_stray_that_a_network_took_for_a_head_places_nothing(
         (heads / "cases.csv").write_text("case_id,status\nA-1,ok\n")
     entry = prepare_case(case, COARSE, tmp_path / "cache", masks=heads)
     head = sitk.ReadImage(str(heads / "A-1.nii.gz"))
-    placed = place(COARSE, *read_scan(case), head, drawn=not labelled)
+    placed = place(COARSE, *read_scan(case), head, manual=not labelled)
     assert entry.meta["fallback"] == placed.fallback
     assert entry.meta["grid"] == placed.grid.to_dict()
     assert (placed.fallback is not None) == labelled

@@ -1,6 +1,5 @@
 """Case lists: what counts as a case, and what is refused by name."""
 
-import errno
 import re
 from pathlib import Path
 
@@ -50,32 +49,6 @@ def test_a_hecktor_folder_sorted_with_centres(tmp_path):
     )
 
 
-@pytest.mark.parametrize("ext", [".nii.gz", ".nii", ".mha"])
-def test_a_folder_may_hold_any_format_and_no_label(tmp_path, ext):
-    touch(tmp_path / "A", f"A__CT{ext}", f"A__PT{ext}")
-    (case,) = read_cases(tmp_path)
-    assert (case.ct.name, case.pet.name, case.label) == (f"A__CT{ext}", f"A__PT{ext}", None)
-
-
-def test_a_folder_that_cannot_be_read_is_its_own_cases_fault(tmp_path, monkeypatch):
-    for name in ("A", "B"):
-        full_case(tmp_path, name)
-    iterdir = Path.iterdir
-
-    def closed(path):
-        if path.name == "B":
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return iterdir(path)
-
-    monkeypatch.setattr(Path, "iterdir", closed)
-    sound, case = read_cases(tmp_path, strict=False)
-    sound.check()
-    with pytest.raises(HnsegError, match=r"/B: cannot be read \(Permission denied\)"):
-        case.check()
-    with pytest.raises(HnsegError, match="cannot be read"):
-        read_cases(tmp_path)
-
-
 def test_a_missing_modality_is_refused_or_left_to_the_case(tmp_path):
     full_case(tmp_path, "A")
     touch(tmp_path / "B", "B__CT.nii.gz")
@@ -86,21 +59,10 @@ def test_a_missing_modality_is_refused_or_left_to_the_case(tmp_path):
     assert b.pet == tmp_path / "B" / "B__PT.nii.gz"
 
 
-def test_sources_without_cases_are_refused(tmp_path):
-    with pytest.raises(HnsegError, match="no such folder or CSV"):
-        read_cases(tmp_path / "nowhere")
-    with pytest.raises(HnsegError, match="no case in this folder; expected ROOT/CASE/CASE__CT"):
-        read_cases(tmp_path)
-    touch(tmp_path, "list.xlsx")
-    with pytest.raises(HnsegError, match=r"neither a folder nor a \.csv"):
-        read_cases(tmp_path / "list.xlsx")
-
-
-@pytest.mark.parametrize("pet_column", ["pet", "pt"])
-def test_a_csv_with_paths_relative_to_itself(tmp_path, pet_column):
+def test_a_csv_with_paths_relative_to_itself(tmp_path):
     path = cases_csv(
         tmp_path,
-        f"\ufeffcase_id , ct, {pet_column} ,label, center\n"
+        "\ufeffcase_id , ct, pet ,label, center\n"
         " B-1 , ct.nii.gz , pt.mha , label.nii.gz , Basel \n"
         "\n"
         f"A-1, {tmp_path / 'ct.nii.gz'}, pt.mha\n",
@@ -140,9 +102,7 @@ def test_malformed_csvs_are_refused(tmp_path, text, telling, strict):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "case_id", ["../x", "a/b", "a\\b", "/etc/x", "", ".", "..", ".hidden", "a\0b", '"a\nb"', "x" * 101]
-)
+@pytest.mark.parametrize("case_id", ["../x", "a\\b", "", "..", ".hidden", "a\0b", '"a\nb"', "x" * 101])
 def test_case_ids_that_are_not_plain_file_names_are_refused_or_left_to_the_case(tmp_path, case_id):
     path = cases_csv(tmp_path, f"case_id,ct,pet\n{case_id},ct.nii.gz,pt.mha\nA,ct.nii.gz,pt.mha\n")
     with pytest.raises(HnsegError, match="is not a plain file name") as caught:

@@ -17,7 +17,6 @@ from hnseg.imaging.grid import (
     bounds,
     coarse_grid,
     nearest_corner,
-    scan_grid,
     top_of_scan_grid,
 )
 
@@ -64,17 +63,6 @@ def test_a_grid_is_where_simpleitk_says_its_voxels_are():
     np.testing.assert_allclose(grid.extent, [4, 10, 18])
 
 
-def test_a_grid_can_be_centred_padded_and_written_down():
-    grid = Grid.centred((10, 20, 30), (4, 5, 6), (1, 2, 3))
-    np.testing.assert_allclose(grid.center, (10, 20, 30))
-    assert grid.origin == (8.5, 16.0, 22.5)
-    padded = grid.padded((1, 2, 3))
-    assert padded.size == (6, 9, 12)
-    assert padded.origin == (7.5, 12.0, 13.5)
-    np.testing.assert_allclose(padded.center, grid.center)
-    assert Grid.from_dict(grid.to_dict()) == grid
-
-
 def test_the_coarse_roi_hangs_seventy_percent_up_the_head():
     grid = coarse_grid(head_mask(), (144, 144, 144), (2, 2, 2))
     low, high = grid.corners.min(0), grid.corners.max(0)
@@ -99,30 +87,6 @@ def test_a_table_does_not_shift_the_body(gap):
     np.testing.assert_allclose(tabled, plain, atol=8 if gap == 0 else 1e-6)
 
 
-def test_only_the_top_of_a_whole_body_places_the_head_crop():
-    hu = sitk.GetArrayFromImage(body_ct())
-    hu[:20, 12:32, :] = 40  # arms on both sides, far below
-    grid = top_of_scan_grid(volume(hu, (8, 8, 8), (4, 4, 4)), (256, 256, 128), (2, 2, 3))
-    np.testing.assert_allclose(grid.center[:2], [192, 176])
-
-
-def test_the_fine_roi_is_centred_on_the_mean_voxel_of_both_classes():
-    label = np.zeros((20, 20, 20), np.uint8)
-    label[2, 3, 4] = 1
-    label[10, 3, 4] = 1
-    label[12, 15, 4] = 2
-    # Mean index (x, y, z) = (4, 7, 8): no class counts more than its voxels do.
-    center = masks.centroid(volume(label, (1, 2, 3), (100, 200, 300)))
-    np.testing.assert_allclose(center, [104, 214, 324])
-    assert masks.centroid(volume(np.zeros((4, 4, 4), np.uint8), (1, 1, 1))) is None
-
-
-def test_the_nearest_corner_is_between_voxels():
-    image = volume(np.zeros((5, 5, 5), np.uint8), (1, 2, 3), (100, 200, 300))
-    near = nearest_corner(image, np.array([101.9, 203.1, 299.0]))
-    np.testing.assert_allclose(near, [101.5, 203, 298.5])  # corners: 100.5, 201 and 301.5 mm, and on
-
-
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_halfway_between_two_corners_the_storage_does_not_decide(orientation):
     image = volume(np.zeros((5, 5, 5), np.uint8), (1, 2, 3), (100, 200, 300))
@@ -138,7 +102,6 @@ def test_grids_do_not_depend_on_how_the_voxels_are_stored(orientation):
     pairs = [
         (top_of_scan_grid(i, (64, 64, 48), (8, 8, 8)) for i in (ct, turned_ct)),
         (top_of_scan_grid(i, (48, 48, 48), (6, 6, 6)) for i in (ct, turned_ct)),
-        (scan_grid(i, (48, 48, 48), (6, 6, 6)) for i in (ct, turned_ct)),
         (coarse_grid(i, (144, 144, 144), (2, 2, 2)) for i in (mask, turned_mask)),
     ]
     for plain, turned in pairs:

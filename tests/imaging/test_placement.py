@@ -1,14 +1,20 @@
-"""Where a stage looks when the stage before found little or nothing."""
+"""Where a stage's grid lies on a case, also when the stage before found little or nothing."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from fabricate import volume
+import yaml
+from fabricate import ct_image, volume
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hnseg.card import Stage
 from hnseg.errors import HnsegError
 from hnseg.imaging.grid import Grid
-from hnseg.imaging.placement import Fallback, place
+from hnseg.imaging.masks import centroid
+from hnseg.imaging.placement import Fallback, place, place_grid
 
 COARSE = Stage("coarse", (16, 16, 16), (6.0, 6.0, 6.0), "below_head")
 FINE = Stage("fine", (16, 16, 16), (3.0, 3.0, 3.0), "lesions")
@@ -75,7 +81,7 @@ def test_a_drawn_head_is_a_head_however_small(ct: sitk.Image, voxels: int, taken
     mask = np.zeros(12**3, np.uint8)
     mask[:voxels] = 1
     grid = placed(
-        COARSE, ct, hot(), roi(mask.reshape(12, 12, 12)), None if taken else Fallback.NO_HEAD, drawn=True
+        COARSE, ct, hot(), roi(mask.reshape(12, 12, 12)), None if taken else Fallback.NO_HEAD, manual=True
     )
     if taken:  # the first voxel's lower face is at z 27 mm, whatever of the head is drawn
         layers = int(np.ceil(voxels / 144))
@@ -106,11 +112,6 @@ def test_nothing_coarse_looks_at_the_brightest_pet_inside_the_coarse_roi(ct: sit
     pet = hot((46, 50, 60)) + hot((150, 150, 270), suv=50)
     grid = placed(FINE, ct, pet, roi(), Fallback.BRIGHTEST_PET)
     np.testing.assert_allclose(grid.center, (46, 50, 60), atol=6)
-
-
-def test_without_a_coarse_stage_the_whole_scan_is_searched(ct: sitk.Image) -> None:
-    grid = placed(FINE, ct, hot((150, 150, 270)), None, Fallback.BRIGHTEST_PET)
-    np.testing.assert_allclose(grid.center, (150, 150, 270), atol=6)
 
 
 LOWER, UPPER = (30, 35, 45), (58, 70, 75)  # in the ROI of z 27..99 mm, the upper five times brighter
@@ -149,3 +150,44 @@ def test_flat_pet_leaves_the_middle_of_the_coarse_roi(ct: sitk.Image, suv: float
     pet = hot() * 0 + suv
     grid = placed(FINE, ct, pet, roi(), Fallback.MIDDLE)
     np.testing.assert_allclose(grid.center, (43, 53, 63))
+
+
+def test_the_papers_stages_are_what_the_configuration_holds():
+    conf = Path(__file__).parents[2] / "conf" / "stage"
+    stages = [
+        Stage(**yaml.safe_load((conf / f"{name}.yaml").read_text())) for name in ("head", "coarse", "fine")
+    ]
+    extents = [np.multiply(stage.size, stage.spacing).tolist() for stage in stages]
+    assert extents == [[512, 512, 384], [288] * 3, [144] * 3]
+    assert [stage.classes for stage in stages] == [("head",), ("GTVp", "GTVn"), ("GTVp", "GTVn")]
+    assert (stages[0].shape, stages[1].top) == ((128, 256, 256), 0.7)
+
+
+@pytest.mark.parametrize("stage", [COARSE, FINE])
+def test_a_rule_without_its_reference_is_refused(ct: sitk.Image, stage: Stage):
+    for reference in (None, roi()):
+        with pytest.raises(HnsegError, match=r"no (head mask|lesion voxel)"):
+            place_grid(stage, ct, reference)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), flips=st.integers(1, 200))
+def test_a_mask_that_changes_moves_the_fine_roi_by_whole_voxels_or_not_at_all(seed, flips):
+    """At the paper's scale: a mask with voxels of 2 mm, and fine voxels of 1 mm, two of which make one."""
+    rng = np.random.default_rng(seed)
+    axes = np.meshgrid(*[np.arange(40)] * 3, indexing="ij")
+    mask = (sum((a - c) ** 2 for a, c in zip(axes, rng.uniform(10, 30, 3), strict=True)) < 60).astype(
+        np.uint8
+    )
+    changed = mask.copy()
+    changed.ravel()[rng.choice(mask.size, flips, replace=False)] ^= 1
+    fine = Stage("fine", (144, 144, 144), (1.0, 1.0, 1.0), "lesions")
+    masks = [volume(m, (2, 2, 2), (-31.3, 4.7, 11.1)) for m in (mask, changed)]
+    one, other = (place_grid(fine, ct_image(), m) for m in masks)
+    steps = np.subtract(other.origin, one.origin) / 2
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-6)
+    for grid, m in zip((one, other), masks, strict=True):
+        assert np.abs(grid.center - centroid(m)).max() <= 1 + 1e-5
+        # Its faces are faces of the mask's voxels: it holds a voxel whole or not at all.
+        faces = (grid.corners - m.GetOrigin()) / 2 - 0.5
+        np.testing.assert_allclose(faces, np.rint(faces), atol=1e-6)

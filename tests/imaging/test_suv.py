@@ -15,7 +15,7 @@ from hnseg.data.prepare import prepare, prepare_case
 from hnseg.errors import HnsegError
 from hnseg.imaging.audit import audit
 from hnseg.imaging.case import Case, read_cases
-from hnseg.imaging.suv import read_pet, sidecar, sidecar_factor, suv_factor
+from hnseg.imaging.suv import read_pet, sidecar, sidecar_factor
 
 # 74 kg, 400 MBq at 8:00, scanned after one half-life of F-18 (109.77 min): 200 MBq are left, so that
 # SUV 1 is 200e6 Bq / 74,000 g = 2702.7 Bq/ml.
@@ -40,14 +40,6 @@ def case(tmp_path: Path) -> Case:
     """A case whose PET is in Bq/ml."""
     write_case(tmp_path, "A", pet=sitk.Cast(pet_image() * BQ_ML_OF_SUV_1, sitk.sitkFloat32))
     return read_cases(tmp_path)[0]
-
-
-def test_a_factor_worked_by_hand() -> None:
-    # Undecayed: 70 kg and 350 MBq make SUV 1 of 5000 Bq/ml; an hour halves little more than a third.
-    assert suv_factor(weight_kg=70, dose_bq=350e6, elapsed_s=0) == pytest.approx(1 / 5000)
-    hour = suv_factor(weight_kg=70, dose_bq=350e6, elapsed_s=3600)
-    assert hour == pytest.approx(1 / (5000 * 0.68462), rel=1e-4)  # exp(-ln 2 · 60 / 109.77)
-    assert 2e-4 < hour < 7e-4  # where the cohort's lie
 
 
 @pytest.mark.parametrize(
@@ -103,11 +95,6 @@ def test_a_sidecar_that_would_be_misunderstood_is_refused(
     assert telling in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["A.1__PT.nii.gz", "A.1__PT.NII.GZ", "A.1__PT.nii", "A.1__PT.mha"])
-def test_the_sidecar_lies_beside_the_pet(name: str) -> None:
-    assert sidecar(Path("x") / name) == Path("x/A.1__PT.json")
 
 
 def test_pet_is_read_in_suv_by_sidecar_or_factor(case: Case) -> None:

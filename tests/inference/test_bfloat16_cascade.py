@@ -20,7 +20,7 @@ from hnseg.data.intensity import input_transform
 from hnseg.data.sampling import sample_images, sample_label
 from hnseg.imaging import placement
 from hnseg.imaging.grid import Grid
-from hnseg.imaging.stage import place_grid
+from hnseg.imaging.placement import place_grid
 from hnseg.inference.backends import make_networks
 from hnseg.inference.cascade import Cascade
 from hnseg.models import nets

@@ -33,7 +33,7 @@ from hnseg.data.sampling import sample_images, sample_label
 from hnseg.imaging.case import Case, read_cases
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.images import read_image
-from hnseg.imaging.stage import place_grid
+from hnseg.imaging.placement import place_grid
 from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Bundle
 

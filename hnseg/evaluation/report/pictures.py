@@ -50,7 +50,7 @@ def lesion_picture(scan: Scan, finding: LesionFinding) -> Picture:
         scale = "" if kind == "ct" else f", SUV 0 to {suv.vmax:.1f}"
         axes.set_title(f"{title}{scale}", color="white", fontsize=9)
     style = {"ncols": 4, "frameon": False, "labelcolor": "white", "fontsize": 8}
-    figure.legend(handles=legend_lines(with_truth=True), loc="outside lower center", **style)
+    figure.legend(handles=legend_lines(), loc="outside lower center", **style)
     if not finding.predicted_ml:
         volumes = f"missed: true {finding.truth_ml:.2f} ml"
     elif not finding.truth_ml:
