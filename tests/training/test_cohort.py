@@ -10,7 +10,7 @@ from hnseg.config import Data, compose_job
 from hnseg.data.splits import Split
 from hnseg.errors import HnsegError
 from hnseg.imaging.case import Case
-from hnseg.training.cohort import find_coarse, head_folder, read_cohort, require_head_masks, with_head_mask
+from hnseg.training.cohort import head_folder, read_cohort, require_head_masks, with_head_mask
 
 NAMES = ["CHUM-0", "CHUM-1", "CHUS-0", "CHUS-1", "MDA-0", "MDA-1"]
 
@@ -71,25 +71,6 @@ def test_a_case_that_the_split_lists_can_be_excluded(scans: Path, extra: dict[st
     shutil.rmtree(scans / "CHUM-0")
     with pytest.raises(HnsegError, match=r"not on disk: CHUM-0; check data\.root"):
         read(scans, "fine", f"data.split={path}", "data.exclude=[MDA-1]")
-
-
-def test_a_fold_that_excluding_empties_is_refused(scans: Path) -> None:
-    (scans / "split.json").write_text(json.dumps({"folds": [NAMES[:5], NAMES[5:]]}))
-    places = [f"data.root={scans}", f"data.split={scans}/split.json"]
-    cases, split = read_cohort(compose_job([*places, "data.exclude=[MDA-1]"]).data, "fine")
-    with pytest.raises(HnsegError, match=r"fold=1: no case to validate on: those .* are excluded"):
-        split.assign(cases, 1)
-
-
-@pytest.mark.parametrize(
-    "table", ["case,out_of_fold\nA-1,yes\n", "case_id,out_of_fold\nA-1\n", "case_id;out_of_fold\nA-1;yes\n"]
-)
-def test_a_table_of_coarse_predictions_that_something_else_saved_is_refused(tmp_path, table):
-    (tmp_path / "cases.csv").write_text(table)
-    with pytest.raises(
-        HnsegError, match=r"cases\.csv.*column.*make it and the masks anew with python infer\.py"
-    ):
-        find_coarse(tmp_path, [], train_roi="coarse")
 
 
 CASES = [Case(f"A-{n}", Path("ct"), Path("pet")) for n in range(8)]

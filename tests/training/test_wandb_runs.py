@@ -66,15 +66,6 @@ def test_what_belongs_to_one_step_is_one_row(tmp_path, begin, job):
     ]
 
 
-def test_runs_of_one_process_do_not_merge(tmp_path, log):
-    for fold, loss in enumerate((0.5, 0.25)):
-        log(tmp_path / f"fold_{fold}", {0: {"train/loss": loss}}, fold=fold, kind="wandb")
-    (first,), (second,) = (offline_runs(tmp_path / f"fold_{fold}") for fold in range(2))
-    assert first.run.run_id != second.run.run_id
-    assert [row["train/loss"] for row in first.history] == [0.5]
-    assert [row["train/loss"] for row in second.history] == [0.25]
-
-
 def test_a_resumed_run_is_one_run_with_every_step_once(tmp_path, log):
     whole = {step: {"train/loss": 1 / (1 + step)} for step in range(6)}
     log(tmp_path, dict(list(whole.items())[:4]), kind="wandb")
@@ -152,6 +143,7 @@ def test_an_agent_of_a_wandb_sweep_names_its_run_and_no_other(tmp_path, log, mon
     (first,), (second,) = (offline_runs(tmp_path / str(fold)) for fold in (0, 1))
     assert first.run.run_id == "agent5run" != second.run.run_id
     assert first.run.sweep_id == second.run.sweep_id == "sweep1"
+    assert [len(run.history) for run in (first, second)] == [1, 1]
 
 
 def test_a_run_that_an_agent_takes_up_stays_the_same_run(tmp_path, log, monkeypatch, new_process):
