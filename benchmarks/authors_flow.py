@@ -167,8 +167,8 @@ def segresnet(device: str, roi: Path, work_dir: Path, out: Path) -> None:
     for folder in folders:
         stored = torch.load(folder / "model" / "model.pt", weights_only=True, map_location="cpu")
         config = stored["config"]
-        told = {key: value for key, value in config["network"].items() if key != "_target_"}
-        network = SegResNetDS(spatial_dims=3, **told)
+        settings = {key: value for key, value in config["network"].items() if key != "_target_"}
+        network = SegResNetDS(spatial_dims=3, **settings)
         network.load_state_dict(stored["state_dict"])
         network = network.to(device).eval()
         if device == "cuda":

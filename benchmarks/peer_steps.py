@@ -1,4 +1,4 @@
-"""Training steps of nnU-Net and of Auto3DSeg, on made-up patients, told as JSON on standard output.
+"""Training steps of nnU-Net and of Auto3DSeg, on made-up patients, printed as JSON on standard output.
 
     python benchmarks/peer_steps.py plainconv|resenc|segresnet PATCH BATCH STEPS cpu|cuda
 
@@ -35,13 +35,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         batches, step = make(network, int(patch), int(batch), torch.device(device), Path(folder))
         seconds = measure(batches, step, int(steps), device)
-        told = {
+        measured = {
             "step": seconds["step"],
             "wait": seconds["wait"],
             "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
             "gpu_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None,
         }
-        print(json.dumps(told), flush=True)
+        print(json.dumps(measured), flush=True)
         for worker in active_children():  # nnU-Net's would go on for ever
             worker.terminate()
         os._exit(0)
@@ -97,8 +97,8 @@ def nnunet(network: str, patch: int, batch: int, device: torch.device, folder: P
         target = str(preprocessed / f"case_{number}")
         nnUNetDatasetBlosc2.save_case(image, label[None], {"class_locations": places}, target)
     (preprocessed.parent / "dataset.json").write_text(json.dumps(dataset))
-    told = plans | {"continue_training": False}
-    trainer = nnUNetTrainer(told, "3d_fullres", "all", dataset, device)
+    settings = plans | {"continue_training": False}
+    trainer = nnUNetTrainer(settings, "3d_fullres", "all", dataset, device)
     trainer.print_to_log_file = lambda *_, **__: None
     trainer.initialize()
     loader, _ = trainer.get_dataloaders()

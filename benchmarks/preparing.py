@@ -43,14 +43,14 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=8)
     parser.add_argument("--work", type=Path, help="keeps the phantoms for another time")
     parser.add_argument("--only", nargs=3, metavar=("WHO", "STAGE", "OUT"), help=argparse.SUPPRESS)
-    told = parser.parse_args()
-    if told.only:
-        who, stage, out = told.only
-        print(json.dumps({"hnseg": run_hnseg, "peer": run_peer}[who](told.work, stage, Path(out))))
+    arguments = parser.parse_args()
+    if arguments.only:
+        who, stage, out = arguments.only
+        print(json.dumps({"hnseg": run_hnseg, "peer": run_peer}[who](arguments.work, stage, Path(out))))
         return
     with tempfile.TemporaryDirectory() as folder:
-        work = (told.work or Path(folder)).resolve()
-        make_cohort(work / "cases", told.cases, 0, size="full")
+        work = (arguments.work or Path(folder)).resolve()
+        make_cohort(work / "cases", arguments.cases, 0, size="full")
         print(
             "| stage | crops, cases a minute | nnU-Net | both | hnseg | times faster | than nnU-Net alone |"
         )
@@ -59,8 +59,8 @@ def main() -> None:
         for stage in STAGES:
             seconds = {**timed("peer", work, stage), **timed("hnseg", work, stage)}
             total = {name: total[name] + seconds[name] for name in total}
-            print(row(stage, seconds, told.cases), flush=True)
-        print(row("all", total, told.cases))
+            print(row(stage, seconds, arguments.cases), flush=True)
+        print(row("all", total, arguments.cases))
 
 
 def row(stage: str, seconds: dict[str, float], cases: int) -> str:

@@ -80,8 +80,8 @@ def _make_unets(stage: dict[str, Any]) -> None:
     plans, dataset = make_plans(stage, residual=len(stage["channels"]) > 2)
     for fold in stage["folds"]:
         torch.manual_seed(0 if fold == "all" else fold)
-        told = deepcopy(plans) | {"continue_training": False}
-        trainer = nnUNetTrainer(told, "3d_fullres", fold, dataset, torch.device("cpu"))
+        nnunet_plans = deepcopy(plans) | {"continue_training": False}
+        trainer = nnUNetTrainer(nnunet_plans, "3d_fullres", fold, dataset, torch.device("cpu"))
         trainer.network = trainer.build_network_architecture(
             trainer.plans_manager,
             trainer.configuration_manager,

@@ -69,14 +69,14 @@ def main() -> None:
                 run_peer(row, steps, device),
                 run_hnseg(row, steps, device, folder, arguments.overrides),
             )
-            cells = [row.model, f"{row.patch}³", row.batch, row.peer, *told(peer), *told(ours)]
-            print("| " + " | ".join(map(str, cells)) + f" | {peer['step'] / ours['step']:.1f} |", flush=True)
+            line = [row.model, f"{row.patch}³", row.batch, row.peer, *cells(peer), *cells(ours)]
+            print("| " + " | ".join(map(str, line)) + f" | {peer['step'] / ours['step']:.1f} |", flush=True)
     cores = f"{torch.get_num_threads()} cores of {platform.machine()}"
     name = torch.cuda.get_device_name() if device == "cuda" else cores
     print(f"\n{name}, torch {torch.__version__}. GiB: of tensors on the GPU, or of the training process.")
 
 
-def told(figures: dict[str, Any]) -> list[str]:
+def cells(figures: dict[str, Any]) -> list[str]:
     """Cells of one framework."""
     return [f"{figures['step']:.3f}", f"{figures['wait'] / figures['step']:.0%}", f"{figures['gib']:.1f}"]
 
@@ -85,12 +85,12 @@ def run_peer(row: Row, steps: int, device: str) -> dict[str, Any]:
     """Medians of the peer's steps; its share of waiting is that of all of them."""
     arguments = [row.model, row.patch, row.batch, steps, device]
     found = output([sys.executable, HERE / "peer_steps.py", *arguments])
-    told = json.loads(found.splitlines()[-1])
-    step = median(told["step"])
+    measured = json.loads(found.splitlines()[-1])
+    step = median(measured["step"])
     return {
         "step": step,
-        "wait": step * sum(told["wait"]) / sum(told["step"]),
-        "gib": told["gpu_gib"] or told["gib"],
+        "wait": step * sum(measured["wait"]) / sum(measured["step"]),
+        "gib": measured["gpu_gib"] or measured["gib"],
     }
 
 

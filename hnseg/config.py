@@ -142,7 +142,7 @@ class Data(Settings):
     cache: Location
     exclude: tuple[Name, ...]  # case ids
     folds: Count
-    split: Name | None  # null deals anew, `centres`, or a file of folds
+    split: Name | None  # null draws folds, `centres`, or a file of folds
     split_seed: Seed
     workers: Annotated[int, Field(strict=True, ge=0)] | Literal["auto"]  # loader processes
     prepare_workers: Count | None  # processes; null is all cores
