@@ -1,7 +1,6 @@
 """`hnseg tune-postprocess`: what is measured, what is chosen, what is written, what must not be tuned on."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,42 +175,28 @@ NAMES = [f"A-{n:02}" for n in range(12)]
 RULES = {"rule": "half", "min_component_ml": 0.0, "node_suv_peak": 0.0}
 
 
-def pet() -> sitk.Image:
-    """SUV 1, and 8 about the two true nodes of 0.096 ml."""
-    suv = np.ones((30, 40, 40), np.float32)
-    suv[16:26, 4:18, 4:28] = 8
-    return volume(suv, (2, 2, 3))
-
-
-def write_predictions(folder: Path, change: Callable[[np.ndarray], None], **changes: Any) -> None:
-    """Masks that are the truth but for `change`, and the records that infer.py writes with them."""
+def write_predictions(folder: Path, **changes: Any) -> Path:
+    """Masks that are the truth but for a GTVp of 0.096 ml and a cold node of 0.768 ml, and their records."""
     folder.mkdir()
     labels = sitk.GetArrayFromImage(label_image())
-    change(labels)
+    labels[2:4, 30:32, 30:32] = 1
+    labels[2:6, 10:14, 30:34] = 2
     made_by = folder.parent / "bundle"
     identity = Bundle.load(made_by).identity if made_by.exists() else ""
     for name in NAMES:
         sitk.WriteImage(volume(labels, (2, 2, 3)), str(folder / f"{name}.nii.gz"))
         record = Record(name, "ok", "", identity, "fine", RULES, out_of_fold=True)
         record_file(folder, name).write_bytes(replace(record, **changes).to_json())
-
-
-def false_lesions(labels: np.ndarray) -> None:
-    """A GTVp of 0.096 ml, and a cold node of 0.768 ml, larger than the true ones."""
-    labels[2:4, 30:32, 30:32] = 1
-    labels[2:6, 10:14, 30:34] = 2
-
-
-def nothing_false(labels: np.ndarray) -> None:
-    """The true GTVp but for a plane."""
-    labels[10, 10:14, 10:14] = 0
+    return folder
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cohort")
+    """Cases of SUV 1, and 8 about the two true nodes of 0.096 ml."""
+    folder, suv = tmp_path_factory.mktemp("cohort"), np.ones((30, 40, 40), np.float32)
+    suv[16:26, 4:18, 4:28] = 8
     for name in NAMES:
-        write_case(folder, name, pet=pet())
+        write_case(folder, name, pet=volume(suv, (2, 2, 3)))
     return folder
 
 
@@ -223,8 +208,8 @@ def bundle(tmp_path: Path) -> Path:
 
 def test_what_clearly_helps_is_chosen_and_no_more(bundle: Path, root: Path, tmp_path: Path) -> None:
     """Floors of 0.1 to 0.5 ml drop the false GTVp alike; only uptake parts the false node from the true."""
-    write_predictions(tmp_path / "found", false_lesions)
-    tuning = tune(Bundle.load(bundle), tmp_path / "found", root)
+    found = write_predictions(tmp_path / "found")
+    tuning = tune(Bundle.load(bundle), found, root)
     assert tuning.rules == {"min_component_ml": {"GTVp": 0.1, "GTVn": 0.0}, "node_suv_peak": 1.5}
     before, after = tuning.unfiltered, tuning.scores
     assert before["gtvp_dsc"] == pytest.approx(2 * 64 / (64 + 72))
@@ -236,11 +221,11 @@ def test_what_clearly_helps_is_chosen_and_no_more(bundle: Path, root: Path, tmp_
 
 
 def test_the_bundle_gets_the_rules_and_its_card_says_so(bundle: Path, root: Path, tmp_path: Path) -> None:
-    write_predictions(tmp_path / "found", false_lesions)
+    found = write_predictions(tmp_path / "found")
     untouched = read_all(bundle)
-    assert "chosen" in hnseg("tune-postprocess", bundle, tmp_path / "found", root, "--dry-run").stdout
+    assert "chosen" in hnseg("tune-postprocess", bundle, found, root, "--dry-run").stdout
     assert read_all(bundle) == untouched
-    assert f"{bundle}: rules written" in hnseg("tune-postprocess", bundle, tmp_path / "found", root).stdout
+    assert f"{bundle}: rules written" in hnseg("tune-postprocess", bundle, found, root).stdout
     changed = {path.name for path, content in read_all(bundle).items() if untouched[path] != content}
     assert changed == {"bundle.yaml", "README.md"}
     tuned = {"min_component_ml": {"GTVp": 0.1, "GTVn": 0.0}, "node_suv_peak": 1.5}
@@ -269,21 +254,21 @@ def read_all(folder: Path) -> dict[Path, bytes]:
 def test_predictions_that_would_mislead_are_refused(
     root: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    write_predictions(tmp_path / "found", nothing_false, **changes)
+    found = write_predictions(tmp_path / "found", **changes)
     with pytest.raises(HnsegError, match=f"found: {message}"):
-        require_tunable(tmp_path / "found", read_cases(root), "", Decision())
+        require_tunable(found, read_cases(root), "", Decision())
 
 
 def test_one_missing_mask_or_too_few_cases_are_refused(bundle: Path, root: Path, tmp_path: Path) -> None:
-    write_predictions(tmp_path / "found", nothing_false)
-    (tmp_path / "found" / "A-07.nii.gz").unlink()
+    found = write_predictions(tmp_path / "found")
+    (found / "A-07.nii.gz").unlink()
     with pytest.raises(HnsegError, match="A-07: no finished prediction"):
-        tune(Bundle.load(bundle), tmp_path / "found", root)
+        tune(Bundle.load(bundle), found, root)
     shutil.copytree(root, tmp_path / "fewer")
     for name in NAMES[:3]:
         (tmp_path / "fewer" / name / f"{name}.nii.gz").unlink()
     with pytest.raises(HnsegError, match="9 cases with a ground-truth mask"):
-        tune(Bundle.load(bundle), tmp_path / "found", tmp_path / "fewer")
+        tune(Bundle.load(bundle), found, tmp_path / "fewer")
 
 
 def test_from_infer_to_tuned_rules_as_typed(tmp_path: Path) -> None:
