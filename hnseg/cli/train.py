@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
-from hnseg.card import plain
 from hnseg.config import read_job
 from hnseg.errors import HnsegError
 from hnseg.training.cohort import find_fold
 from hnseg.training.launch import check_share, find_processes, sweep_overrides, train_in_own_process
-from hnseg.training.runs import RunFolder
+from hnseg.training.runs import RunFolder, record
 
 # Everything heavy is imported where it is used, so that a mistake is answered in a second.
 
@@ -23,11 +21,7 @@ _SWEPT = set[Path]()  # run folders of this process's sweep
 def main(cfg: DictConfig) -> float:
     """Composes, checks, fits, and returns the validation Dice of the best checkpoint."""
     job = read_job(cfg)
-    record: dict[str, Any] = plain(job)
-    if job.init_from is not None:
-        from hnseg.training.pretrained import identify
-
-        record["init_from"] = identify(job.init_from)
+    settings = record(job)
     fold = find_fold(job)
     folder, processes = RunFolder(job.run_dir), find_processes(job.trainer)
     title = f"{job.arm} {fold.split.title(job.fold)}"
@@ -39,7 +33,7 @@ def main(cfg: DictConfig) -> float:
             )
         _SWEPT.add(folder.path)
     if not job.overwrite:
-        folder.check(record, fold.split)
+        folder.check(settings, fold.split)
     if folder.finished and not job.overwrite:
         processes.say(f"{title}: finished before, {folder.path} (overwrite=true trains it anew)")
     elif processes.size > 1 and processes.launcher == "lightning" and (own := sweep_overrides()) is not None:
@@ -48,5 +42,5 @@ def main(cfg: DictConfig) -> float:
         from hnseg.training.fit import train
 
         with folder.locked() if processes.rank == 0 else nullcontext():
-            return train(job, record, folder, title, fold, processes)["val/dice"]
+            return train(job, settings, folder, title, fold, processes)["val/dice"]
     return folder.scores()["val/dice"]

@@ -54,13 +54,13 @@ Config = dict[str, Any]
 
 
 def train(
-    job: Job, record: Config, folder: RunFolder, title: str, fold: Fold, processes: Processes
+    job: Job, settings: Config, folder: RunFolder, title: str, fold: Fold, processes: Processes
 ) -> dict[str, float]:
     """Trains a network on the cases of one fold, from the run's last checkpoint where there is one.
 
     Args:
         job: The configuration.
-        record: What config.json holds of it.
+        settings: What config.json holds of it.
         folder: The run's, locked by rank 0.
         title: Names the run in what is printed.
         fold: The cases.
@@ -78,7 +78,7 @@ def train(
     resume = None if job.overwrite else find_checkpoint(folder, processes.rank)
     weights = read_weights(job.init_from) if job.init_from and resume is None else {}
     if processes.rank == 0:  # before volumes are prepared, so that `hnseg runs` shows it
-        folder.begin(record, fold.split, overwrite=job.overwrite)
+        folder.begin(settings, fold.split, overwrite=job.overwrite)
 
     datamodule = make_datamodule(job, fold, device, processes)
     together = f"{processes.size} processes, each on " if processes.size > 1 else ""
@@ -96,7 +96,7 @@ def train(
         torch.manual_seed(job.seed + processes.rank)  # of what devices draw by themselves
     callbacks = make_callbacks(job, datamodule, folder, title, processes)
     provenance = {key: card[key] for key in ("split", "fingerprint", "data")}
-    provenance["init_from"] = record["init_from"] and record["init_from"]["sha256"]
+    provenance["init_from"] = settings["init_from"] and settings["init_from"]["sha256"]
     with loggers(folder, job, provenance, step_of(resume), processes.rank) as log:
         trainer = L.Trainer(
             **trainer_options(job, device, precision, processes),

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hnseg.errors import HnsegError, few
-from hnseg.files import digest_file
 from hnseg.models.checkpoint import read_foreign_checkpoint
 
 # Where frameworks keep the weights in a checkpoint: Lightning, MONAI and hnseg; nnU-Net; others.
@@ -22,13 +21,6 @@ _PLACES = ("state_dict", "network_weights", "model_state_dict", "model", "networ
 _WRAPPERS = 3
 # And here and not in the file, which may hold a bare network or its encoder alone.
 _HERE = ("", "network.", "network.encoder.")
-
-
-def identify(path: Path) -> dict[str, str]:
-    """A file as config.json records it: `path` and `sha256`."""
-    if not path.is_file():
-        raise HnsegError(f"init_from={path}: no such file; give a checkpoint or .safetensors")
-    return {"path": str(path), "sha256": digest_file(path)}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -15,9 +15,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from hnseg.card import plain
+from hnseg.config import Job
 from hnseg.data.splits import Split
 from hnseg.errors import HnsegError, few
-from hnseg.files import is_locked, lock, remove_leftovers, replacing, write_json
+from hnseg.files import digest_file, is_locked, lock, remove_leftovers, replacing, write_json
 
 # Keys of the machine and of what is logged: they do not change a run's result.
 MACHINE = (
@@ -40,6 +42,16 @@ MACHINE = (
 # A resumed run's cases and folds are compared with split.json, its images and labels with the digest in the
 # checkpoint, wherever the data lies now.
 _FREE = (*MACHINE, "data")
+
+
+def record(job: Job) -> dict[str, Any]:
+    """What config.json holds: the configuration, and the digest of the file that a training begins from."""
+    settings: dict[str, Any] = plain(job)
+    if job.init_from is not None:
+        if not job.init_from.is_file():
+            raise HnsegError(f"init_from={job.init_from}: no such file; give a checkpoint or .safetensors")
+        settings["init_from"] = {"path": str(job.init_from), "sha256": digest_file(job.init_from)}
+    return settings
 
 
 def differing_keys(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
