@@ -114,7 +114,7 @@ def predict(
 
     Args:
         arms: As `read_arms` gives them.
-        sources: The runs they are made of.
+        sources: As `find_sources` gives them.
         cases: The cohort.
         out: The ablation's folder.
         oracle: The ground truth places the fine ROI, instead of head and coarse networks.
@@ -175,16 +175,7 @@ def require_out_of_fold(bundle: Bundle, cases: Sequence[Case]) -> None:
 
 
 def write_ablation(out: Path, arms: Sequence[str], data: Path) -> list[dict[str, Any]]:
-    """Score every arm's masks, and write OUT/ablation.csv, .md, .tex and .json.
-
-    Args:
-        out: Holds each arm's folder.
-        arms: Names of the folders; the first is the baseline.
-        data: The cohort with its ground-truth masks.
-
-    Returns:
-        The rows of `hnseg.evaluation.tables.ablation_rows`.
-    """
+    """Score the masks in OUT/ARM, write OUT/ablation.csv, .md, .tex and .json, and return `ablation_rows`."""
     rows = ablation_rows({name: evaluate(data, out / name) for name in arms})
     write_tables(rows, out)
     write_json({"arms": list(arms), "data": str(data.resolve()), "rows": rows}, out / ABLATION)

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from hnseg.errors import HnsegError
 from hnseg.metrics.official import SCORES, EmptyPolicy, Score, Scores, aggregate
 
 if TYPE_CHECKING:
@@ -138,20 +137,10 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[Score, Comparison]:
-    """Compare an arm with the baseline on the same patients, by each official score.
+    """Compare an arm with the baseline on the same patients in the same order, by each official score.
 
     Patients are resampled with both arms for the interval, arms exchanged within patients for the p-value.
-
-    Raises:
-        HnsegError: The arms were scored on different patients.
     """
-    by_id = {case.case_id: case for case in baseline}
-    if unpaired := sorted({case.case_id for case in arm} ^ by_id.keys()):
-        raise HnsegError(
-            f"the arms were not scored on the same patients ({', '.join(unpaired)} in one alone); "
-            "predict every case with every arm"
-        )
-    baseline = [by_id[case.case_id] for case in arm]
     ours, theirs = (score_terms(cases, empty) for cases in (arm, baseline))
     scores, reference = (aggregate((c.counts for c in cases), empty=empty) for cases in (arm, baseline))
     weights = resample(len(arm), resamples, seed)

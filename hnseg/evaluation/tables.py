@@ -72,9 +72,6 @@ def ablation_rows(arms: Mapping[str, CohortScore]) -> list[dict[str, Any]]:
 
     Args:
         arms: Scores by arm, of the same patients with the same options; the first is the baseline.
-
-    Raises:
-        HnsegError: Arms scored on different patients.
     """
     baseline, *others = arms
     ranks = borda_ranks({arm: cohort.official for arm, cohort in arms.items()})

@@ -218,7 +218,7 @@ def require_tunable(predictions: Path, cases: Sequence[Case], identity: str, rul
         predictions: What infer.py wrote.
         cases: The cohort.
         identity: Of the bundle that is tuned.
-        rules: The bundle's.
+        rules: Of that bundle.
 
     Raises:
         HnsegError: A mask that is missing, or was made with networks trained on the case, by an earlier

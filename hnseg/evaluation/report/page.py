@@ -83,21 +83,13 @@ def _number(value: float | None, digits: int) -> str:
 
 @dataclass(frozen=True)
 class DrawnCase:
-    """A case of the page.
-
-    Attributes:
-        row: Its scores.
-        projection: PET from the front.
-        lesions: A picture a lesion, the largest of each class first.
-        undrawn: How many smaller lesions have none.
-        volumes: What the viewer loads, as JSON of base64; None where the page has no room for it.
-    """
+    """A case of the page."""
 
     row: CaseRow
-    projection: Picture
-    lesions: list[Picture]
-    undrawn: int
-    volumes: str | None
+    projection: Picture  # PET from the front
+    lesions: list[Picture]  # the largest of each class first
+    undrawn: int  # lesions without a picture
+    volumes: str | None  # what the viewer loads, as JSON of base64; None where the page has no room for it
 
 
 def write_report(out: Path, truth: Path | None = None) -> list[DrawnCase]:
