@@ -144,14 +144,14 @@ def predict(
 
 
 def make_bundle(folders: Sequence[Path], path: Path, checkpoint: Checkpoint) -> Bundle:
-    """Bundle the checkpoints of runs, unless the bundle there was made of the same files."""
-    checkpoints = [checkpoint_file(folder, checkpoint) for folder in folders]
-    files = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in checkpoints]
-    made_of, record = [checkpoint, *files], path / "made_of.json"
-    if not record.is_file() or json.loads(record.read_text()) != made_of:
+    """Bundle the checkpoints of runs, unless the bundle there has the same files in it."""
+    files = [checkpoint_file(folder, checkpoint) for folder in folders]
+    found = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    sources, listing = [checkpoint, *found], path / "checkpoints.json"
+    if not listing.is_file() or json.loads(listing.read_text()) != sources:
         print(f"Bundling {len(folders)} networks: {path}", file=sys.stderr)  # large ones take a while
         export_bundle(folders, path, checkpoint=checkpoint)
-        write_json(made_of, record)
+        write_json(sources, listing)
     return Bundle.load(path)
 
 

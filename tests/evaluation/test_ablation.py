@@ -131,7 +131,7 @@ def test_the_same_command_segments_nothing_again(out, runs, cohort, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(out, again)
     (again / "resenc" / "B-1.nii.gz").unlink()
-    (again / "bundle" / "made_of.json").write_text("[]")
+    (again / "bundle" / "checkpoints.json").write_text("[]")
     kept = {path: path.stat().st_mtime_ns for path in again.glob("*/*.json") if path.stem in CASES}
     assert ablation(runs, cohort, again, "--arms", ",".join(ARMS)) is None
     written = [path for path, time in kept.items() if path.stat().st_mtime_ns != time]

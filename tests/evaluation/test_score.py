@@ -1,4 +1,4 @@
-"""Folders of masks → scores, JSON and table; mistakes are told by name."""
+"""Folders of masks → scores, JSON and table; mistakes are refused by name."""
 
 import json
 import re
