@@ -26,8 +26,8 @@ from hnseg.imaging.case import Case
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.images import write_image
 from hnseg.inference.cascade import Segmentation
+from hnseg.inference.decision import Uptake
 from hnseg.inference.lesions import Lesion
-from hnseg.inference.postprocess import Uptake
 from hnseg.inference.predict_cases import predict_cases
 
 SHAPE = (20, 24, 24)  # z, y, x
@@ -43,10 +43,10 @@ class StandIn:
 
     def __init__(self, bundle: Path) -> None:
         self.bundle = SimpleNamespace(path=bundle, identity="none", members=[])
-        self.decision, self.names, self.precision = Decision(), ["fine"], "float32"
-        self.out_of_fold, self.head_masks, self.lesions, self.cache = False, None, None, None
+        self.decision, self.names = Decision(), ["fine"]
+        self.out_of_fold, self.head_masks, self.lesions = False, None, None
         self.probabilities = self.uncertainty = False
-        self.networks = SimpleNamespace(device=torch.device("cpu"))
+        self.networks = SimpleNamespace(device=torch.device("cpu"), precision="float32")
 
     def __call__(self, ct: sitk.Image, pet: sitk.Image, case_id: str = "") -> Segmentation:
         """A mask of zeros on the CT's grid."""

@@ -57,7 +57,7 @@ def main() -> None:
     if not (work / "bundle").exists():
         parser.error(f"{work}: no bundle there; run benchmarks/inference.py first")
     ((ct,), (pet,)) = ([*(work / "cases").glob(f"*/*__{kind}.nii.gz")] for kind in ("CT", "PT"))
-    cascade = Cascade(Bundle.load(work / "bundle"), CPU, "float32", networks=Instant(CPU))
+    cascade = Cascade(Bundle.load(work / "bundle"), Instant(CPU, "float32"))
     rows = [seconds(cascade, Case("case", ct, pet)) for _ in range(1 + CASES)]
     middle = {step: median(row[step] for row in rows[1:]) for step in rows[0]}
     print("| " + " | ".join(middle) + " |\n" + "| --- " * len(middle) + "|")

@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 import yaml
 from torch import nn
 
+from hnseg.card import Decision
+from hnseg.devices import Precision
+from hnseg.imaging.grid import Grid
+from hnseg.inference.backends import Networks
+from hnseg.inference.cascade import Cascade
+from hnseg.inference.ensemble import Clock, Disagreement, StageEnsemble
 from hnseg.models import nets
 from hnseg.models.bundle import Bundle, export_bundle
-from hnseg.models.checkpoint import FORMAT
+from hnseg.models.checkpoint import FORMAT, Member
 
 DECISION = {"rule": "half", "min_component_ml": 0.0, "mirror": False}
 # Absolute scales, so that a threshold in HU or SUV is a threshold of the network's input.
@@ -113,6 +120,32 @@ def make_bundle(folder: Path, *cards: dict[str, Any]) -> Bundle:
         write_run(folder / "runs", one, seed=seed)
     export_bundle([folder / "runs"], folder / "bundle")
     return Bundle.load(folder / "bundle")
+
+
+def make_cascade(bundle: Bundle, precision: Precision = "float32", **settings: Any) -> Cascade:
+    """The cascade of a bundle in PyTorch on the CPU."""
+    return Cascade(bundle, Networks(torch.device("cpu"), precision), **settings)
+
+
+class Ensemble(StageEnsemble):
+    """Members of a stage in PyTorch on the CPU, of equal weight and not mirrored unless a test says so."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        decision: Decision | None = None,
+        *,
+        mirror: bool = False,
+        networks: Networks | None = None,
+    ) -> None:
+        networks = networks or Networks(torch.device("cpu"), "float32")
+        super().__init__(members, networks, decision or Decision(), mirror=mirror)
+
+    def __call__(
+        self, ct: sitk.Image, pet: sitk.Image, grid: Grid, disagreement: Disagreement | None = None
+    ) -> np.ndarray:
+        """Probabilities (K, z, y, x) on the grid."""
+        return self.probabilities(ct, pet, grid, Clock(), disagreement)
 
 
 def rotation(degrees: float, axis: int) -> np.ndarray:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from members import Ensemble
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from hnseg.imaging.grid import Grid
-from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Bundle
 
 CPU = torch.device("cpu")
@@ -167,8 +167,8 @@ def theirs(
 
 def ours(bundle: Path, ct: sitk.Image, pet: sitk.Image, grid: Grid, *, mirror: bool) -> torch.Tensor:
     """hnseg's probabilities (K, z, y, x), from HU and SUV."""
-    ensemble = StageEnsemble(Bundle.load(bundle).members, CPU, "float32", mirror=mirror)
-    return torch.from_numpy(ensemble.probabilities(ct, pet, grid))
+    ensemble = Ensemble(Bundle.load(bundle).members, mirror=mirror)
+    return torch.from_numpy(ensemble(ct, pet, grid))
 
 
 def assert_same(mine: torch.Tensor, reference: torch.Tensor) -> None:

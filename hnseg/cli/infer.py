@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -22,21 +21,19 @@ def main(cfg: DictConfig) -> None:
         )
 
     from hnseg.devices import pick_devices
+    from hnseg.inference.cascade import load_cascades
     from hnseg.inference.predict_cases import Options, predict_cases
     from hnseg.inference.ray_engine import predict_on_ray
-    from hnseg.inference.reporting import summary
-    from hnseg.inference.setup import Setup
+    from hnseg.inference.records import summary
     from hnseg.processes import silence_libraries
 
     silence_libraries()
-    setup, device, out = Setup.of(call), call.trainer.device, call.out
-    options = Options(f".{call.format}", call.overwrite)
+    out, options = call.out, Options(f".{call.format}", call.overwrite)
     if call.engine.name == "ray":
-        resources: dict[str, Any] = {"workers": call.engine.workers, "address": call.engine.address}
-        outcomes = predict_on_ray(cases, setup, out, options, device=device, **resources)
+        outcomes = predict_on_ray(cases, call, options)
     else:
-        devices = [{out: cascade} for cascade in setup.load(pick_devices(device))]
-        outcomes = predict_cases(cases, devices, options)
+        cascades = load_cascades(call, pick_devices(call.trainer.device))
+        outcomes = predict_cases(cases, [{out: cascade} for cascade in cascades], options)
     print(summary(outcomes, out))
     if failed := [outcome.case_id for outcome in outcomes if outcome.status == "error"]:
         print(f"not segmented: {', '.join(sorted(failed))} (reasons in {out}/cases.csv)", file=sys.stderr)

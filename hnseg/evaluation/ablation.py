@@ -20,9 +20,8 @@ from hnseg.evaluation.score import evaluate
 from hnseg.evaluation.tables import ABLATION, ablation_rows, write_tables
 from hnseg.files import write_json
 from hnseg.imaging.case import Case
-from hnseg.inference.ensemble import LogitsCache
+from hnseg.inference.cascade import Cascade, networks_for
 from hnseg.inference.predict_cases import predict_cases
-from hnseg.inference.setup import Setup
 from hnseg.models.bundle import Bundle, export_bundle
 from hnseg.models.checkpoint import Checkpoint, Member, checkpoint_file
 from hnseg.training.runs import Run, find_runs
@@ -125,15 +124,11 @@ def predict(
     """
     bundle = make_bundle([run.path for run in sources], out / "bundle", checkpoint)
     require_out_of_fold(bundle, cases)
-    options: dict[str, Any] = {"lesions": {case.case_id: case.label for case in cases}} if oracle else {}
-    calls = {name: call.model_copy(update={"bundle": bundle.path}) for name, call in arms.items()}
-    setups = {name: Setup.of(call) for name, call in calls.items()}
-    first = next(iter(arms))
-    devices = []
-    for device in pick_devices(arms[first].trainer.device):
-        # The arms share networks and what these gave for the case at hand: each runs once a case.
-        shared = {"networks": setups[first].networks(device), "cache": LogitsCache(), **options}
-        devices.append({out / name: setup.make(bundle, **shared) for name, setup in setups.items()})
+    lesions = {case.case_id: case.label for case in cases if case.label} if oracle else None
+    first, devices = next(iter(arms.values())), []
+    for device in pick_devices(first.trainer.device):
+        networks = networks_for(first, device)  # the arms share them: each runs once a case
+        devices.append({out / name: Cascade.of(arms[name], bundle, networks, lesions) for name in arms})
     # Fold by fold, so that the networks of one fold stay loaded.
     in_order = sorted(cases, key=lambda case: [member.has_seen(case.case_id) for member in bundle.members])
     outcomes = predict_cases(in_order, devices)

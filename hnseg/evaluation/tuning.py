@@ -29,8 +29,7 @@ from hnseg.imaging.case import Case, read_cases
 from hnseg.imaging.images import read_label, read_mask, to_array
 from hnseg.imaging.masks import voxel_ml
 from hnseg.imaging.suv import read_pet
-from hnseg.inference.decision import read_decision
-from hnseg.inference.postprocess import components, least_voxels, suv_peak
+from hnseg.inference.decision import components, least_voxels, read_decision, uptake
 from hnseg.inference.records import Record, read_records
 from hnseg.metrics.lesions import Overlaps, match, overlapping_lesions
 from hnseg.metrics.official import CLASSES, GTVN, SCORES, TITLES, CaseCounts, Overlap, Scores, aggregate
@@ -137,8 +136,8 @@ def read_components(case: Case, prediction: Path) -> CaseComponents:
     assert case.label is not None
     true = read_label(case.label)
     predicted, pet = read_mask(prediction, true), read_pet(case)
-    peaks = [suv_peak(part, pet) for _, part in components(predicted, GTVN)]
-    suv_peaks = {"GTVn": np.array([np.inf if peak is None else peak for peak in peaks])}
+    nodes = [uptake(part, pet) for _, part in components(predicted, GTVN)]
+    suv_peaks = {"GTVn": np.array([np.inf if suv is None else suv.peak for suv in nodes])}
     labels, truth = crop_to_labels(to_array(predicted), to_array(true))
     ml = voxel_ml(predicted.GetSpacing())
     return {

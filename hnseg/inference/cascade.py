@@ -5,31 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 
-from hnseg.card import Decision, Stage
-from hnseg.data.resample import index_box
-from hnseg.devices import Precision
+from hnseg.card import Decision, Stage, plain
+from hnseg.config import Inference
+from hnseg.data.resample import index_box, to_image
 from hnseg.errors import HnsegError
 from hnseg.imaging.case import mask_file
 from hnseg.imaging.grid import Grid, Point, bounds
 from hnseg.imaging.images import from_array, read_label
-from hnseg.imaging.masks import voxel_ml
+from hnseg.imaging.masks import Box, voxel_ml
 from hnseg.imaging.placement import Fallback, cuts, place, without_pet
-from hnseg.inference.backends import Networks
-from hnseg.inference.decision import decide, decide_labels, read_decision
+from hnseg.inference.backends import Networks, make_networks
+from hnseg.inference.decision import decide, decide_labels, read_decision, remove_faint, remove_small
 from hnseg.inference.ensemble import MAPS, Clock, Disagreement, LogitsCache, StageEnsemble
 from hnseg.inference.lesions import Lesion, measure, review_reasons
-from hnseg.inference.postprocess import remove_faint, remove_small
-from hnseg.inference.roi_cover import cover_rois, ml_outside
-from hnseg.inference.stitching import Box, blend, paste
+from hnseg.inference.roi_cover import blend, cover_rois, lesion_ml_outside
 from hnseg.models.bundle import Bundle
 
-# Less than a hundredth of the ROI without PET is not worth a word.
+# A smaller part of the ROI without PET is not reported.
 _LEAST_SHARE = 0.01
 
 
@@ -40,7 +39,7 @@ def limits(
 
     Args:
         stage: The stage.
-        grids: Its cubes, one or several.
+        grids: Its cubes.
         ct: CT, HU.
         pet: PET, SUV, on a grid of its own.
         head: The head mask that has placed the ROI, where one has.
@@ -89,7 +88,7 @@ class Segmentation:
         lesion_ml_outside_roi: Coarse lesion that no cube of the fine stage held, ml; None where lesions place
             no cube.
         fallbacks: What placed an ROI where the stage before found nothing.
-        notes: These in words, where the scan ends within the ROI or the head, and how members ran.
+        notes: The fallbacks in words, where the scan ends within the ROI or the head, and how members ran.
         seconds: Time each step took: `resample` (ROIs placed and cut out), each stage's networks, `back` (to
             the CT's grid, decided and measured).
         grids: Where each stage looked.
@@ -122,6 +121,7 @@ class Segmentation:
 
 
 ORDER = ("head", "coarse", "fine")
+_PLACED_BY = {"below_head": "head", "lesions": "coarse"}  # stage by rule of placement
 
 
 class Cascade:
@@ -129,8 +129,7 @@ class Cascade:
 
     Args:
         bundle: The trained members. Stages it does not have are left out.
-        device: Where the networks run.
-        precision: Their arithmetic.
+        networks: What runs them, on one device.
         last_stage: The last stage to run; its labels become the mask.
         mirror: Average over mirrorings in the last stage; None follows the bundle.
         out_of_fold: Segment each case with the members that were not trained on it.
@@ -138,8 +137,6 @@ class Cascade:
             there is one.
         lesions: True masks by case, which place the fine ROI instead of the stages before it: an oracle,
             which no patient's scan comes with.
-        networks: What runs the networks, on `device`; None is PyTorch.
-        cache: To share members' logits on a case with other arms of the ensemble.
         probabilities: Return the fused probability of each class.
         uncertainty: Return entropy and mutual information of the members.
 
@@ -151,24 +148,26 @@ class Cascade:
     def __init__(
         self,
         bundle: Bundle,
-        device: torch.device,
-        precision: Precision,
+        networks: Networks,
         *,
         last_stage: str = "fine",
         mirror: bool | None = None,
         out_of_fold: bool = False,
         head_masks: Path | None = None,
         lesions: Mapping[str, Path] | None = None,
-        networks: Networks | None = None,
-        cache: LogitsCache | None = None,
         probabilities: bool = False,
         uncertainty: bool = False,
     ) -> None:
-        self.bundle, self.precision, self.out_of_fold = bundle, precision, out_of_fold
+        self.bundle, self.networks, self.out_of_fold, self.lesions = bundle, networks, out_of_fold, lesions
         self.probabilities, self.uncertainty = probabilities, uncertainty
         rules = read_decision(bundle.decision)
-        # A mask of an earlier stage is what would place the next ROI, no other.
+        # Labels of an earlier stage are those that place the next ROI: the fine mask's rules are not theirs.
         rules = rules if last_stage == "fine" else rules.placing
+        if rules.resample_output == "labels" and rules.roi_cover == "multiple":
+            raise HnsegError(
+                "decision.resample_output=labels with roi_cover=multiple: labels of cubes that overlap have "
+                "no mean; set decision.resample_output=probabilities"
+            )
         self.decision = rules if mirror is None else replace(rules, mirror=mirror)
         self.names = [name for name in ORDER[: ORDER.index(last_stage) + 1] if bundle.of_stage(name)]
         if lesions is not None:
@@ -178,22 +177,52 @@ class Cascade:
             raise HnsegError(
                 f"last_stage={last_stage}: {bundle.path} has no {last_stage} member, only {present}"
             )
-        placements = {bundle.of_stage(name)[0].stage.placement for name in self.names}
-        self.head_masks = head_masks if "below_head" in placements else None
-        self.lesions, self.cache = lesions, cache
-        self.networks = networks or Networks(device)
+        self.head_masks = None
         for name in self.names:
-            if lesions is None:
-                _require_placing_stage(bundle, name, head_masks)
-            self._ensemble(bundle, name)  # refuses members that do not fit together before the first case
+            stage = self._ensemble(bundle, name).stage  # also refuses members that do not fit together
+            placing = _PLACED_BY.get(stage.placement)
+            if placing == "head":
+                self.head_masks = head_masks
+            given = lesions is not None or (placing == "head" and head_masks is not None)
+            if placing and not given and not bundle.of_stage(placing):
+                remedy = f"export a {placing} run too" + ", or give head_masks=DIR" * (placing == "head")
+                raise HnsegError(
+                    f"{bundle.path} has no {placing} member to place the {name} ROI by; {remedy}"
+                )
 
-    def __call__(self, ct: sitk.Image, pet: sitk.Image, case_id: str = "") -> Segmentation:
+    @classmethod
+    def of(
+        cls,
+        call: Inference,
+        bundle: Bundle,
+        networks: Networks,
+        lesions: Mapping[str, Path] | None = None,
+    ) -> Cascade:
+        """The cascade of a call of infer.py: its arm of the bundle, by its rules.
+
+        Raises:
+            HnsegError: A rule for this call that would decide nothing, or as `Bundle.arm` and the class.
+        """
+        _require_effect(call.decision.given, bundle)
+        bundle = bundle.arm(call.arms.name, plain(call.arms.members))
+        bundle = replace(bundle, decision=bundle.decision | call.decision.given)
+        names = ("last_stage", "mirror", "out_of_fold", "head_masks", "probabilities", "uncertainty")
+        settings: dict[str, Any] = {name: getattr(call, name) for name in names}
+        return cls(
+            bundle.whole() if call.windows == "whole" else bundle, networks, lesions=lesions, **settings
+        )
+
+    def __call__(
+        self, ct: sitk.Image, pet: sitk.Image, case_id: str = "", cache: LogitsCache | None = None
+    ) -> Segmentation:
         """Segments one case.
 
         Args:
             ct: CT in HU, any orientation.
             pet: PET in SUV, on a grid of its own.
             case_id: By which members know what they were trained on, and head masks are found.
+            cache: Members' logits on this case, shared by cascades that differ in their members alone: not in
+                windows, precision or placement.
 
         Raises:
             HnsegError: A stage found nothing and the bundle's rules have no fallback, or the case has no head
@@ -203,8 +232,6 @@ class Cascade:
         found = head = manual = self._given_head(case_id)
         if self.lesions is not None:
             found = read_label(self.lesions[case_id])
-        if self.cache is not None:
-            self.cache.begin(ct, pet)
         ensembles = self._for_case(case_id, without_head=manual is not None)
         used = [member for ensemble in ensembles for member in ensemble.members]
         result = Segmentation(ct, not any(member.has_seen(case_id) for member in used), self.decision)
@@ -222,46 +249,68 @@ class Cascade:
             elif stage.placement == "lesions" and found is not None:
                 if self.decision.roi_cover == "multiple":
                     grids = cover_rois(found, placed.grid, self.decision.floors(stage.classes))
-                result.lesion_ml_outside_roi = ml_outside(found, grids)
+                result.lesion_ml_outside_roi = lesion_ml_outside(found, grids)
             result.grids[stage.name] = grids
             under_head = stage.placement == "below_head" and not placed.fallback
             result.notes += limits(stage, grids, ct, pet, head if under_head else None)
             if ensemble is ensembles[-1]:
-                self._finish(result, ensemble, ct, pet, clock)
+                self._finish(result, ensemble, ct, pet, clock, cache)
             else:
                 # The recipe's rule is for the mask; what only places the next ROI is the likeliest class.
-                probabilities = ensemble.probabilities(ct, pet, placed.grid, clock)
+                probabilities = ensemble.probabilities(ct, pet, placed.grid, clock, cache=cache)
                 found = placed.grid.image(decide(probabilities[1:], "argmax"))
                 head = found if stage.name == "head" else head
-        result.seconds = clock.stop()
+        clock.begin("")
+        result.seconds = clock.seconds
         result.notes += filter(None, map(self.networks.note, used))
         result.notes += [note for ensemble in ensembles for note in ensemble.notes]
         return result
 
     def _finish(
-        self, result: Segmentation, ensemble: StageEnsemble, ct: sitk.Image, pet: sitk.Image, clock: Clock
+        self,
+        result: Segmentation,
+        ensemble: StageEnsemble,
+        ct: sitk.Image,
+        pet: sitk.Image,
+        clock: Clock,
+        cache: LogitsCache | None,
     ) -> None:
         """The last stage's cubes, decided and brought to the CT's grid, in the order of the rules."""
         stage, rules = ensemble.stage, self.decision
         grids, classes, count = result.grids[stage.name], stage.classes, len(stage.classes)
         labels = np.zeros(ct.GetSize()[::-1], np.uint8)
         votes: list[NDArray[np.float32]] = []
-        cubes: Iterable[NDArray[np.float32]] = (
-            self._cube(ensemble, ct, pet, grid, clock, votes) for grid in grids
-        )
+
+        def predict(grid: Grid) -> NDArray[np.float32]:
+            """(C, z, y, x): probabilities of the classes, and uncertainty if asked for."""
+            several = len(ensemble.members) > 1
+            gathered = Disagreement(information=self.uncertainty) if several or self.uncertainty else None
+            fused = ensemble.probabilities(ct, pet, grid, clock, gathered, cache)
+            clock.begin("back")
+            if gathered is not None and several:
+                votes.append(gathered.agreement())
+            if gathered is None or not self.uncertainty:
+                return fused[1:]
+            return np.concatenate([fused[1:], gathered.uncertainty(fused)])
+
+        cubes: Iterable[NDArray[np.float32]] = map(predict, grids)
         if rules.resample_output == "labels":
-            cubes = list(cubes)  # they are brought back twice: decided, and as maps
+            cubes = list(cubes)  # of one cube, which is brought back twice: decided, and as maps
         placed = blend(grids, cubes, ct)
         if placed is not None:
             maps, result.box = placed
             if rules.resample_output == "labels":
-                pasted = paste(grids, (decide_labels(cube[:count], rules, classes) for cube in cubes), ct)
+                (cube,) = cubes
+                pasted = to_image(decide_labels(cube[:count], rules, classes)[None], grids[0], ct)
                 assert pasted is not None  # what the maps reach, the labels reach
-                decided, _ = pasted
+                decided = pasted[0][0]
             else:
                 decided = decide_labels(maps[:count], rules, classes)
             labels[result.box] = remove_small(decided, voxel_ml(ct.GetSpacing()), rules.floors(classes))
-            result.maps = self._requested(maps, classes)
+            names = [f"probability_{name}" for name in classes] + list(MAPS)
+            asked = [self.probabilities] * count + [self.uncertainty] * len(MAPS)
+            wanted = zip(names, maps, asked, strict=False)  # maps may lack the uncertainty
+            result.maps = {name: values for name, values, is_asked in wanted if is_asked}
         result.mask = from_array(labels, ct)
         if rules.node_suv_peak and "GTVn" in classes:
             result.mask = remove_faint(result.mask, pet, classes.index("GTVn") + 1, rules.node_suv_peak)
@@ -271,32 +320,6 @@ class Cascade:
             z, y, x = result.box
             result.lesions = measure(result.mask[x, y, z], pet, classes, maps[:count], votes, grids)
         result.review_reasons = review_reasons(result.lesions, result.notes, result.lesion_ml_outside_roi)
-
-    def _cube(
-        self,
-        ensemble: StageEnsemble,
-        ct: sitk.Image,
-        pet: sitk.Image,
-        grid: Grid,
-        clock: Clock,
-        votes: list[NDArray[np.float32]],
-    ) -> NDArray[np.float32]:
-        """(C, z, y, x): probabilities, and uncertainty if asked for; `votes` gains those of members."""
-        several = len(ensemble.members) > 1
-        gathered = Disagreement(information=self.uncertainty) if several or self.uncertainty else None
-        fused = ensemble.probabilities(ct, pet, grid, clock, gathered)
-        clock.begin("back")
-        if gathered is not None and several:
-            votes.append(gathered.agreement())
-        if gathered is None or not self.uncertainty:
-            return fused[1:]
-        return np.concatenate([fused[1:], gathered.uncertainty(fused)])
-
-    def _requested(self, maps: NDArray[np.float32], classes: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """The channels of `_cube` by name, those that were asked for."""
-        names = [f"probability_{name}" for name in classes] + list(MAPS)
-        wanted = [self.probabilities] * len(classes) + [self.uncertainty] * len(MAPS)
-        return {name: values for name, values, asked in zip(names, maps, wanted, strict=False) if asked}
 
     def _for_case(self, case_id: str, *, without_head: bool) -> list[StageEnsemble]:
         """The stages that a case needs, each with the members that may segment it."""
@@ -311,15 +334,8 @@ class Cascade:
         return [self._ensemble(bundle, name) for name in names]
 
     def _ensemble(self, bundle: Bundle, name: str) -> StageEnsemble:
-        return StageEnsemble(
-            bundle.of_stage(name),
-            self.networks.device,
-            self.precision,
-            mirror=self.decision.mirror and name == self.names[-1],
-            decision=self.decision,
-            networks=self.networks,
-            cache=self.cache,
-        )
+        mirror = self.decision.mirror and name == self.names[-1]
+        return StageEnsemble(bundle.of_stage(name), self.networks, self.decision, mirror=mirror)
 
     def _given_head(self, case_id: str) -> sitk.Image | None:
         path = None if self.head_masks is None else mask_file(self.head_masks, case_id)
@@ -330,10 +346,29 @@ class Cascade:
         return None
 
 
-def _require_placing_stage(bundle: Bundle, name: str, head_masks: Path | None) -> None:
-    """Refuses a bundle in which every case would have to fall back."""
-    placing = {"below_head": "head", "lesions": "coarse"}.get(bundle.of_stage(name)[0].stage.placement)
-    given = placing == "head" and head_masks is not None
-    if placing and not given and not bundle.of_stage(placing):
-        remedy = f"export a {placing} run too" + (", or give head_masks=DIR" if placing == "head" else "")
-        raise HnsegError(f"{bundle.path} has no {placing} member to place the {name} ROI by; {remedy}")
+def load_cascades(call: Inference, devices: Sequence[torch.device]) -> list[Cascade]:
+    """The cascade of a call of infer.py on each device."""
+    bundle = Bundle.load(call.bundle)
+    return [Cascade.of(call, bundle, networks_for(call, device)) for device in devices]
+
+
+def networks_for(call: Inference, device: torch.device) -> Networks:
+    """What runs the networks of a call of infer.py on a device."""
+    if call.trainer.threads:
+        torch.set_num_threads(call.trainer.threads)
+    return make_networks(device, call.backend, call.trainer.precision)
+
+
+def _require_effect(rules: Mapping[str, Any], bundle: Bundle) -> None:
+    """Refuses rules for one call that the others, or the members, leave without effect."""
+    models = sorted({member.card["model"] for member in bundle.members})
+    decision = bundle.decision | dict(rules)
+    weights, thresholds = rules.get("weights"), rules.get("thresholds")
+    if unknown := [name for name in weights or () if name not in models]:
+        raise HnsegError(
+            f"decision.weights: no model {unknown[0]} in {bundle.path}; choose among {', '.join(models)}"
+        )
+    if weights and decision.get("fusion", "flat") != "flat":
+        raise HnsegError(f"decision.weights={weights}: fusion=authors has none; set decision.fusion=flat")
+    if thresholds and any(thresholds.values()) and decision.get("rule", "half") != "argmax":
+        raise HnsegError(f"decision.thresholds={thresholds}: rule=half has none; set decision.rule=argmax")

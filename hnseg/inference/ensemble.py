@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch import Tensor
 from hnseg.card import Decision, InputSpec, Sampling, Stage
 from hnseg.data.intensity import input_transform, network_input, to_subject
 from hnseg.data.sampling import sample_images
-from hnseg.devices import Precision
 from hnseg.errors import HnsegError
 from hnseg.imaging.grid import Grid
 from hnseg.inference.backends import Networks
@@ -24,13 +23,14 @@ from hnseg.inference.predictor import Predictor
 from hnseg.models.checkpoint import Member
 from hnseg.models.nets import network_class
 
+# A case's logits (K, z, y, x) by member, grid, and whether they are averaged over mirrorings.
+LogitsCache = dict[tuple[str, Grid, bool], Tensor]
+# What `Disagreement.uncertainty` returns, in its order.
+MAPS = ("entropy", "mutual_information")
+
 
 class Clock:
-    """Seconds of each step of a case.
-
-    Steps nest and come lazily, a cube when the resampling of the output asks for it: a step that begins ends
-    the one before.
-    """
+    """Seconds of each step of a case; a step that begins ends the one before."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -42,44 +42,6 @@ class Clock:
         if self._step:
             self.seconds[self._step] = self.seconds.get(self._step, 0.0) + now - self._since
         self._step, self._since = step, now
-
-    def stop(self) -> dict[str, float]:
-        """Seconds of each step, in the order in which they first ran."""
-        self.begin("")
-        return self.seconds
-
-
-Key = tuple[str, Grid, bool]  # member, grid, mirrored or not
-
-
-class LogitsCache:
-    """Members' logits on one case; the arms of an ensemble share head, coarse and most fine members.
-
-    Cascades that share it may differ in their members alone: not in windows, precision or placement.
-    """
-
-    def __init__(self) -> None:
-        self._scan: tuple[sitk.Image, sitk.Image] | None = None
-        self._logits: dict[Key, Tensor] = {}
-
-    def begin(self, ct: sitk.Image, pet: sitk.Image) -> None:
-        """Forgets the logits of other images than these very ones."""
-        if self._scan is None or self._scan[0] is not ct or self._scan[1] is not pet:
-            self._logits.clear()
-            self._scan = ct, pet
-
-    def clear(self) -> None:
-        """Lets go of images and logits."""
-        self._logits.clear()
-        self._scan = None
-
-    def get(self, key: Key) -> Tensor | None:
-        """Logits (K, z, y, x) of a member on a grid, None if they are not known."""
-        return self._logits.get(key)
-
-    def put(self, key: Key, logits: Tensor) -> None:
-        """Keeps logits, which nothing may change from now on."""
-        self._logits[key] = logits
 
 
 class RunningMean:
@@ -101,10 +63,6 @@ class RunningMean:
         return self.total / self.weight
 
 
-# What `Disagreement.uncertainty` returns, in its order.
-MAPS = ("entropy", "mutual_information")
-
-
 def entropy(probabilities: Tensor) -> Tensor:
     """Shannon entropy over the classes, divided by log K: 0 where a class is certain, 1 where all are equal.
 
@@ -124,17 +82,12 @@ class Disagreement:
         information: Gather what `uncertainty` needs too: every member's softmax and entropy.
     """
 
-    def __init__(self, *, information: bool = False) -> None:
+    def __init__(self, *, information: bool) -> None:
         self.information = information
         self._votes, self._softmax, self._entropy = RunningMean(), RunningMean(), RunningMean()
 
     def add(self, logits: Tensor, weight: float = 1.0) -> None:
-        """Adds a member.
-
-        Args:
-            logits: (K, z, y, x) float32, background first.
-            weight: The one that the member is fused with.
-        """
+        """Adds a member's logits (K, z, y, x), background first, with the weight that it is fused with."""
         # As argmax, many times faster: it reads across memory.
         top = logits.amax(0)
         votes = (logits[1:] == top) & (logits[0] < top)
@@ -174,20 +127,20 @@ class Fusion:
     """Class probabilities of an ensemble, from its members' logits one after the other.
 
     Args:
-        kind: `flat` is the mean of all members' softmax (paper section 2.4). `authors` is the release's: the
-            softmax of the mean logits of nnU-Net's networks, averaged with the mean softmax of the others;
-            where all members are of one framework, theirs alone.
-        weights: Of a model's members under `flat`, by the model's name; 1 where not named.
+        decision: Its `fusion`: `flat` is the mean of all members' softmax (paper section 2.4), weighted by
+            model with its `weights`. `authors` is the release's: the softmax of the mean logits of nnU-Net's
+            networks, averaged with the mean softmax of the others; where all members are of one framework,
+            theirs alone.
     """
 
-    def __init__(self, kind: str = "flat", weights: Mapping[str, float] | None = None) -> None:
-        self.kind = kind
-        self.weights = weights if weights and kind == "flat" else {}
+    def __init__(self, decision: Decision) -> None:
+        self.kind = decision.fusion
+        self.weights = decision.weights if self.kind == "flat" else {}
         self._logits, self._softmax = RunningMean(), RunningMean()
 
     def weight(self, model: str) -> float:
-        """The weight of a model's members."""
-        return float(self.weights.get(model, 1.0))
+        """The weight of a model's members, 1 where none is given."""
+        return self.weights.get(model, 1.0)
 
     def add(self, logits: Tensor, model: str, framework: str) -> None:
         """Adds a member.
@@ -217,30 +170,18 @@ class StageEnsemble:
 
     Args:
         members: At least one; all of one stage and grid.
-        device: Where the networks run.
-        precision: Their arithmetic.
+        networks: What runs them.
+        decision: How they are fused: its `fusion` and `weights`.
         mirror: Average over mirrorings.
-        decision: How members are fused: its `fusion` and `weights`.
-        networks: To share networks with other ensembles.
-        cache: To share logits with other ensembles; of the images last given to its `begin`.
 
     Raises:
         HnsegError: The members do not share a grid, or all have the weight 0.
     """
 
     def __init__(
-        self,
-        members: Sequence[Member],
-        device: torch.device,
-        precision: Precision,
-        *,
-        mirror: bool = False,
-        decision: Decision | None = None,
-        networks: Networks | None = None,
-        cache: LogitsCache | None = None,
+        self, members: Sequence[Member], networks: Networks, decision: Decision, *, mirror: bool
     ) -> None:
-        self.device, self.precision, self.mirror = device, precision, mirror
-        self.decision, self.networks, self.cache = decision or Decision(), networks or Networks(device), cache
+        self.networks, self.decision, self.mirror = networks, decision, mirror
         self.notes: list[str] = []  # how its members ran, for the case's record
         self.stage: Stage = members[0].stage
         for member in members:
@@ -249,11 +190,11 @@ class StageEnsemble:
                     f"bundle: {members[0].card['name']} and {member.card['name']} are of one stage but "
                     "differ in its grid; export members trained with one stage configuration"
                 )
-        fusion = self._fusion()
+        fusion = Fusion(decision)
         self.members = [member for member in members if fusion.weight(member.card["model"]) > 0]
         if not self.members:
             raise HnsegError(
-                f"decision.weights={dict(self.decision.weights)} leave no {self.stage.name} member; "
+                f"decision.weights={dict(decision.weights)} leave no {self.stage.name} member; "
                 "give one of their models a weight"
             )
 
@@ -262,8 +203,9 @@ class StageEnsemble:
         ct: sitk.Image,
         pet: sitk.Image,
         grid: Grid,
-        clock: Clock | None = None,
+        clock: Clock,
         disagreement: Disagreement | None = None,
+        cache: LogitsCache | None = None,
     ) -> NDArray[np.float32]:
         """Class probabilities on a grid.
 
@@ -273,6 +215,7 @@ class StageEnsemble:
             grid: The stage's grid on this case.
             clock: Counts `resample` and the networks' time under the stage's name.
             disagreement: Gathers how the members differ.
+            cache: Logits of these images, which are taken from it and put there.
 
         Returns:
             (K, z, y, x), background first, on `grid`.
@@ -280,40 +223,34 @@ class StageEnsemble:
         Raises:
             HnsegError: A member's logits are no numbers, which would spoil the other members'.
         """
-        inputs = _Inputs(self.stage, self.device, ct, pet, grid)
-        fusion, clock = self._fusion(), clock or Clock()
+        inputs, fusion = _Inputs(self.stage, self.networks.device, ct, pet, grid), Fusion(self.decision)
         for member in self.members:
-            logits = _uncrop(self._logits(member, inputs, clock), grid.shape)
-            model, framework = (
-                member.card["model"],
-                network_class(member.card["network"]["_target_"]).framework,
-            )
-            fusion.add(logits, model, framework)
+            key = member.card["name"], grid, self.mirror
+            logits = None if cache is None else cache.get(key)
+            if logits is None:
+                clock.begin("resample")
+                image = inputs.of(InputSpec(**member.card["input"]))
+                clock.begin(self.stage.name)
+                logits = self._logits(member, image)
+            if cache is not None:
+                cache[key] = logits
+            clock.begin(self.stage.name)
+            logits, model = _uncrop(logits, grid.shape), member.card["model"]
+            fusion.add(logits, model, network_class(member.card["network"]["_target_"]).framework)
             if disagreement is not None:
                 disagreement.add(logits, fusion.weight(model))
         return fusion.probabilities().cpu().numpy()
 
-    def _logits(self, member: Member, inputs: _Inputs, clock: Clock) -> Tensor:
-        """(K, z, y, x) of the whole padded input, computed unless the cache has it."""
-        key = member.card["name"], inputs.grid, self.mirror
-        logits = None if self.cache is None else self.cache.get(key)
-        if logits is None:
-            clock.begin("resample")
-            image = inputs.of(InputSpec(**member.card["input"]))
-            clock.begin(self.stage.name)
-            logits = self._run(member, image)
-        clock.begin(self.stage.name)
-        if self.cache is not None:
-            self.cache.put(key, logits)
-        return logits
-
-    def _run(self, member: Member, image: Tensor) -> Tensor:
-        name = member.card["name"]
-        logits = self._predict(self.networks(member), member, image, self.precision)
+    def _logits(self, member: Member, image: Tensor) -> Tensor:
+        """(K, z, y, x) of an input (1, C, z, y, x)."""
+        name, precision = member.card["name"], self.networks.precision
+        predictor = Predictor.of(member.card, mirror=self.mirror, precision=precision)
+        logits = predictor(self.networks(member), image)[0]
         if _is_finite(logits):
             return logits
-        if self.precision == "float16":  # which ends at 65,504
-            logits = self._predict(self.networks.exact(member), member, image, "float32")
+        if precision == "float16":  # which ends at 65,504
+            predictor = Predictor.of(member.card, mirror=self.mirror)
+            logits = predictor(self.networks.in_pytorch(member), image)[0]
             if _is_finite(logits):
                 note = f"{name}: float16 was too narrow for it, float32 was taken"
                 self.notes += [note] if note not in self.notes else []  # once, however many cubes
@@ -322,14 +259,6 @@ class StageEnsemble:
             f"{name}: its logits on this case are no numbers (NaN or infinite): its weights have diverged; "
             "export another checkpoint, or leave it out (arms=, decision.weights=)"
         )
-
-    def _predict(
-        self, network: Callable[[Tensor], Tensor], member: Member, image: Tensor, precision: Precision
-    ) -> Tensor:
-        return Predictor.of(member.card, mirror=self.mirror, precision=precision)(network, image)[0]
-
-    def _fusion(self) -> Fusion:
-        return Fusion(self.decision.fusion, self.decision.weights)
 
 
 class _Inputs:

@@ -1,8 +1,4 @@
-"""The grand-challenge interface: one study in fixed folders → one mask in another.
-
-A container has no case list: it finds the only CT and PET under its input folder, and must leave exactly
-one mask. Nothing is written but that mask.
-"""
+"""The grand-challenge interface: the only CT and PET under a container's input folder → one mask."""
 
 from __future__ import annotations
 
@@ -11,12 +7,12 @@ from pathlib import Path
 
 from hnseg.devices import pick_device
 from hnseg.errors import HnsegError
-from hnseg.imaging.audit import check_case
 from hnseg.imaging.case import Case
 from hnseg.imaging.images import write_image
-from hnseg.imaging.suv import read_scan
-from hnseg.inference.cascade import Segmentation
-from hnseg.inference.setup import Setup
+from hnseg.inference.backends import make_networks
+from hnseg.inference.cascade import Cascade, Segmentation
+from hnseg.inference.predict_cases import read_checked
+from hnseg.models.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -42,27 +38,23 @@ INTERFACES = {
 
 
 def segment_study(source: Path, out: Path, bundle: Path, interface: Interface) -> tuple[Path, Segmentation]:
-    """Segments the one study of a container, with the fastest that the machine offers.
+    """Segments the only study of a container, with the fastest arithmetic that the machine offers.
 
     Args:
         source: The input folder.
         out: The output folder.
         bundle: The trained members; only read.
-        interface: Where things lie.
+        interface: Where images and mask lie.
 
     Returns:
-        The mask's file, and what the cascade said of the case.
+        The mask's file, and what the cascade made of the case.
 
     Raises:
-        HnsegError: Not exactly one CT and PET, an unusable study, or a mask that cannot be written.
+        HnsegError: Not exactly one CT and PET, or a study that `read_checked` refuses.
     """
     study = Case("study", _only_image(source / interface.ct), _only_image(source / interface.pet))
-    ct, pet = read_scan(study)
-    faults = [finding.text for finding in check_case(ct, pet) if finding.level == "error"]
-    if faults:
-        raise HnsegError(f"{source}: {faults[0]}")
-    (cascade,) = Setup(bundle).load([pick_device()])
-    result = cascade(ct, pet)
+    ct, pet, _ = read_checked(study)
+    result = Cascade(Bundle.load(bundle), make_networks(pick_device()))(ct, pet)
     target = out / interface.mask.format(study=study.ct.stem)
     write_image(result.mask, target)
     return target, result

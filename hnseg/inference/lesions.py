@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.masks import positions, voxel_ml
-from hnseg.inference.postprocess import Uptake, components, uptake
+from hnseg.inference.decision import Uptake, components, uptake
 
 COLUMNS = ["case_id", "lesion", "class", "volume_ml", "suv_max", "suv_mean", "suv_peak"]
 COLUMNS += ["x_mm", "y_mm", "z_mm", "probability", "agreement", "distance_to_roi_edge_mm"]
@@ -53,17 +53,12 @@ class Lesion:
     @property
     def row(self) -> dict[str, str]:
         """Its line of lesions.csv but for the case, by column."""
-        suv = [""] * 3 if self.suv is None else [f"{value:.2f}" for value in self.suv]
-        return {
-            "lesion": str(self.number),
-            "class": self.name,
-            "volume_ml": f"{self.volume_ml:.3f}",
-            **dict(zip(("suv_max", "suv_mean", "suv_peak"), suv, strict=True)),
-            **dict(zip(("x_mm", "y_mm", "z_mm"), (f"{c:.1f}" for c in self.centroid), strict=True)),
-            "probability": f"{self.probability:.3f}",
-            "agreement": "" if self.agreement is None else f"{self.agreement:.3f}",
-            "distance_to_roi_edge_mm": f"{self.distance_to_roi_edge_mm:.1f}",
-        }
+        cells = [str(self.number), self.name, f"{self.volume_ml:.3f}"]
+        cells += [""] * 3 if self.suv is None else [f"{value:.2f}" for value in self.suv]
+        cells += [f"{c:.1f}" for c in self.centroid]
+        cells += [f"{self.probability:.3f}", "" if self.agreement is None else f"{self.agreement:.3f}"]
+        cells += [f"{self.distance_to_roi_edge_mm:.1f}"]
+        return dict(zip(COLUMNS[1:], cells, strict=True))
 
 
 def measure(

@@ -10,15 +10,15 @@ import os
 import sys
 import traceback
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from os.path import realpath
 from pathlib import Path
 from threading import Event
 from time import perf_counter, time
-from typing import Any, Literal
+from typing import Any
 
 import SimpleITK as sitk
 import torch
@@ -32,8 +32,8 @@ from hnseg.imaging.case import Case, mask_file
 from hnseg.imaging.images import write_image
 from hnseg.imaging.suv import read_scan, sidecar
 from hnseg.inference.cascade import Cascade, Segmentation
-from hnseg.inference.records import CaseFiles, Record
-from hnseg.inference.reporting import Outcome, Report, reporting
+from hnseg.inference.ensemble import LogitsCache
+from hnseg.inference.records import CaseFiles, Outcome, Record, Report, reporting
 from hnseg.models.bundle import LISTING
 
 _ATTEMPTS = 2  # that a case may take without leaving a record
@@ -41,7 +41,7 @@ _DIED = (
     f"its process ended {_ATTEMPTS} times while it was at hand, most likely for want of memory; with more of "
     "it free, overwrite=true tries again"
 )
-_MORE_ROOM = (
+_MORE_MEMORY = (
     "run the same command again with more of it free, with windows=trained and without probabilities and "
     "uncertainty, with fewer engine.workers, or on the CPU (trainer.device=cpu)"
 )
@@ -57,7 +57,7 @@ class Options:
 
     Args:
         extension: Of masks and maps, .nii.gz or .mha.
-        overwrite: Segment finished cases again, and replace masks that somebody has changed.
+        overwrite: Segment finished cases again, and replace masks that were changed by hand.
         since: When the call began, in seconds since the epoch.
     """
 
@@ -78,7 +78,8 @@ def predict_cases(
     Args:
         cases: The case list; files may be missing or damaged.
         devices: One mapping a device, all with the same folders; each device takes the next case when it is
-            free. Of several folders, a case is read once for all.
+            free. Of several folders, a case is read once for all, and each member sees it once; their
+            cascades may differ in their members alone.
         options: Of this call.
 
     Returns:
@@ -97,128 +98,127 @@ def predict_cases(
 def run(cases: Iterable[Case], devices: Sequence[Cascades], options: Options, report: Report) -> None:
     """`predict_cases` without checks, progress and tables, for processes that share a list."""
     settings = {out: made_with(cascade) for out, cascade in devices[0].items()}
-    fresh, suspects = deque[_Task](), list[_Task]()
+    tasks, tried = deque[_Task](), list[_Task]()
     for case in cases:
-        folders = [_files(out, case, devices[0][out], settings[out], options) for out in settings]
-        task = _Task(case, [one for one in folders if _is_to_do(one, options, report)], options)
+        folders = [_case_files(out, case, devices[0][out], settings[out], options) for out in settings]
+        task = _Task(case, [files for files in folders if not _skip(files, report)], options.extension)
         if any(files.work.exists() for files in task.folders):
-            suspects.append(task)
+            tried.append(task)
         elif task.folders:
-            fresh.append(task)
-    if fresh or suspects:
+            tasks.append(task)
+    if tasks or tried:
         _import_networks(devices[0].values())
-    depth, stop = _overlap(len(devices)), Event()
+    depth, stop = _depth(len(devices)), Event()
     if len(devices) == 1:  # in this thread, where Ctrl-C ends it within a case
-        _run_device(fresh, devices[0], depth, report, stop)
+        _run_device(tasks, devices[0], depth, report, stop)
     else:
         with ThreadPoolExecutor(len(devices), "device") as pool:
-            running = [pool.submit(_run_device, fresh, each, depth, report, stop) for each in devices]
+            running = [pool.submit(_run_device, tasks, each, depth, report, stop) for each in devices]
             try:
                 wait(running, return_when=FIRST_EXCEPTION)
             finally:
                 stop.set()  # whatever ends one, or this thread, ends all after the cases at hand
         for each in running:
             each.result()
-    for task in suspects:
-        _run_device(deque([task]), devices[0], 0, report, Event())
+    for task in tried:
+        _run_device(deque([task]), devices[0], 0, report, stop=Event())
 
 
-def _import_networks(cascades: Iterable[Cascade]) -> None:
-    """Imports the libraries that the networks are built from: their time is not the first case's."""
-    kinds = {repr(member.card["network"]): member for one in cascades for member in one.bundle.members}
-    with torch.device("meta"):
-        for member in kinds.values():
-            member.network()
-
-
-def _overlap(devices: int) -> int:
-    """How many cases a device reads ahead and writes behind: what cores and memory allow, 1 to 4."""
-    cores, memory = os.cpu_count() or 1, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(4, cores // (4 * devices), memory // (_CASE_BYTES * devices)))
-
-
-def _run_device(todo: deque[_Task], cascades: Cascades, depth: int, report: Report, stop: Event) -> None:
+def _run_device(tasks: deque[_Task], cascades: Cascades, depth: int, report: Report, stop: Event) -> None:
     """Reads, predicts and exports case by case, with `depth` cases read ahead and as many written behind."""
-    with ThreadPoolExecutor(max(depth, 1), "write") as writer, closing(_ahead(todo, depth, report)) as tasks:
-        writing: deque[Future[None]] = deque()
-        for task in tasks:
-            if stop.is_set():
-                task.release()
-                break
-            writing.append(writer.submit(task.export, task.predict(cascades), report))
-            while len(writing) > depth:
-                writing.popleft().result()
-        for each in writing:
-            each.result()
-
-
-def _ahead(todo: deque[_Task], depth: int, report: Report) -> Generator[_Task]:
-    """Tasks that this process has claimed, while the images of the next ones are read."""
-    reading: deque[_Task] = deque()
-    with ThreadPoolExecutor(max(depth, 1), "read") as reader:
+    reading, writing = deque[_Task](), deque[Future[None]]()
+    threads = max(depth, 1)
+    with ThreadPoolExecutor(threads, "read") as reader, ThreadPoolExecutor(threads, "write") as writer:
         try:
-            while True:
-                with suppress(IndexError):  # other devices take from it too
+            while not stop.is_set():
+                with suppress(IndexError):  # no case is left; other devices take them too
                     while len(reading) <= depth:
-                        task = todo.popleft()
-                        task.folders = [one for one in task.folders if _is_claimed(one, task.options, report)]
+                        task = tasks.popleft()
+                        task.folders = [files for files in task.folders if _start(files, report)]
                         if task.folders:
                             task.scan = reader.submit(_read, task.case)
                             reading.append(task)
                 if not reading:
-                    return
-                yield reading.popleft()
+                    break
+                task = reading.popleft()
+                writing.append(writer.submit(task.export, task.predict(cascades), report))
+                while len(writing) > depth:
+                    writing.popleft().result()
+            for each in writing:
+                each.result()
         finally:
             for task in reading:
                 task.release()
 
 
-def _is_to_do(files: CaseFiles, options: Options, report: Report) -> bool:
-    """Whether a case has to be segmented into a folder; if not, `report` hears why."""
-    changed, finished = files.changed_mask(), files.finished()
-    if finished:
-        files.tidy()
-        status: Literal["ok", "skipped"] = "ok" if files.is_newer_than(options.since) else "skipped"
-        kept = f"{changed.name} was changed since and stays; overwrite=true replaces it" if changed else ""
-        report(Outcome(files.out, files.case_id, status, kept))
-    elif changed and not options.overwrite:
-        message = (
-            f"{changed.name} is not as infer.py wrote it; move it away, or replace it with overwrite=true"
-        )
-        report(Outcome(files.out, files.case_id, "error", message))
-    else:
-        return True
-    return False
+def _import_networks(cascades: Iterable[Cascade]) -> None:
+    """Imports the libraries that the networks are built from: their time is not the first case's."""
+    kinds = {repr(m.card["network"]): m for cascade in cascades for m in cascade.bundle.members}
+    with torch.device("meta"):
+        for member in kinds.values():
+            member.network()
 
 
-def _is_claimed(files: CaseFiles, options: Options, report: Report) -> bool:
+def _depth(devices: int) -> int:
+    """How many cases a device reads ahead and writes behind: what cores and memory allow, 1 to 4."""
+    depth = min(4, (os.cpu_count() or 1) // (4 * devices))
+    if "SC_AVPHYS_PAGES" in os.sysconf_names:  # macOS does not tell
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        depth = min(depth, free // (_CASE_BYTES * devices))
+    return max(depth, 1)
+
+
+def _skip(files: CaseFiles, report: Report) -> bool:
+    if not files.is_finished():
+        return False
+    if files.work.exists() and files.claim():  # of a process that died when the case was done
+        files.release()
+    report(Outcome(files.out, files.case_id, "skipped"))
+    return True
+
+
+def _start(files: CaseFiles, report: Report) -> bool:
     """Whether this process may segment a case into a folder; if not, `report` hears why."""
     if not files.claim():
         report(Outcome(files.out, files.case_id, "elsewhere"))
         return False
-    if not _is_to_do(files, options, report):  # another process has done it meanwhile
-        files.release()
-        return False
-    if files.attempts() >= _ATTEMPTS:
-        files.place(replace(files.failed, message=_DIED))
-        files.release(forget=False)
+    attempts = files.attempts()
+    if files.is_finished():  # by another process meanwhile
+        report(Outcome(files.out, files.case_id, "skipped"))
+    elif attempts >= _ATTEMPTS:
+        files.place(replace(files.blank, message=_DIED))
         report(Outcome(files.out, files.case_id, "error", _DIED))
-        return False
-    files.begin()
-    return True
+        files.release(attempts)
+    else:
+        try:
+            files.require_replaceable()
+            files.begin()
+            return True
+        except HnsegError as error:
+            report(Outcome(files.out, files.case_id, "error", str(error)))
+    files.release()
+    return False
 
 
 _Scan = tuple[sitk.Image, sitk.Image, str, float]
 
 
-def _read(case: Case) -> _Scan:
-    """CT, PET, what to know of them, and the seconds it took."""
-    start = perf_counter()
+def read_checked(case: Case) -> tuple[sitk.Image, sitk.Image, str]:
+    """CT (HU), PET (SUV), and what to know of them.
+
+    Raises:
+        HnsegError: What `check_case` calls an error.
+    """
     ct, pet = read_scan(case)
     issues = check_case(ct, pet)
     if faults := [issue.text for issue in issues if issue.level == "error"]:
         raise HnsegError(faults[0])
-    return ct, pet, "; ".join(issue.text for issue in issues), perf_counter() - start
+    return ct, pet, "; ".join(issue.text for issue in issues)
+
+
+def _read(case: Case) -> _Scan:
+    start = perf_counter()
+    return *read_checked(case), perf_counter() - start
 
 
 _Prediction = tuple[CaseFiles, Record, Segmentation | None]
@@ -230,50 +230,48 @@ class _Task:
 
     case: Case
     folders: list[CaseFiles]
-    options: Options
+    extension: str
     scan: Future[_Scan] | None = None
 
     def release(self) -> None:
-        """Leaves the case to a later call."""
+        """Leaves the case to a later call; the present attempt has not ended the process."""
         for files in self.folders:
-            files.release(forget=False)
+            files.release(attempts=files.attempts() - 1)
 
     def predict(self, cascades: Cascades) -> list[_Prediction]:
         """Runs the networks, folder by folder; the images are let go of."""
         assert self.scan is not None
         scan, self.scan = self.scan, None
+        shared: dict[str, LogitsCache] = {"cache": {}} if len(self.folders) > 1 else {}
         try:
-            return [(files, *_predict(files, cascades[files.out], scan)) for files in self.folders]
+            return [(files, *_predict(files, cascades[files.out], scan, shared)) for files in self.folders]
         except BaseException:  # Ctrl-C: of all others `_predict` makes records
             self.release()
             raise
-        finally:
-            for cascade in cascades.values():
-                if cascade.cache is not None:
-                    cascade.cache.clear()
 
     def export(self, predictions: list[_Prediction], report: Report) -> None:
         """Writes masks, maps and records."""
         try:
             while predictions:
                 files, record, result = predictions.pop(0)
-                report(_export(files, record, result, self.options.extension))
+                report(_export(files, record, result, self.extension))
         except BaseException:
             self.release()
             raise
 
 
-def _predict(files: CaseFiles, cascade: Cascade, scan: Future[_Scan]) -> tuple[Record, Segmentation | None]:
+def _predict(
+    files: CaseFiles, cascade: Cascade, scan: Future[_Scan], shared: dict[str, LogitsCache]
+) -> tuple[Record, Segmentation | None]:
     device, seconds = cascade.networks.device, dict[str, float]()
     reset_gpu_peak(device)
     try:
         ct, pet, notes, seconds["read"] = scan.result()
-        result = cascade(ct, pet, files.case_id)
+        result = cascade(ct, pet, files.case_id, **shared)
     except Exception as error:
-        message = _explain(error)
-        return replace(files.failed, message=message, seconds=seconds, memory_mib=peak_mib()), None
+        return replace(files.blank, message=_explain(error), seconds=seconds, memory_mib=peak_mib()), None
     record = replace(
-        files.failed,
+        files.blank,
         status="ok",
         rules=asdict(result.decision),
         out_of_fold=result.out_of_fold,
@@ -305,17 +303,14 @@ def _export(files: CaseFiles, record: Record, result: Segmentation | None, exten
             record = replace(record, seconds=record.seconds | {"write": perf_counter() - start})
             files.place(record, mask, maps)
     except (HnsegError, OSError) as error:
-        record = replace(files.failed, message=str(error), seconds=record.seconds)
+        record = replace(files.blank, message=str(error), seconds=record.seconds)
         files.place(record)
     files.release()
-    return Outcome(files.out, files.case_id, record.status, _remarks(record))
-
-
-def _remarks(record: Record) -> str:
-    """What a reader of the terminal should know."""
     lost = record.lesion_ml_outside_roi
     outside = f"{lost:.2f} ml of coarse lesion outside the cube" if lost else ""
-    return "; ".join(filter(None, (outside, record.message)))
+    return Outcome(
+        files.out, files.case_id, record.status, "; ".join(filter(None, (outside, record.message)))
+    )
 
 
 def _explain(error: Exception) -> str:
@@ -324,7 +319,7 @@ def _explain(error: Exception) -> str:
         return str(error)
     line = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if lacks_memory(error):
-        return f"not enough memory ({line[:200]}); {_MORE_ROOM}"
+        return f"not enough memory ({line[:200]}); {_MORE_MEMORY}"
     print("".join(traceback.format_exception(error)), file=sys.stderr)
     return f"{line} (a defect, please report it)"
 
@@ -340,7 +335,7 @@ def made_with(cascade: Cascade) -> dict[str, Any]:
         "stage": cascade.names[-1],
         "out_of_fold": cascade.out_of_fold,
         "oracle": cascade.lesions is not None,
-        "precision": cascade.precision,
+        "precision": cascade.networks.precision,
         "device": cascade.networks.device.type,
         "networks": type(cascade.networks).__name__,
         "maps": [cascade.probabilities, cascade.uncertainty],
@@ -348,10 +343,10 @@ def made_with(cascade: Cascade) -> dict[str, Any]:
 
 
 def require_same(settings: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses devices of which it would matter which one makes a mask.
+    """Refuses devices of which it would matter which of them makes a mask.
 
     Raises:
-        HnsegError: They differ in what `made_with` tells.
+        HnsegError: They differ in what `made_with` gives.
     """
     for other in settings[1:]:
         for key, value in settings[0].items():
@@ -362,7 +357,7 @@ def require_same(settings: Sequence[Mapping[str, Any]]) -> None:
                 )
 
 
-def _files(
+def _case_files(
     out: Path, case: Case, cascade: Cascade, settings: Mapping[str, Any], options: Options
 ) -> CaseFiles:
     """A case's files in a folder, with the digest of what its mask depends on.
@@ -377,8 +372,8 @@ def _files(
     if cascade.lesions is not None and case.label is not None:
         paths.append(case.label)
     content = [settings, [_state(path) for path in paths], case.pet_factor, options.extension]
-    failed = Record(case.case_id, "error", digest(content, 64), settings["identity"], settings["stage"])
-    return CaseFiles(out, failed, options.since if options.overwrite else None)
+    blank = Record(case.case_id, "error", digest(content, 64), settings["identity"], settings["stage"])
+    return CaseFiles(out, blank, options.since if options.overwrite else None)
 
 
 def _state(path: Path) -> tuple[str, int, int] | None:

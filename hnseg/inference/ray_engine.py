@@ -10,19 +10,18 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hnseg.config import Inference
 from hnseg.devices import pick_device
 from hnseg.errors import HnsegError
 from hnseg.imaging.case import Case
-from hnseg.inference.cascade import Cascade
+from hnseg.inference.cascade import Cascade, load_cascades
 from hnseg.inference.predict_cases import Options, made_with, require_same, run
-from hnseg.inference.reporting import Outcome, reporting
-from hnseg.inference.setup import Setup
+from hnseg.inference.records import Outcome, reporting
 from hnseg.models.bundle import LISTING
 
 
@@ -64,42 +63,41 @@ def share(nodes: Sequence[Mapping[str, float]], device: str = "auto", workers: i
 
 
 class Actor:
-    """One loaded ensemble in a process of its own.
+    """The cascade of a call in a process of its own.
 
     Args:
-        setup: What to load.
-        device: Where its networks run: cpu or cuda.
+        call: Of infer.py; its device is cpu or cuda.
         folder: The caller's working directory, which paths may be relative to.
     """
 
-    def __init__(self, setup: Setup, device: str, folder: Path) -> None:
-        self.setup, self.device = setup, device
+    def __init__(self, call: Inference, folder: Path) -> None:
+        self.call = call
         with suppress(OSError):  # a node may reach absolute paths alone
             os.chdir(folder)
 
     @cached_property
     def cascade(self) -> Cascade:
-        """The ensemble, loaded."""
-        (cascade,) = self.setup.load([pick_device(self.device)])
+        """The cascade, loaded."""
+        (cascade,) = load_cascades(self.call, [pick_device(self.call.trainer.device)])
         return cascade
 
     def load(self) -> dict[str, Any]:
-        """Loads the ensemble, and says what its masks depend on.
+        """Loads the cascade, and says what its masks depend on.
 
         Raises:
             HnsegError: The node does not reach the bundle.
         """
-        if not (self.setup.bundle / LISTING).exists():
+        if not (self.call.bundle / LISTING).exists():
             raise HnsegError(
-                f"bundle={self.setup.bundle}: not there on {socket.gethostname()}; each node of the cluster "
+                f"bundle={self.call.bundle}: not there on {socket.gethostname()}; each node of the cluster "
                 "must reach bundle, scans and out: put them on storage that all nodes mount"
             )
         return made_with(self.cascade)
 
-    def predict(self, cases: Sequence[Case], out: Path, options: Options) -> list[Outcome]:
+    def predict(self, cases: Sequence[Case], options: Options) -> list[Outcome]:
         """Segments some cases."""
         outcomes: list[Outcome] = []
-        run(cases, [{out: self.cascade}], options, outcomes.append)
+        run(cases, [{self.call.out: self.cascade}], options, outcomes.append)
         return outcomes
 
 
@@ -108,54 +106,38 @@ _STORE = 80 * 2**20  # bytes of shared memory, near Ray's least: only paths and 
 _AT_ONCE = 8  # cases that an actor is given at a time, at most: it reads ahead and writes behind within them
 
 
-def predict_on_ray(
-    cases: Sequence[Case],
-    setup: Setup,
-    out: Path,
-    options: Options,
-    *,
-    device: str = "auto",
-    workers: int | None = None,
-    address: str = "local",
-) -> list[Outcome]:
+def predict_on_ray(cases: Sequence[Case], call: Inference, options: Options) -> list[Outcome]:
     """`predict_cases` by the actors of a cluster, which share the list through `out` as any processes do.
 
-    Ray starts an actor that dies anew and gives it its cases again.
-
-    Args:
-        cases: The case list.
-        setup: What each actor loads.
-        out: The folder of masks.
-        options: Of this call.
-        device: auto, cpu or cuda.
-        workers: Actors; None is one a GPU, or on CPUs one a node.
-        address: `local` starts Ray for this call, on this machine's loopback interface alone; `auto` or
-            HOST:PORT joins a cluster.
+    Ray starts an actor that dies anew and gives it its cases again. `engine.address=local` starts Ray for
+    this call, on this machine's loopback interface alone; `auto` or HOST:PORT joins a cluster.
 
     Raises:
         HnsegError: Ray is not installed or not reached, the cluster is too small, or an actor cannot load.
     """
-    with _connected(address):
+    with _connected(call.engine.address):
         import ray
         from ray.util import ActorPool
 
-        one = share([node["Resources"] for node in ray.nodes() if node["Alive"]], device, workers)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        part = share(nodes, call.trainer.device, call.engine.workers)
         remote = ray.remote(Actor).options(
-            num_cpus=one.cpus,
-            num_gpus=one.gpus,
+            num_cpus=part.cpus,
+            num_gpus=part.gpus,
             scheduling_strategy="SPREAD",
             max_restarts=-1,
             max_task_retries=-1,
         )
-        arguments = replace(setup, threads=setup.threads or one.threads), one.device, Path.cwd()
-        actors = [remote.remote(*arguments) for _ in range(one.workers)]
+        machine = {"device": part.device, "threads": call.trainer.threads or part.threads}
+        call = call.model_copy(update={"trainer": call.trainer.model_copy(update=machine)})
+        actors = [remote.remote(call, Path.cwd()) for _ in range(part.workers)]
         require_same(_load(actors))
-        size = max(1, min(_AT_ONCE, len(cases) // (4 * one.workers)))
+        size = max(1, min(_AT_ONCE, len(cases) // (4 * part.workers)))
         parts = [cases[start : start + size] for start in range(0, len(cases), size)]
-        with reporting(cases, [out]) as (report, outcomes):
+        with reporting(cases, [call.out]) as (report, outcomes):
             pool = ActorPool(actors)
             for several in pool.map_unordered(
-                lambda actor, part: actor.predict.remote(part, out, options), parts
+                lambda actor, cases: actor.predict.remote(cases, options), parts
             ):
                 for outcome in several:
                     report(outcome)

@@ -1,27 +1,33 @@
 """What a folder of masks holds of each case, and the tables cases.csv and lesions.csv made from it.
 
 OUT/CASE.json is a case's record, beside its mask and written last: the case is done when it is there. The
-folder OUT/.CASE is there while a process works on the case, and outlives one that dies of it. It holds
-`lock`, free once that process has ended, `attempt-N.json` of every time that work began, the last of which
-becomes the record, and whatever is being written.
+folder OUT/.CASE is there while a process works on the case, and outlives a process that dies of it. It holds
+`lock`, free once that process has ended, `attempts` with a line for every time that work began, and whatever
+is being written.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import field, replace
+from os.path import realpath
 from pathlib import Path
+from threading import Lock
+from time import monotonic
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from hnseg.errors import HnsegError
 from hnseg.files import digest_file, lock, read_table, remove_leftovers, replacing, write_table
-from hnseg.imaging.case import EXTENSIONS
+from hnseg.imaging.case import EXTENSIONS, Case
 from hnseg.imaging.placement import Fallback
 from hnseg.inference.ensemble import MAPS
 from hnseg.inference.lesions import COLUMNS as LESION_COLUMNS
@@ -50,7 +56,6 @@ class Record:
         out_of_fold: Whether no network that made the mask was trained on the case.
         mask: Name of the mask's file.
         mask_sha256: Of that file as it was written.
-        mask_mtime_ns: Its time of change when it was written.
         roi: The grids on which the last stage looked, as `Grid.to_dict` gives them.
         fallbacks: What placed an ROI where the stage before found nothing.
         lesions: Of the mask.
@@ -71,7 +76,6 @@ class Record:
     out_of_fold: bool | None = None
     mask: str = ""
     mask_sha256: str = ""
-    mask_mtime_ns: int = 0
     roi: list[dict[str, list[float]]] = field(default_factory=list)
     fallbacks: list[Fallback] = field(default_factory=list)
     lesions: list[Lesion] = field(default_factory=list)
@@ -141,18 +145,10 @@ def write_tables(out: Path) -> None:
         remove_leftovers(out)  # the tables alone are written in OUT itself
         records = read_records(out).values()
         write_table(out / CASES, COLUMNS, (record.row for record in records))
-        lesions = ({"case_id": one.case_id, **lesion.row} for one in records for lesion in one.lesions)
+        lesions = (
+            {"case_id": record.case_id, **lesion.row} for record in records for lesion in record.lesions
+        )
         write_table(out / LESIONS, LESION_COLUMNS, lesions)
-
-
-def require_own_tables(out: Path) -> None:
-    """Refuses a folder in which one of the tables is something else, a case list for instance.
-
-    Raises:
-        HnsegError: It is.
-    """
-    for name, columns in ((CASES, COLUMNS[:2]), (LESIONS, LESION_COLUMNS[:2])):
-        read_table(out / name, "choose another folder for out", columns)
 
 
 class CaseFiles:
@@ -160,32 +156,24 @@ class CaseFiles:
 
     Args:
         out: The folder.
-        failed: The record that the case has if nothing comes of it.
-        anew_since: Seconds since the epoch; what was made before counts for nothing, and masks that somebody
-            has changed may be replaced. None lets it count.
+        blank: What every record of the case has in this call; an error without a message.
+        overwrite_before: With overwrite=true, when the call began, in seconds since the epoch: records and
+            attempts of earlier calls do not count, and any mask may be replaced.
     """
 
-    def __init__(self, out: Path, failed: Record, anew_since: float | None = None) -> None:
-        self.out, self.failed, self.anew_since = out, failed, anew_since
-        self.case_id = case_id = failed.case_id
-        self.work, self.maps = out / f".{case_id}", out / "maps" / case_id
-        self._record, self._attempt = record_file(out, case_id), self.work / "error.json"
+    def __init__(self, out: Path, blank: Record, overwrite_before: float | None = None) -> None:
+        self.out, self.blank, self.overwrite_before = out, blank, overwrite_before
+        self.case_id = case_id = blank.case_id
+        self.work, self._maps = out / f".{case_id}", out / "maps" / case_id
+        self._record, self._attempts = record_file(out, case_id), self.work / "attempts"
         self._lock = FileLock(self.work / "lock", timeout=0, thread_local=False)
 
-    def finished(self) -> Record | None:
-        """The record of a mask that was made from the same and is there; None where it must be made."""
+    def is_finished(self) -> bool:
+        """Whether the case has a mask that was made from the same."""
         record = read_record(self._record)
-        if record is None or (record.status, record.digest) != ("ok", self.failed.digest):
-            return None
-        return record if (self.out / record.mask).is_file() and self._counts(self._record) else None
-
-    def is_newer_than(self, moment: float) -> bool:
-        """Whether the record was written after a moment, in seconds since the epoch."""
-        return self._record.stat().st_mtime >= moment
-
-    def changed_mask(self) -> Path | None:
-        """A mask of the case that is not as it was written here, CASE.nii and other formats included."""
-        return next((path for path in self._masks(EXTENSIONS) if not self._is_ours(path)), None)
+        if record is None or (record.status, record.digest) != ("ok", self.blank.digest):
+            return False
+        return (self.out / record.mask).is_file() and self._counts(self._record)
 
     def claim(self) -> bool:
         """Takes the case; False where another process works on it."""
@@ -195,27 +183,35 @@ class CaseFiles:
             return False
         return True
 
-    def tidy(self) -> None:
-        """Removes what a process has left that died when the case was done."""
-        if not self._lock.is_locked and self.work.exists() and self.claim():
-            self.release()
-
     def attempts(self) -> int:
         """How often work on the same case began and did not end."""
-        begun = self._entries("attempt-*.json")
-        return sum(entry.get("digest") == self.failed.digest for path, entry in begun if self._counts(path))
+        if not self._counts(self._attempts):
+            return 0
+        return self._attempts.read_text().split().count(self.blank.digest)
 
     def begin(self) -> None:
-        """Leaves a mark that stays if the process dies of the case."""
-        number = len([*self.work.glob("*.json")]) + 1
-        self._attempt = self.work / f"attempt-{number}.json"
-        with self._attempt.open("x") as file:
-            json.dump({"digest": self.failed.digest}, file)
+        """Leaves a line that stays if the process dies of the case."""
+        with self._attempts.open("a" if self._counts(self._attempts) else "w") as file:
+            print(self.blank.digest, file=file)
+
+    def require_replaceable(self) -> None:
+        """Keeps a mask that was changed or put there by hand, CASE.nii and other formats included.
+
+        Raises:
+            HnsegError: There is one, and it may not be replaced.
+        """
+        if self.overwrite_before is None:
+            for path in self._masks(EXTENSIONS):
+                if not self._is_ours(path):
+                    raise HnsegError(
+                        f"{path.name} is not as infer.py wrote it; move it away, or replace it with "
+                        "overwrite=true"
+                    )
 
     def place(self, record: Record, mask: Path | None = None, maps: Sequence[Path] = ()) -> None:
         """Puts mask and maps, then the record, in place of those of an earlier call.
 
-        At every moment the mask there is that of the record there, if there is one.
+        At every moment the mask on disk is that of the record on disk, if there is a record.
 
         Args:
             record: What became of the case.
@@ -223,75 +219,151 @@ class CaseFiles:
             maps: In `work`, named as in their folder.
 
         Raises:
-            HnsegError: Somebody has put another mask there meanwhile.
-            OSError: The folder cannot be written.
+            HnsegError: As `require_replaceable`, or the folder cannot be written.
         """
         if mask is not None:
-            if self.anew_since is None and (other := self.changed_mask()):
-                raise HnsegError(
-                    f"{other.name} was put there meanwhile, and stays; overwrite=true replaces it"
-                )
-            changed = mask.stat().st_mtime_ns
-            record = replace(record, mask=mask.name, mask_sha256=digest_file(mask), mask_mtime_ns=changed)
-        with replacing(self._attempt) as temporary:
+            self.require_replaceable()
+            record = replace(record, mask=mask.name, mask_sha256=digest_file(mask))
+        new, previous = self.work / "record.json", self.work / "previous.json"
+        with replacing(
+            new
+        ) as temporary:  # killed before the end, the next call knows both masks by their records
             temporary.write_bytes(record.to_json())
         with suppress(FileNotFoundError):
-            self._record.replace(self.work / "previous.json")
+            self._record.replace(previous)
         for path in self._masks(FORMATS):
             if self._is_ours(path) or (mask is not None and path.name != mask.name):
                 path.unlink()
         self._remove_maps()
         for path in maps:
-            self.maps.mkdir(parents=True, exist_ok=True)
-            path.replace(self.maps / path.name)
+            self._maps.mkdir(parents=True, exist_ok=True)
+            path.replace(self._maps / path.name)
         if mask is not None:
             mask.replace(self.out / mask.name)
-        self._attempt.replace(self._record)
+        new.replace(self._record)
 
-    def release(self, *, forget: bool = True) -> None:
-        """Ends the work on the case.
-
-        Args:
-            forget: Whether no attempt has to be remembered, because the case is done; else the present one is
-                taken back, which has not ended the process.
-        """
+    def release(self, attempts: int = 0) -> None:
+        """Ends the work on the case, and remembers so many attempts that ended their process."""
         if not self._lock.is_locked:
             return
         for path in self.work.iterdir():
-            remembered = path.suffix == ".json" and path != self._attempt and not forget
-            if not remembered and path.name != "lock":
+            if path.name != "lock":
                 path.unlink()
+        if attempts:
+            self._attempts.write_text(f"{self.blank.digest}\n" * attempts)
         self._lock.release()
-        with suppress(OSError):  # another process has just come in
-            if not any(self.work.glob("attempt-*.json")):
+        if not attempts:
+            with suppress(OSError):  # another process has just come in
                 (self.work / "lock").unlink()
                 self.work.rmdir()
 
-    def _entries(self, pattern: str = "*.json") -> Iterator[tuple[Path, dict[str, Any]]]:
-        for path in self.work.glob(pattern):
-            with suppress(OSError, ValueError):
-                yield path, json.loads(path.read_bytes())
-
     def _counts(self, path: Path) -> bool:
-        return self.anew_since is None or path.stat().st_mtime >= self.anew_since
+        """Whether a file is there and not of a call before one with overwrite=true."""
+        before = self.overwrite_before
+        return path.exists() and (before is None or path.stat().st_mtime >= before)
 
     def _masks(self, extensions: Sequence[str]) -> list[Path]:
         paths = (self.out / f"{self.case_id}{extension}" for extension in extensions)
         return [path for path in paths if path.is_file()]
 
     def _is_ours(self, path: Path) -> bool:
-        record = read_record(self._record)
-        if record and (record.mask, record.mask_mtime_ns) == (path.name, path.stat().st_mtime_ns):
-            return True
-        entries = [entry for _, entry in self._entries()]
-        known = {entry.get("mask_sha256") for entry in entries} | {record.mask_sha256 if record else None}
-        return digest_file(path) in known
+        records = map(read_record, [self._record, *self.work.glob("*.json")])
+        return digest_file(path) in [record.mask_sha256 for record in records if record]
 
     def _remove_maps(self) -> None:
         names = ("probability_*", *MAPS)
-        found = [path for name in names for end in FORMATS for path in self.maps.glob(f"{name}{end}")]
+        found = [path for name in names for end in FORMATS for path in self._maps.glob(f"{name}{end}")]
         for path in found:
             path.unlink()
         if found:
             with suppress(OSError):  # something else lies there too
-                self.maps.rmdir()
+                self._maps.rmdir()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call has to say of a case.
+
+    Args:
+        out: The folder.
+        case_id: The case.
+        status: ok, error, skipped (its mask was finished before) or elsewhere (another process has it).
+        message: Why there is no mask, or what to know of it.
+    """
+
+    out: Path
+    case_id: str
+    status: Literal["ok", "error", "skipped", "elsewhere"]
+    message: str = ""
+
+
+Report = Callable[[Outcome], None]  # from any thread
+
+
+_REFRESH_S = 5.0  # how often the tables are written while the list runs, at most
+_REFRESH_SHARE = 0.02  # of the time that writing them may take: it reads all records
+
+
+@contextmanager
+def reporting(cases: Sequence[Case], folders: Sequence[Path]) -> Iterator[tuple[Report, list[Outcome]]]:
+    """Checks the folders, shows progress, and makes the tables every few seconds and at the end.
+
+    Yields:
+        What to call with each outcome, from any thread, and the list of those outcomes.
+
+    Raises:
+        HnsegError: A folder cannot be written, or holds images of the case list under the masks' names, or
+            tables that are not hnseg's.
+    """
+    for out in folders:
+        _require_usable(out, cases)
+    outcomes: list[Outcome] = []
+    one_at_a_time, due = Lock(), monotonic() + _REFRESH_S
+    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "left", TimeRemainingColumn()
+    with Progress("Segmenting", *columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=len(cases) * len(folders))
+
+        def report(outcome: Outcome) -> None:
+            nonlocal due
+            with one_at_a_time:
+                outcomes.append(outcome)
+                progress.advance(bar)
+                if outcome.message:
+                    style = "red" if outcome.status == "error" else "yellow"
+                    text = escape(f"{outcome.case_id}: {outcome.status}: {outcome.message}")
+                    progress.console.print(f"[{style}]{text}[/]", soft_wrap=True, highlight=False)
+                if (start := monotonic()) > due:
+                    write_tables(outcome.out)
+                    due = monotonic() + max(_REFRESH_S, (monotonic() - start) / _REFRESH_SHARE)
+
+        try:
+            yield report, outcomes
+        finally:
+            for out in folders:
+                write_tables(out)
+
+
+def _require_usable(out: Path, cases: Sequence[Case]) -> None:
+    # realpath passes over links that lead in a circle; resolve would end the call for one case's sake.
+    images = {realpath(path) for case in cases for path in (case.ct, case.pet, case.label) if path}
+    for case in cases:
+        for extension in FORMATS:
+            name = f"{case.case_id}{extension}"
+            if realpath(out / name) in images:
+                raise HnsegError(f"out={out}: {name} is an image of the case list; choose another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HnsegError(f"out={out}: {error.strerror}; choose another folder") from error
+    for name, columns in ((CASES, COLUMNS[:2]), (LESIONS, LESION_COLUMNS[:2])):
+        read_table(out / name, "choose another folder for out", columns)  # a case list, for instance
+
+
+def summary(outcomes: Sequence[Outcome], out: Path) -> str:
+    """A call's last line."""
+    counts = Counter[str](outcome.status for outcome in outcomes)
+    done = f"{counts['ok'] + counts['skipped']} of {len(outcomes)} cases segmented: {out}"
+    skipped = f"{counts['skipped']} skipped, finished before; overwrite=true segments all"
+    elsewhere = f"{counts['elsewhere']} at hand in other processes"
+    notes = [text for text, status in ((skipped, "skipped"), (elsewhere, "elsewhere")) if counts[status]]
+    return f"{done} ({'; '.join(notes)})" if notes else done

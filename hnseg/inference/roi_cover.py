@@ -1,18 +1,21 @@
-"""Several ROIs where the coarse lesions do not fit one."""
+"""Several cubes where the coarse lesions do not fit one: where they lie, and their maps on the CT's grid."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from itertools import product
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from hnseg.data.resample import index_box, to_image
 from hnseg.imaging.grid import Grid, Point, nearest_corner
 from hnseg.imaging.images import from_array, to_array
-from hnseg.imaging.masks import positions, voxel_ml
-from hnseg.inference.postprocess import remove_small
+from hnseg.imaging.masks import Box, positions, voxel_ml
+from hnseg.inference.decision import remove_small
 from hnseg.metrics.lesions import label_lesions
 
 Points = NDArray[np.float64]
@@ -21,24 +24,19 @@ _OVERLAP = 0.25
 _TOLERANCE_MM = 1e-3
 
 
-def ml_outside(found: sitk.Image, grids: Sequence[Grid]) -> float:
-    """Volume of lesion in ml whose voxels have their centres in none of the grids.
-
-    Args:
-        found: Lesion labels, any grid.
-        grids: The cubes.
-    """
+def lesion_ml_outside(found: sitk.Image, grids: Sequence[Grid]) -> float:
+    """Volume in ml of the lesion voxels (labels on any grid) whose centres lie in none of the cubes."""
     points = positions(found)
     held = np.any([_held(points, grid.center, grid.extent) for grid in grids], axis=0)
     return float((~held).sum() * voxel_ml(found.GetSpacing()))
 
 
 def cover_rois(found: sitk.Image, centred: Grid, floors: Sequence[float]) -> list[Grid]:
-    """The ROIs in which the next stage sees every lesion whole.
+    """The cubes in which the next stage sees every lesion whole.
 
-    One, centred as in training, where that holds them. Otherwise components are grouped, the largest first,
-    so that each group fits a cube, which is centred on the group's mean voxel and moved no further than it
-    takes to hold the group. A component larger than a cube is tiled.
+    A single cube, centred as in training, where that holds them. Otherwise components are grouped, the
+    largest first, so that each group fits a cube, which is centred on the group's mean voxel and moved no
+    further than it takes to hold the group. A component larger than a cube is tiled.
 
     Args:
         found: Lesion labels on the grid of the stage before.
@@ -102,3 +100,46 @@ def _held(points: Points, center: Point, extent: Point) -> NDArray[np.bool_]:
     """Which points lie in the box around `center`."""
     distance: Points = np.abs(points - center)
     return np.all(distance <= extent / 2 + _TOLERANCE_MM, axis=1)
+
+
+def blend(
+    grids: Sequence[Grid], maps: Iterable[NDArray[np.float32]], ct: sitk.Image
+) -> tuple[NDArray[Any], Box] | None:
+    """Brings the cubes' maps to the CT's grid, linearly.
+
+    Where cubes overlap, each counts by a weight that is 1 in its middle and falls to almost nothing at its
+    faces, where a network has seen the least around a voxel.
+
+    Args:
+        grids: The cubes.
+        maps: (K, z, y, x) float32 on each of them, taken one at a time.
+        ct: The image whose grid is wanted.
+
+    Returns:
+        (K, z, y, x), zero where no cube reaches, and the box (z, y, x) of the CT that they fill; None if the
+        cubes miss the CT.
+    """
+    if len(grids) == 1:
+        return to_image(next(iter(maps)), grids[0], ct)
+    reached = index_box(ct, np.concatenate([grid.corners for grid in grids]))
+    if reached is None:
+        return None
+    x, y, z = (slice(a, b) for a, b in reached)
+    part = ct[x, y, z]
+    weights = np.zeros(part.GetSize()[::-1], np.float32)
+    total: NDArray[np.float32] | None = None
+    for grid, cube in zip(grids, maps, strict=True):
+        total = np.zeros((len(cube), *weights.shape), np.float32) if total is None else total
+        placed = to_image(np.concatenate([cube, _weight(grid)[None]]), grid, part)
+        if placed is not None:
+            values, where = placed
+            total[(slice(None), *where)] += values[:-1] * values[-1]
+            weights[where] += values[-1]
+    assert total is not None
+    return total / np.maximum(weights, np.finfo(np.float32).tiny), (z, y, x)
+
+
+def _weight(grid: Grid) -> NDArray[np.float32]:
+    """(z, y, x): the product over the axes of the distance to the nearer face, 1 in the middle."""
+    sides = [2 * np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / n for n in grid.shape]
+    return reduce(np.multiply.outer, sides).astype(np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from members import card, make_bundle
+from members import Ensemble, card, make_bundle
 from mixes import mix
 from spoiled import must_fail
 from volumes import lesions, write_volume
@@ -20,7 +20,6 @@ from hnseg.data.fingerprint import Fingerprint
 from hnseg.data.intensity import input_transform, network_input, to_subject
 from hnseg.imaging.grid import Grid
 from hnseg.inference.backends import Networks
-from hnseg.inference.ensemble import StageEnsemble
 
 SHAPE = (12, 16, 20)
 
@@ -155,8 +154,8 @@ def test_inference_feeds_the_network_what_validation_feeds_it(
 
     ct, pet = (sitk.GetImageFromArray(np.asarray(volume.load(name), np.float32)) for name in ("ct", "pet"))
     grid = Grid.centred((11.5, 11.5, 11.5), shape, (1.0, 1.0, 1.0))
-    ensemble = StageEnsemble([member], torch.device("cpu"), "float32", networks=Watched(torch.device("cpu")))
-    ensemble.probabilities(ct, pet, grid)
+    ensemble = Ensemble([member], networks=Watched(torch.device("cpu"), "float32"))
+    ensemble(ct, pet, grid)
     windows = [validated[:, z : z + patch[0], :, x : x + patch[2]] for z in (0, 8) for x in (0, 8)]
     windows = windows if patch[0] < 24 else [validated]
     starts = {tuple(window[2:, 0, 0, 0].tolist()): window for window in windows}

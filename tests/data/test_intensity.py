@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchio as tio
 from fabricate import ct_image, pet_image
-from members import card
+from members import Ensemble, card
 
 from hnseg.card import InputSpec, Normalise, Sampling, plain
 from hnseg.data.dataset import VolumeDataset
@@ -18,7 +18,6 @@ from hnseg.data.resample import AIR_HU
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.placement import place_grid
 from hnseg.inference.backends import Networks
-from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Member
 
 RAW = InputSpec()
@@ -199,8 +198,8 @@ def test_inference_feeds_the_network_what_training_fed_it(cohort, tmp_path, pad_
 
     ct, pet = ct_image(), pet_image()
     grid: Grid = place_grid(member.stage, ct)
-    ensemble = StageEnsemble([member], torch.device("cpu"), "float32", networks=Watched(torch.device("cpu")))
-    found = ensemble.probabilities(ct, pet, grid)
+    ensemble = Ensemble([member], networks=Watched(torch.device("cpu"), "float32"))
+    found = ensemble(ct, pet, grid)
     assert found.shape == (3, *grid.shape)
     torch.testing.assert_close(seen[0], trained, rtol=1e-4, atol=1e-4)
 

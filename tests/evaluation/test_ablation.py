@@ -50,10 +50,10 @@ def asked(runs, cohort, tmp_path_factory) -> tuple[Path, list[tuple[str, Member]
     out, asked, case = tmp_path_factory.mktemp("out") / "ablation", [], ""
     segment, network = Cascade.__call__, Networks.__call__
 
-    def segment_noted(self, ct, pet, case_id=""):
+    def segment_noted(self, ct, pet, case_id="", **shared):
         nonlocal case
         case = case_id
-        return segment(self, ct, pet, case_id)
+        return segment(self, ct, pet, case_id, **shared)
 
     def network_noted(self, member):
         asked.append((case, member))

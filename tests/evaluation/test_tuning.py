@@ -30,7 +30,7 @@ from hnseg.evaluation.tuning import (
     tune,
 )
 from hnseg.imaging.case import Case, read_cases
-from hnseg.inference.postprocess import remove_faint, remove_small
+from hnseg.inference.decision import remove_faint, remove_small
 from hnseg.inference.records import Record, record_file
 from hnseg.metrics.official import SCORES, aggregate
 from hnseg.models.bundle import Bundle

@@ -17,6 +17,7 @@ import torchio as tio
 from auto3dseg import CONFIG, NETWORK, network, segment, write_algorithm
 from entry import hnseg, refused
 from fabricate import ct_image, pet_image
+from members import Ensemble
 from safetensors.torch import load_file
 
 from hnseg.card import InputSpec
@@ -24,7 +25,6 @@ from hnseg.data.intensity import input_transform
 from hnseg.data.sampling import sample_images
 from hnseg.imaging.grid import Grid
 from hnseg.importing.auto3dseg import import_auto3dseg
-from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Bundle
 from hnseg.models.checkpoint import Member
 
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def predict(member: Member, grid: Grid) -> np.ndarray:
-    return StageEnsemble([member], CPU, "float32").probabilities(ct_image(), pet_image(), grid)
+    return Ensemble([member])(ct_image(), pet_image(), grid)
 
 
 def scaled_files(folder: Path, member: Member, grid: Grid) -> dict[str, str]:
@@ -122,7 +122,7 @@ def test_a_network_of_hu_and_suv_sees_what_monai_reads_from_the_files(tmp_path):
     files = {"image": str(tmp_path / "ct.nii.gz"), "image2": str(tmp_path / "pet.nii.gz")}
     for image, path in zip((ct, pet), files.values(), strict=True):
         sitk.WriteImage(image, path)
-    probabilities = StageEnsemble([member], CPU, "float32").probabilities(ct, pet, grid)
+    probabilities = Ensemble([member])(ct, pet, grid)
     np.testing.assert_allclose(probabilities, segment(files, CONFIG | bounds), atol=1e-3)
 
 

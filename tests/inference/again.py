@@ -3,21 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hnseg.imaging.case import read_cases
 from hnseg.inference.cascade import Cascade
 from hnseg.inference.predict_cases import Options, predict_cases
-from hnseg.inference.reporting import Outcome
-from hnseg.models.bundle import Bundle
+from hnseg.inference.records import Outcome
 
 NAMES = ("A", "B", "C")  # of the fixture `scans`
 # SUV above 4 is a node: masks that the fixture `bundle`, for which it is a tumour, never makes.
 NODE = {"weights": [[0.0, 0.0], [0.0, 0.0], [0.0, 400.0]], "biases": [0.0, -500.0, -80.0]}
-
-
-def cascade(bundle: Bundle, **settings: Any) -> Cascade:
-    return Cascade(bundle, torch.device("cpu"), "float32", **settings)
 
 
 def outcomes(source: Path, stages: Cascade, out: Path, **options: Any) -> dict[str, Outcome]:

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from members import card, make_bundle, never
+from members import card, make_bundle, make_cascade, never
 from patient import HEAD, LESION, NODE, ORIENTATIONS, RADIUS, TUMOUR, filled, make_ct, make_pet, points
 
 from hnseg.errors import HnsegError
-from hnseg.inference.cascade import Cascade
 from hnseg.models.bundle import Bundle
 
 CPU = torch.device("cpu")
@@ -29,7 +28,7 @@ def detectors(tmp_path: Path) -> Bundle:
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_a_detector_finds_the_lesions_where_they_are(detectors: Bundle, orientation: str) -> None:
     ct = make_ct(*ORIENTATIONS[orientation])
-    result = Cascade(detectors, CPU, "float32")(ct, make_pet())
+    result = make_cascade(detectors)(ct, make_pet())
     assert not any(fallback.startswith(("no head", "nothing coarse")) for fallback in result.notes)
     mask = sitk.GetArrayFromImage(result.mask)
     where = points(ct)
@@ -45,7 +44,7 @@ def test_a_detector_finds_the_lesions_where_they_are(detectors: Bundle, orientat
 @pytest.mark.parametrize("orientation", ["identity", "sagittal", "oblique"])
 def test_the_mask_lies_on_the_cts_grid_exactly(detectors: Bundle, orientation: str) -> None:
     ct = make_ct(*ORIENTATIONS[orientation])
-    mask = Cascade(detectors, CPU, "float32")(ct, make_pet()).mask
+    mask = make_cascade(detectors)(ct, make_pet()).mask
     assert mask.GetPixelID() == sitk.sitkUInt8
     assert mask.GetSize() == ct.GetSize()
     assert mask.GetSpacing() == ct.GetSpacing()
@@ -63,7 +62,7 @@ def test_untrained_members_of_all_kinds_run_through(tmp_path: Path) -> None:
         card("fine", "segresnet"),
     )
     ct = make_ct(*ORIENTATIONS["oblique"])
-    result = Cascade(bundle, CPU, "float32", mirror=True)(ct, make_pet())
+    result = make_cascade(bundle, mirror=True)(ct, make_pet())
     assert list(result.seconds) == ["resample", "head", "coarse", "fine", "back"]
     assert list(result.grids) == ["head", "coarse", "fine"]
     assert result.mask.GetSize() == ct.GetSize()
@@ -77,7 +76,7 @@ def test_nothing_found_anywhere_ends_with_an_empty_mask_and_named_fallbacks(tmp_
         card("fine", "pointwise", never()),
     )
     ct = make_ct(*ORIENTATIONS["flipped"])
-    result = Cascade(bundle, CPU, "float32")(ct, make_pet())
+    result = make_cascade(bundle)(ct, make_pet())
     assert not sitk.GetArrayFromImage(result.mask).any()
     assert result.mask.GetDirection() == ct.GetDirection()
     head, coarse = result.notes
@@ -94,14 +93,14 @@ def test_the_fallback_still_finds_the_lesion(tmp_path: Path) -> None:
         card("fine", "pointwise", LESION),
     )
     ct = make_ct(*ORIENTATIONS["identity"])
-    mask = sitk.GetArrayFromImage(Cascade(bundle, CPU, "float32")(ct, make_pet()).mask)
+    mask = sitk.GetArrayFromImage(make_cascade(bundle)(ct, make_pet()).mask)
     assert (mask == 1).any() or (mask == 2).any()
 
 
 @pytest.mark.parametrize(("until", "labels"), [("head", {0, 1}), ("coarse", {0, 1, 2})])
 def test_an_earlier_stage_can_be_the_last(detectors: Bundle, until: str, labels: set[int]) -> None:
     ct = make_ct(*ORIENTATIONS["identity"])
-    result = Cascade(detectors, CPU, "float32", last_stage=until)(ct, make_pet())
+    result = make_cascade(detectors, last_stage=until)(ct, make_pet())
     assert list(result.grids)[-1] == list(result.seconds)[-2] == until
     mask = sitk.GetArrayFromImage(result.mask)
     assert set(np.unique(mask)) == labels
@@ -119,9 +118,7 @@ def test_given_heads_stand_for_the_head_stage(tmp_path: Path) -> None:
         sitk.WriteImage(sitk.Cast(filled(ct, head), sitk.sitkUInt8), str(tmp_path / f"{name}.nii.gz"))
     grid = {"top": 0.5, "size": [36] * 3}
     coarse = card("coarse", "pointwise", LESION, grid=grid)
-    without = Cascade(
-        make_bundle(tmp_path / "a", coarse), CPU, "float32", last_stage="coarse", head_masks=tmp_path
-    )
+    without = make_cascade(make_bundle(tmp_path / "a", coarse), last_stage="coarse", head_masks=tmp_path)
     drawn = without(ct, make_pet(), "drawn")
     (cube,) = drawn.grids["coarse"]
     assert not drawn.notes
@@ -131,7 +128,7 @@ def test_given_heads_stand_for_the_head_stage(tmp_path: Path) -> None:
     with pytest.raises(HnsegError, match=r"other\.nii\.gz: no such head mask.*no head member"):
         without(ct, make_pet(), "other")
     bundle = make_bundle(tmp_path / "b", coarse, card("head", "pointwise", HEAD))
-    having = Cascade(bundle, CPU, "float32", last_stage="coarse", head_masks=tmp_path)
+    having = make_cascade(bundle, last_stage="coarse", head_masks=tmp_path)
     assert list(having(ct, make_pet(), "other").grids) == ["head", "coarse"]
     assert having(ct, make_pet(), "drawn").grids["coarse"] == drawn.grids["coarse"]
 
@@ -139,7 +136,7 @@ def test_given_heads_stand_for_the_head_stage(tmp_path: Path) -> None:
 def test_a_bundle_without_the_stage_asked_for_is_told(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path, card("head", "pointwise", never(1, 1)))
     with pytest.raises(HnsegError, match=r"last_stage=fine.*only head"):
-        Cascade(bundle, CPU, "float32")
+        make_cascade(bundle)
 
 
 @pytest.mark.parametrize(("missing", "placed"), [("coarse", "fine"), ("head", "coarse")])
@@ -151,7 +148,7 @@ def test_a_bundle_without_the_stage_that_places_another_is_told(
     cards = [one for one in cards if one["stage"]["name"] != missing]
     bundle = make_bundle(tmp_path, *cards, card("fine", "pointwise", never()))
     with pytest.raises(HnsegError, match=f"no {missing} member.*{placed} ROI"):
-        Cascade(bundle, CPU, "float32")
+        make_cascade(bundle)
 
 
 @pytest.mark.parametrize("slices", [2, 3])
@@ -164,7 +161,7 @@ def test_a_scan_of_few_slices_is_no_crash(tmp_path: Path, slices: int) -> None:
         card("fine", "pointwise", never(), grid=grids),
     )
     ct = make_ct((64, 56, slices), (3.5, 3.5, 30.0), np.eye(3))
-    assert not sitk.GetArrayFromImage(Cascade(bundle, CPU, "float32")(ct, make_pet()).mask).any()
+    assert not sitk.GetArrayFromImage(make_cascade(bundle)(ct, make_pet()).mask).any()
 
 
 @pytest.mark.parametrize("offset", [98.0, 130.0])
@@ -180,4 +177,4 @@ def test_pet_that_barely_meets_the_rois_is_no_crash(tmp_path: Path, offset: floa
     pet = make_pet()
     x, y, z = pet.GetOrigin()
     pet.SetOrigin((x + offset, y, z))
-    Cascade(bundle, CPU, "float32")(make_ct(*ORIENTATIONS["identity"]), pet)
+    make_cascade(bundle)(make_ct(*ORIENTATIONS["identity"]), pet)

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from members import DECISION, card, make_bundle, never
+from members import DECISION, card, make_bundle, make_cascade, never
 from patient import HEAD, LESION, NODE, ORIENTATIONS, RADIUS, TUMOUR, make_ct, make_pet
 
 from hnseg.errors import HnsegError
-from hnseg.inference.cascade import Cascade
 
 CPU = torch.device("cpu")
 
@@ -24,7 +23,7 @@ def test_components_below_the_volume_floor_are_dropped(tmp_path: Path) -> None:
             "fine", "pointwise", LESION, grid={"placement": "scan", "size": [60] * 3}, decision=decision
         )
         bundle = make_bundle(tmp_path / str(ml), only)
-        mask = Cascade(bundle, CPU, "float32")(make_ct(*ORIENTATIONS["identity"]), make_pet()).mask
+        mask = make_cascade(bundle)(make_ct(*ORIENTATIONS["identity"]), make_pet()).mask
         floors[ml] = set(np.unique(sitk.GetArrayFromImage(mask)))
     assert floors == {6.0: {0, 1, 2}, 8.0: {0}}
 
@@ -44,17 +43,14 @@ def found_ml(mask: sitk.Image) -> list[float]:
     return list(voxels[1:] * np.prod(mask.GetSpacing()) / 1000)
 
 
-@pytest.mark.parametrize("resample_output", ["probabilities", "labels"])
-def test_lesions_outside_one_cube_are_lost_and_said_and_all_cubes_find_them(
-    tmp_path: Path, resample_output: str
-) -> None:
+def test_lesions_outside_one_cube_are_lost_and_several_cubes_find_them(tmp_path: Path) -> None:
     """Each lesion is a sphere of 7 ml; the cube between them cuts both."""
     ct = make_ct(*ORIENTATIONS["fine slices"])
     whole = [4 / 3 * np.pi * RADIUS**3 / 1000] * 2
     results = {}
     for cover in ("single", "multiple"):
-        bundle = make_bundle(tmp_path / cover, *small_cubes(roi_cover=cover, resample_output=resample_output))
-        results[cover] = Cascade(bundle, CPU, "float32")(ct, make_pet())
+        bundle = make_bundle(tmp_path / cover, *small_cubes(roi_cover=cover))
+        results[cover] = make_cascade(bundle)(ct, make_pet())
     lost, covered = results["single"], results["multiple"]
     assert len(lost.grids["fine"]) == 1
     assert sum(found_ml(lost.mask)) < 0.5 * sum(whole)
@@ -73,9 +69,7 @@ def test_cubes_that_overlap_count_nothing_twice(tmp_path: Path) -> None:
     """Cubes of 72 mm around lesions 62 mm apart share a part, in which neither lesion grows or shrinks."""
     cards = small_cubes(roi_cover="multiple")
     cards[-1]["stage"]["size"], cards[-1]["patch"] = [24] * 3, [24] * 3
-    result = Cascade(make_bundle(tmp_path, *cards), CPU, "float32")(
-        make_ct(*ORIENTATIONS["fine slices"]), make_pet()
-    )
+    result = make_cascade(make_bundle(tmp_path, *cards))(make_ct(*ORIENTATIONS["fine slices"]), make_pet())
     first, second = result.grids["fine"]
     assert (np.abs(first.center - second.center) < first.extent).all()
     assert found_ml(result.mask) == pytest.approx([4 / 3 * np.pi * RADIUS**3 / 1000] * 2, rel=0.1)
@@ -89,7 +83,7 @@ def test_what_comes_back_is_probabilities_or_labels(tmp_path: Path, resample_out
     rules = DECISION | {"rule": "argmax", "resample_output": resample_output}
     bundle = make_bundle(tmp_path, card("fine", "pointwise", soft, grid=grid, decision=rules))
     ct, pet = make_ct(*ORIENTATIONS["oblique"]), make_pet()
-    result = Cascade(bundle, CPU, "float32")(ct, pet)
+    result = make_cascade(bundle)(ct, pet)
     (cube,) = result.grids["fine"]
     reference = cube.image(np.zeros(cube.shape, np.float32))
     sampled = sitk.GetArrayFromImage(sitk.Resample(pet, reference, sitk.Transform(), sitk.sitkBSpline))
@@ -108,7 +102,7 @@ def test_nodes_without_uptake_are_dropped(tmp_path: Path) -> None:
     kept = {}
     for bound in (5.0, 12.0):
         cards = small_cubes(roi_cover="multiple", node_suv_peak=bound)
-        cascade = Cascade(make_bundle(tmp_path / str(bound), *cards), CPU, "float32")
+        cascade = make_cascade(make_bundle(tmp_path / str(bound), *cards))
         mask = cascade(make_ct(*ORIENTATIONS["oblique"]), make_pet()).mask
         kept[bound] = set(np.unique(sitk.GetArrayFromImage(mask)))
     assert kept == {5.0: {0, 1, 2}, 12.0: {0, 1}}
@@ -119,12 +113,15 @@ def test_without_a_fallback_nothing_found_ends_the_case(tmp_path: Path, before: 
     cards = small_cubes(fallback="fail")
     silent = {"head": never(1, 1), "coarse": never()}[before]
     cards = [card(before, "pointwise", silent) if c["stage"]["name"] == before else c for c in cards]
-    cascade = Cascade(make_bundle(tmp_path, *cards), CPU, "float32")
+    cascade = make_cascade(make_bundle(tmp_path, *cards))
     with pytest.raises(HnsegError, match=f"the {before} stage found nothing"):
         cascade(make_ct(*ORIENTATIONS["identity"]), make_pet())
 
 
-def test_rules_that_cannot_be_followed_are_told_before_the_first_case(tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path, *small_cubes(resample_output="both"))
-    with pytest.raises(HnsegError, match=r"decision\.resample_output=both"):
-        Cascade(bundle, CPU, "float32")
+@pytest.mark.parametrize(
+    "rules",
+    [{"resample_output": "both"}, {"resample_output": "labels", "roi_cover": "multiple"}],
+)
+def test_rules_that_cannot_be_followed_are_refused_before_the_first_case(tmp_path: Path, rules: dict) -> None:
+    with pytest.raises(HnsegError, match=rf"decision\.resample_output={rules['resample_output']}"):
+        make_cascade(make_bundle(tmp_path, *small_cubes(**rules)))

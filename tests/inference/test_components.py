@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from members import rotation
 from scipy import ndimage
 
-from hnseg.inference.postprocess import remove_faint, remove_small, suv_peak
+from hnseg.inference.decision import remove_faint, remove_small, uptake
+
+
+def suv_peak(component: sitk.Image, pet: sitk.Image) -> float | None:
+    suv = uptake(component, pet)
+    return None if suv is None else suv.peak
+
 
 CORNERS_TOO = np.ones((3, 3, 3))
 

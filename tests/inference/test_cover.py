@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.masks import centroid
-from hnseg.inference.roi_cover import cover_rois, ml_outside
+from hnseg.inference.roi_cover import cover_rois, lesion_ml_outside
 
 SPACING, EDGE = 4.0, 60.0  # a coarse lattice from the origin; cubes of 20 voxels at 3 mm
 
@@ -35,7 +35,7 @@ def test_lesions_that_fit_are_in_one_cube_centred_on_their_mean_voxel() -> None:
     (cube,) = cover(found)
     # Voxels x 10..12 and 18..20 at 4 mm: the mean is 15 * 4.
     np.testing.assert_allclose(cube.center, (60, 44, 44))
-    assert ml_outside(found, [cube]) == 0
+    assert lesion_ml_outside(found, [cube]) == 0
 
 
 def test_a_cube_that_only_just_misses_is_moved_no_further_than_needed() -> None:
@@ -69,7 +69,7 @@ def test_a_lesion_larger_than_the_cube_is_tiled_and_its_neighbour_needs_no_cube_
     tiles = cover(found)
     # 56 mm of room for voxels' centres, a quarter shared: (116 - 56) / 42 → 2 steps.
     assert [cube.center[0] for cube in tiles] == pytest.approx([44, 74, 104], abs=0.01)
-    assert ml_outside(found, tiles) == 0
+    assert lesion_ml_outside(found, tiles) == 0
 
 
 def test_a_speck_below_the_floor_asks_for_no_cube() -> None:
@@ -77,18 +77,18 @@ def test_a_speck_below_the_floor_asks_for_no_cube() -> None:
     found = coarse(at(5, 5, 5), at(5, 5, 30, 1))
     assert len(cover(found)) == 2
     (cube,) = cover(found, (0.1, 0.1))
-    assert ml_outside(found, [cube]) == pytest.approx(0.064)
+    assert lesion_ml_outside(found, [cube]) == pytest.approx(0.064)
     assert len(cover(found, (0.1, 0.0))) == 2
 
 
 def test_outside_ml_counts_what_no_grid_holds() -> None:
     found = coarse(at(5, 5, 5), at(5, 5, 30), at(30, 5, 5, 2))
     grids = [Grid.centred(center, (20, 20, 20), (3.0, 3.0, 3.0)) for center in ((24, 24, 24), (24, 24, 30))]
-    assert ml_outside(found, grids) == pytest.approx((27 + 8) * 0.064)
+    assert lesion_ml_outside(found, grids) == pytest.approx((27 + 8) * 0.064)
     # A cube whose face runs through the lesion: centres x at 120, 124 and 128 mm, face at 122 mm.
-    assert ml_outside(found, [*grids, Grid.centred((92, 24, 24), (20,) * 3, (3.0,) * 3)]) == pytest.approx(
-        (18 + 8) * 0.064
-    )
+    assert lesion_ml_outside(
+        found, [*grids, Grid.centred((92, 24, 24), (20,) * 3, (3.0,) * 3)]
+    ) == pytest.approx((18 + 8) * 0.064)
 
 
 @settings(deadline=None, max_examples=60)

@@ -8,12 +8,12 @@ import pytest
 import SimpleITK as sitk
 import torch
 from fabricate import ct_image, pet_image
-from members import card, make_bundle
+from members import Ensemble, card, make_bundle
 
 from hnseg.card import Decision
 from hnseg.errors import HnsegError
 from hnseg.imaging.grid import Grid
-from hnseg.inference.ensemble import StageEnsemble
+from hnseg.inference.backends import Networks
 from hnseg.models.bundle import Bundle
 from hnseg.models.checkpoint import Member
 
@@ -39,7 +39,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def predict(members: list[Member] | tuple[Member, ...], **settings: Any) -> np.ndarray:
-    return StageEnsemble(members, CPU, "float32", **settings).probabilities(ct_image(), pet_image(), GRID)
+    return Ensemble(members, **settings)(ct_image(), pet_image(), GRID)
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -67,18 +67,13 @@ def test_a_member_without_weight_is_not_run(bundle: Bundle) -> None:
     plain = alone["fine_plainconv_fold_0"] + alone["paper"]
     expected = (3 * plain + alone["fine_resenc_fold_0"]) / 7
     np.testing.assert_allclose(predict(bundle.members, decision=rules), expected, atol=1e-6)
-    ensemble = StageEnsemble(bundle.members, CPU, "float32", decision=rules)
+    ensemble = Ensemble(bundle.members, decision=rules)
     assert "segresnet" not in {member.card["model"] for member in ensemble.members}
 
 
 def test_weights_that_leave_no_member_are_told(bundle: Bundle) -> None:
     with pytest.raises(HnsegError, match=r"weights=.*leave no fine member"):
-        StageEnsemble(
-            [m for m in bundle.members if m.card["model"] == "resenc"],
-            CPU,
-            "float32",
-            decision=Decision(weights={"resenc": 0}),
-        )
+        Ensemble([m for m in bundle.members if m.card["model"] == "resenc"], Decision(weights={"resenc": 0}))
 
 
 def test_probabilities_are_a_distribution_on_the_stages_grid(bundle: Bundle) -> None:
@@ -108,10 +103,7 @@ def test_padding_is_taken_off_where_it_was_put(tmp_path: Path, size: int) -> Non
     padded = card("fine", "pointwise", settings, grid=grid, name="padded", input={"pad_to": [32, 32, 32]})
     bundle = make_bundle(tmp_path, plain, padded)
     cube = Grid.centred((39, 40, 43), (size,) * 3, (3.0, 3.0, 3.0))
-    one, other = (
-        StageEnsemble([member], CPU, "float32").probabilities(ct_image(), pet_image(), cube)
-        for member in bundle.members
-    )
+    one, other = (Ensemble([member])(ct_image(), pet_image(), cube) for member in bundle.members)
     np.testing.assert_allclose(one, other, atol=1e-6)
 
 
@@ -122,7 +114,7 @@ def test_members_of_different_grids_are_refused_by_name(tmp_path: Path) -> None:
         card("fine", "resenc", name="four_mm", grid={"spacing": [4.0] * 3}),
     )
     with pytest.raises(HnsegError, match=r"three_mm.*four_mm|four_mm.*three_mm"):
-        StageEnsemble(bundle.members, CPU, "float32")
+        Ensemble(bundle.members)
 
 
 def test_a_network_is_built_once_for_each_kind_and_filled_for_each_member(
@@ -137,8 +129,8 @@ def test_a_network_is_built_once_for_each_kind_and_filled_for_each_member(
         return build(member)
 
     monkeypatch.setattr(Member, "network", counted)
-    ensemble = StageEnsemble(bundle.members, CPU, "float32")
-    first, again = (ensemble.probabilities(ct_image(), pet_image(), GRID) for _ in range(2))
+    ensemble = Ensemble(bundle.members)
+    first, again = (ensemble(ct_image(), pet_image(), GRID) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     assert built == ["fine_plainconv_fold_0", "fine_resenc_fold_0", "fine_segresnet_fold_0"]
     np.testing.assert_allclose(first, np.mean([predict([m]) for m in bundle.members], axis=0), atol=1e-6)
@@ -146,7 +138,7 @@ def test_a_network_is_built_once_for_each_kind_and_filled_for_each_member(
 
 def test_the_images_are_left_as_they_are(bundle: Bundle) -> None:
     ct, pet = ct_image(), pet_image()
-    StageEnsemble(bundle.members, CPU, "float32").probabilities(ct, pet, GRID)
+    Ensemble(bundle.members)(ct, pet, GRID)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(ct), sitk.GetArrayFromImage(ct_image()))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(pet), sitk.GetArrayFromImage(pet_image()))
 
@@ -165,6 +157,6 @@ def test_what_is_no_number_is_an_error_and_no_empty_mask(tmp_path: Path) -> None
 
 def test_what_is_beyond_float16_is_computed_in_float32(tmp_path: Path) -> None:
     members = make_bundle(tmp_path, card("fine", "pointwise", rising(1e6))).members
-    narrow = StageEnsemble(members, CPU, "float16")
-    np.testing.assert_array_equal(narrow.probabilities(ct_image(), pet_image(), GRID), predict(members))
+    narrow = Ensemble(members, networks=Networks(CPU, "float16"))
+    np.testing.assert_array_equal(narrow(ct_image(), pet_image(), GRID), predict(members))
     assert narrow.notes == ["fine_pointwise_fold_0: float16 was too narrow for it, float32 was taken"]

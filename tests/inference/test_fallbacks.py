@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from fabricate import volume
-from members import card, make_bundle, never
+from members import card, make_bundle, make_cascade, never
 
 from hnseg.card import Stage
 from hnseg.errors import HnsegError
@@ -70,13 +70,13 @@ def bundle(folder: Path, head: dict = HEAD, coarse: dict | None = None) -> Bundl
 @pytest.fixture
 def blind(tmp_path: Path) -> Cascade:
     """Finds heads, but nothing coarse."""
-    return Cascade(bundle(tmp_path), CPU, "float32")
+    return make_cascade(bundle(tmp_path))
 
 
 @pytest.fixture
 def seeing(tmp_path: Path) -> Cascade:
     """Takes whatever has SUV above 4 for tumour, in the coarse ROI too."""
-    return Cascade(bundle(tmp_path, coarse=TUMOUR), CPU, "float32")
+    return make_cascade(bundle(tmp_path, coarse=TUMOUR))
 
 
 def found_around(mask: sitk.Image) -> np.ndarray:
@@ -96,7 +96,7 @@ def test_nothing_coarse_and_the_lesion_is_found_not_the_brain(blind: Cascade) ->
 
 def test_a_scan_without_a_head_says_so_and_the_lesion_is_still_found(tmp_path: Path) -> None:
     """The coarse ROI hangs from the top of the scan and holds the whole brain."""
-    result = Cascade(bundle(tmp_path, head=never(1, 1)), CPU, "float32")(make_ct(), make_pet())
+    result = make_cascade(bundle(tmp_path, head=never(1, 1)))(make_ct(), make_pet())
     head, coarse = result.notes
     assert head.startswith("no head: ")
     assert coarse.startswith("nothing coarse: ")
@@ -172,7 +172,7 @@ def test_a_pet_that_misses_the_roi_is_an_error(seeing: Cascade, offset: tuple[fl
 def test_a_bundle_without_a_head_stage_is_offered_head_masks(tmp_path: Path) -> None:
     cards = [card("coarse", "pointwise", never()), card("fine", "pointwise", never())]
     with pytest.raises(HnsegError, match="export a head run too, or give head_masks=DIR"):
-        Cascade(make_bundle(tmp_path, *cards), CPU, "float32")
+        make_cascade(make_bundle(tmp_path, *cards))
 
 
 def test_a_head_mask_of_another_scan_is_told() -> None:

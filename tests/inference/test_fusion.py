@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hnseg.card import Decision
 from hnseg.inference.ensemble import Fusion
 
 FRAMEWORKS = {"resenc": "nnunet", "plainconv": "nnunet", "segresnet": "auto3dseg"}
@@ -28,13 +29,13 @@ OTHER_SEGRESNET = (logits(0.5, 0.2, 0.3), "segresnet")
 
 
 def test_flat_is_the_mean_of_all_softmax() -> None:
-    result = fused(Fusion("flat"), RESENC, PLAIN, SEGRESNET)
+    result = fused(Fusion(Decision()), RESENC, PLAIN, SEGRESNET)
     assert result == pytest.approx([1.78 / 3, 0.86 / 3, 0.36 / 3])
 
 
 def test_weights_go_by_model_and_are_normalised() -> None:
     """3 · (0.98, 0.01, 0.01) + (0.5, 0.25, 0.25), of 4: a model that is not named has the weight 1."""
-    result = fused(Fusion("flat", {"resenc": 3}), RESENC, PLAIN)
+    result = fused(Fusion(Decision(weights={"resenc": 3})), RESENC, PLAIN)
     assert result == pytest.approx([3.44 / 4, 0.28 / 4, 0.28 / 4])
 
 
@@ -43,25 +44,29 @@ def test_the_authors_means_are_of_logits_within_nnunet_and_of_softmax_elsewhere(
     others = ((0.3 + 0.5) / 2, (0.6 + 0.2) / 2, (0.1 + 0.3) / 2)
     expected = [(a + b) / 2 for a, b in zip((0.875, 0.0625, 0.0625), others, strict=True)]
     order = [SEGRESNET, RESENC, OTHER_SEGRESNET, PLAIN]
-    assert fused(Fusion("authors"), *order) == pytest.approx(expected)
-    assert fused(Fusion("authors"), *order[::-1]) == pytest.approx(expected)
-    assert fused(Fusion("flat"), *order) != pytest.approx(expected, abs=0.01)
+    assert fused(Fusion(Decision(fusion="authors")), *order) == pytest.approx(expected)
+    assert fused(Fusion(Decision(fusion="authors")), *order[::-1]) == pytest.approx(expected)
+    assert fused(Fusion(Decision()), *order) != pytest.approx(expected, abs=0.01)
 
 
 def test_one_kind_alone_is_that_kinds_map() -> None:
-    assert fused(Fusion("authors"), RESENC, PLAIN) == pytest.approx([0.875, 0.0625, 0.0625])
-    assert fused(Fusion("authors"), SEGRESNET, OTHER_SEGRESNET) == pytest.approx([0.4, 0.4, 0.2])
+    assert fused(Fusion(Decision(fusion="authors")), RESENC, PLAIN) == pytest.approx([0.875, 0.0625, 0.0625])
+    assert fused(Fusion(Decision(fusion="authors")), SEGRESNET, OTHER_SEGRESNET) == pytest.approx(
+        [0.4, 0.4, 0.2]
+    )
 
 
 def test_weights_belong_to_flat() -> None:
-    assert fused(Fusion("authors", {"resenc": 9}), RESENC, SEGRESNET) == pytest.approx([0.64, 0.305, 0.055])
+    assert fused(
+        Fusion(Decision(fusion="authors", weights={"resenc": 9})), RESENC, SEGRESNET
+    ) == pytest.approx([0.64, 0.305, 0.055])
 
 
 @pytest.mark.parametrize("kind", ["flat", "authors"])
 def test_members_are_not_held(kind: str) -> None:
     """What a member gave may be overwritten as soon as it is added."""
     members = [(values.clone(), model) for values, model in (RESENC, SEGRESNET, PLAIN)]
-    fusion, kept = Fusion(kind), Fusion(kind)
+    fusion, kept = Fusion(Decision(fusion=kind)), Fusion(Decision(fusion=kind))
     for values, model in members:
         kept.add(values.clone(), model, FRAMEWORKS[model])
         fusion.add(values, model, FRAMEWORKS[model])

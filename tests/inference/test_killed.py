@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from again import NODE, cascade, outcomes, statuses
+from again import NODE, outcomes, statuses
 from deadly import failing
 from fabricate import write_case
 from forked import Forked
-from members import DECISION, WHOLE, card, make_bundle
+from members import DECISION, WHOLE, card, make_bundle, make_cascade
 from results import contents, record, table
 
 from hnseg.inference import predict_cases as loop
@@ -58,8 +58,8 @@ def test_killed_between_any_two_files_no_record_speaks_of_another_mask(
 ) -> None:
     """An earlier run's masks hold nodes. Killed at any step, the next run never mixes them up."""
     other = make_bundle(tmp_path / "node", card("fine", "pointwise", NODE, grid=WHOLE, trained_on=["A", "B"]))
-    statuses(scans, cascade(other), tmp_path / "old")
-    statuses(scans, cascade(bundle), tmp_path / "new")
+    statuses(scans, make_cascade(other), tmp_path / "old")
+    statuses(scans, make_cascade(bundle), tmp_path / "new")
     old, new = contents(tmp_path / "old"), contents(tmp_path / "new")
     assert not old["A.json"]["out_of_fold"]
     kills = 0
@@ -68,7 +68,7 @@ def test_killed_between_any_two_files_no_record_speaks_of_another_mask(
 
         def killed(out: Path = out, count: int = count) -> None:
             kill_at(count, after=after)
-            statuses(scans, cascade(bundle), out)
+            statuses(scans, make_cascade(bundle), out)
 
         if in_child(killed) == 0:
             break
@@ -78,7 +78,7 @@ def test_killed_between_any_two_files_no_record_speaks_of_another_mask(
                 found = contents(out)[f"{name}.json"]
                 (made,) = [run for run in (old, new) if run[f"{name}.json"] == found]
                 assert (out / f"{name}.nii.gz").read_bytes() == made[f"{name}.nii.gz"]
-        assert set(statuses(scans, cascade(bundle), out).values()) <= {"ok", "skipped"}
+        assert set(statuses(scans, make_cascade(bundle), out).values()) <= {"ok", "skipped"}
         assert contents(out) == new
     assert kills >= 15  # five files a case
 
@@ -111,14 +111,14 @@ def test_a_case_that_twice_ended_its_process_is_an_error_and_the_others_finish(
     with monkeypatch.context() as patch:
         kill_amid(patch, amid)
         for _ in range(2):
-            assert in_child(lambda: statuses(scans, cascade(bundle), out)) == signal.SIGKILL
+            assert in_child(lambda: statuses(scans, make_cascade(bundle), out)) == signal.SIGKILL
         for _ in range(2):
-            found = outcomes(scans, cascade(bundle), out)
+            found = outcomes(scans, make_cascade(bundle), out)
             assert [one.case_id for one in found.values() if one.status == "error"] == ["B"]
     assert {path.name for path in out.glob("?.nii.gz")} == {"A.nii.gz", "C.nii.gz"}
     assert "its process ended 2 times" in table(out)["B"]["message"]
     assert record(out, "B")["status"] == "error"
-    assert statuses(scans, cascade(bundle), out, overwrite=True)["B"] == "ok"
+    assert statuses(scans, make_cascade(bundle), out, overwrite=True)["B"] == "ok"
     assert not list(out.glob(".*"))
 
 
@@ -130,10 +130,10 @@ def test_ctrl_c_finishes_the_file_at_hand_and_counts_as_no_attempt(
         with monkeypatch.context() as patch:
             patch.setattr(Cascade, "__call__", failing("B", KeyboardInterrupt()))
             with pytest.raises(KeyboardInterrupt):
-                statuses(scans, cascade(bundle), out)
+                statuses(scans, make_cascade(bundle), out)
         assert {path.name for path in out.iterdir()} == {"A.nii.gz", "A.json", "cases.csv", "lesions.csv"}
         assert {name: row["status"] for name, row in table(out).items()} == {"A": "ok"}
-    assert statuses(scans, cascade(bundle), out) == {"A": "skipped", "B": "ok", "C": "ok"}
+    assert statuses(scans, make_cascade(bundle), out) == {"A": "skipped", "B": "ok", "C": "ok"}
 
 
 def test_processes_on_one_folder_share_its_cases(
@@ -142,7 +142,7 @@ def test_processes_on_one_folder_share_its_cases(
     """Three at once, each case by one of them; and each ends though others have cases at hand."""
     for seed in range(12):
         write_case(tmp_path / "scans", f"A-{seed:02}", seed=seed)
-    statuses(tmp_path / "scans", cascade(bundle), tmp_path / "one")
+    statuses(tmp_path / "scans", make_cascade(bundle), tmp_path / "one")
     segment, out = Cascade.__call__, tmp_path / "out"
     out.mkdir()
     together = multiprocessing.get_context("fork").Barrier(3)
@@ -160,7 +160,7 @@ def test_processes_on_one_folder_share_its_cases(
     for _ in range(3):
         if (child := os.fork()) == 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            statuses(tmp_path / "scans", cascade(bundle), out)
+            statuses(tmp_path / "scans", make_cascade(bundle), out)
             os._exit(0)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]

@@ -9,8 +9,8 @@ from fabricate import volume
 from members import rotation
 
 from hnseg.imaging.grid import Grid
+from hnseg.inference.decision import Uptake
 from hnseg.inference.lesions import COLUMNS, Lesion, measure, review_reasons
-from hnseg.inference.postprocess import Uptake
 
 CLASSES = ("GTVp", "GTVn")
 SHAPE = (20, 24, 28)

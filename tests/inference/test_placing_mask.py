@@ -5,11 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 from fabricate import ct_image, pet_image
-from members import DECISION, card, make_bundle
-
-from hnseg.inference.cascade import Cascade
+from members import DECISION, card, make_bundle, make_cascade
 
 # Everywhere 0.43 for GTVp: the likeliest class, and below one half.
 LIKELY = {"weights": [[0.0, 0.0]] * 3, "biases": [0.3, 0.5, 0.0]}
@@ -23,7 +20,7 @@ def test_the_likeliest_class_places_and_the_recipe_s_rule_decides(
 ) -> None:
     coarse = card("coarse", "pointwise", LIKELY, grid=WHOLE, decision=RULES)
     fine = card("fine", "pointwise", LIKELY, grid=WHOLE, decision=RULES)
-    cascade = Cascade(make_bundle(tmp_path, coarse, fine), torch.device("cpu"), "float32", last_stage=until)
+    cascade = make_cascade(make_bundle(tmp_path, coarse, fine), last_stage=until)
     assert cascade.decision.mirror is (until == "fine")
     mask = sitk.GetArrayFromImage(cascade(ct_image(), pet_image()).mask)
     assert np.unique(mask[5:-5, 10:-10, 10:-10]).tolist() == [label]

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from again import NAMES, cascade, outcomes, statuses
+from again import NAMES, outcomes, statuses
 from deadly import failing
 from fabricate import ct_image, pet_image, volume, write_case
+from members import make_cascade
 from results import contents, record, table
 
 from hnseg.errors import HnsegError
 from hnseg.imaging.case import Case, read_cases, take_shard
 from hnseg.inference import predict_cases as loop
-from hnseg.inference import reporting
+from hnseg.inference import records
 from hnseg.inference.cascade import Cascade, Segmentation
 from hnseg.models.bundle import Bundle
 
@@ -43,7 +44,7 @@ def test_good_cases_finish_and_bad_ones_are_named(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(tmp_path / "scans")
-    found = outcomes(tmp_path / "scans", cascade(bundle), tmp_path / "out")
+    found = outcomes(tmp_path / "scans", make_cascade(bundle), tmp_path / "out")
     bad = {"B-missing": "__PT.nii.gz", "C-truncated": "__CT.nii.gz", "D-apart": "overlap"}
     bad |= {"E-becquerel": "Bq/ml", "F-headless": "__PT.nii.gz"}
     for name, part in bad.items():
@@ -61,7 +62,7 @@ def test_good_cases_finish_and_bad_ones_are_named(
 def test_the_tables_are_the_records(bundle: Bundle, tmp_path: Path) -> None:
     damage(tmp_path / "scans")
     out = tmp_path / "out"
-    found = outcomes(tmp_path / "scans", cascade(bundle, out_of_fold=True), out)
+    found = outcomes(tmp_path / "scans", make_cascade(bundle, out_of_fold=True), out)
     rows = table(out)
     assert list(rows) == sorted(found)
     for name, row in rows.items():
@@ -87,8 +88,8 @@ def test_records_of_other_calls_stay_in_the_tables(bundle: Bundle, scans: Path, 
     out.mkdir()
     (out / "notes.json").write_text('{"status": "ok"}')
     write_case(tmp_path / "more", "D")
-    statuses(scans, cascade(bundle), out)
-    statuses(tmp_path / "more", cascade(bundle), out)
+    statuses(scans, make_cascade(bundle), out)
+    statuses(tmp_path / "more", make_cascade(bundle), out)
     assert list(table(out)) == ["A", "B", "C", "D"]
 
 
@@ -124,13 +125,13 @@ def test_the_next_case_is_read_and_the_last_written_while_the_networks_work(
     monkeypatch.setattr(loop, "read_scan", read_scan)
     monkeypatch.setattr(Cascade, "__call__", call)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    found = outcomes(tmp_path / "scans", cascade(bundle), out)
+    found = outcomes(tmp_path / "scans", make_cascade(bundle), out)
     assert {one.status for one in found.values()} == {"ok"}
 
 
 def test_a_record_says_how_long_each_step_took_and_what_memory(bundle: Bundle, tmp_path: Path) -> None:
     write_case(tmp_path / "scans", "A")
-    statuses(tmp_path / "scans", cascade(bundle), tmp_path / "out")
+    statuses(tmp_path / "scans", make_cascade(bundle), tmp_path / "out")
     row = table(tmp_path / "out")["A"]
     steps = {name: float(row[f"{name}_s"]) for name in ("read", "resample", "fine", "back", "write")}
     assert sum(steps.values()) == pytest.approx(float(row["seconds"]), abs=0.03)
@@ -142,7 +143,7 @@ def test_a_record_says_how_long_each_step_took_and_what_memory(bundle: Bundle, t
 
 def test_the_maps_asked_for_lie_beside_the_masks(bundle: Bundle, scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    statuses(scans, cascade(bundle, probabilities=True, uncertainty=True), out)
+    statuses(scans, make_cascade(bundle, probabilities=True, uncertainty=True), out)
     maps = {path.name.removesuffix(".nii.gz"): sitk.ReadImage(str(path)) for path in out.glob("maps/A/*")}
     assert set(maps) == {"probability_GTVp", "probability_GTVn", "entropy", "mutual_information"}
     mask = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "A.nii.gz")))
@@ -150,7 +151,7 @@ def test_the_maps_asked_for_lie_beside_the_masks(bundle: Bundle, scans: Path, tm
     np.testing.assert_array_equal(sitk.GetArrayFromImage(maps["probability_GTVp"]) >= 0.5, mask == 1)
     (out / "maps" / "A" / "notes.txt").write_text("mine")
     (scans / "B" / "B__CT.nii.gz").unlink()
-    statuses(scans, cascade(bundle), out)  # maps are not asked for any more, and B fails
+    statuses(scans, make_cascade(bundle), out)  # maps are not asked for any more, and B fails
     assert [path.name for path in out.rglob("*") if path.is_file() and path.parent != out] == ["notes.txt"]
     assert not (out / "B.nii.gz").exists()
     with (out / "lesions.csv").open(newline="") as file:
@@ -167,8 +168,8 @@ def test_the_mask_is_of_the_case_whatever_the_list_and_the_format(bundle: Bundle
         "case_id,ct,pt\nmha,ct.mha,pet.mha\nnii,ct.nii,pet.nii\nmixed,ct.nii,scans/A/A__PT.nii.gz\n"
     )
     out = tmp_path / "out"
-    statuses(tmp_path / "scans", cascade(bundle), out)
-    statuses(tmp_path / "list.csv", cascade(bundle), out)
+    statuses(tmp_path / "scans", make_cascade(bundle), out)
+    statuses(tmp_path / "list.csv", make_cascade(bundle), out)
     masks = [sitk.ReadImage(str(path)) for path in sorted(out.glob("*.nii.gz"))]
     arrays = [sitk.GetArrayFromImage(mask) for mask in masks]
     assert len(masks) == 4
@@ -184,7 +185,7 @@ def test_notes_on_a_scan_are_printed_as_they_are_and_do_not_fail(
 ) -> None:
     thin = volume(sitk.GetArrayFromImage(ct_image())[:10], (2, 2, 3))
     write_case(tmp_path / "scans", "[red]A[bold]", ct=thin, label=None)
-    found = outcomes(tmp_path / "scans", cascade(bundle), tmp_path / "out")["[red]A[bold]"]
+    found = outcomes(tmp_path / "scans", make_cascade(bundle), tmp_path / "out")["[red]A[bold]"]
     assert found.status == "ok"
     assert "30 mm" in found.message
     assert "[red]A[bold]: ok: " in capsys.readouterr().err
@@ -210,7 +211,7 @@ def test_an_error_of_the_networks_costs_its_case_alone(
     message: str,
 ) -> None:
     monkeypatch.setattr(Cascade, "__call__", failing("A", error))
-    found = outcomes(scans, cascade(bundle), tmp_path / "out")
+    found = outcomes(scans, make_cascade(bundle), tmp_path / "out")
     assert [one.status for one in found.values()] == ["error", "ok", "ok"]
     assert found["A"].message.startswith(message)
     assert ("Traceback" in capsys.readouterr().err) == ("defect" in message)
@@ -224,7 +225,7 @@ def test_a_mask_that_cannot_be_written_leaves_nothing_behind(
         raise HnsegError(f"{path}: cannot be written (No space left on device)")
 
     monkeypatch.setattr(loop, "write_image", full)
-    found = outcomes(scans, cascade(bundle), tmp_path / "out")
+    found = outcomes(scans, make_cascade(bundle), tmp_path / "out")
     assert all("No space left" in one.message for one in found.values())
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"cases.csv", "lesions.csv", *(f"{name}.json" for name in NAMES)}
@@ -236,7 +237,7 @@ def test_what_stands_in_a_masks_place_ends_that_case_alone(
     mask = tmp_path / "out" / "A.nii.gz"
     mask.mkdir(parents=True)
     (mask / "notes.txt").write_text("mine")
-    found = outcomes(scans, cascade(bundle), tmp_path / "out")
+    found = outcomes(scans, make_cascade(bundle), tmp_path / "out")
     assert [one.status for one in found.values()] == ["error", "ok", "ok"]
     assert "A.nii.gz" in found["A"].message
     assert (mask / "notes.txt").read_text() == "mine"
@@ -253,7 +254,7 @@ def test_a_folder_that_cannot_be_written_ends_the_call(
         raise HnsegError("out/A.json: cannot be written (No space left on device)")
 
     monkeypatch.setattr(loop.CaseFiles, "place", full)
-    devices = [{tmp_path / "out": cascade(bundle)} for _ in range(2)]
+    devices = [{tmp_path / "out": make_cascade(bundle)} for _ in range(2)]
     with pytest.raises(HnsegError, match="No space left"):
         loop.predict_cases(read_cases(scans), devices)
     assert len(networks) <= 6
@@ -264,13 +265,13 @@ def test_folders_that_cannot_serve_are_refused(bundle: Bundle, scans: Path, tmp_
     """A file, a folder in which a mask would take an image's place, and one that holds other tables."""
     (tmp_path / "file").touch()
     with pytest.raises(HnsegError, match=r"out=.*File exists"):
-        statuses(scans, cascade(bundle), tmp_path / "file")
+        statuses(scans, make_cascade(bundle), tmp_path / "file")
     with pytest.raises(HnsegError, match=r"out=.*A\.nii\.gz is an image of the case list"):
-        statuses(scans, cascade(bundle), scans / "A", overwrite=True)
+        statuses(scans, make_cascade(bundle), scans / "A", overwrite=True)
     for name, text in (("cases.csv", "case_id,ct,pet\nA,a,b\n"), ("lesions.csv", "patient;size\n")):
         (tmp_path / name).write_text(text)
         with pytest.raises(HnsegError, match=rf"{name}: .*choose another folder for out"):
-            statuses(scans, cascade(bundle), tmp_path)
+            statuses(scans, make_cascade(bundle), tmp_path)
         assert (tmp_path / name).read_text() == text
         (tmp_path / name).unlink()
 
@@ -282,7 +283,7 @@ def test_two_devices_at_once_leave_what_one_leaves(
     names = [f"A-{seed}" for seed in range(8)]
     for seed, name in enumerate(names):
         write_case(tmp_path / "scans", name, seed=seed)
-    statuses(tmp_path / "scans", cascade(bundle), tmp_path / "one")
+    statuses(tmp_path / "scans", make_cascade(bundle), tmp_path / "one")
     work, both, seen = Cascade.__call__, Barrier(2, timeout=300), dict[Cascade, list[str]]()
 
     def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
@@ -292,7 +293,7 @@ def test_two_devices_at_once_leave_what_one_leaves(
         return work(self, ct, pet, case_id)
 
     monkeypatch.setattr(Cascade, "__call__", call)
-    devices = [{tmp_path / "two": cascade(bundle)} for _ in range(2)]
+    devices = [{tmp_path / "two": make_cascade(bundle)} for _ in range(2)]
     loop.predict_cases(read_cases(tmp_path / "scans"), devices)
     assert sorted(name for each in seen.values() for name in each) == names
     assert len(seen) == 2
@@ -300,16 +301,16 @@ def test_two_devices_at_once_leave_what_one_leaves(
 
 
 def test_devices_that_would_make_different_masks_are_refused(bundle: Bundle, tmp_path: Path) -> None:
-    other = Cascade(bundle, torch.device("cpu"), "bfloat16")
+    other = make_cascade(bundle, "bfloat16")
     with pytest.raises(HnsegError, match=r"differ in precision \(float32, bfloat16\)"):
-        loop.predict_cases([], [{tmp_path: cascade(bundle)}, {tmp_path: other}])
+        loop.predict_cases([], [{tmp_path: make_cascade(bundle)}, {tmp_path: other}])
 
 
 def test_shards_part_the_list(bundle: Bundle, scans: Path, tmp_path: Path) -> None:
     out, cases = tmp_path / "out", read_cases(scans)
     for shard in ("0/2", "1/2"):
-        loop.predict_cases(take_shard(cases, shard), [{out: cascade(bundle)}])
-    statuses(scans, cascade(bundle), tmp_path / "whole")
+        loop.predict_cases(take_shard(cases, shard), [{out: make_cascade(bundle)}])
+    statuses(scans, make_cascade(bundle), tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
     for shard in ("2/2", "1", "-1/2", "a/b"):
         with pytest.raises(HnsegError, match=f"shard={shard}: write K/N"):
@@ -332,8 +333,8 @@ def test_the_work_on_a_case_does_not_grow_with_the_list(
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "open", noted)
-            patch.setattr(reporting, "monotonic", lambda: 0.0)  # no tables before the end
-            statuses(tmp_path / "list.csv", cascade(bundle), tmp_path / f"out{count}")
+            patch.setattr(records, "monotonic", lambda: 0.0)  # no tables before the end
+            statuses(tmp_path / "list.csv", make_cascade(bundle), tmp_path / f"out{count}")
         assert json.loads((tmp_path / f"out{count}" / "00.json").read_bytes())["status"] == "ok"
         return len(files)
 

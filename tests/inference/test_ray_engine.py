@@ -10,18 +10,19 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from deadly import DeadlySetup
-from entry import ROOT, refused, run
-from fabricate import write_case
-from members import DECISION, card, make_bundle
+import torch
+from entry import ROOT, compose_job, refused, run
+from fabricate import pet_image, write_case
+from members import DECISION, HOT, WHOLE, card, make_bundle
 from processes import all_end, descendants, listening
 from results import contents, table
 
+from hnseg.config import Inference, read_inference
 from hnseg.errors import HnsegError
 from hnseg.imaging.case import read_cases
-from hnseg.inference.predict_cases import Options
+from hnseg.inference.cascade import load_cascades
+from hnseg.inference.predict_cases import Options, predict_cases
 from hnseg.inference.ray_engine import Actor, Share, predict_on_ray, share
-from hnseg.inference.setup import Setup
 
 DESKTOP = [{"CPU": 16.0, "memory": 3e10}]
 MIXED = [{"CPU": 8.0}, {"CPU": 6.0}, {"CPU": 4.0}]
@@ -66,12 +67,17 @@ PLACES = ["cases=scans", "bundle=bundle"]
 MACHINE = ["backend=torch", "trainer.device=cpu", "trainer.precision=float32", "trainer.threads=1"]
 RAY = ["engine=ray", f"engine.workers={min(2, os.cpu_count() or 1)}"]
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
-SETTINGS = {"backend": "torch", "precision": "float32", "threads": 1}
+
+
+def call(scans: Path, bundle: Path, out: Path, *more: str) -> Inference:
+    places = [f"cases={scans}", f"bundle={bundle}", f"out={out}"]
+    return read_inference(compose_job("infer", *places, *MACHINE, *more))
 
 
 def test_a_node_that_does_not_reach_the_bundle_says_so(tmp_path: Path) -> None:
+    asked = call(tmp_path, tmp_path / "elsewhere", tmp_path)
     with pytest.raises(HnsegError, match=r"bundle=.*elsewhere: not there on .*each node .*must reach"):
-        Actor(Setup(tmp_path / "elsewhere"), "cpu", tmp_path).load()
+        Actor(asked, tmp_path).load()
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +144,8 @@ def test_killed_actors_are_started_again_and_the_list_finishes(place: Path, tmp_
 
     killer = Thread(target=kill)
     killer.start()
-    setup = Setup(place / "bundle", cascade={"probabilities": True}, **SETTINGS)
-    cases = read_cases(place / "scans", strict=False)
-    predict_on_ray(cases, setup, out, Options(), device="cpu", workers=2)
+    asked = call(place / "scans", place / "bundle", out, "probabilities=true", *RAY)
+    predict_on_ray(read_cases(asked.cases, strict=False), asked, Options())
     killer.join()
     assert sockets <= LOOPBACK
     assert same_but_paths(out, place / "local")
@@ -148,29 +153,33 @@ def test_killed_actors_are_started_again_and_the_list_finishes(place: Path, tmp_
 
 @pytest.mark.slow
 def test_a_case_that_twice_ended_its_actor_takes_no_other_with_it(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # actors import `deadly` too
-    cases, out = read_cases(place / "scans", strict=False), tmp_path / "out"
-    setup = DeadlySetup(place / "bundle", cascade={"probabilities": True}, deadly="A-1", **SETTINGS)
-    outcomes = predict_on_ray(cases, setup, out, Options(), device="cpu", workers=2)
-    assert {one.case_id for one in outcomes if one.status == "error"} == {"A-1", "B-bad"}
-    assert "its process ended 2 times" in table(out)["A-1"]["message"]
-    assert same_but_paths(out, place / "local", without="A-1")
+    for seed, name in enumerate(NAMES):
+        hot = 2 * pet_image(seed) if name == "A-1" else pet_image(seed)
+        write_case(tmp_path / "scans", name, seed=seed, pet=hot)
+    deadly = HOT | {"_target_": "deadly.Deadly"}
+    bundle = make_bundle(tmp_path, card("fine", "pointwise", deadly, grid=WHOLE)).path
+    asked = call(tmp_path / "scans", bundle, tmp_path / "out", *RAY)
+    cases = read_cases(tmp_path / "scans")
+    outcomes = predict_on_ray(cases, asked, Options())
+    assert {each.case_id for each in outcomes if each.status == "error"} == {"A-1"}
+    assert "its process ended 2 times" in table(tmp_path / "out")["A-1"]["message"]
+    (cascade,) = load_cascades(asked, [torch.device("cpu")])
+    predict_cases([case for case in cases if case.case_id != "A-1"], [{tmp_path / "local": cascade}])
+    found, expected = contents(tmp_path / "out"), contents(tmp_path / "local")
+    assert {name: found[name] for name in expected if not name.endswith("cases.csv")} == {
+        name: values for name, values in expected.items() if not name.endswith("cases.csv")
+    }
 
 
-def same_but_paths(out: Path, expected: Path, without: str = "-") -> bool:
-    """Whether two folders hold the same but for a case, and for how its path was given in an error."""
+def same_but_paths(out: Path, expected: Path) -> bool:
+    """Whether two folders hold the same but for how the bad case's path was given."""
     here, there = contents(out), contents(expected)
-    for run_of in (here, there):
-        rows = run_of["cases.csv"]
-        rows.pop(without, None)
-        for row in (rows["B-bad"], run_of["B-bad.json"]):
+    for found in (here, there):
+        for row in (found["cases.csv"]["B-bad"], found["B-bad.json"]):
             row["message"] = row["message"].partition("scans/")[2]
-        lines = run_of["lesions.csv"].splitlines()
-        run_of["lesions.csv"] = [line for line in lines if not line.startswith(f"{without},".encode())]
-        for name in [name for name in run_of if without in name]:
-            del run_of[name]
     return here == there
 
 

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 from entry import compose_job, load
 from fabricate import ct_image, pet_image, write_case
-from members import DECISION, card, make_bundle
+from members import DECISION, card, make_bundle, make_cascade
 from scipy import stats
 
-from hnseg.inference.cascade import Cascade, Segmentation
+from hnseg.inference.cascade import Segmentation
 
 # What has an SUV above 4 is a tumour; the same, less surely; a node. And one that sees the same everywhere.
 TUMOUR = {"weights": [[0.0, 0.0], [0.0, 40.0], [0.0, 0.0]], "biases": [0.0, -8.0, -30.0]}
@@ -30,7 +29,7 @@ def segment(
         card("fine", "pointwise", one, grid=ROI, name=f"member_{n}", decision=DECISION | (rules or {}))
         for n, one in enumerate(settings)
     ]
-    cascade = Cascade(make_bundle(tmp_path, *cards), torch.device("cpu"), "float32", **asked)
+    cascade = make_cascade(make_bundle(tmp_path, *cards), **asked)
     return cascade(ct_image(), pet_image())
 
 

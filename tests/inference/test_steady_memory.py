@@ -20,20 +20,24 @@ PAIRS, CASES, SETTLED = 4, 100, 10
 CHILD = """
 import json, sys
 from pathlib import Path
-from hnseg.devices import pick_device
+import torch
+from hnseg.app import compose
+from hnseg.config import read_inference
 from hnseg.imaging.case import read_cases
+from hnseg.inference.cascade import load_cascades
 from hnseg.inference.predict_cases import Options, run
-from hnseg.inference.reporting import reporting
-from hnseg.inference.setup import Setup
+from hnseg.inference.records import reporting
 
 def resident():
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["VmRSS"].split()[0])
 
 cases, bundle, out, backend = sys.argv[1:]
-cases, out, sizes = read_cases(Path(cases)), Path(out), []
-setup = Setup(Path(bundle), backend=backend, threads=1, cascade={"uncertainty": True})
-(cascade,) = setup.load([pick_device("cpu")])
+asked = [f"cases={cases}", f"bundle={bundle}", f"out={out}", f"backend={backend}"]
+asked += ["trainer.threads=1", "trainer.device=cpu", "uncertainty=true"]
+call = read_inference(compose(asked, "infer"))
+cases, out, sizes = read_cases(call.cases), call.out, []
+(cascade,) = load_cascades(call, [torch.device("cpu")])
 with reporting(cases, [out]) as (report, outcomes):
     def watch(outcome):
         report(outcome)

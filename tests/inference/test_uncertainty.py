@@ -9,13 +9,13 @@ import torch
 from fabricate import ct_image, pet_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from members import card, make_bundle
+from members import Ensemble, card, make_bundle
 from scipy import special, stats
 from torch import Tensor
 
 from hnseg.card import Decision
 from hnseg.imaging.grid import Grid
-from hnseg.inference.ensemble import MAPS, Disagreement, StageEnsemble, entropy
+from hnseg.inference.ensemble import MAPS, Disagreement, entropy
 from hnseg.models.checkpoint import Member
 
 
@@ -77,7 +77,7 @@ def test_members_that_share_a_doubt_do_not_differ() -> None:
 
 def test_agreement_is_the_weighted_share_of_members_by_their_likeliest_class() -> None:
     """Two say GTVp, one GTVn with weight 2, one background: of 5, 2 and 2."""
-    disagreement = Disagreement()
+    disagreement = Disagreement(information=False)
     disagreement.add(logits(0.3, 0.4, 0.3))
     disagreement.add(logits(0.1, 0.8, 0.1))
     disagreement.add(logits(0.45, 0.05, 0.5), 2)
@@ -111,8 +111,8 @@ def test_an_ensemble_tells_how_its_members_differ(tmp_path: Path) -> None:
     rules = Decision(weights={"plainconv": 2})
 
     def run(members: list[Member], disagreement: Disagreement | None = None) -> np.ndarray:
-        ensemble = StageEnsemble(members, torch.device("cpu"), "float32", decision=rules)
-        return ensemble.probabilities(ct_image(), pet_image(), grid, disagreement=disagreement)
+        ensemble = Ensemble(members, decision=rules)
+        return ensemble(ct_image(), pet_image(), grid, disagreement=disagreement)
 
     disagreement = Disagreement(information=True)
     fused = run(list(bundle.members), disagreement)

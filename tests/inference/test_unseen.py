@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 from entry import write_cohort
 from fabricate import write_case
-from members import card, make_bundle
+from members import card, make_bundle, make_cascade
 from results import table
 
 from hnseg.imaging.case import read_cases
-from hnseg.inference.cascade import Cascade
 from hnseg.inference.predict_cases import predict_cases
 from hnseg.models.bundle import Bundle
 
@@ -44,7 +42,7 @@ def folds(stage: str = "coarse", **changes: Any) -> list[dict[str, Any]]:
 
 
 def segment(bundle: Bundle, cohort: Path, out: Path, **settings: Any) -> dict[str, dict[str, str]]:
-    cascade = Cascade(bundle, torch.device("cpu"), "float32", head_masks=cohort / "heads", **settings)
+    cascade = make_cascade(bundle, head_masks=cohort / "heads", **settings)
     predict_cases(read_cases(cohort), [{out: cascade}])
     return table(out)
 

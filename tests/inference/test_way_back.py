@@ -7,7 +7,7 @@ from fabricate import volume
 from members import rotation
 
 from hnseg.imaging.grid import Grid
-from hnseg.inference.stitching import blend, paste
+from hnseg.inference.roi_cover import blend
 
 # Two cubes of 30 mm that overlap by 10 mm along x, and a third apart from them.
 CUBES = [Grid.centred(center, (10, 10, 10), (3.0, 3.0, 3.0)) for center in ((20, 20, 20), (40, 20, 20))]
@@ -78,35 +78,12 @@ def test_in_the_overlap_each_counts_by_its_distance_to_the_face() -> None:
     assert (np.diff(line[8:25]) >= 0).all()
 
 
-@pytest.mark.parametrize("degrees", [0, 20])
-def test_labels_of_one_cube_come_back_by_nearest_neighbour(degrees: float) -> None:
-    image = ct(degrees)
-    labels = np.random.default_rng(0).integers(0, 3, (10, 10, 10)).astype(np.uint8)
-    cube = Grid.centred((20.3, 20.2, 20.1), (10, 10, 10), (3.0, 3.0, 3.0))  # no voxel midway between two
-    placed = paste([cube], iter([labels]), image)
-    assert placed is not None
-    reference = sitk.Resample(cube.image(labels), image, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-    values = whole(placed, image.GetSize()[::-1])
-    reached = values != 255
-    np.testing.assert_array_equal(values[reached], sitk.GetArrayFromImage(reference)[reached])
-    assert not sitk.GetArrayFromImage(reference)[~reached].any()
-
-
-def test_labels_in_the_overlap_are_the_nearer_cubes() -> None:
-    placed = paste(CUBES, (np.full((10, 10, 10), value, np.uint8) for value in (1, 2)), ct())
-    assert placed is not None
-    line = whole(placed, (45, 30, 35))[10, 10]
-    assert line[4:15].tolist() == [1] * 11  # 8 to 28 mm
-    assert line[16:27].tolist() == [2] * 11  # 32 to 52 mm
-
-
 @pytest.mark.parametrize("grids", [CUBES[:1], CUBES])
 def test_cubes_beside_the_ct_give_nothing(grids: list[Grid]) -> None:
     far = ct()
     far.SetOrigin((1000, 0, 0))
     maps = [np.ones((2, 10, 10, 10), np.float32) for _ in grids]
     assert blend(grids, maps, far) is None
-    assert paste(grids, [one[0].astype(np.uint8) for one in maps], far) is None
 
 
 def test_one_cube_may_miss_the_ct() -> None:

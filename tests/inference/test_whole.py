@@ -7,13 +7,12 @@ import pytest
 import SimpleITK as sitk
 import torch
 from fabricate import ct_image, pet_image
-from members import card, make_bundle
+from members import Ensemble, card, make_bundle
 from torch.nn import functional as F
 
 from hnseg.card import STUDY
 from hnseg.data.sampling import sample_images
 from hnseg.imaging.grid import Grid
-from hnseg.inference.ensemble import StageEnsemble
 
 CPU = torch.device("cpu")
 GRID = {"size": [22, 20, 18], "spacing": [3.0, 3.0, 3.0]}  # (x, y, z); the networks take multiples of 4
@@ -26,8 +25,8 @@ def test_a_whole_roi_is_the_networks_own_output_for_it(tmp_path: Path, architect
     assert member.card["patch"] == [20, 20, 24]  # (z, y, x), rounded up
     grid = Grid.centred((40.0, 40.0, 45.0), GRID["size"], GRID["spacing"])
     ct, pet = ct_image(), pet_image()
-    found = StageEnsemble([member], CPU, "float32").probabilities(ct, pet, grid)
-    windowed = StageEnsemble(bundle.members, CPU, "float32").probabilities(ct, pet, grid)
+    found = Ensemble([member])(ct, pet, grid)
+    windowed = Ensemble(bundle.members)(ct, pet, grid)
     # By hand: HU and SUV to [-1, 1] as the card says, zeros around, one pass, the zeros taken off.
     images = torch.from_numpy(np.stack(_scaled(ct, pet, grid)))[None].float()
     network = member.loaded()[1].eval()

@@ -44,7 +44,7 @@ def test_a_gated_member_is_a_plain_one_that_sees_weighted_channels_window_by_win
     described = card("fine", architecture, patch=[8, 8, 16])
     described["network"]["gate"] = True
     (member,) = make_bundle(tmp_path, described).members
-    gated = Networks(torch.device("cpu"))(member)
+    gated = Networks(torch.device("cpu"), "float32")(member)
     assert isinstance(gated.gate, ChannelGate)  # type: ignore[attr-defined]
     gated.gate.logits.data = torch.tensor([0.4, -0.3])  # type: ignore[attr-defined]
     plain = build(in_channels=2, out_channels=3, **TINY[architecture]).eval()

@@ -130,7 +130,7 @@ def test_it_trains_by_its_configuration_and_segments_from_a_bundle(
     )
     export_bundle([tmp_path], tmp_path / "bundle")
     (member,) = Bundle.load(tmp_path / "bundle").members
-    network = Networks(torch.device("cpu"))(member)
+    network = Networks(torch.device("cpu"), "float32")(member)
     logits = Predictor.of(member.card, mirror=True)(network, image(20, 16, 24))
     assert logits.shape == (1, 3, 20, 16, 24)
     assert logits.isfinite().all()

@@ -9,8 +9,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 from float32_sums import sum_in_float32
+from members import Ensemble
 from nnunet_results import (
-    CPU,
     LARGER,
     RAW,
     SMALLER,
@@ -27,7 +27,6 @@ from spoiled import must_fail
 
 from hnseg.card import Decision
 from hnseg.importing.nnunet import import_nnunet
-from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Bundle
 
 
@@ -83,8 +82,8 @@ def test_two_folds_are_nnunet_s_mean_of_logits_under_the_authors_fusion(tmp_path
     reference, flat = theirs(folder, channels, [0, 1], mirror=False), Decision(fusion="flat")
     members = Bundle.load(tmp_path / "bundle").members
     for decision, fits in ((Decision(fusion="authors"), True), (flat, False)):
-        ensemble = StageEnsemble(members, CPU, "float32", decision=decision)
-        fused = torch.from_numpy(ensemble.probabilities(ct, pet, grid))
+        ensemble = Ensemble(members, decision=decision)
+        fused = torch.from_numpy(ensemble(ct, pet, grid))
         with nullcontext() if fits else must_fail():
             assert_same(fused, reference)
 
@@ -118,11 +117,11 @@ def test_a_changed_entry_of_the_card_no_longer_predicts_what_nnunet_does(
     import_nnunet(folder, [*RAW, f"stage.size={list(grid.size)}"], tmp_path / "bundle")
     reference = theirs(folder, [sitk.GetArrayFromImage(image) for image in (ct, pet)], [0], mirror=True)
     (member,) = Bundle.load(tmp_path / "bundle").members
-    ensemble = StageEnsemble([member], CPU, "float32", mirror=True)
-    assert_same(torch.from_numpy(ensemble.probabilities(ct, pet, grid)), reference)
+    ensemble = Ensemble([member], mirror=True)
+    assert_same(torch.from_numpy(ensemble(ct, pet, grid)), reference)
     spoil(member.card)
     with must_fail():
-        assert_same(torch.from_numpy(ensemble.probabilities(ct, pet, grid)), reference)
+        assert_same(torch.from_numpy(ensemble(ct, pet, grid)), reference)
 
 
 def test_margins_of_zeros_are_shown_where_nnunet_cuts_them_off(tmp_path: Path) -> None:

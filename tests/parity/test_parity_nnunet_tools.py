@@ -16,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from float32_sums import sum_in_float32
+from members import Ensemble
 from nnunet_results import CPU, assert_same, sharpen
 from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     extract_fingerprints,
@@ -34,7 +35,6 @@ from hnseg.imaging.case import Case, read_cases
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.images import read_image
 from hnseg.imaging.placement import place_grid
-from hnseg.inference.ensemble import StageEnsemble
 from hnseg.models.bundle import Bundle
 
 pytestmark = pytest.mark.slow
@@ -164,5 +164,5 @@ def test_a_two_fold_nnunet_is_imported_and_infers_identically(
         predictor.initialize_from_trained_model_folder(str(trained), folds)
         _, reference = predictor.predict_single_npy_array(array, properties, None, None, True)
         chosen, decision = [members[fold] for fold in folds], Decision(fusion="authors")
-        ensemble = StageEnsemble(chosen, CPU, "float32", mirror=mirror, decision=decision)
-        assert_same(torch.from_numpy(ensemble.probabilities(ct, pet, grid)), torch.as_tensor(reference))
+        ensemble = Ensemble(chosen, mirror=mirror, decision=decision)
+        assert_same(torch.from_numpy(ensemble(ct, pet, grid)), torch.as_tensor(reference))
