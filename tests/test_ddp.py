@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from entry import ROOT, refused, run, tiny, write_cohort
+from entry import ROOT, job, run, tiny, write_cohort
 from processes import all_end, descendants
+
+from hnseg.errors import HnsegError
 
 pytestmark = pytest.mark.slow
 
@@ -168,9 +170,9 @@ def test_a_loss_that_is_nan_ends_all_of_them_with_one_line(cohort: Path, tmp_pat
     assert (tmp_path / "diverged" / "lr_0.01" / "fold_0" / "score.json").exists()
 
 
-def test_a_batch_that_cannot_be_shared_is_told_before_anything_starts(cohort: Path, tmp_path: Path) -> None:
-    arguments = [*command(cohort, tmp_path, "name=odd"), "training.batch_size=6", "trainer.processes=2"]
-    line = refused(run("train.py", *arguments, cwd=tmp_path))
-    assert "training.batch_size=6" in line
-    assert "multiple of 4" in line
-    assert not (tmp_path / "odd").exists()  # nothing that the mended command would clash with
+def test_a_batch_that_cannot_be_shared_is_refused_before_anything_starts(
+    cohort: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(HnsegError, match=r"training\.batch_size=6.*multiple of 4"):
+        job(cohort, tmp_path, "training.batch_size=6", "trainer.accumulate=2", "trainer.processes=2")
+    assert not (tmp_path / "hecktor").exists()  # nothing that the mended command would clash with
