@@ -38,21 +38,18 @@ class ThresholdScore:
         suv: The one threshold, for all cases, with the highest mean GTVp DSC.
         gtvp_dsc: Mean GTVp DSC with it.
         gtvn_dsc_agg: GTVn DSCagg with it.
-        gtvp_dsc_per_case: Mean GTVp DSC if every case had its own best threshold.
         cases: Number of cases.
     """
 
     suv: float
     gtvp_dsc: float
     gtvn_dsc_agg: float
-    gtvp_dsc_per_case: float
     cases: int
 
     def __str__(self) -> str:
         return (
             f"Oracle-helped threshold, {self.cases} cases: GTVp DSC {self.gtvp_dsc:.4f}, "
-            f"GTVn DSCagg {self.gtvn_dsc_agg:.4f} at SUV {self.suv:.2f}; "
-            f"GTVp DSC {self.gtvp_dsc_per_case:.4f} with a threshold of its own for each case"
+            f"GTVn DSCagg {self.gtvn_dsc_agg:.4f} at SUV {self.suv:.2f}"
         )
 
 
@@ -82,7 +79,6 @@ def oracle_threshold(cases: Sequence[Case], suvs: Sequence[float] = SUVS) -> Thr
         suv=suvs[best],
         gtvp_dsc=float(dice[:, best].mean()),
         gtvn_dsc_agg=ratio_of_sums(row[best]["GTVn"].dice_terms for row in table),
-        gtvp_dsc_per_case=float(dice.max(axis=1).mean()),
         cases=len(labelled),
     )
 
