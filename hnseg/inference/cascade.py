@@ -22,7 +22,7 @@ from hnseg.imaging.images import from_array, read_label
 from hnseg.imaging.masks import Box, voxel_ml
 from hnseg.imaging.placement import Fallback, cuts, place, without_pet
 from hnseg.inference.backends import Networks, make_networks
-from hnseg.inference.decision import decide, decide_labels, read_decision, remove_faint, remove_small
+from hnseg.inference.decision import decide, read_decision, remove_faint, remove_small
 from hnseg.inference.ensemble import MAPS, Clock, Disagreement, LogitsCache, StageEnsemble
 from hnseg.inference.lesions import Lesion, measure, review_reasons
 from hnseg.inference.roi_cover import blend, cover_rois, lesion_ml_outside
@@ -79,38 +79,23 @@ def _point(point: Point) -> str:
 
 @dataclass
 class Segmentation:
-    """What the cascade makes of a case.
+    """What the cascade makes of a case."""
 
-    Args:
-        mask: uint8 labels on the CT's grid.
-        out_of_fold: No network that was used had been trained on the case.
-        decision: The rules by which the mask was decided.
-        lesion_ml_outside_roi: Coarse lesion that no cube of the fine stage held, ml; None where lesions place
-            no cube.
-        fallbacks: What placed an ROI where the stage before found nothing.
-        notes: The fallbacks in words, where the scan ends within the ROI or the head, and how members ran.
-        seconds: Time each step took: `resample` (ROIs placed and cut out), each stage's networks, `back` (to
-            the CT's grid, decided and measured).
-        grids: Where each stage looked.
-        lesions: What the mask holds; none where it holds heads.
-        review_reasons: Why a reader should look at the case before others.
-        maps: Those that were asked for, float32 (z, y, x) in `box`: `probability_CLASS`, `entropy` and
-            `mutual_information`.
-        box: The part (z, y, x) of the CT that the last stage's ROI reaches; None where they do not meet.
-    """
-
-    mask: sitk.Image
-    out_of_fold: bool
-    decision: Decision
-    lesion_ml_outside_roi: float | None = None
-    fallbacks: list[Fallback] = field(default_factory=list)
+    mask: sitk.Image  # uint8 labels on the CT's grid
+    out_of_fold: bool  # no network that was used had been trained on the case
+    decision: Decision  # by which the mask was decided
+    lesion_ml_outside_roi: float | None = None  # coarse lesion in no fine cube; None where it places none
+    fallbacks: list[Fallback] = field(default_factory=list)  # what placed an ROI where nothing was found
+    # The fallbacks in words, where the scan ends within the ROI or the head, and how members ran.
     notes: list[str] = field(default_factory=list)
+    # `resample` (ROIs placed and cut out), each stage's networks, `back` (to the CT's grid, and measured)
     seconds: dict[str, float] = field(default_factory=dict)
-    grids: dict[str, list[Grid]] = field(default_factory=dict)
-    lesions: list[Lesion] = field(default_factory=list)
-    review_reasons: list[str] = field(default_factory=list)
+    grids: dict[str, list[Grid]] = field(default_factory=dict)  # where each stage looked
+    lesions: list[Lesion] = field(default_factory=list)  # of the mask, if it holds no heads
+    review_reasons: list[str] = field(default_factory=list)  # why a reader should look at the case first
+    # Those asked for, float32 (z, y, x) in `box`: `probability_CLASS`, `entropy`, `mutual_information`.
     maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    box: Box | None = None
+    box: Box | None = None  # the part (z, y, x) of the CT that the last stage's ROI reaches, if any
 
     def volumes(self) -> Iterator[tuple[str, sitk.Image]]:
         """The maps by name, one at a time on the CT's grid, float32 and zero outside the ROI."""
@@ -198,11 +183,7 @@ class Cascade:
         networks: Networks,
         lesions: Mapping[str, Path] | None = None,
     ) -> Cascade:
-        """The cascade of a call of infer.py: its arm of the bundle, by its rules.
-
-        Raises:
-            HnsegError: A rule for this call that would decide nothing, or as `Bundle.arm` and the class.
-        """
+        """The cascade of a call of infer.py: its arm of the bundle, by its rules."""
         _require_effect(call.decision.given, bundle)
         bundle = bundle.arm(call.arms.name, plain(call.arms.members))
         bundle = replace(bundle, decision=bundle.decision | call.decision.given)
@@ -215,7 +196,7 @@ class Cascade:
     def __call__(
         self, ct: sitk.Image, pet: sitk.Image, case_id: str = "", cache: LogitsCache | None = None
     ) -> Segmentation:
-        """Segments one case.
+        """Segments a case.
 
         Args:
             ct: CT in HU, any orientation.
@@ -225,9 +206,8 @@ class Cascade:
                 windows, precision or placement.
 
         Raises:
-            HnsegError: A stage found nothing and the bundle's rules have no fallback, or the case has no head
-                mask and no head stage, or a stage has no member that has not seen it, or the PET misses the
-                ROI.
+            HnsegError: The case has no head mask and no head stage, or every member of a stage was trained on
+                it, or as `place` and `limits`.
         """
         found = head = manual = self._given_head(case_id)
         if self.lesions is not None:
@@ -258,7 +238,7 @@ class Cascade:
             else:
                 # The recipe's rule is for the mask; what only places the next ROI is the likeliest class.
                 probabilities = ensemble.probabilities(ct, pet, placed.grid, clock, cache=cache)
-                found = placed.grid.image(decide(probabilities[1:], "argmax"))
+                found = placed.grid.image(decide(probabilities[1:], self.decision.placing, stage.classes))
                 head = found if stage.name == "head" else head
         clock.begin("")
         result.seconds = clock.seconds
@@ -301,11 +281,11 @@ class Cascade:
             maps, result.box = placed
             if rules.resample_output == "labels":
                 (cube,) = cubes
-                pasted = to_image(decide_labels(cube[:count], rules, classes)[None], grids[0], ct)
+                pasted = to_image(decide(cube[:count], rules, classes)[None], grids[0], ct)
                 assert pasted is not None  # what the maps reach, the labels reach
                 decided = pasted[0][0]
             else:
-                decided = decide_labels(maps[:count], rules, classes)
+                decided = decide(maps[:count], rules, classes)
             labels[result.box] = remove_small(decided, voxel_ml(ct.GetSpacing()), rules.floors(classes))
             names = [f"probability_{name}" for name in classes] + list(MAPS)
             asked = [self.probabilities] * count + [self.uncertainty] * len(MAPS)

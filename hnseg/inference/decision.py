@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import cc3d
 import numpy as np
@@ -33,39 +33,30 @@ def read_decision(rules: Mapping[str, Any]) -> Decision:
         raise HnsegError(f"decision.{explain(error)}; export the bundle again") from error
 
 
-def decide_labels(
-    foreground: NDArray[np.float32], rules: Decision, classes: Sequence[str]
-) -> NDArray[np.uint8]:
-    """`decide` by a bundle's rules, for a stage's classes in the order of their labels."""
-    thresholds: Any = rules.thresholds
-    of_classes = [thresholds.get(name, 0.0) for name in classes]
-    return decide(foreground, rules.rule, of_classes if rules.rule == "argmax" else None)
-
-
-def decide(
-    foreground: NDArray[np.float32],
-    rule: Literal["half", "argmax"],
-    thresholds: Sequence[float] | None = None,
-) -> NDArray[np.uint8]:
+def decide(foreground: NDArray[np.float32], rules: Decision, classes: Sequence[str]) -> NDArray[np.uint8]:
     """Chooses a label for every voxel.
+
+    `rule=half` wants at least 0.5, and takes the larger where several classes pass (paper); `rule=argmax`
+    wants more than the background. Between equal classes the first wins. Under `argmax`, a class that does
+    not reach its threshold is out of the vote of that voxel: the next class has it if that is above the
+    background, the background otherwise.
 
     Args:
         foreground: Class probabilities without background, (K, z, y, x); the background has the rest.
-        rule: `half` wants at least 0.5, and takes the larger where several pass (paper); `argmax` wants
-            more than the background. Between equal classes the first wins.
-        thresholds: Under `argmax`, a class that does not reach its own is out of the vote of that voxel: the
-            next class has it if that is above the background, the background otherwise.
+        rules: Its `rule` and `thresholds`.
+        classes: Names of the K classes.
 
     Returns:
         Labels (z, y, x): 0 background, 1 the first class, and so on.
     """
     background = 1 - foreground.sum(axis=0)
-    if thresholds is not None:
-        bars = np.asarray(thresholds, np.float32).reshape(-1, 1, 1, 1)
+    if rules.rule == "argmax":
+        thresholds: Any = rules.thresholds
+        bars = np.array([thresholds.get(name, 0.0) for name in classes], np.float32).reshape(-1, 1, 1, 1)
         foreground = np.where(foreground >= bars, foreground, np.float32(0))
     winner = foreground.argmax(axis=0)
     strongest = np.take_along_axis(foreground, winner[None], axis=0)[0]
-    passed = strongest >= 0.5 if rule == "half" else strongest > background
+    passed = strongest >= 0.5 if rules.rule == "half" else strongest > background
     return np.where(passed, winner + 1, 0).astype(np.uint8)
 
 

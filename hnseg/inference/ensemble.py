@@ -143,13 +143,7 @@ class Fusion:
         return self.weights.get(model, 1.0)
 
     def add(self, logits: Tensor, model: str, framework: str) -> None:
-        """Adds a member.
-
-        Args:
-            logits: (K, z, y, x) float32, background first.
-            model: The name its weight goes by.
-            framework: `nnunet` or `auto3dseg`, of its network's class.
-        """
+        """Adds a member's logits (K, z, y, x); its framework is that of its network's class."""
         if self.kind == "authors" and framework == "nnunet":
             self._logits.add(logits)
         else:
@@ -207,11 +201,11 @@ class StageEnsemble:
         disagreement: Disagreement | None = None,
         cache: LogitsCache | None = None,
     ) -> NDArray[np.float32]:
-        """Class probabilities on a grid.
+        """Class probabilities of CT (HU) and PET (SUV) on a grid.
 
         Args:
-            ct: CT, HU.
-            pet: PET, SUV.
+            ct: CT.
+            pet: PET.
             grid: The stage's grid on this case.
             clock: Counts `resample` and the networks' time under the stage's name.
             disagreement: Gathers how the members differ.

@@ -26,28 +26,18 @@ OUTSIDE_ML = 0.1
 
 @dataclass(frozen=True)
 class Lesion:
-    """A 26-connected component of one class of the mask.
+    """A 26-connected component of a class of the mask."""
 
-    Args:
-        number: From 1 on, class by class, the largest first.
-        name: The class.
-        volume_ml: Its volume on the CT's grid.
-        suv: SUVmax, SUVmean and SUVpeak; None where the PET does not reach it.
-        centroid: Mean voxel, LPS mm (x, y, z).
-        probability: Mean of the fused probability of its class over its voxels.
-        agreement: Share of members to which its class is the likeliest, mean over its voxels; None where
-            there is one member.
-        distance_to_roi_edge_mm: From its outermost voxel's centre to the nearest face of the ROI. Of
-            several cubes that hold a voxel, the one counts that holds it deepest.
-    """
-
-    number: int
-    name: str
-    volume_ml: float
-    suv: Uptake | None
-    centroid: tuple[float, float, float]
-    probability: float
+    number: int  # from 1 on, class by class, the largest first
+    name: str  # the class
+    volume_ml: float  # on the CT's grid
+    suv: Uptake | None  # None where the PET does not reach it
+    centroid: tuple[float, float, float]  # mean voxel, LPS mm (x, y, z)
+    probability: float  # mean of the fused probability of its class over its voxels
+    # Share of members to which its class is the likeliest, mean over its voxels; None of a single member.
     agreement: float | None
+    # From its outermost voxel's centre to the nearest face of the ROI; of several cubes that hold a voxel, of
+    # the cube that holds it deepest.
     distance_to_roi_edge_mm: float
 
     @property

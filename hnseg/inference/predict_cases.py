@@ -21,7 +21,6 @@ from time import perf_counter, time
 from typing import Any
 
 import SimpleITK as sitk
-import torch
 
 import hnseg
 from hnseg.devices import gpu_peak_mib, lacks_memory, peak_mib, reset_gpu_peak
@@ -53,17 +52,11 @@ Cascades = Mapping[Path, Cascade]
 
 @dataclass(frozen=True)
 class Options:
-    """Of one call.
+    """Of one call."""
 
-    Args:
-        extension: Of masks and maps, .nii.gz or .mha.
-        overwrite: Segment finished cases again, and replace masks that were changed by hand.
-        since: When the call began, in seconds since the epoch.
-    """
-
-    extension: str = ".nii.gz"
-    overwrite: bool = False
-    since: float = field(default_factory=time)
+    extension: str = ".nii.gz"  # of masks and maps, or .mha
+    overwrite: bool = False  # segment finished cases again, and replace masks that were changed by hand
+    since: float = field(default_factory=time)  # when the call began, in seconds since the epoch
 
 
 def predict_cases(
@@ -77,16 +70,12 @@ def predict_cases(
 
     Args:
         cases: The case list; files may be missing or damaged.
-        devices: One mapping a device, all with the same folders; each device takes the next case when it is
-            free. Of several folders, a case is read once for all, and each member sees it once; their
-            cascades may differ in their members alone.
+        devices: A mapping for each device, all with the same folders. Of several folders, a case is read once
+            for all, and each member sees it once: their cascades may differ in their members alone.
         options: Of this call.
 
     Returns:
         What became of each case in each folder, in the order in which they ended.
-
-    Raises:
-        HnsegError: As `require_same` and `reporting`.
     """
     for out in devices[0]:
         require_same([made_with(cascades[out]) for cascades in devices])
@@ -106,8 +95,6 @@ def run(cases: Iterable[Case], devices: Sequence[Cascades], options: Options, re
             tried.append(task)
         elif task.folders:
             tasks.append(task)
-    if tasks or tried:
-        _import_networks(devices[0].values())
     depth, stop = _depth(len(devices)), Event()
     if len(devices) == 1:  # in this thread, where Ctrl-C ends it within a case
         _run_device(tasks, devices[0], depth, report, stop)
@@ -149,14 +136,6 @@ def _run_device(tasks: deque[_Task], cascades: Cascades, depth: int, report: Rep
         finally:
             for task in reading:
                 task.release()
-
-
-def _import_networks(cascades: Iterable[Cascade]) -> None:
-    """Imports the libraries that the networks are built from: their time is not the first case's."""
-    kinds = {repr(m.card["network"]): m for cascade in cascades for m in cascade.bundle.members}
-    with torch.device("meta"):
-        for member in kinds.values():
-            member.network()
 
 
 def _depth(devices: int) -> int:
@@ -204,11 +183,7 @@ _Scan = tuple[sitk.Image, sitk.Image, str, float]
 
 
 def read_checked(case: Case) -> tuple[sitk.Image, sitk.Image, str]:
-    """CT (HU), PET (SUV), and what to know of them.
-
-    Raises:
-        HnsegError: What `check_case` calls an error.
-    """
+    """CT (HU), PET (SUV), and what to know of them; raises HnsegError for an error of `check_case`."""
     ct, pet = read_scan(case)
     issues = check_case(ct, pet)
     if faults := [issue.text for issue in issues if issue.level == "error"]:
@@ -343,11 +318,7 @@ def made_with(cascade: Cascade) -> dict[str, Any]:
 
 
 def require_same(settings: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses devices of which it would matter which of them makes a mask.
-
-    Raises:
-        HnsegError: They differ in what `made_with` gives.
-    """
+    """Refuses devices that differ in `made_with`: it would matter which of them makes a mask."""
     for other in settings[1:]:
         for key, value in settings[0].items():
             if other[key] != value:
@@ -362,7 +333,7 @@ def _case_files(
 ) -> CaseFiles:
     """A case's files in a folder, with the digest of what its mask depends on.
 
-    Files count by path, size and time of change.
+    Images count by path, size and time of change.
     """
     paths = [case.ct, case.pet]
     with suppress(HnsegError):  # a misnamed PET has no sidecar, and is refused when it is read

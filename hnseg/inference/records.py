@@ -44,47 +44,26 @@ FORMATS = (".nii.gz", ".mha")  # of masks and maps
 
 @dataclass(frozen=True)
 class Record:
-    """What became of one case.
-
-    Args:
-        case_id: The case.
-        status: Whether there is a mask.
-        digest: Of all that the mask depends on: the case's files, the bundle, the rules, the settings.
-        bundle: Digest of the bundle's members.
-        stage: The last stage that ran: head, coarse or fine.
-        rules: The decision by which the mask was made.
-        out_of_fold: Whether no network that made the mask was trained on the case.
-        mask: Name of the mask's file.
-        mask_sha256: Of that file as it was written.
-        roi: The grids on which the last stage looked, as `Grid.to_dict` gives them.
-        fallbacks: What placed an ROI where the stage before found nothing.
-        lesions: Of the mask.
-        lesion_ml_outside_roi: Coarse lesion that the fine stage did not look at, ml; None without fine stage.
-        review_reasons: Why a reader should look at the case before others.
-        message: Why there is no mask, or what to know of the scan.
-        seconds: Time of each step. Steps of different cases overlap.
-        memory_mib: The most memory that the process has had so far.
-        gpu_mib: The most memory that the case took on the GPU; None without a GPU.
-    """
+    """What became of a case."""
 
     case_id: str
-    status: Literal["ok", "error"]
-    digest: str
-    bundle: str
-    stage: str
-    rules: dict[str, Any] = field(default_factory=dict)
-    out_of_fold: bool | None = None
-    mask: str = ""
-    mask_sha256: str = ""
-    roi: list[dict[str, list[float]]] = field(default_factory=list)
-    fallbacks: list[Fallback] = field(default_factory=list)
+    status: Literal["ok", "error"]  # whether there is a mask
+    digest: str  # of all that the mask depends on: the case's files, the bundle, the rules, the settings
+    bundle: str  # digest of the bundle's members
+    stage: str  # the last that ran: head, coarse or fine
+    rules: dict[str, Any] = field(default_factory=dict)  # the decision by which the mask was made
+    out_of_fold: bool | None = None  # whether no network that made the mask was trained on the case
+    mask: str = ""  # name of the mask's file
+    mask_sha256: str = ""  # of that file as it was written
+    roi: list[dict[str, list[float]]] = field(default_factory=list)  # grids of the last stage, `Grid.to_dict`
+    fallbacks: list[Fallback] = field(default_factory=list)  # what placed an ROI where nothing was found
     lesions: list[Lesion] = field(default_factory=list)
-    lesion_ml_outside_roi: float | None = None
-    review_reasons: list[str] = field(default_factory=list)
-    message: str = ""
-    seconds: dict[str, float] = field(default_factory=dict)
-    memory_mib: float | None = None
-    gpu_mib: float | None = None
+    lesion_ml_outside_roi: float | None = None  # coarse lesion that the fine stage did not look at
+    review_reasons: list[str] = field(default_factory=list)  # why a reader should look at the case first
+    message: str = ""  # why there is no mask, or what to know of the scan
+    seconds: dict[str, float] = field(default_factory=dict)  # of each step; steps of different cases overlap
+    memory_mib: float | None = None  # the most that the process has had so far
+    gpu_mib: float | None = None  # the most that the case took on the GPU; None without a GPU
 
     @property
     def row(self) -> dict[str, str]:
@@ -136,11 +115,7 @@ def read_records(out: Path) -> dict[str, Record]:
 
 
 def write_tables(out: Path) -> None:
-    """Makes OUT/cases.csv and OUT/lesions.csv from all records in OUT, whichever process wrote them.
-
-    Raises:
-        HnsegError: They cannot be written.
-    """
+    """Makes OUT/cases.csv and OUT/lesions.csv from all records in OUT, whichever process wrote them."""
     with lock(out, wait=True):  # who has it last has read every process's records
         remove_leftovers(out)  # the tables alone are written in OUT itself
         records = read_records(out).values()
@@ -282,19 +257,13 @@ class CaseFiles:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call has to say of a case.
+    """What a call has to say of a case."""
 
-    Args:
-        out: The folder.
-        case_id: The case.
-        status: ok, error, skipped (its mask was finished before) or elsewhere (another process has it).
-        message: Why there is no mask, or what to know of it.
-    """
-
-    out: Path
+    out: Path  # the folder
     case_id: str
+    # skipped: its mask was finished before; elsewhere: another process has it
     status: Literal["ok", "error", "skipped", "elsewhere"]
-    message: str = ""
+    message: str = ""  # why there is no mask, or what to know of it
 
 
 Report = Callable[[Outcome], None]  # from any thread
@@ -309,7 +278,7 @@ def reporting(cases: Sequence[Case], folders: Sequence[Path]) -> Iterator[tuple[
     """Checks the folders, shows progress, and makes the tables every few seconds and at the end.
 
     Yields:
-        What to call with each outcome, from any thread, and the list of those outcomes.
+        What to call with each outcome, and the list of those outcomes.
 
     Raises:
         HnsegError: A folder cannot be written, or holds images of the case list under the masks' names, or

@@ -27,14 +27,3 @@ def test_the_way_back_undoes_the_way_there(axes: Axes) -> None:
     assert tuple(seen.shape[2:]) == axes.shape_to_network((3, 4, 5))
     assert axes.shape_from_network(axes.shape_to_network((3, 4, 5))) == (3, 4, 5)
     assert torch.equal(axes.from_network(seen), IMAGE)
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_mirroring_an_axis_of_ours_mirrors_that_axis_in_the_network(axis: int) -> None:
-    mirrored = TURNED.to_network(IMAGE.flip(2 + axis))
-    assert torch.equal(mirrored, TURNED.to_network(IMAGE).flip(2 + TURNED.inverse[axis]))
-
-
-def test_a_card_without_axes_is_in_ours() -> None:
-    assert Axes.of({}) == Axes()
-    assert Axes.of({"axes": {"order": [2, 1, 0], "flip": [0, 1]}}) == RAS

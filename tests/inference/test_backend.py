@@ -12,8 +12,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-from entry import compose_job, load
-from fabricate import write_case
 from members import TINY, card, make_bundle
 from safetensors.torch import load_file, save_file
 from spoiled import must_fail
@@ -260,15 +258,3 @@ def test_export_converts_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done = CliRunner().invoke(app, ["export", "runs", "--out", str(tmp_path / "new"), "--convert"])
     assert "hnseg[openvino]', or export without it" in str(done.exception)
     assert not (tmp_path / "new").exists()
-
-
-def test_infer_follows_the_backend(tmp_path: Path) -> None:
-    whole = {"placement": "scan", "size": [16] * 3, "spacing": [6.0] * 3}
-    bundle = make_bundle(tmp_path, card("fine", "plainconv", grid=whole)).path
-    write_case(tmp_path / "scans", "A-1")
-    places = [f"cases={tmp_path / 'scans'}", f"bundle={bundle}", "trainer.device=cpu"]
-    for wanted, cached in (("torch", 0), ("auto", 1)):
-        out = tmp_path / wanted
-        load("infer").main(compose_job("infer", *places, f"out={out}", f"backend={wanted}"))
-        assert (out / "A-1.nii.gz").exists()
-        assert len(folders(bundle / "cache")) == cached

@@ -68,35 +68,6 @@ def test_untrained_members_of_all_kinds_run_through(tmp_path: Path) -> None:
     assert result.mask.GetSize() == ct.GetSize()
 
 
-def test_nothing_found_anywhere_ends_with_an_empty_mask_and_named_fallbacks(tmp_path: Path) -> None:
-    bundle = make_bundle(
-        tmp_path,
-        card("head", "pointwise", never(1, 1)),
-        card("coarse", "pointwise", never()),
-        card("fine", "pointwise", never()),
-    )
-    ct = make_ct(*ORIENTATIONS["flipped"])
-    result = make_cascade(bundle)(ct, make_pet())
-    assert not sitk.GetArrayFromImage(result.mask).any()
-    assert result.mask.GetDirection() == ct.GetDirection()
-    head, coarse = result.notes
-    assert "no head" in head
-    assert "brightest PET" in coarse
-
-
-def test_the_fallback_still_finds_the_lesion(tmp_path: Path) -> None:
-    """Without head and coarse finding, the fine ROI lies on the brightest uptake inside the coarse ROI."""
-    bundle = make_bundle(
-        tmp_path,
-        card("head", "pointwise", never(1, 1)),
-        card("coarse", "pointwise", never(), grid={"spacing": [12.0] * 3}),
-        card("fine", "pointwise", LESION),
-    )
-    ct = make_ct(*ORIENTATIONS["identity"])
-    mask = sitk.GetArrayFromImage(make_cascade(bundle)(ct, make_pet()).mask)
-    assert (mask == 1).any() or (mask == 2).any()
-
-
 @pytest.mark.parametrize(("until", "labels"), [("head", {0, 1}), ("coarse", {0, 1, 2})])
 def test_an_earlier_stage_can_be_the_last(detectors: Bundle, until: str, labels: set[int]) -> None:
     ct = make_ct(*ORIENTATIONS["identity"])
@@ -162,19 +133,3 @@ def test_a_scan_of_few_slices_is_no_crash(tmp_path: Path, slices: int) -> None:
     )
     ct = make_ct((64, 56, slices), (3.5, 3.5, 30.0), np.eye(3))
     assert not sitk.GetArrayFromImage(make_cascade(bundle)(ct, make_pet()).mask).any()
-
-
-@pytest.mark.parametrize("offset", [98.0, 130.0])
-def test_pet_that_barely_meets_the_rois_is_no_crash(tmp_path: Path, offset: float) -> None:
-    """The part of the PET that a ROI needs may be a slice or two."""
-    grids = {"antialias": True}
-    bundle = make_bundle(
-        tmp_path,
-        card("head", "pointwise", never(1, 1), grid=grids),
-        card("coarse", "pointwise", never(), grid=grids),
-        card("fine", "pointwise", never(), grid=grids),
-    )
-    pet = make_pet()
-    x, y, z = pet.GetOrigin()
-    pet.SetOrigin((x + offset, y, z))
-    make_cascade(bundle)(make_ct(*ORIENTATIONS["identity"]), pet)

@@ -65,16 +65,6 @@ def test_lesions_outside_one_cube_are_lost_and_several_cubes_find_them(tmp_path:
     np.testing.assert_allclose(node.center, NODE, atol=3)
 
 
-def test_cubes_that_overlap_count_nothing_twice(tmp_path: Path) -> None:
-    """Cubes of 72 mm around lesions 62 mm apart share a part, in which neither lesion grows or shrinks."""
-    cards = small_cubes(roi_cover="multiple")
-    cards[-1]["stage"]["size"], cards[-1]["patch"] = [24] * 3, [24] * 3
-    result = make_cascade(make_bundle(tmp_path, *cards))(make_ct(*ORIENTATIONS["fine slices"]), make_pet())
-    first, second = result.grids["fine"]
-    assert (np.abs(first.center - second.center) < first.extent).all()
-    assert found_ml(result.mask) == pytest.approx([4 / 3 * np.pi * RADIUS**3 / 1000] * 2, rel=0.1)
-
-
 @pytest.mark.parametrize("resample_output", ["probabilities", "labels"])
 def test_what_comes_back_is_probabilities_or_labels(tmp_path: Path, resample_output: str) -> None:
     """A network that tells SUV 4 apart, on cubes of 12 mm: SimpleITK brings its map or its labels back."""

@@ -30,14 +30,6 @@ def cover(found: sitk.Image, floors: tuple[float, float] = (0.0, 0.0)) -> list[G
     return cover_rois(found, Grid.centred(centroid(found), (20, 20, 20), (3.0, 3.0, 3.0)), floors)
 
 
-def test_lesions_that_fit_are_in_one_cube_centred_on_their_mean_voxel() -> None:
-    found = coarse(at(10, 10, 10), at(10, 10, 18))
-    (cube,) = cover(found)
-    # Voxels x 10..12 and 18..20 at 4 mm: the mean is 15 * 4.
-    np.testing.assert_allclose(cube.center, (60, 44, 44))
-    assert lesion_ml_outside(found, [cube]) == 0
-
-
 def test_a_cube_that_only_just_misses_is_moved_no_further_than_needed() -> None:
     """A large lesion draws the centre towards itself; 56 mm of lesions still fit the cube of 60 mm."""
     found = coarse(at(10, 10, 10, 6), at(12, 12, 22, 2))
@@ -56,12 +48,6 @@ def test_lesions_far_apart_have_a_cube_each_centred_on_them() -> None:
     np.testing.assert_allclose(second.center, (31 * 4 + 2, 26, 26))
     assert {first.size, second.size} == {(20, 20, 20)}
     assert {first.spacing, second.spacing} == {(3.0, 3.0, 3.0)}
-
-
-def test_neighbours_share_a_cube() -> None:
-    """Two and two close together: two cubes, not four."""
-    found = coarse(at(5, 5, 4), at(5, 5, 9), at(5, 5, 29), at(5, 5, 34))
-    assert len(cover(found)) == 2
 
 
 def test_a_lesion_larger_than_the_cube_is_tiled_and_its_neighbour_needs_no_cube_of_its_own() -> None:

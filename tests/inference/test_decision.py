@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from hnseg.card import Decision
-from hnseg.errors import HnsegError
-from hnseg.inference.decision import decide, decide_labels, read_decision
+from hnseg.inference.decision import decide
+
+CLASSES = ("GTVp", "GTVn")
 
 
 # The background has what the two classes leave: 0.4, 0.4 leaves 0.2.
@@ -26,21 +27,15 @@ from hnseg.inference.decision import decide, decide_labels, read_decision
 )
 def test_one_voxel(gtvp: float, gtvn: float, half: int, argmax: int) -> None:
     foreground = np.array([gtvp, gtvn], np.float32).reshape(2, 1, 1, 1)
-    assert decide(foreground, "half").item() == half
-    assert decide(foreground, "argmax").item() == argmax
+    assert decide(foreground, Decision(rule="half"), CLASSES).item() == half
+    assert decide(foreground, Decision(rule="argmax"), CLASSES).item() == argmax
 
 
 def test_argmax_is_that_of_all_classes_with_the_background() -> None:
     softmax = np.random.default_rng(0).dirichlet((1, 1, 1), (4, 5, 6)).astype(np.float32)
-    labels = decide(np.moveaxis(softmax, -1, 0)[1:], "argmax")
+    labels = decide(np.moveaxis(softmax, -1, 0)[1:], Decision(rule="argmax"), CLASSES)
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, softmax.argmax(-1))
-
-
-def test_one_class_alone() -> None:
-    head = np.array([0.2, 0.6], np.float32).reshape(1, 1, 1, 2)
-    assert decide(head, "half").ravel().tolist() == [0, 1]
-    assert decide(head, "argmax").ravel().tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -60,35 +55,12 @@ def test_a_class_below_its_threshold_is_out_of_the_vote(
 ) -> None:
     foreground = np.array([gtvp, gtvn], np.float32).reshape(2, 1, 1, 1)
     rules = Decision(rule="argmax", thresholds={"GTVp": bar_p, "GTVn": bar_n})
-    assert decide_labels(foreground, rules, ["GTVp", "GTVn"]).item() == label
-    assert decide(foreground, "argmax", [bar_p, bar_n]).item() == label
+    assert decide(foreground, rules, ["GTVp", "GTVn"]).item() == label
 
 
 def test_thresholds_go_by_the_names_of_classes_and_are_not_read_under_half() -> None:
     foreground = np.array([0.6, 0.1], np.float32).reshape(2, 1, 1, 1)
     bars = {"GTVp": 0.7}
-    assert decide_labels(foreground, Decision(rule="argmax", thresholds=bars), ["GTVp", "GTVn"]).item() == 0
-    assert decide_labels(foreground, Decision(rule="argmax", thresholds=bars), ["GTVn", "GTVp"]).item() == 1
-    assert decide_labels(foreground, Decision(rule="half", thresholds=bars), ["GTVp", "GTVn"]).item() == 1
-
-
-def test_floors_are_one_number_or_go_by_class() -> None:
-    assert Decision(min_component_ml=0.1).floors(["GTVp", "GTVn"]) == [0.1, 0.1]
-    assert Decision(min_component_ml={"GTVn": 0.5}).floors(["GTVp", "GTVn"]) == [0.0, 0.5]
-
-
-@pytest.mark.parametrize(
-    "rules",
-    [
-        {"treshold": 0.5},
-        {"resample_output": "both"},
-        {"thresholds": {"GTV": 0.5}},
-        {"weights": {"resenc": -1}},
-        {"min_component_ml": "small"},
-        {"node_suv_peak": float("nan")},
-        {"mirror": "no"},
-    ],
-)
-def test_rules_that_cannot_be_followed_are_told(rules: dict) -> None:
-    with pytest.raises(HnsegError, match=rf"^decision\.{next(iter(rules))}"):
-        read_decision(rules)
+    assert decide(foreground, Decision(rule="argmax", thresholds=bars), ["GTVp", "GTVn"]).item() == 0
+    assert decide(foreground, Decision(rule="argmax", thresholds=bars), ["GTVn", "GTVp"]).item() == 1
+    assert decide(foreground, Decision(rule="half", thresholds=bars), ["GTVp", "GTVn"]).item() == 1

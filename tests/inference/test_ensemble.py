@@ -76,12 +76,6 @@ def test_weights_that_leave_no_member_are_told(bundle: Bundle) -> None:
         Ensemble([m for m in bundle.members if m.card["model"] == "resenc"], Decision(weights={"resenc": 0}))
 
 
-def test_probabilities_are_a_distribution_on_the_stages_grid(bundle: Bundle) -> None:
-    probabilities = predict(bundle.members)
-    assert probabilities.shape == (3, *GRID.shape)
-    np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
-
-
 def test_the_input_is_what_was_cut_from_the_images(tmp_path: Path) -> None:
     """A network that passes its PET channel on shows the PET, SUV / 20, where SimpleITK samples it."""
     shown = card("fine", "pointwise", {"weights": [[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]], "biases": [0.0] * 3})
@@ -115,32 +109,6 @@ def test_members_of_different_grids_are_refused_by_name(tmp_path: Path) -> None:
     )
     with pytest.raises(HnsegError, match=r"three_mm.*four_mm|four_mm.*three_mm"):
         Ensemble(bundle.members)
-
-
-def test_a_network_is_built_once_for_each_kind_and_filled_for_each_member(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Four members of three kinds: twice the same cases are three networks, and no member leaves a trace."""
-    built: list[str] = []
-    build = Member.network
-
-    def counted(member: Member) -> torch.nn.Module:
-        built.append(member.card["name"])
-        return build(member)
-
-    monkeypatch.setattr(Member, "network", counted)
-    ensemble = Ensemble(bundle.members)
-    first, again = (ensemble(ct_image(), pet_image(), GRID) for _ in range(2))
-    np.testing.assert_array_equal(first, again)
-    assert built == ["fine_plainconv_fold_0", "fine_resenc_fold_0", "fine_segresnet_fold_0"]
-    np.testing.assert_allclose(first, np.mean([predict([m]) for m in bundle.members], axis=0), atol=1e-6)
-
-
-def test_the_images_are_left_as_they_are(bundle: Bundle) -> None:
-    ct, pet = ct_image(), pet_image()
-    Ensemble(bundle.members)(ct, pet, GRID)
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(ct), sitk.GetArrayFromImage(ct_image()))
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(pet), sitk.GetArrayFromImage(pet_image()))
 
 
 def rising(weight: float, bias: float = 0.0) -> dict[str, Any]:

@@ -103,12 +103,6 @@ def test_a_scan_without_a_head_says_so_and_the_lesion_is_still_found(tmp_path: P
     np.testing.assert_allclose(found_around(result.mask), LESION, atol=3)
 
 
-def test_a_scan_of_the_chest_says_that_it_shows_no_head(blind: Cascade) -> None:
-    result = blind(make_ct(high=-230), make_pet((-160, -160, -420), (160, 160, -230)))
-    assert [said.split(":")[0] for said in result.notes] == ["no head", "nothing coarse"]
-    assert not sitk.GetArrayFromImage(result.mask).any()
-
-
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
@@ -154,12 +148,6 @@ def missing(grid: Grid, low: np.ndarray, high: np.ndarray) -> float:
     return float(1 - np.prod(held))
 
 
-def test_a_pet_narrower_than_the_ct_but_not_than_the_roi_is_not_named(seeing: Cascade) -> None:
-    wide = sitk.ConstantPad(make_ct(), [20, 20, 0], [20, 20, 0], -1000.0)
-    result = seeing(wide, make_pet())
-    assert result.notes == []
-
-
 @pytest.mark.parametrize("offset", [(400.0, 0.0, 0.0), (0.0, 0.0, -420.0)])
 def test_a_pet_that_misses_the_roi_is_an_error(seeing: Cascade, offset: tuple[float, ...]) -> None:
     pet = make_pet()
@@ -167,12 +155,6 @@ def test_a_pet_that_misses_the_roi_is_an_error(seeing: Cascade, offset: tuple[fl
     with pytest.raises(HnsegError, match="PET does not reach the coarse ROI") as caught:
         seeing(make_ct(), pet)
     assert "\n" not in str(caught.value)
-
-
-def test_a_bundle_without_a_head_stage_is_offered_head_masks(tmp_path: Path) -> None:
-    cards = [card("coarse", "pointwise", never()), card("fine", "pointwise", never())]
-    with pytest.raises(HnsegError, match="export a head run too, or give head_masks=DIR"):
-        make_cascade(make_bundle(tmp_path, *cards))
 
 
 def test_a_head_mask_of_another_scan_is_told() -> None:

@@ -1,6 +1,5 @@
 """How members become one map: voxels worked by hand."""
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -47,28 +46,3 @@ def test_the_authors_means_are_of_logits_within_nnunet_and_of_softmax_elsewhere(
     assert fused(Fusion(Decision(fusion="authors")), *order) == pytest.approx(expected)
     assert fused(Fusion(Decision(fusion="authors")), *order[::-1]) == pytest.approx(expected)
     assert fused(Fusion(Decision()), *order) != pytest.approx(expected, abs=0.01)
-
-
-def test_one_kind_alone_is_that_kinds_map() -> None:
-    assert fused(Fusion(Decision(fusion="authors")), RESENC, PLAIN) == pytest.approx([0.875, 0.0625, 0.0625])
-    assert fused(Fusion(Decision(fusion="authors")), SEGRESNET, OTHER_SEGRESNET) == pytest.approx(
-        [0.4, 0.4, 0.2]
-    )
-
-
-def test_weights_belong_to_flat() -> None:
-    assert fused(
-        Fusion(Decision(fusion="authors", weights={"resenc": 9})), RESENC, SEGRESNET
-    ) == pytest.approx([0.64, 0.305, 0.055])
-
-
-@pytest.mark.parametrize("kind", ["flat", "authors"])
-def test_members_are_not_held(kind: str) -> None:
-    """What a member gave may be overwritten as soon as it is added."""
-    members = [(values.clone(), model) for values, model in (RESENC, SEGRESNET, PLAIN)]
-    fusion, kept = Fusion(Decision(fusion=kind)), Fusion(Decision(fusion=kind))
-    for values, model in members:
-        kept.add(values.clone(), model, FRAMEWORKS[model])
-        fusion.add(values, model, FRAMEWORKS[model])
-        values.zero_()
-    np.testing.assert_array_equal(fusion.probabilities(), kept.probabilities())

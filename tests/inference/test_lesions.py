@@ -110,15 +110,6 @@ def test_agreement_is_the_mean_vote_for_the_lesions_class() -> None:
     assert tumour.agreement == pytest.approx((4 + 2 * 0.25) / 6)
 
 
-def test_agreement_is_that_of_the_cube_that_holds_a_voxel_deepest() -> None:
-    """Cubes of 40 mm about x = 1 and 24 mm: a voxel is as deep in both at 12.5 mm."""
-    mask = volume(three_lesions(), (2, 2, 3))
-    cubes = [Grid.centred((x, 12, 18), (40,) * 3, (1.0, 1.0, 1.0)) for x in (1, 24)]
-    votes = [np.full((2, 40, 40, 40), share, np.float32) for share in (1.0, 0.4)]
-    (tumour, *_) = described(mask, uniform(mask), votes=votes, grids=cubes)
-    assert tumour.agreement == pytest.approx((3 * 1 + 3 * 0.4) / 6)  # 8, 10, 12 and 14, 16, 18 mm
-
-
 def test_a_single_member_agrees_with_nobody_and_beside_the_pet_there_is_no_uptake() -> None:
     mask = volume(three_lesions(), (2, 2, 3))
     for one in described(mask, uniform(mask, origin=(500.0, 0.0, 0.0))):

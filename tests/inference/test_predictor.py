@@ -30,28 +30,6 @@ def test_a_volume_of_the_patchs_size_is_the_networks_own_output(network: nn.Modu
     assert not logits.requires_grad
 
 
-@pytest.mark.parametrize("tiling", ["nnunet", "monai"])
-def test_windows_of_a_pointwise_network_leave_no_seam(tiling: str) -> None:
-    network = nn.Conv3d(2, 3, 1)
-    volume = image(13, 17, 11)
-    stitched = Predictor((8, 8, 8), tiling, mirror=(0, 2))(network, volume)
-    torch.testing.assert_close(stitched, network(volume).detach(), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(5, 8, 8), (3, 5, 7), (5, 20, 8)])
-def test_a_volume_smaller_than_the_patch_keeps_its_shape(
-    network: nn.Module, shape: tuple[int, int, int]
-) -> None:
-    sizes = []
-
-    def spy(window: Tensor) -> Tensor:
-        sizes.append(tuple(window.shape[2:]))
-        return network(window)
-
-    assert Predictor((8, 8, 8))(spy, image(*shape)).shape == (1, 3, *shape)
-    assert set(sizes) == {(8, 8, 8)}
-
-
 def test_a_small_volume_is_shown_among_zeros() -> None:
     network = nn.Conv3d(2, 3, 3, padding=1, bias=False)
     volume = image(4, 8, 8)
@@ -66,12 +44,6 @@ def test_mirroring_is_the_mean_over_eight_flips(network: nn.Module) -> None:
     ]
     by_hand = torch.stack([network(volume.flip(axes)).flip(axes) for axes in flips]).mean(0)
     torch.testing.assert_close(Predictor((8, 8, 8), mirror=(0, 1, 2))(network, volume), by_hand.detach())
-
-
-def test_mirroring_keeps_to_the_axes_asked_for(network: nn.Module) -> None:
-    volume = image(8, 8, 8)
-    by_hand = (network(volume) + network(volume.flip(4)).flip(4)) / 2
-    torch.testing.assert_close(Predictor((8, 8, 8), mirror=(2,))(network, volume), by_hand.detach())
 
 
 def test_a_network_of_other_axes_sees_the_volume_turned_and_mirrored_along_ours(network: nn.Module) -> None:
@@ -90,12 +62,3 @@ def test_a_member_says_its_windows_and_whether_it_may_be_mirrored() -> None:
     assert Predictor.of(card, mirror=True) == Predictor((8, 8, 8), "monai", 0.625)
     assert Predictor.of({"patch": [8, 8, 8]}, mirror=True) == Predictor((8, 8, 8), mirror=(0, 1, 2))
     assert Predictor.of({"patch": [8, 8, 8]}) == Predictor((8, 8, 8))
-
-
-def test_bfloat16_is_close_to_float32_and_comes_back_as_float32(network: nn.Module) -> None:
-    volume = image(12, 12, 12)
-    exact = Predictor((8, 8, 8))(network, volume)
-    rounded = Predictor((8, 8, 8), precision="bfloat16")(network, volume)
-    assert rounded.dtype == torch.float32
-    assert not torch.equal(rounded, exact)
-    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)

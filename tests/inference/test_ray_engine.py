@@ -11,7 +11,7 @@ from threading import Thread
 
 import pytest
 import torch
-from entry import ROOT, compose_job, refused, run
+from entry import ROOT, compose_job, run
 from fabricate import pet_image, write_case
 from members import DECISION, HOT, WHOLE, card, make_bundle
 from processes import all_end, descendants, listening
@@ -120,13 +120,6 @@ def test_ray_leaves_what_one_process_leaves_which_does_not_do_it_again(place: Pa
     assert said[1] == "not segmented: B-bad (reasons in ray/cases.csv)"
     assert contents(place / "ray") == contents(place / "local")
     assert "6 skipped" in infer("ray", "engine=local").stdout
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("only_cluster")
-def test_a_cluster_that_does_not_run_is_refused(place: Path) -> None:
-    line = refused(run("infer.py", *PLACES, "out=none", "engine=ray", "engine.address=auto", cwd=place))
-    assert line.startswith("infer.py: error: engine.address=auto: Ray cannot be reached")
 
 
 @pytest.mark.slow

@@ -1,12 +1,10 @@
 """A case list that is run again: nothing stale, nothing twice, and nothing of somebody else's replaced."""
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import SimpleITK as sitk
 from again import NAMES, NODE, outcomes, statuses
@@ -64,18 +62,6 @@ def test_one_changed_file_costs_its_case_alone(
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_a_factor_for_the_pet_makes_another_case(scans: Path, bundle: Bundle, tmp_path: Path) -> None:
-    lines = [
-        "case_id,ct,pet,pet_factor",
-        *(f"{n},scans/{n}/{n}__CT.nii.gz,scans/{n}/{n}__PT.nii.gz," for n in "AB"),
-    ]
-    (tmp_path / "list.csv").write_text("\n".join(lines))
-    statuses(tmp_path / "list.csv", make_cascade(bundle), tmp_path / "out")
-    (tmp_path / "list.csv").write_text("\n".join(lines) + "1.5")
-    again = statuses(tmp_path / "list.csv", make_cascade(bundle), tmp_path / "out")
-    assert again == {"A": "skipped", "B": "ok"}
-
-
 def test_other_networks_rules_or_settings_segment_all_cases_again(
     scans: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -120,18 +106,6 @@ def test_a_case_that_failed_is_tried_again(scans: Path, bundle: Bundle, tmp_path
     }
 
 
-def test_masks_of_one_format_take_the_place_of_the_others(
-    scans: Path, bundle: Bundle, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    statuses(scans, make_cascade(bundle), out)
-    first = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "A.nii.gz")))
-    assert set(statuses(scans, make_cascade(bundle), out, extension=".mha").values()) == {"ok"}
-    assert {path.name for path in out.glob("?.*") if path.suffix != ".json"} == {f"{n}.mha" for n in NAMES}
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(out / "A.mha"))), first)
-    assert first.any()
-
-
 @pytest.mark.parametrize("drawn", ["A.nii.gz", "A.mha", "A.nii"])
 def test_a_mask_that_somebody_changed_stays_until_replacing_is_asked_for(
     scans: Path, bundle: Bundle, tmp_path: Path, drawn: str
@@ -148,14 +122,6 @@ def test_a_mask_that_somebody_changed_stays_until_replacing_is_asked_for(
     assert table(out)["A"]["status"] == "ok"  # of the mask before
     assert statuses(scans, make_cascade(bundle), out, overwrite=True)["A"] == "ok"
     assert sitk.ReadImage(str(out / "A.nii.gz")).GetPixelID() == sitk.sitkUInt8
-
-
-def test_a_copied_folder_is_not_taken_for_changed(scans: Path, bundle: Bundle, tmp_path: Path) -> None:
-    """Its masks have other times, and the same bytes."""
-    statuses(scans, make_cascade(bundle), tmp_path / "out")
-    shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)
-    assert set(statuses(scans, make_cascade(bundle), tmp_path / "copy").values()) == {"skipped"}
-    assert set(statuses(scans, make_cascade(bundle, mirror=True), tmp_path / "copy").values()) == {"ok"}
 
 
 def test_a_mask_that_hnseg_did_not_make_stays(scans: Path, bundle: Bundle, tmp_path: Path) -> None:

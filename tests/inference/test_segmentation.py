@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from entry import compose_job, load
-from fabricate import ct_image, pet_image, write_case
+from fabricate import ct_image, pet_image
 from members import DECISION, card, make_bundle, make_cascade
 from scipy import stats
 
@@ -91,28 +90,3 @@ def test_maps_come_back_on_the_cts_grid_where_they_are_asked_for(
     only = segment(tmp_path / "only", TUMOUR, uncertainty=True)
     assert list(voxels(only)) == ["entropy", "mutual_information"]
     assert voxels(only)["mutual_information"].max() < 1e-6
-
-
-def test_a_case_in_which_nothing_is_found_has_no_lesion_and_comes_first(tmp_path: Path) -> None:
-    nothing = {"weights": [[0.0, 0.0]] * 3, "biases": [10.0, -10.0, -10.0]}
-    result = segment(tmp_path, nothing, nothing)
-    assert result.lesions == []
-    assert result.review_reasons == ["no lesion found"]
-
-
-@pytest.mark.parametrize(
-    ("key", "names"),
-    [
-        ("probabilities", {"probability_GTVp", "probability_GTVn"}),
-        ("uncertainty", {"entropy", "mutual_information"}),
-    ],
-)
-def test_maps_are_asked_for_by_key(tmp_path: Path, key: str, names: set[str]) -> None:
-    bundle = make_bundle(tmp_path, card("fine", "pointwise", TUMOUR, grid=ROI))
-    write_case(tmp_path / "scans", "A-1")
-    places = [f"cases={tmp_path / 'scans'}", f"bundle={bundle.path}", f"out={tmp_path / 'out'}"]
-    load("infer").main(
-        compose_job("infer", *places, "trainer.device=cpu", "trainer.precision=float32", f"{key}=true")
-    )
-    maps = (tmp_path / "out" / "maps" / "A-1").iterdir()
-    assert {path.name.removesuffix(".nii.gz") for path in maps} == names

@@ -68,13 +68,6 @@ def test_members_that_are_sure_of_different_classes_differ_most() -> None:
     assert between.item() == pytest.approx(1, abs=1e-6)
 
 
-def test_members_that_share_a_doubt_do_not_differ() -> None:
-    doubt = np.zeros((2, 3, 1, 1, 1), np.float32)
-    total, between = gathered(doubt, np.ones(2)).uncertainty(np.full((3, 1, 1, 1), 1 / 3, np.float32))
-    assert total.item() == pytest.approx(1, abs=1e-6)
-    assert between.item() == pytest.approx(0, abs=1e-6)
-
-
 def test_agreement_is_the_weighted_share_of_members_by_their_likeliest_class() -> None:
     """Two say GTVp, one GTVn with weight 2, one background: of 5, 2 and 2."""
     disagreement = Disagreement(information=False)
@@ -85,18 +78,6 @@ def test_agreement_is_the_weighted_share_of_members_by_their_likeliest_class() -
     assert disagreement.agreement().ravel().tolist() == pytest.approx([2 / 5, 2 / 5])
     disagreement.add(logits(0.4, 0.4, 0.2), 5)  # no more likely than the background
     assert disagreement.agreement().ravel().tolist() == pytest.approx([2 / 10, 2 / 10])
-
-
-def test_members_are_not_held() -> None:
-    """What a member gave may be overwritten as soon as it is added."""
-    members = np.random.default_rng(0).normal(0, 2, (3, 3, 2, 2, 2)).astype(np.float32)
-    kept, fused = gathered(members.copy(), np.ones(3)), special.softmax(members, axis=1).mean(axis=0)
-    disagreement = Disagreement(information=True)
-    for member in members:
-        disagreement.add(torch.from_numpy(member))
-        member[:] = 0
-    np.testing.assert_array_equal(disagreement.uncertainty(fused), kept.uncertainty(fused))
-    np.testing.assert_array_equal(disagreement.agreement(), kept.agreement())
 
 
 def test_an_ensemble_tells_how_its_members_differ(tmp_path: Path) -> None:

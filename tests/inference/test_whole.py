@@ -36,19 +36,6 @@ def test_a_whole_roi_is_the_networks_own_output_for_it(tmp_path: Path, architect
     assert np.abs(found - windowed).max() > 1e-3
 
 
-def test_axes_of_an_imported_network_take_their_own_steps(tmp_path: Path) -> None:
-    settings = {
-        "features": [4, 8, 8],
-        "strides": [1, [2, 2, 2], [1, 2, 2]],
-        "convolutions": 1,
-        "decoder_convolutions": 1,
-    }
-    turned = {"order": [2, 1, 0], "flip": []}  # the network's first axis is our x
-    bundle = make_bundle(tmp_path, card("fine", "plainconv", settings, grid=GRID, axes=turned))
-    (member,) = bundle.whole().members
-    assert member.card["patch"] == [20, 20, 22]
-
-
 def _scaled(ct: sitk.Image, pet: sitk.Image, grid: Grid) -> list[np.ndarray]:
     images = sample_images(STUDY, ct, pet, grid)
     return [np.clip(images["ct"], -200, 200) / 200, np.clip(images["pet"], 0, 20) / 20]
