@@ -124,6 +124,9 @@ def _open_run(folder: Path, mode: str, **fields: Any) -> Iterator[wandb.Run]:
 
 def require_login(option: str) -> None:
     """Refuses to go online, as `option` asks, without credentials; nothing is sent, no prompt waits."""
+    os.environ.setdefault(
+        "WANDB_SILENT", "true"
+    )  # else login asks the server for the user's name, to print it
     wandb.teardown()  # after an offline run of this process W&B would not look for credentials
     try:
         found, reason = wandb.login(prompt=False, verify=False), ""

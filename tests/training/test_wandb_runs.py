@@ -189,6 +189,8 @@ def test_a_key_is_found_even_after_an_offline_run(tmp_path, log, monkeypatch, lo
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     require_login("--mode online")
     assert no_network == []
+    logs = tmp_path.glob(".cache/wandb/logs/core-debug-*.log")  # of W&B's own process
+    assert not any("graphql" in path.read_text() for path in logs)
 
 
 ROWS = [
