@@ -4,8 +4,10 @@
 #   docker run --rm --network none --gpus all -v BUNDLE:/opt/ml/model:ro -v IN:/input:ro -v OUT:/output hnseg
 FROM python:3.12-slim
 WORKDIR /opt/hnseg
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
 COPY hnseg hnseg
+COPY conf conf
+COPY sweeps sweeps
 RUN pip install --no-cache-dir -c constraints.txt '.[openvino]' \
  && useradd --create-home --uid 1000 user
 USER user

@@ -27,7 +27,9 @@ from yaml import YAMLError
 from hnseg.errors import HnsegError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-_CONF, _SWEEPS = REPOSITORY / "conf", REPOSITORY / "sweeps"
+# Holds conf/ and sweeps/: the repository, or where hnseg is installed from a wheel, the package.
+HOME = next(path for path in (Path(__file__).parent, REPOSITORY) if (path / "conf").is_dir())
+_CONF, _SWEEPS = HOME / "conf", HOME / "sweeps"
 _FOLDS = re.compile(r"all|([0-9]+)(?:-([0-9]+))?")
 _FOLD_OVERRIDE = re.compile(r"(\+{0,2}fold)=(.*)", re.DOTALL)
 _DEFAULTS = re.compile(r"^defaults:.*\n(?: .*\n)*", re.MULTILINE)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hnseg.app import REPOSITORY
+from hnseg.app import HOME
 from hnseg.config import Data, Job
 from hnseg.data.splits import CENTRES, Split
 from hnseg.errors import HnsegError, few
@@ -91,7 +91,7 @@ def read_cohort(data: Data, stage: str) -> tuple[list[Case], Split]:
     if data.split == CENTRES:
         return cases, Split.leave_one_center_out(cohort).only(cases)
     path = Path(data.split)  # relative to the working directory or to the repository
-    path = path if path.exists() else REPOSITORY / path
+    path = path if path.exists() else HOME / path
     return cases, Split.read(path, cohort, list(data.exclude)).only(cases)
 
 
