@@ -1,4 +1,4 @@
-"""Entries of the cache: a case on a stage's grid, whole or absent, under a hash of its sources."""
+"""Entries of the cache: a case on a stage's grid, under a hash of its sources."""
 
 from __future__ import annotations
 
@@ -26,12 +26,7 @@ class CacheError(HnsegError):
 
 @dataclass(frozen=True)
 class StageVolume:
-    """A case on a stage's grid in the cache.
-
-    Args:
-        case_id: The case.
-        folder: Holds ct.npy, pet.npy (where the stage's networks see it), label.npy (z, y, x) and meta.json.
-    """
+    """A case on a stage's grid: a folder of ct.npy, perhaps pet.npy, label.npy (z, y, x) and meta.json."""
 
     case_id: str
     folder: Path
@@ -54,15 +49,11 @@ class StageVolume:
 
     @cached_property
     def arrays(self) -> tuple[str, ...]:
-        """What it holds of `ct`, `pet` and `label`."""
-        return tuple(name for name in ARRAYS if self._file(name).exists())
-
-    def _file(self, name: str) -> Path:
-        return self.folder / f"{name}.npy"
+        return tuple(name for name in ARRAYS if (self.folder / f"{name}.npy").exists())
 
     def load(self, name: str) -> NDArray[Any]:
-        """One of its `arrays` as a memory map (z, y, x), margin included."""
-        return np.load(self._file(name), mmap_mode="r")
+        """One of the `arrays` as a memory map (z, y, x), margin included."""
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
 
 def entry_folder(folder: Path, case: Case, masks: Path | None) -> Path:
@@ -72,11 +63,6 @@ def entry_folder(folder: Path, case: Case, masks: Path | None) -> Path:
 
 def write_entry(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: Path) -> None:
     """Writes an entry, whole or not at all; a whole one stays, since a training may be reading it.
-
-    Args:
-        arrays: By name, (z, y, x).
-        meta: What meta.json holds beside the files' sizes.
-        target: The entry's folder.
 
     Raises:
         CacheError: The cache cannot be written.

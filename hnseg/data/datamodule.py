@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,12 +29,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Loading:
-    """Loader processes of a training.
-
-    Args:
-        workers: Processes; with 0 the training process loads by itself.
-        pin: Copy batches to the GPU from memory that it reads directly, while it computes.
-    """
+    """Loader processes of a training (0: it loads by itself), and whether batches lie in pinned memory."""
 
     workers: int
     pin: bool
@@ -50,10 +46,8 @@ def choose_loading(
 ) -> Loading:
     """How to load for one training.
 
-    On the processor alone the network takes all cores, and loader processes would take turns with it. Each
-    GPU gets its share of the cores but one, at most as many as nnU-Net takes. Batches lie in shared memory,
-    of which a container often has little, and a loader that finds none is killed: batches take at most half
-    of it.
+    Without a GPU the network takes all cores. Each GPU gets its share of the cores but one, at most as many
+    as nnU-Net takes. Batches take at most half of the shared memory, of which a container often has little.
 
     Args:
         workers: Processes, or `auto`.
@@ -94,7 +88,7 @@ class StageDataModule(L.LightningDataModule):
         samples: Patches an epoch; None is one pass over the training cases.
         cache: Folder of prepared volumes.
         heads: Folder of head masks, where the stage needs them.
-        coarse: Folder of coarse predictions of models that have not seen the case, or None.
+        coarse: Folder of out-of-fold coarse predictions, or None.
         train_roi: What places the ROI in training: `truth` or `coarse`.
         augment: Transforms of patches.
         scan_augment: Transforms of scans, before the input chain.
@@ -138,16 +132,11 @@ class StageDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Fills the cache; what has not changed is reused. Called on one process only."""
-        trained = {case.case_id for case in self.cases["train"]}
-        new = [case for case in self.cases["validation"] if case.case_id not in trained]
-        training_roi = self.coarse if self.train_roi == "coarse" else None
-        for coarse in self._validation_rois():
-            both = coarse == training_roi  # in one go, so that all cores are busy to the end
-            self._prepare([*self.cases["train"], *new] if both else self.cases["validation"], coarse)
+        self._train_volumes()
+        self._validation_volumes()
 
     def fingerprint(self) -> Fingerprint | None:
-        """Measures the constants that the input chain lacks on the training fold, and fills them in; None if
-        it lacks none."""
+        """Measures the constants that the input chain lacks on the training fold, and fills them in."""
         if not needs_fingerprint(self.spec):
             return None
         fingerprint = Fingerprint.measure(self._train_volumes(), self.spec, self.cache)
@@ -156,10 +145,7 @@ class StageDataModule(L.LightningDataModule):
 
     def digest(self) -> str:
         """Digest of the prepared volumes that are trained and validated on."""
-        self.prepare_data()
-        rois = self._validation_rois()
-        validation = [volume for coarse in rois for volume in self._prepare(self.cases["validation"], coarse)]
-        return digest_volumes([*self._train_volumes(), *validation])
+        return digest_volumes(chain(self._train_volumes(), *self._validation_volumes()))
 
     def setup(self, stage: str) -> None:
         """Builds the data sets from the cache."""
@@ -174,9 +160,10 @@ class StageDataModule(L.LightningDataModule):
             scan_augment=self.scan_augment,
         )
         rank, size = self.shard
-        volumes = [self._prepare(self.cases["validation"], coarse) for coarse in self._validation_rois()]
-        classes = len(self.stage.classes)
-        self.validation_sets = [VolumeDataset(cases[rank::size], self.spec, classes) for cases in volumes]
+        self.validation_sets = [
+            VolumeDataset(volumes[rank::size], self.spec, len(self.stage.classes))
+            for volumes in self._validation_volumes()
+        ]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Patches in numbered order; see `PatchDataset`."""
@@ -207,8 +194,10 @@ class StageDataModule(L.LightningDataModule):
             return augment_batch(self.augment, batch)
         return batch
 
-    def _validation_rois(self) -> list[Path | None]:
-        return [None] if self.coarse is None else [None, self.coarse]
+    def _validation_volumes(self) -> list[list[StageVolume]]:
+        """With the true ROIs, and with the predicted ones where there are any."""
+        rois = [None] if self.coarse is None else [None, self.coarse]
+        return [self._prepare(self.cases["validation"], coarse) for coarse in rois]
 
     def _train_volumes(self) -> list[StageVolume]:
         return self._prepare(self.cases["train"], self.coarse if self.train_roi == "coarse" else None)

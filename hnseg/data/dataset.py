@@ -13,17 +13,13 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from hnseg.card import InputSpec
 from hnseg.data.augment import Compose, RandomAffine, Sample, Streams
 from hnseg.data.cache import StageVolume
-from hnseg.data.coordinates import coordinate_channels, follow
 from hnseg.data.intensity import input_transform, network_input, to_subject
-from hnseg.data.patch import Shape, foreground_voxel, sample_patch
-from hnseg.data.sampling import MODALITIES
+from hnseg.data.patch import Shape, coordinate_channels, follow, foreground_voxel, sample_patch
+from hnseg.data.resample import MODALITIES
 
 
 def roi_subject(volume: StageVolume, start: Sequence[int]) -> tio.Subject:
-    """The ROI of a cached volume that begins at voxel `start` (z, y, x).
-
-    It holds `ct` in HU, `pet` in SUV where the stage sees it, and `label`.
-    """
+    """`ct` (HU), perhaps `pet` (SUV) and `label` of the ROI that begins at voxel `start` (z, y, x)."""
     arrays = {name: volume.load(name) for name in volume.arrays}
     spans = zip(start, arrays["label"].shape, volume.margin, strict=True)
     box = tuple(slice(a, a + n - 2 * m) for a, n, m in spans)
@@ -33,7 +29,7 @@ def roi_subject(volume: StageVolume, start: Sequence[int]) -> tio.Subject:
 
 
 def to_item(sample: Sample) -> dict[str, Any]:
-    """What a network is trained on: `image` (C, z, y, x) float32, `label` (z, y, x) uint8, `case_id`."""
+    """`image` (C, z, y, x) float32, `label` (z, y, x) uint8 and `case_id`, as networks are trained on."""
     image = sample.image
     if sample.position is not None:
         coordinates = coordinate_channels(sample.position, image.shape[1:], image.device)
@@ -60,7 +56,7 @@ def augment_batch(augment: Compose, samples: Sequence[Sample]) -> dict[str, Any]
 
 
 class Shard(NamedTuple):
-    """What one of several processes takes of a batch: the `rank`-th of `size` equal parts."""
+    """The `rank`-th of `size` equal parts of a batch, for one of several processes."""
 
     rank: int = 0
     size: int = 1
@@ -103,16 +99,16 @@ class PatchDataset(Dataset[dict[str, Any] | Sample]):
     """Training patches, numbered without end.
 
     The order is: jittered ROI → scan transforms → intensity chain → patch → augmentation. Each of these draws
-    from a random stream of its own (`Streams`). Where the augmentation begins with an affine transform that
-    turns patches in their surroundings, as nnU-Net's does, that transform cuts the patch, and patches are
-    placed as nnU-Net places them; otherwise they stay inside the (padded) ROI.
+    from a random stream of its own (`Streams`). As in nnU-Net, an affine transform may come first that cuts
+    the patch itself, out of larger surroundings in which it turns the patch; then patches are placed as by
+    nnU-Net, and may overhang the ROI. Otherwise they stay inside the (padded) ROI.
 
     Args:
         volumes: Cached cases of the training folds.
         spec: The input chain.
         patch: Patch shape (z, y, x).
-        batch_size: Samples of a batch, among which nnU-Net's rule forces the last ones onto
-            foreground: a random voxel of a random class present is in the patch's middle.
+        batch_size: Samples of a batch, the last of which are forced onto foreground by nnU-Net's rule:
+            a random voxel of a random class present is in the patch's middle.
         augment: Transforms of patches, or None. Those for another device are left to `augment_batch`.
         seed: Of cases, positions and augmentation.
         foreground: Part of each batch that is forced onto foreground, rounded as nnU-Net does
@@ -138,7 +134,7 @@ class PatchDataset(Dataset[dict[str, Any] | Sample]):
         self.batch_size, self.jitter, self.scan_augment = batch_size, jitter, scan_augment
         self.unforced = round(batch_size * (1 - foreground))
         first = next(iter(augment.transforms.values()), None) if augment else None
-        self.around = first.surroundings(patch) if isinstance(first, RandomAffine) else None
+        self.surroundings = first.surroundings(patch) if isinstance(first, RandomAffine) else None
 
     @property
     def augments_on_device(self) -> bool:
@@ -171,20 +167,14 @@ class PatchDataset(Dataset[dict[str, Any] | Sample]):
         return int(Streams(self.seed, turn)("cases").permutation(len(self.volumes))[index])
 
     def _cut(self, sample: Sample, forced: bool) -> None:
-        """Cuts a patch, or what the augmentation will cut it from.
-
-        Args:
-            sample: The whole ROI.
-            forced: Onto foreground. Fixed by the sample's place in its batch, as nnU-Net does, not drawn.
-        """
-        shape, size = sample.label.shape, self.patch
-        if self.around is None and shape == size:
+        """Cuts a patch, or the surroundings that the augmentation will cut it from, out of the whole ROI."""
+        shape, size, around = sample.label.shape, self.patch, self.surroundings
+        if around is None and shape == size:
             return
         rng = sample.streams("patch")
         voxel = foreground_voxel(sample.label, rng) if forced else None
-        how: dict[str, Any] = {"around": self.around, "voxel": voxel, "overhang": self.around is not None}
-        patch = sample_patch(shape, size, rng, **how)
-        if self.around is None:
+        patch = sample_patch(shape, size, rng, around=around, voxel=voxel, overhang=around is not None)
+        if around is None:
             first: Sequence[int] = patch.first
             image, label = patch.cut(sample.image), patch.cut(sample.label)
         else:
@@ -197,13 +187,7 @@ class PatchDataset(Dataset[dict[str, Any] | Sample]):
 
 
 class VolumeDataset(Dataset[dict[str, Any]]):
-    """Whole ROIs in fixed order, without augmentation: validation and test.
-
-    Args:
-        volumes: Cached cases.
-        spec: The input chain.
-        classes: Number of foreground classes.
-    """
+    """Whole ROIs in fixed order, without augmentation: validation and test."""
 
     def __init__(self, volumes: Sequence[StageVolume], spec: InputSpec, classes: int) -> None:
         self.volumes, self.spec, self.classes = list(volumes), spec, classes

@@ -71,10 +71,7 @@ class Fingerprint(BaseModel):
     def measure(cls, volumes: Sequence[StageVolume], spec: InputSpec, cache: Path) -> Fingerprint:
         """Measures the ROIs of the training cases, or reads what was measured on the same ones.
 
-        Args:
-            volumes: Prepared cases of the training fold.
-            spec: The input chain; its normalisation is left out.
-            cache: Folder of the cache.
+        The input chain's normalisation is left out.
 
         Raises:
             HnsegError: No case has a foreground voxel.

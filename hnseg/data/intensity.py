@@ -1,4 +1,4 @@
-"""How a network's input is made from HU and SUV: window, enhancement, scaling, normalisation, coordinates."""
+"""A network's input from HU and SUV: window, enhancement, scaling, normalisation, coordinates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torchio as tio
 from torch import Tensor
 
 from hnseg.card import InputSpec, Normalise, Power
-from hnseg.data.coordinates import coordinate_channels, roi_position
+from hnseg.data.patch import coordinate_channels, roi_position
+from hnseg.data.resample import minmax, window
 
 _EPS = 1e-8
 _FORMULAS: dict[str, Callable[..., Tensor]] = {
@@ -23,7 +24,7 @@ _FORMULAS: dict[str, Callable[..., Tensor]] = {
     # A constant image has no spread: 0 / 0 in Auto3DSeg, 1/2 everywhere here.
     "sigmoid": lambda x: torch.sigmoid((x - x.min()) / x.std().clamp_min(_EPS)),
     "cohort": lambda x, mean, std: (x - mean) / max(std, _EPS),
-    "rescale": lambda x: (x - x.min()) / (x - x.min()).max().clamp_min(_EPS),
+    "rescale": minmax,
 }
 
 
@@ -38,26 +39,8 @@ def normalise(channel: Tensor, how: Normalise) -> Tensor:
     return _FORMULAS[how.scheme](channel, **how.constants)
 
 
-def window(ct: Tensor, low: float, high: float) -> Tensor:
-    """Clips CT to [low, high] HU and scales it to [0, 1] (paper section 2.3)."""
-    return (ct.clamp(low, high) - low) / (high - low)
-
-
-def minmax(x: Tensor) -> Tensor:
-    """To [0, 1] by the image's extremes."""
-    low, high = x.min(), x.max()
-    return (x - low) / (high - low).clamp_min(_EPS)
-
-
 def scale_pet(suv: Tensor, rule: Literal["minmax", "suv"], upper: float) -> Tensor:
-    """PET to [0, 1].
-
-    Args:
-        suv: PET, SUV.
-        rule: `minmax` over the crop (paper), or `suv`, which divides by a fixed SUV and clips, so that
-            the absolute scale is kept.
-        upper: SUV that becomes 1 under `suv`.
-    """
+    """PET in SUV to [0, 1]: by `minmax` over the crop (paper), or by `suv`, where `upper` SUV become 1."""
     # The B-spline undershoots beside hot spots; negative activity means nothing.
     suv = suv.clamp_min(0)
     return (suv / upper).clamp_max(1) if rule == "suv" else minmax(suv)
@@ -66,8 +49,7 @@ def scale_pet(suv: Tensor, rule: Literal["minmax", "suv"], upper: float) -> Tens
 def enhance(x: Tensor, powers: tuple[Power, ...]) -> Tensor:
     """x (1, z, y, x) in [0, 1] → the channels [x, *powers], for instance [x, x², x^(1/3)].
 
-    The powers are taken on [0, 1]: on [-1, 1] the square is not monotonic (two tissues would share a
-    value) and the cube root of a negative is no real power.
+    On [-1, 1] the square would not be monotonic, and the cube root of a negative is no real power.
     """
     exponents = {"square": 2, "cube_root": 1 / 3}
     # The B-spline leaves [0, 1] a little where a windowed image is sampled again.
@@ -75,9 +57,9 @@ def enhance(x: Tensor, powers: tuple[Power, ...]) -> Tensor:
     return torch.cat([x, *(x ** exponents[power] for power in powers)])
 
 
-def rescale(ct: Tensor, low: float, high: float) -> Tensor:
-    """CT channels from [0, 1] to [low, high], channel by channel after the powers."""
-    return ct * (high - low) + low
+def stretch(x: Tensor, low: float, high: float) -> Tensor:
+    """From [0, 1] to [low, high]."""
+    return x * (high - low) + low
 
 
 class StackChannels(tio.transforms.Transform):
@@ -102,7 +84,7 @@ class StackChannels(tio.transforms.Transform):
 def to_subject(images: Mapping[str, Tensor], label: Tensor | None = None) -> tio.Subject:
     """CT in HU, PET in SUV and perhaps labels of an ROI, all (z, y, x), by modality.
 
-    The subject's affine says where its voxels lie in the ROI (`hnseg.data.coordinates`), padding included.
+    The subject's affine says where its voxels lie in the ROI (`hnseg.data.patch`), padding included.
     """
     (shape,) = {tuple(image.shape) for image in images.values()}
     affine = np.vstack([roi_position(shape), [0, 0, 0, 1]])
@@ -113,9 +95,9 @@ def to_subject(images: Mapping[str, Tensor], label: Tensor | None = None) -> tio
 
 
 def input_transform(spec: InputSpec) -> tio.Compose:
-    """Subject with the modalities (1, z, y, x) and perhaps `label` → subject with `image` (C, z, y, x).
+    """Subject with the modalities (1, z, y, x) and perhaps `label` → with padded `image` (C, z, y, x).
 
-    It is padded, and has no coordinates yet. The subject given is changed; its tensors are not.
+    The subject is changed; its tensors are not.
     """
     steps: list[tio.Transform] = []
 
@@ -132,7 +114,7 @@ def input_transform(spec: InputSpec) -> tio.Compose:
         if powers := spec.powers(name):
             scale(name, enhance, powers=powers)
     if spec.ct_window is not None:
-        scale("ct", rescale, low=spec.ct_range[0], high=spec.ct_range[1])
+        scale("ct", stretch, low=spec.ct_range[0], high=spec.ct_range[1])
     schemes = spec.normalise or (Normalise("none"),) * len(spec.intensities)
     steps.append(StackChannels(spec.modalities, schemes))
     if spec.pad_to is not None:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from hnseg.card import STUDY, Sampling, Stage, plain
 from hnseg.data.cache import CacheError, StageVolume, entry_folder, is_whole, write_entry
-from hnseg.data.sampling import MODALITIES, sample_images, sample_label
+from hnseg.data.resample import MODALITIES, sample_images, sample_label
 from hnseg.errors import HnsegError
 from hnseg.files import digest, digest_file, replacing
 from hnseg.imaging.audit import check_case
@@ -37,14 +37,12 @@ def needs_head(stage: Stage) -> bool:
 
 
 def placing_mask(case: Case, stage: Stage, ct: sitk.Image, masks: Path | None) -> sitk.Image | None:
-    """The mask that places a case's ROI by another than its label.
+    """A case's head mask (1, whichever value an editor gave it) if the stage needs it, or coarse prediction.
 
-    Returns:
-        Its head mask (1, whichever value an editor gave it) if the stage needs it, else its coarse
-        prediction; None without `masks`.
+    None without `masks`: the case's own label places its ROI.
 
     Raises:
-        HnsegError: It does not exist, or is not on the CT's grid.
+        HnsegError: The mask does not exist, or is not on the CT's grid.
     """
     if masks is None and not needs_head(stage):
         return None
@@ -100,9 +98,6 @@ def _searched(masks: Path, case_id: str) -> sitk.Image | None:
     """The ROI in which infer.py looked for coarse lesions, empty; None without its record, OUT/CASE.json.
 
     The brightest PET is sought in it, not in a bladder far below.
-
-    Raises:
-        HnsegError: The record is damaged.
     """
     path = masks / f"{case_id}.json"
     if not path.exists():
@@ -151,7 +146,7 @@ def prepare(
     margin_mm: float = 0.0,
     workers: int | None = None,
 ) -> list[StageVolume]:
-    """Brings cases onto a stage's grid, in parallel, reusing whatever has not changed.
+    """Brings cases onto a stage's grid, in parallel, reusing what has not changed.
 
     Args:
         cases: Cases with labels (the head stage needs head masks instead).
@@ -169,8 +164,7 @@ def prepare(
         One volume a case, in the order given.
 
     Raises:
-        HnsegError: Cases that cannot be used, each by name and reason, while the others are kept; the cache
-            cannot be written; or a worker was killed, most likely for want of memory.
+        HnsegError: Cases that cannot be used, each by name and reason, while the others are kept.
     """
     masks = heads if needs_head(stage) else coarse
     folder = cache / _folder_name(stage, sampling, modalities, masks, margin_mm)
@@ -203,8 +197,7 @@ def _folder_name(
 ) -> str:
     """Of what holds the entries of a stage and its settings."""
     settings = {"stage": plain(stage), "sampling": plain(sampling), "margin": margin_mm, "format": FORMAT}
-    if tuple(modalities) != MODALITIES:
-        settings["modalities"] = list(modalities)
+    settings["modalities"] = list(modalities)
     if masks is not None:  # a case whose mask is missing has no entry, though it may have one without masks
         settings["masks"] = str(masks.resolve())
     return f"{stage.name}-{digest(settings)}"
@@ -241,21 +234,13 @@ def prepare_case(
     masks: Path | None = None,
     margin_mm: float = 0.0,
 ) -> StageVolume:
-    """Writes one case's entry, whole or not at all.
+    """Writes one case's entry FOLDER/CASE/KEY, whole or not at all.
 
-    Args:
-        case: The case.
-        stage: The stage.
-        folder: Where the entry goes, as FOLDER/CASE/KEY.
-        sampling: What the volumes are cut from.
-        modalities: Those that the entry holds.
-        masks: Folder of the masks that place the ROI: heads for the stages that need them, else coarse
-            predictions; None places it by the labels.
-        margin_mm: Anatomy kept around the ROI, mm.
+    Args as for `prepare`; `masks` are heads for the stages that need them, else coarse predictions, and None
+    places the ROI by the labels.
 
     Raises:
-        HnsegError: The case cannot be used, and why.
-        CacheError: The cache cannot be written.
+        HnsegError: The case cannot be used.
     """
     target = entry_folder(folder, case, masks)  # before they are read: they may change meanwhile
     ct, pet = read_scan(case)

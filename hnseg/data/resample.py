@@ -1,10 +1,13 @@
-"""Resampling for training and inference: image → stage grid, and back to the CT's grid."""
+"""Resampling for training and inference: a case's images → stage grid, and maps back to the CT's grid.
+
+A stage's volumes are cut from the study itself, or from the authors' windowed head crop (`Sampling`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import SimpleITK as sitk
@@ -12,18 +15,30 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_banded
 from threadpoolctl import threadpool_limits
 
+from hnseg.card import Sampling
 from hnseg.imaging import grid as grids
-from hnseg.imaging.grid import Grid
+from hnseg.imaging.grid import Grid, top_of_scan_grid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T", "NDArray[Any]", "Tensor")
+MODALITIES = ("ct", "pet")
+# The authors' window on the PET that min-max has brought to [0, 1]: level 2.5, width 5.
+_PET_WINDOW = (0.0, 5.0)
 
 # What a voxel adds to a sample falls by 0.27 a step (the prefilter's pole); less than this part is left out:
 # together under 0.001 HU where neighbours differ by 3000.
 _NEGLIGIBLE = 1e-7
 
+# Range of an image that is taken for constant.
+_EPS = 1e-8
+
 # Rows multiplied at a time: enough for BLAS, few enough that they share most of their columns.
 _ROWS = 32
 
 
-def sample(
+def interpolate(
     values: NDArray[Any], at: Sequence[NDArray[np.float64]], degree: int, fill: float
 ) -> NDArray[np.float32]:
     """Interpolates an array at the points of a lattice.
@@ -68,7 +83,7 @@ def weights(at: NDArray[np.float64], size: int, degree: int) -> NDArray[np.float
     Args:
         at: Points in voxels from the centre of the first, at most half a voxel beyond the outermost centres.
         size: Voxels.
-        degree: 3 or 1, as for `sample`.
+        degree: 3 or 1, as for `interpolate`.
     """
     if degree == 1:
         # Beyond the outermost centres the nearest voxel counts, as in ITK.
@@ -144,7 +159,7 @@ def _relevant(matrix: NDArray[np.float32]) -> slice:
 
 
 # (start, stop) along i, j, k.
-Box = tuple[tuple[int, int], ...]
+IndexBox = tuple[tuple[int, int], ...]
 
 # What lies outside the scan: air for CT, no activity for PET.
 AIR_HU = -1024.0
@@ -225,7 +240,7 @@ def to_image(
     return np.stack(sampled), (k, j, i)
 
 
-def index_box(image: sitk.Image, points: NDArray[np.float64], margin: int = 1) -> Box | None:
+def index_box(image: sitk.Image, points: NDArray[np.float64], margin: int = 1) -> IndexBox | None:
     """The smallest index box ((start, stop) along i, j, k) of `image` that holds all points (mm).
 
     None if the points' box lies outside the image.
@@ -258,7 +273,7 @@ class _Lines:
         """The source's (..., k, j, i) voxels at the lattice's (..., k, j, i)."""
         leading = values.ndim - 3
         source_at = [self.at[self.order.index(axis)] for axis in (2, 1, 0)]
-        sampled = sample(values, source_at, degree, fill)
+        sampled = interpolate(values, source_at, degree, fill)
         axes = [leading + 2 - self.order[axis] for axis in (2, 1, 0)]
         return np.ascontiguousarray(sampled.transpose(*range(leading), *axes))
 
@@ -288,7 +303,7 @@ def _frame(grid: Grid) -> sitk.Image:
     return grid.image(np.zeros((1, 1, 1), np.uint8))
 
 
-def _cut(image: sitk.Image, box: Box) -> sitk.Image:
+def _cut(image: sitk.Image, box: IndexBox) -> sitk.Image:
     """The part of an image in an index box. A 144 mm ROI of a whole-body CT is 2 % of it."""
     return image[tuple(slice(a, b) for a, b in box)]
 
@@ -300,3 +315,67 @@ def _smooth(image: sitk.Image, grid: Grid) -> sitk.Image:
     excess = np.maximum(target**2 - np.asarray(image.GetSpacing()) ** 2, 0.0)
     sigma = np.maximum(0.3 * np.sqrt(excess), 1e-3)
     return sitk.SmoothingRecursiveGaussian(sitk.Cast(image, sitk.sitkFloat32), [float(s) for s in sigma])
+
+
+def window(x: T, low: float, high: float) -> T:
+    """Clips an array or tensor to [low, high] and scales it to [0, 1] (paper section 2.3)."""
+    return (x.clip(low, high) - low) / (high - low)
+
+
+def minmax(x: T) -> T:
+    """Scales an array or tensor to [0, 1] by its extremes."""
+    extent = x.max() - x.min()
+    return (x - x.min()) / (extent if extent > _EPS else _EPS)
+
+
+def sample_images(
+    sampling: Sampling,
+    ct: sitk.Image,
+    pet: sitk.Image,
+    grid: Grid,
+    *,
+    modalities: Sequence[str] = MODALITIES,
+    antialias: bool = False,
+) -> dict[str, NDArray[np.float32]]:
+    """CT (HU) and PET (SUV) on a stage's grid, (z, y, x) float32 by modality.
+
+    Args:
+        sampling: `study`, or `head_crop`: the authors' crop below the top of the scan, windowed to [0, 1].
+        ct: CT, HU.
+        pet: PET, SUV.
+        grid: The stage's grid on this case.
+        modalities: Those wanted: the head stage sees CT alone, and sampling costs seconds.
+        antialias: As for `to_grid`.
+
+    Returns:
+        From the study, HU are rounded to whole numbers, as the cache keeps them.
+    """
+    images, authors = {"ct": ct, "pet": pet}, sampling.outside == "minus_one"
+    outside = {"ct": -1.0, "pet": -1.0} if authors else {"ct": AIR_HU, "pet": NO_SUV}
+    if sampling.source == "head_crop":
+        crop = _head_grid(sampling, ct)
+        units = sample_images(Sampling("study", sampling.outside), ct, pet, crop, modalities=modalities)
+        if "ct" in units:
+            units["ct"] = window(units["ct"], *sampling.ct_window)
+        if "pet" in units:
+            units["pet"] = window(minmax(units["pet"]), *_PET_WINDOW)
+        images = {name: crop.image(unit) for name, unit in units.items()}
+        outside = {"ct": -1.0 if authors else 0.0, "pet": 0.0}
+    sampled = {
+        name: to_grid(images[name], grid, fill=outside[name], antialias=antialias) for name in modalities
+    }
+    if sampling.source == "study" and "ct" in sampled:
+        sampled["ct"] = np.clip(np.rint(sampled["ct"]), -32768, 32767)
+    return sampled
+
+
+def sample_label(sampling: Sampling, label: sitk.Image, ct: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
+    """A label image on a stage's grid, sampled as often as the images are, by nearest neighbour."""
+    if sampling.source == "study":
+        return label_to_grid(label, grid)
+    crop = _head_grid(sampling, ct)
+    return label_to_grid(crop.image(label_to_grid(label, crop)), grid)
+
+
+def _head_grid(sampling: Sampling, ct: sitk.Image) -> Grid:
+    return top_of_scan_grid(ct, sampling.head_size, sampling.head_spacing, lateral="corner")

@@ -1,4 +1,4 @@
-"""Folds of case ids: dealt by centre and seed, one fold a centre, or read from a split file."""
+"""Folds of case ids: stratified by centre, one fold a centre, or read from a split file."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Split:
 
     @classmethod
     def make(cls, cases: Sequence[Case], folds: int, seed: int) -> Split:
-        """Deals each centre's cases out in seeded order, going on where the centre before stopped.
+        """Shuffles the cases of each centre and distributes them over the folds in turn, centre after centre.
 
-        The sizes of two folds differ by at most one case, in all and of each centre.
+        Two folds differ by at most one case, in all and of each centre.
 
         Raises:
             HnsegError: Fewer than two folds, or more than there are cases.
@@ -51,8 +51,8 @@ class Split:
             raise HnsegError(f"data.folds={folds} with {len(cases)} cases; choose 2 to {len(cases)}")
         centers = _by_center(cases)
         rng = np.random.default_rng(seed)
-        dealt = [case_id for name in sorted(centers) for case_id in rng.permutation(centers[name])]
-        return cls(tuple(tuple(sorted(map(str, dealt[k::folds]))) for k in range(folds)))
+        shuffled = [case_id for name in sorted(centers) for case_id in rng.permutation(centers[name])]
+        return cls(tuple(tuple(sorted(map(str, shuffled[k::folds]))) for k in range(folds)))
 
     @classmethod
     def leave_one_center_out(cls, cases: Sequence[Case]) -> Split:
@@ -74,12 +74,7 @@ class Split:
 
     @classmethod
     def read(cls, path: Path, cases: Sequence[Case], excluded: Collection[str] = ()) -> Split:
-        """Reads a split file (see `read_split_file`) for the cases on disk.
-
-        Args:
-            path: The file.
-            cases: Cases on disk.
-            excluded: Cases that the file may list and that are left out of the folds.
+        """Reads a split file (see `read_split_file`) for the cases on disk; it may list the `excluded` too.
 
         Raises:
             HnsegError: The file lists cases that are not on disk, or lacks some that are.
@@ -204,11 +199,7 @@ def _check_training(path: Path, folds: Folds, trained: Sequence[tuple[str, ...]]
 
 
 def _case_id(image: str | Sequence[str]) -> str:
-    """The case that an image belongs to, by its file name.
-
-    Args:
-        image: A path, or one path a channel.
-    """
+    """The case that an image (a path, or one path a channel) belongs to, by its file name."""
     name = PurePosixPath(image if isinstance(image, str) else image[0]).name
     for extension in EXTENSIONS:
         name = name.removesuffix(extension)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hnseg.card import Decision, InputSpec, Sampling, Stage
 from hnseg.data.intensity import input_transform, network_input, to_subject
-from hnseg.data.sampling import sample_images
+from hnseg.data.resample import sample_images
 from hnseg.errors import HnsegError
 from hnseg.imaging.grid import Grid
 from hnseg.inference.backends import Networks

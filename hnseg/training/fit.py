@@ -161,8 +161,10 @@ def check_components(job: Job) -> None:
 
 def make_augment(job: Job) -> Compose:
     """The transforms of patches."""
-    nodes = job.augment.of(job.stage.name)
-    transforms = {name: build(node, f"augment.transforms.{name}") for name, node in nodes.items()}
+    own, transforms = job.augment.stages.get(job.stage.name, {}), {}
+    for name, node in job.augment.of(job.stage.name).items():
+        key = f"stages.{job.stage.name}" if name in own else "transforms"
+        transforms[name] = build(node, f"augment.{key}.{name}")
     return Compose(transforms, job.augment.device)
 
 

@@ -1,7 +1,5 @@
 """Separable interpolation is scipy's, in every direction, and ends where ITK says an image ends."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -30,7 +28,7 @@ def problems(draw) -> tuple[np.ndarray, list[np.ndarray]]:
 @given(problem=problems(), degree=st.sampled_from([1, 3]))
 def test_values_are_scipy_s_and_the_rest_is_filled(problem, degree):
     values, at = problem
-    sampled = resample.sample(values, at, degree, -7.0)
+    sampled = resample.interpolate(values, at, degree, -7.0)
     points = np.stack(np.meshgrid(*at, indexing="ij"))
     ends = np.array(values.shape[1:])[:, None, None, None] - 0.5
     inside = ((points >= -0.5) & (points < ends)).all(axis=0)
@@ -47,14 +45,6 @@ def test_an_image_ends_half_a_voxel_below_its_first_centre_and_just_before_half_
     for axis in range(3):
         at = [middle, middle, middle]
         at[axis] = ends
-        np.testing.assert_allclose(resample.sample(values, at, degree, 0.0).ravel(), [0, 1, 1, 0], atol=1e-6)
-
-
-def test_a_small_part_of_a_body_costs_the_memory_of_that_part():
-    body = np.zeros((120, 160, 160), np.float32)
-    at = [np.arange(40, 60, 0.5), np.arange(90, 70, -0.5), np.arange(60, 80, 0.5)]
-    tracemalloc.start()
-    resample.sample(body, at, 3, 0.0)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < body.nbytes / 5
+        np.testing.assert_allclose(
+            resample.interpolate(values, at, degree, 0.0).ravel(), [0, 1, 1, 0], atol=1e-6
+        )

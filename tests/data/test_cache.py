@@ -1,6 +1,5 @@
 """Entries of the cache: whole or not there, for every process and user, and never changed under a reader."""
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ import pytest
 from hnseg.card import Stage
 from hnseg.data import cache as module
 from hnseg.data.cache import StageVolume, is_whole
-from hnseg.data.prepare import prepare, prepare_case
-from hnseg.errors import HnsegError
+from hnseg.data.prepare import prepare_case
 from hnseg.imaging.case import Case
 
 FINE = Stage("fine", (14, 12, 10), (3.0, 3.5, 5.0), "lesions")
@@ -53,15 +51,6 @@ def test_folds_that_prepare_at_the_same_time_do_not_disturb_each_other(cohort, t
     assert (made[0].folder / "pet.npy").stat().st_ino == inode
 
 
-def test_what_a_killed_process_left_goes_with_the_next_entry(cohort, entry):
-    leftover = entry.folder.with_name(f".{entry.folder.name}.new")
-    leftover.mkdir()
-    (leftover / "ct.npy").touch()
-    (entry.folder / "meta.json").unlink()
-    prepare_case(cohort[0], FINE, entry.folder.parents[1])
-    assert list(entry.folder.parent.iterdir()) == [entry.folder]
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [("meta.json", b""), ("meta.json", b"[]"), ("pet.npy", b"\x93NUMPY"), ("label.npy", None)],
@@ -76,23 +65,3 @@ def test_a_damaged_entry_is_made_again(cohort, entry, name, content):
     again = prepare_case(cohort[0], FINE, entry.folder.parents[1])
     assert is_whole(again.folder)
     np.testing.assert_array_equal(again.load("pet"), pet)
-
-
-def full(*_: Any) -> None:
-    raise OSError("74088 requested and 49024 written")  # as NumPy says it
-
-
-@pytest.mark.parametrize("place", ["file", "file/cache", "full"])
-def test_a_cache_that_cannot_be_written_is_told_once(cohort, tmp_path, monkeypatch, place):
-    (tmp_path / "file").touch()
-    if place == "full":
-        monkeypatch.setattr("hnseg.data.cache.np.save", full)
-    with pytest.raises(HnsegError) as caught:
-        prepare(cohort, FINE, tmp_path / place, workers=1)
-    message = str(caught.value)
-    assert message.startswith(str(tmp_path / place))
-    assert re.search(
-        r"cannot be written \((Not a directory|.*49024 written)\); .* data\.cache=FOLDER", message
-    )
-    assert "data.exclude" not in message
-    assert [path for path in (tmp_path / place).rglob("*") if path.is_file()] == []

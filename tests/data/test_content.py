@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from volumes import lesions, write_volume
 
 from hnseg.data.cache import StageVolume
 from hnseg.data.prepare import digest_volumes
-from hnseg.errors import HnsegError
 
 
 @pytest.fixture
@@ -28,18 +26,6 @@ def test_the_same_volumes_have_one_digest_wherever_they_lie(volumes, tmp_path):
     copies = [copied(volume, tmp_path) for volume in reversed(volumes)]
     assert digest_volumes(copies) == digest_volumes(volumes)
     assert digest_volumes(volumes) == digest_volumes(volumes)  # kept, the second time
-
-
-def test_an_entry_need_not_be_writable_nor_what_is_kept_in_it_sound(volumes, monkeypatch):
-    def refuse(path: Path) -> None:
-        raise HnsegError(f"{path}: cannot be written (Permission denied)")
-
-    with monkeypatch.context() as another_user:
-        another_user.setattr("hnseg.data.prepare.replacing", refuse)
-        found = digest_volumes(volumes)
-    for volume in volumes:
-        (volume.folder / "content.txt").touch()  # as a power cut leaves it
-    assert digest_volumes(volumes) == found
 
 
 @pytest.mark.parametrize("name", ["ct", "pet", "label"])

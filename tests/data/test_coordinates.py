@@ -1,6 +1,5 @@
 """Positions as channels: right in patient space, carried by what moves the anatomy, the same at inference."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,9 @@ from mixes import mix
 from spoiled import must_fail
 from volumes import lesions, write_volume
 
-from hnseg.card import InputSpec, Normalise
-from hnseg.config import compose_job
-from hnseg.data.augment import Compose, RandomBlur, RandomGamma, RandomNoise
+from hnseg.card import InputSpec
+from hnseg.data.augment import Compose
 from hnseg.data.dataset import PatchDataset, VolumeDataset
-from hnseg.data.fingerprint import Fingerprint
 from hnseg.data.intensity import input_transform, network_input, to_subject
 from hnseg.imaging.grid import Grid
 from hnseg.inference.backends import Networks
@@ -41,25 +38,6 @@ def test_they_are_patient_space_in_units_of_half_the_roi() -> None:
         point = np.array(image.TransformIndexToPhysicalPoint(index))
         expected = (point - (5.0, -7.0, 11.0)) / half  # x, y, z
         np.testing.assert_allclose(found[2:, *index[::-1]], expected, atol=1e-6)
-
-
-def test_the_networks_channels_say_so() -> None:
-    job = compose_job(["stage=fine", "model=resenc", "recipe.coordinates=true"])
-    spec = job.input_spec
-    assert spec.channel_names == ["CT", "CT²", "CT^(1/3)", "PET", "x", "y", "z"]
-    assert spec.channel_keys == ["ct", "ct_square", "ct_cube_root", "pet", "x", "y", "z"]
-    assert [one.scheme for one in spec.normalise] == ["ct", "ct", "ct", "zscore"]
-    card = job.card(spec)
-    assert card["network"]["in_channels"] == 7
-    assert InputSpec(**card["input"]) == spec
-
-
-def test_padding_goes_on_beyond_the_faces() -> None:
-    padded = shown(InputSpec(coordinates=True, pad_to=(16, 16, 24)))
-    assert padded.shape == (5, 16, 16, 24)
-    torch.testing.assert_close(padded[2:, 2:-2, :, 2:-2], shown(InputSpec(coordinates=True))[2:])
-    torch.testing.assert_close(padded[4, :, 0, 0], 2 * (torch.arange(-2, 14) + 0.5) / 12 - 1)
-    assert not padded[:2, :2].any()
 
 
 def positioned(folder: Path, axis: int, shape: tuple[int, int, int] = SHAPE):
@@ -100,35 +78,6 @@ def test_they_go_wherever_the_anatomy_goes(tmp_path: Path, name: str, axis: int)
     unmoved = PatchDataset(data.volumes, spec, patch, 2, None, 0)[0]["image"]
     with must_fail():  # a position that stood still would be seen
         torch.testing.assert_close(unmoved[2 + 2 - axis][inside], ct[inside], atol=1e-4, rtol=0)
-
-
-def test_intensity_transforms_leave_them_alone(tmp_path: Path) -> None:
-    volumes = [write_volume(tmp_path, "A-0", lesions(SHAPE, 0))]
-    spec = InputSpec(coordinates=True)
-    noise = Compose({"noise": RandomNoise(std=(1, 1)), "gamma": RandomGamma(), "blur": RandomBlur()})
-    train = partial(PatchDataset, volumes, spec, SHAPE, 2)
-    changed, plain = train(noise, 0)[0]["image"], train(None, 0)[0]["image"]
-    assert torch.equal(changed[2:], plain[2:])
-    assert not torch.allclose(changed[:2], plain[:2])
-
-
-def test_a_patch_knows_where_it_was_cut(tmp_path: Path) -> None:
-    volume = positioned(tmp_path, 0)
-    spec = InputSpec(ct_window=(-1000, 1000), coordinates=True)
-    data = PatchDataset([volume], spec, (4, 8, 8), 2, None, 0)
-    patches = [data[n]["image"] for n in range(8)]
-    assert len({float(patch[4].mean()) for patch in patches}) > 2
-    for patch in patches:
-        torch.testing.assert_close(patch[4], patch[0], atol=1e-5, rtol=0)
-
-
-def test_the_fingerprint_measures_intensities_alone(tmp_path: Path) -> None:
-    volumes = [write_volume(tmp_path, "A-0", lesions(SHAPE, 0))]
-    schemes = (Normalise("cohort"), Normalise("cohort"))
-    specs = [InputSpec(normalise=schemes, coordinates=told) for told in (True, False)]
-    one, other = (Fingerprint.measure(volumes, spec, tmp_path) for spec in specs)
-    assert one == other
-    assert len(one.fill(specs[0]).normalise) == 2
 
 
 @pytest.mark.parametrize("patch", [[24, 24, 24], [16, 24, 16], [32, 24, 24]])

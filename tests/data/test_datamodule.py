@@ -78,18 +78,6 @@ def test_jitter_is_cut_out_of_the_margin_that_was_prepared_for_it(build):
     torch.testing.assert_close(a["image"], b["image"], atol=0.02, rtol=0)
 
 
-def test_a_case_in_both_lists_is_prepared_once(cohort, tmp_path, monkeypatch):
-    prepared = []
-
-    def prepare(cases, *_, **__):
-        prepared.append([case.case_id for case in cases])
-
-    monkeypatch.setattr("hnseg.data.datamodule.prepare", prepare)
-    options = {"stage": STAGE, "spec": InputSpec(), "patch": (8, 8, 8), "batch_size": 1, "cache": tmp_path}
-    StageDataModule(cohort, cohort[:1], **options).prepare_data()
-    assert prepared == [["CHUM-001", "CHUM-002", "MDA-001"]]
-
-
 def test_the_cache_is_filled_once_for_both_calls(cohort, tmp_path):
     options = {"stage": STAGE, "spec": InputSpec(), "patch": (8, 8, 8), "batch_size": 1}
     module = StageDataModule(cohort[:1], cohort[1:2], cache=tmp_path, prepare_workers=1, **options)

@@ -1,6 +1,5 @@
 """A sample follows from its number and the seed; nnU-Net's share of each batch holds foreground."""
 
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -75,13 +74,6 @@ def test_the_device_makes_the_batches_that_the_loaders_make(volumes, name):
         assert torch.equal(one["label"], other["label"])
 
 
-def test_a_further_decision_moves_no_other(volumes):
-    """With or without scan transforms, jitter or augmentation, a patch is cut at the same place."""
-    plain = [patches(volumes)[n]["label"] for n in range(6)]
-    other = patches(volumes, augment=Compose({"noise": RandomNoise()}), jitter=True)
-    assert all(torch.equal(label, other[n]["label"]) for n, label in enumerate(plain))
-
-
 def test_workers_make_the_same_batches_as_the_training_process(volumes):
     augment = Compose({"mirror": RandomFlip()})
     alone, shared = (
@@ -105,35 +97,6 @@ def test_the_last_samples_of_a_batch_hold_foreground(volumes, batch_size, forced
     assert all(all(slot) for slot in slots[batch_size - forced :])
     # A patch of 27 of 2688 voxels meets one of some ten by chance about once in ten times.
     assert all(np.mean(slot) < 0.5 for slot in slots[: batch_size - forced])
-
-
-def test_forcing_chooses_between_the_classes_evenly_and_then_a_voxel(volumes, tmp_path):
-    label = np.zeros(SHAPE, np.uint8)
-    label[2, 2, 2] = 1
-    label[8:, 8:, 8:] = 2
-    data = patches([write_volume(tmp_path / "one", "A", label)], patch=(3, 3, 3), batch_size=2)
-    seen = Counter(int(data[number]["label"].max()) for number in range(1, 400, 2))
-    assert seen.total() == 200
-    assert 70 <= seen[1] <= 130  # binomial(200, 1/2): 60 and 140 lie six standard deviations out
-
-
-def test_a_forced_voxel_is_in_the_middle_of_its_patch_where_there_is_room(tmp_path):
-    label = np.zeros((15, 15, 15), np.uint8)
-    label[7, 7, 7] = 1
-    data = patches([write_volume(tmp_path, "A", label)], patch=(5, 5, 5), batch_size=2)
-    for number in (1, 3, 5):
-        assert data[number]["label"].nonzero().tolist() == [[2, 2, 2]]
-
-
-def test_a_case_without_lesion_gives_any_patch(tmp_path):
-    data = patches([write_volume(tmp_path, "A", np.zeros(SHAPE, np.uint8))], batch_size=2)
-    assert data[1]["image"].shape == (2, 6, 7, 8)
-
-
-def test_unforced_patches_reach_every_corner(tmp_path):
-    data = patches([numbered(tmp_path, (5, 6, 7), (0, 0, 0))], patch=(4, 4, 4), batch_size=1, spec=PLACE)
-    starts = {place(data[number], (5, 6, 7)) for number in range(200)}
-    assert starts == {(z, y, x) for z in range(2) for y in range(3) for x in range(4)}
 
 
 def test_a_patch_as_large_as_the_roi_is_the_roi(volumes):
@@ -164,14 +127,6 @@ def test_every_case_is_seen_once_before_any_is_seen_again(volumes):
     assert len({tuple(order) for order in orders}) > 1
 
 
-def test_the_sampler_goes_on_where_the_epoch_before_ended():
-    sampler = EpochSampler(4)
-    assert len(sampler) == 4
-    assert list(sampler) == [0, 1, 2, 3]
-    sampler.set_epoch(3)
-    assert list(sampler) == [12, 13, 14, 15]
-
-
 @pytest.mark.parametrize(("batch", "accumulate", "size"), [(4, 1, 2), (4, 2, 2), (8, 2, 4), (3, 1, 3)])
 def test_processes_share_every_part_of_every_batch(batch, accumulate, size):
     """Read side by side, what they take is what one process takes, each part of a batch at its time."""
@@ -188,13 +143,6 @@ def test_processes_share_every_part_of_every_batch(batch, accumulate, size):
         assert together == list(range(first, first + part))
 
 
-def test_validation_shows_each_roi_whole_and_in_order(volumes):
-    data = VolumeDataset(volumes, SPEC, 2)
-    assert len(data) == 5
-    assert [data[n]["case_id"] for n in range(5)] == [v.case_id for v in volumes]
-    np.testing.assert_array_equal(data[2]["label"], np.load(volumes[2].folder / "label.npy"))
-
-
 def test_what_reaches_past_the_volume_is_empty(tmp_path):
     """nnU-Net's mix keeps a forced voxel in the middle at the volume's end; other mixes stay inside."""
     label = np.zeros((9, 9, 9), np.uint8)
@@ -208,18 +156,6 @@ def test_what_reaches_past_the_volume_is_empty(tmp_path):
     inside[:3, :3, :3] = 0.5
     torch.testing.assert_close(sample["image"][1], inside)
     assert patches([volume], patch=(4, 4, 4))[1]["label"].nonzero().tolist() == [[3, 3, 3]]
-
-
-def test_nnunets_mix_and_a_padded_roi_give_patches_that_follow_the_seed(volumes):
-    affine = RandomAffine(p_rotation=0.5, p_scaling=0.5, smallest_scale=0.85)
-    augment = Compose({"affine": affine, "noise": RandomNoise()})
-    spec = replace(SPEC, pad_to=(16, 16, 16))
-    once, again = (
-        [patches(volumes, (16, 16, 16), augment=augment, spec=spec)[n] for n in range(6)] for _ in "ab"
-    )
-    assert all(same(a, b) for a, b in zip(once, again, strict=True))
-    assert {tuple(sample["image"].shape) for sample in once} == {(2, 16, 16, 16)}
-    assert {tuple(sample["label"].shape) for sample in once} == {(16, 16, 16)}
 
 
 def test_a_scan_is_cut_before_it_is_normalised_and_follows_the_seed(tmp_path):

@@ -76,23 +76,7 @@ def test_it_is_measured_once_for_the_same_cases_and_scaling(volumes, tmp_path):
     assert Fingerprint.measure([changed, *volumes[1:]], SPEC, tmp_path) != first
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(volumes, tmp_path):
-    (tmp_path / "file").touch()
-    written = Fingerprint.measure(volumes, SPEC, tmp_path)
-    assert Fingerprint.measure(volumes, SPEC, tmp_path / "file") == written
-
-
 def test_a_fold_without_a_lesion_is_refused(tmp_path):
     empty = write_volume(tmp_path, "A-1", np.zeros((4, 4, 4), np.uint8))
     with pytest.raises(HnsegError, match="no training case has a labelled voxel"):
         Fingerprint.measure([empty], SPEC, tmp_path)
-
-
-def test_each_enhanced_channel_has_its_own_constants(volumes, tmp_path):
-    rng = np.random.default_rng(0)
-    for volume in volumes:
-        np.save(volume.folder / "ct.npy", rng.integers(-100, 100, (4, 4, 4)).astype(np.int16))
-    channels = Fingerprint.measure(volumes, replace(SPEC, cte=True, normalise=()), tmp_path).channels
-    assert len(channels) == 4
-    x, square, root, _ = (channel.pooled[2] for channel in channels)
-    assert square < x < root  # of numbers between 0 and 1

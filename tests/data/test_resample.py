@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from hnseg.data import resample
 from hnseg.data.resample import AIR_HU, label_to_grid, to_grid, to_image
 from hnseg.imaging.grid import Grid
 
@@ -51,26 +50,13 @@ def plain(image: sitk.Image, grid: Grid, interpolator: int, fill: float) -> np.n
     return sitk.GetArrayFromImage(sampled)
 
 
-@settings(max_examples=25, deadline=None)
-@given(image=images(), grid=grids())
+@settings(max_examples=40, deadline=None)
+@given(image=st.one_of(images(), images(angles=UPRIGHT)), grid=grids())
 def test_cropping_first_changes_nothing(image, grid):
     ours = to_grid(image, grid, fill=AIR_HU)
     assert ours.dtype == np.float32
     assert ours.shape == grid.shape
     np.testing.assert_allclose(ours, plain(image, grid, sitk.sitkBSpline, AIR_HU), atol=0.01)
-
-
-@settings(max_examples=40, deadline=None)
-@given(image=images(angles=UPRIGHT), grid=grids(), pet=st.booleans())
-def test_upright_images_are_sampled_as_simpleitk_does(image, grid, pet):
-    if pet:  # SUV, mostly small
-        image = sitk.Exp(image / 500 - 3)
-    reference = plain(image, grid, sitk.sitkBSpline, AIR_HU)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resample.sitk, "Resample", None)  # what passes was done without SimpleITK
-        ours = to_grid(image, grid, fill=AIR_HU)
-    assert ours.flags.c_contiguous
-    np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-4 if pet else 0.01)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -84,18 +70,6 @@ def test_what_lies_on_the_very_edge_of_a_scan_is_in_or_out_as_in_simpleitk(flip)
     ours = to_grid(image, grid, fill=AIR_HU)
     assert (ours != AIR_HU).sum() == 8**3
     np.testing.assert_array_equal(ours == AIR_HU, plain(image, grid, sitk.sitkBSpline, AIR_HU) == AIR_HU)
-
-
-@pytest.mark.parametrize("angle", [0.0, 0.2])
-def test_whole_numbers_are_sampled_as_the_same_real_ones(angle):
-    turn = sitk.Euler3DTransform((0, 0, 0), angle, angle / 2, 0)
-    values = np.random.default_rng(0).integers(-1000, 1000, (20, 24, 28))
-    image = sitk.GetImageFromArray(values.astype(np.int16))
-    image.SetDirection(turn.GetMatrix())
-    grid = Grid((12, 12, 12), (1.3, 1.4, 1.5), (4.0, 3.0, 2.0))
-    sampled = to_grid(image, grid, fill=-1024.0)
-    np.testing.assert_array_equal(sampled, to_grid(sitk.Cast(image, sitk.sitkFloat32), grid, fill=-1024.0))
-    assert (sampled % 1 != 0).any()
 
 
 @settings(max_examples=25, deadline=None)
@@ -119,16 +93,6 @@ def test_a_roi_that_leaves_the_scan_is_filled(distance, antialias):
     assert not label_to_grid(label_image(), Grid.centred((distance + 80, 40, 45), (8, 8, 8), (5, 5, 5))).any()
 
 
-@pytest.mark.parametrize("antialias", [False, True])
-@pytest.mark.parametrize("slices", [2, 3])
-def test_a_stack_of_few_slices_can_be_sampled(slices, antialias):
-    values = np.broadcast_to(np.arange(20, dtype=np.float32) * 10, (slices, 20, 20)).copy()
-    grid = Grid.centred((10, 10, (slices - 1) / 2), (4, 4, 2), (4.0, 4.0, 0.9))
-    sampled = to_grid(volume(values, (1, 1, 1)), grid, fill=0, antialias=antialias)
-    x = np.array(grid.origin)[0] + 4 * np.arange(4)
-    np.testing.assert_allclose(sampled, np.broadcast_to(10 * x, sampled.shape), atol=0.5)
-
-
 def test_smoothing_leaves_finer_grids_and_flat_images_alone():
     ct = ct_image()
     fine = Grid.centred((40, 40, 45), (20, 20, 20), (1.0, 1.0, 1.0))
@@ -149,16 +113,6 @@ def test_smoothing_takes_away_what_a_coarse_grid_cannot_show(flips, order):
     middle = image.TransformContinuousIndexToPhysicalPoint([23.5] * 3)
     grid = Grid.centred(middle, (5, 5, 5), (6.0, 6.0, 6.0))
     np.testing.assert_allclose(to_grid(image, grid, fill=0, antialias=True), 500, atol=5)
-
-
-@pytest.mark.parametrize("orientation", ["PIR", "SRP", "ILA", "ASL"])
-def test_smoothing_does_not_depend_on_how_the_voxels_are_stored(orientation):
-    values = np.random.default_rng(0).normal(0, 100, (24, 28, 32)).astype(np.float32)
-    image = volume(values, (1, 1, 1))
-    grid = Grid.centred((16, 14, 12), (10, 5, 3), (1.0, 3.0, 6.0))
-    turned = sitk.DICOMOrient(image, orientation)
-    plain, again = (to_grid(i, grid, fill=0, antialias=True) for i in (image, turned))
-    np.testing.assert_allclose(again, plain, atol=0.01)
 
 
 @settings(max_examples=30, deadline=None)

@@ -6,7 +6,7 @@ import SimpleITK as sitk
 from fabricate import ct_image, label_image, pet_image
 
 from hnseg.card import Sampling
-from hnseg.data.sampling import sample_images, sample_label
+from hnseg.data.resample import sample_images, sample_label
 from hnseg.imaging.grid import Grid
 
 GRID = Grid.centred((40, 44, 50), (20, 18, 16), (3.0, 3.0, 3.0))
@@ -55,13 +55,6 @@ def test_beyond_the_scan_the_study_is_air_or_the_authors_minus_one():
     assert (np.unique(air["ct"]), np.unique(air["pet"])) == ([-1024], [0])
     authors = sample_images(Sampling(outside="minus_one"), ct_image(), pet_image(), far)
     assert (np.unique(authors["ct"]), np.unique(authors["pet"])) == ([-1], [-1])
-
-
-@pytest.mark.parametrize(("outside", "ct_fill"), [("minus_one", -1), ("air", 0)])
-def test_beyond_the_head_crop(outside, ct_fill):
-    far = Grid.centred((400, 400, 400), (6, 6, 6), (2.0, 2.0, 2.0))
-    images = sample_images(Sampling("head_crop", outside), ct_image(), pet_image(), far)
-    assert (np.unique(images["ct"]), np.unique(images["pet"])) == ([ct_fill], [0])
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), AUTHORS], ids=["study", "head crop"])

@@ -1,7 +1,6 @@
 """Folds cover the cohort once, give every centre its share, and mean what other frameworks' files mean."""
 
 import json
-from collections import Counter
 from itertools import chain
 from pathlib import Path
 
@@ -56,19 +55,6 @@ def test_folds_are_disjoint_cover_all_and_share_out_every_centre(cases, folds, s
         assert max(counts) - min(counts) <= 1
 
 
-def test_the_challenge_s_centres_are_dealt_out_evenly():
-    cases = cohort(MDA=396, CHUS=72, CHUP=72, CHUM=56, HGJ=55, HMR=18, USZ=11)
-    split = Split.make(cases, 5, 0)
-    assert [len(fold) for fold in split.folds] == [136] * 5
-    assert {Counter(map(center_of, fold))["MDA"] for fold in split.folds} == {79, 80}
-
-
-def test_the_hash_follows_the_folds():
-    hashes = {Split.make(TWELVE, 5, 0).hash, Split.make(TWELVE, 5, 1).hash, Split.make(TWELVE[1:], 5, 0).hash}
-    assert len(hashes) == 3
-    assert Split.make(TWELVE, 5, 0).hash in hashes
-
-
 def test_each_fold_is_held_out_once_and_all_trains_on_everything():
     split = Split.make(TWELVE, 3, 0)
     held = []
@@ -102,15 +88,6 @@ def test_a_centre_a_fold_in_the_order_of_their_names():
     assert {c.center for c in validation} == {"HGJ"}
 
 
-@pytest.mark.parametrize(
-    ("names", "reason"),
-    [(["A-1", "B-1", "patient"], "not known of patient"), (["A-1", "A-2"], "A is the only centre")],
-)
-def test_leaving_a_centre_out_takes_two_known_ones(names, reason):
-    with pytest.raises(HnsegError, match=rf"data\.split=centres: .*{reason}"):
-        Split.leave_one_center_out([case(name) for name in names])
-
-
 def test_a_stage_with_fewer_cases_keeps_the_numbers_of_the_folds():
     cases = cohort(A=2, B=2, C=2)
     masked = [c for c in cases if c.case_id not in ("A-001", "B-000", "B-001")]
@@ -129,12 +106,6 @@ def test_an_impossible_fold_is_refused_with_those_there_are(fold):
     split = Split.leave_one_center_out(cohort(A=1, B=1, C=1))
     with pytest.raises(HnsegError, match=rf"fold={fold}: .* 0 to 2 \(0 A, 1 B, 2 C\), or fold=all"):
         split.assign([], fold)
-
-
-@pytest.mark.parametrize("folds", [1, 7])
-def test_an_impossible_number_of_folds_is_refused(folds):
-    with pytest.raises(HnsegError, match=f"data.folds={folds} with 6 cases"):
-        Split.make(cohort(A=6), folds, 0)
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -195,20 +166,14 @@ def auto3dseg(*entries: tuple[str, object], testing: tuple[str, ...] = ()) -> di
     ("content", "reason"),
     [
         (17, "not a split file"),
-        ([[]], "not a split file"),
         ({"fold": []}, "not a split file.*no list of folds"),
         ({"folds": ["A-000", "A-001"]}, "not a split file.*'A-000' is not a list"),
-        ({"training": [{"fold": 0}]}, "not a split file"),
         (auto3dseg(("A-000", 0), ("A-001", 2)), r"folds \[0, 2\] are not numbered from 0"),
-        (auto3dseg(("A-000", 0), ("A-001", None)), "not a split file"),
         ({"folds": [["A-000", "A-001"]]}, "1 folds, 0 of them empty"),
         ({"folds": [["A-000", "A-001"], []]}, "2 folds, 1 of them empty"),
         ({"folds": [["A-000"], ["A-001", "A-000"]]}, "listed twice: A-000"),
         (auto3dseg(("A-000", 0), ("A-001", 1), testing=("A-001",)), "listed twice: A-001"),
         ({"folds": [["A-000"], ["A-001", "A-009"]]}, "not on disk: A-009;"),
-        ({"folds": [["A-000"], ["A-009"]]}, "not on disk: A-009;"),
-        ({"folds": [["A-000"], [17]]}, "not on disk: 17;"),
-        (auto3dseg(("A-000", 0), ("A-007", 1)), "not on disk: A-007;"),
         (nnunet((["A-001"], ["A-000"]), (["A-001", "A-000"], ["A-001"])), '"train" of fold 1 .* A-001;'),
         (nnunet((["A-001", "A-002"], ["A-000"]), (["A-000"], ["A-001"])), '"train" of fold 0 .* A-002;'),
         (nnunet((["A-001"], ["A-000"]), (["A-000"], ["A-001", "A-002"])), '"train" of fold 0 .* A-002;'),
@@ -222,18 +187,12 @@ def test_a_bad_split_file_is_named_with_its_fault(tmp_path, content, reason):
     assert "\n" not in str(caught.value)
 
 
+def test_the_committed_split_of_the_open_data_is_sound():
+    split = read_split_file(Path(__file__).parents[2] / "conf" / "data" / "ibsi_sts_split.json")
+    assert [len(fold) for fold in split.folds] == [6] * 4
+
+
 def test_cases_that_a_split_lacks_are_named_with_the_remedy(tmp_path):
     path = saved(tmp_path, {"folds": [["A-000"], ["A-002"]]})
     with pytest.raises(HnsegError, match=r"in no fold;.* data\.exclude=\[A-001,A-003\]$"):
         Split.read(path, cohort(A=4))
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(HnsegError, match=r"gone\.json: .*No such file"):
-        read_split_file(tmp_path / "gone.json")
-
-
-def test_the_committed_split_of_the_open_data_is_sound():
-    path = Path(__file__).parents[2] / "conf" / "data" / "ibsi_sts_split.json"
-    split = read_split_file(path)
-    assert [len(fold) for fold in split.folds] == [6] * 4

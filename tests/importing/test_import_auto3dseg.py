@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from hnseg.card import InputSpec
 from hnseg.data.intensity import input_transform
-from hnseg.data.sampling import sample_images
+from hnseg.data.resample import sample_images
 from hnseg.imaging.grid import Grid
 from hnseg.importing.auto3dseg import import_auto3dseg
 from hnseg.models.bundle import Bundle

@@ -11,7 +11,7 @@ from members import Ensemble, card, make_bundle
 from torch.nn import functional as F
 
 from hnseg.card import STUDY
-from hnseg.data.sampling import sample_images
+from hnseg.data.resample import sample_images
 from hnseg.imaging.grid import Grid
 
 CPU = torch.device("cpu")

@@ -30,7 +30,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from hnseg.card import STUDY, Decision, Stage
 from hnseg.cli import main
 from hnseg.data.phantom import make_cohort
-from hnseg.data.sampling import sample_images, sample_label
+from hnseg.data.resample import sample_images, sample_label
 from hnseg.imaging.case import Case, read_cases
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.images import read_image

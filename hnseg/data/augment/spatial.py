@@ -14,10 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hnseg.data.augment.transform import Sample, Transform
-from hnseg.data.coordinates import follow
-from hnseg.data.patch import Patch, Shape
-
-Outside = Literal["zeros", "border"]
+from hnseg.data.patch import Patch, Shape, follow
 
 
 class SpatialTransform(Transform):
@@ -76,7 +73,7 @@ class RandomAffine(SpatialTransform):
     p_scaling: float = 1.0
     scaling: tuple[float, float] = (0.7, 1.4)
     isotropic: bool = True
-    outside: Outside = "zeros"
+    outside: Literal["zeros", "border"] = "zeros"
     smallest_scale: float | None = None
 
     def surroundings(self, size: Shape) -> Shape | None:
@@ -129,15 +126,15 @@ def rotation(angles: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float6
 
 
 def resample_patch(
-    sample: Sample, matrix: NDArray[np.float64], patch: Patch, outside: Outside
+    sample: Sample, matrix: NDArray[np.float64], patch: Patch, outside: Literal["zeros", "border"]
 ) -> tuple[Tensor, Tensor]:
     """A patch's image (C, *size) and label (*size), turned and scaled about the middle of its surroundings.
 
     Args:
-        sample: The volume, or what it holds of the surroundings.
+        sample: The volume, or the part of it in the surroundings.
         matrix: From offsets in the output to offsets in the volume, both from the middle (z, y, x).
         patch: The patch.
-        outside: As for `RandomAffine`; with `zeros`, what the surroundings do not hold is outside too.
+        outside: As for `RandomAffine`; with `zeros`, all beyond the surroundings is outside too.
     """
     image, offset = patch.surroundings(sample.image)
     label, _ = patch.surroundings(sample.label)

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hnseg.data.coordinates import Position
-from hnseg.data.patch import Patch
+from hnseg.data.patch import Patch, Position
 
 
 class Streams(NamedTuple):
@@ -45,7 +44,7 @@ class Sample:
         label: (z, y, x) uint8.
         streams: What transforms draw from.
         classes: The largest label, so that no transform must read it from the device.
-        position: Where its voxels lie in the ROI (`hnseg.data.coordinates`); None without coordinates.
+        position: Where its voxels lie in the ROI (`hnseg.data.patch`); None without coordinates.
         patch: What the first transform cuts from the volume, if it does.
     """
 
