@@ -71,20 +71,6 @@ def test_the_label_moves_with_the_image(name):
         assert 2 * (bright & truth).sum() / (bright.sum() + truth.sum()) > 0.85
 
 
-@pytest.mark.parametrize("name", MIXES)
-def test_a_batch_is_changed_as_its_samples_are(name):
-    """Bit for bit, with every transform acting often."""
-    augment = mix(name)
-    for transform in augment.transforms.values():
-        transform.p = max(transform.p, 0.5)
-    together = [block(number) for number in range(6)]
-    augment(together)
-    for number, sample in enumerate(together):
-        alone = changed(augment, number)
-        assert torch.equal(sample.image, alone.image)
-        assert torch.equal(sample.label, alone.label)
-
-
 def test_a_further_transform_moves_no_other_one_s_parameters():
     """Each draws from a stream of its own, so that the same sample keeps its noise."""
     noise = RandomNoise(std=(0.5, 1.0))
@@ -207,13 +193,6 @@ def test_pet_is_moved_as_simpleitk_moves_it_in_mm(degrees, mm) -> None:
         after = scan()
         RandomMisalignment(spacing=(1.0, 1.0, 1.0)).move(after, shift)
         compare(after.image[1].numpy()[inside])
-
-
-def test_a_stage_without_pet_stays_as_it_is():
-    for transform in (RandomDropout(), RandomMisalignment(spacing=SPACING)):
-        sample = scan(modalities=1)
-        Compose({"transform": transform})([sample])
-        assert torch.equal(sample.image, scan(modalities=1).image)
 
 
 def scan_with_head(depth: int = 20, bottom: int = 8, top: int = 16) -> Sample:

@@ -111,13 +111,3 @@ def test_inference_feeds_the_network_what_validation_feeds_it(
     assert {tuple(one[0, 2:, 0, 0, 0].tolist()) for one in seen} >= set(starts)
     for image in seen:
         torch.testing.assert_close(image[0, 2:], starts[tuple(image[0, 2:, 0, 0, 0].tolist())][2:])
-
-
-def test_a_roi_shown_whole_is_padded_with_positions_that_go_on(tmp_path: Path) -> None:
-    described = card("fine", "plainconv", grid={"size": [22, 24, 24]}, input={"coordinates": True})
-    described["network"]["in_channels"] = 5
-    whole = make_bundle(tmp_path, described).members[0].whole()
-    assert whole.card["patch"] == [24, 24, 24]
-    padded = shown(InputSpec(**whole.card["input"]), (24, 24, 22))
-    assert padded.shape == (5, 24, 24, 24)
-    torch.testing.assert_close(padded[2, 0, 0, 0], torch.tensor(-1 - 1 / 22))

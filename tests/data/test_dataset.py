@@ -99,15 +99,6 @@ def test_the_last_samples_of_a_batch_hold_foreground(volumes, batch_size, forced
     assert all(np.mean(slot) < 0.5 for slot in slots[: batch_size - forced])
 
 
-def test_a_patch_as_large_as_the_roi_is_the_roi(volumes):
-    whole = VolumeDataset(volumes, SPEC, 2)
-    data = patches(volumes, patch=SHAPE, batch_size=2)
-    for number in range(6):
-        sample = data[number]
-        reference = whole[int(sample["case_id"].removeprefix("A-"))]
-        assert same(sample, reference)
-
-
 def test_jitter_shifts_the_roi_within_the_margin_and_no_further(tmp_path):
     shape, margin = (9, 12, 15), (1, 2, 3)
     volume = numbered(tmp_path, shape, margin)

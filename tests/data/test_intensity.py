@@ -156,8 +156,3 @@ def test_the_authors_scaling_by_hand():
     # The coarse stage leaves the crop's values as they are, -1 outside it.
     coarse = InputSpec(sampling=Sampling("head_crop"), ct_window=None, pet="raw")
     np.testing.assert_allclose(made(coarse, [-1, 0.3, 0.6], [0, 0.1, 0.2]), [[-1, 0.3, 0.6], [0, 0.1, 0.2]])
-
-
-def test_constants_of_the_cohort_must_be_known():
-    with pytest.raises(ValueError, match="lower, upper, mean, std of the training fold"):
-        made(InputSpec(normalise=(Normalise("ct"), Normalise("none"))), [0, 1], [0, 1])

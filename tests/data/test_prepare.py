@@ -18,9 +18,10 @@ from hnseg.data.prepare import prepare as prepare_cases
 from hnseg.data.prepare import prepare_case
 from hnseg.data.resample import AIR_HU
 from hnseg.errors import HnsegError
-from hnseg.imaging.case import read_cases
+from hnseg.imaging.case import Case, read_cases
 from hnseg.imaging.grid import Grid
-from hnseg.imaging.placement import place_grid
+from hnseg.imaging.placement import place, place_grid
+from hnseg.imaging.suv import read_scan
 
 FINE = Stage("fine", (14, 12, 10), (3.0, 3.5, 5.0), "lesions")
 HEAD = Stage("head", (10, 10, 8), (10.0, 10.0, 12.0), "top_of_scan", ("head",))
@@ -213,17 +214,6 @@ def test_a_missing_head_mask_is_named_with_the_remedy(root, tmp_path, stage):
         prepare(read_cases(root), stage, tmp_path)
 
 
-def test_a_scan_without_a_head_is_placed_as_at_inference(root, tmp_path):
-    heads = write_heads(root, "A-1", "A-2")
-    sitk.WriteImage(volume(np.zeros((30, 40, 40), np.uint8), (2, 2, 3)), str(heads / "A-2.nii.gz"))
-    drawn, empty = prepare(read_cases(root), COARSE, tmp_path, heads=heads)
-    assert drawn.meta["fallback"] is None
-    assert empty.meta["fallback"] == "no_head"
-    grid = Grid.from_dict(empty.meta["grid"])
-    assert grid.corners.max(axis=0)[2] == pytest.approx(88.5)  # the scan's top face: 30 slices of 3 mm
-    assert empty.load("label").any()
-
-
 def test_coarse_predictions_place_the_fine_roi_and_truth_stays_the_label(root, tmp_path):
     coarse = tmp_path / "coarse"
     coarse.mkdir()
@@ -254,18 +244,43 @@ def test_coarse_predictions_place_the_fine_roi_and_truth_stays_the_label(root, t
         prepare(cases, FINE, tmp_path / "cache", coarse=coarse)
 
 
-def test_runs_placed_by_different_predictions_have_entries_of_their_own(root, tmp_path):
-    folders, cases = [tmp_path / "first", tmp_path / "second"], read_cases(root)
-    for folder, x in zip(folders, (10, 30), strict=True):
-        folder.mkdir()
-        found = np.zeros((30, 40, 40), np.uint8)
-        found[14, 20, x] = 1
-        for case in cases:
-            sitk.WriteImage(volume(found, (2, 2, 3)), str(folder / f"{case.case_id}.nii.gz"))
-    first = prepare(cases, FINE, tmp_path / "cache", coarse=folders[0])
-    made = times(first)
-    second = prepare(cases, FINE, tmp_path / "cache", coarse=folders[1])
-    # A training that runs on the first ones still reads them.
-    assert times(first) == made
-    for volumes, x in ((first, 21), (second, 61)):  # the corner next to the voxel, of 2 mm
-        assert Grid.from_dict(volumes[0].meta["grid"]).center[0] == pytest.approx(x)
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    write_case(tmp_path / "data", "A-1")
+    (one,) = read_cases(tmp_path / "data")
+    return one
+
+
+def write_head(folder: Path, value: int = 1, origin: tuple[float, ...] = (0, 0, 0), voxels: int = 40) -> Path:
+    mask = np.zeros((30, 40, 40), np.uint8)
+    mask[10:30, 8:32, 8:32].flat[: voxels**3] = value
+    folder.mkdir(exist_ok=True)
+    sitk.WriteImage(volume(mask, (2, 2, 3), origin), str(folder / "A-1.nii.gz"))
+    return folder
+
+
+def test_a_head_is_a_head_whichever_value_an_editor_gave_it(case: Case, tmp_path: Path) -> None:
+    labels = [
+        prepare_case(
+            case, HEAD, tmp_path / f"cache_{value}", masks=write_head(tmp_path / "heads", value)
+        ).load("label")
+        for value in (1, 2)
+    ]
+    assert set(np.unique(labels[0])) == {0, 1}
+    np.testing.assert_array_equal(*labels)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_stray_that_a_network_took_for_a_head_places_nothing(
+    case: Case, tmp_path: Path, labelled: bool
+) -> None:
+    """As in infer.py: what somebody has drawn is a head however small."""
+    heads = write_head(tmp_path / "heads", voxels=2)
+    if labelled:
+        (heads / "cases.csv").write_text("case_id,status\nA-1,ok\n")
+    entry = prepare_case(case, COARSE, tmp_path / "cache", masks=heads)
+    head = sitk.ReadImage(str(heads / "A-1.nii.gz"))
+    placed = place(COARSE, *read_scan(case), head, manual=not labelled)
+    assert entry.meta["fallback"] == placed.fallback
+    assert entry.meta["grid"] == placed.grid.to_dict()
+    assert (placed.fallback is not None) == labelled

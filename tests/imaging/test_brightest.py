@@ -53,15 +53,6 @@ def test_a_lesion_is_taken_and_the_brighter_brain_is_not(brain_above: float, deg
     assert region.suv_peak == pytest.approx(6.0, abs=0.3)
 
 
-def test_uptake_above_the_eyes_is_the_brains_however_small() -> None:
-    """A hot spot in a brain that takes up little else, as after sedation."""
-    spot = ((20, 10, -95), (10, 10, 10), 12.0)
-    for brain_above, expected in ((EYES, LESION[0]), (np.inf, spot[0])):
-        region = brightest(pet(spot, LESION), ct(), LOW, HIGH, brain_above)
-        assert region is not None
-        np.testing.assert_allclose(region.center, expected, atol=2)
-
-
 @pytest.mark.parametrize("uptake", [[], [BRAIN, CEREBELLUM]], ids=["flat", "brain alone"])
 def test_nothing_that_stands_out_is_no_region(uptake: list) -> None:
     assert brightest(pet(*uptake), ct(), LOW, HIGH, EYES) is None

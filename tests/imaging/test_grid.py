@@ -12,7 +12,6 @@ from scipy.spatial.transform import Rotation
 
 from hnseg.imaging import masks
 from hnseg.imaging.grid import (
-    Grid,
     body_center,
     bounds,
     coarse_grid,
@@ -47,20 +46,6 @@ def head_mask() -> sitk.Image:
     mask[10:34, 4:24, 2:18] = 1
     mask[44:48, 34:38, 34:38] = 1
     return volume(mask, (10, 10, 10), (5, 5, 5))
-
-
-def test_a_grid_is_where_simpleitk_says_its_voxels_are():
-    grid = Grid((4, 5, 6), (1.0, 2.0, 3.0), (-10.0, 20.0, 30.0))
-    image = grid.image(np.zeros(grid.shape, np.uint8))
-    assert image.GetSize() == grid.size
-    middle = image.TransformContinuousIndexToPhysicalPoint([1.5, 2.0, 2.5])
-    np.testing.assert_allclose(grid.center, middle)
-    outer = [
-        image.TransformContinuousIndexToPhysicalPoint(list(corner))
-        for corner in product((-0.5, 3.5), (-0.5, 4.5), (-0.5, 5.5))
-    ]
-    np.testing.assert_allclose(sorted(map(tuple, grid.corners)), sorted(outer))
-    np.testing.assert_allclose(grid.extent, [4, 10, 18])
 
 
 def test_the_coarse_roi_hangs_seventy_percent_up_the_head():

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from fabricate import ct_image, label_image, volume
+from fabricate import ct_image, volume
 
 from hnseg.errors import HnsegError
 from hnseg.imaging.images import from_array, read_image, read_label, same_grid, to_array, write_image
@@ -122,16 +122,6 @@ def test_a_sheared_nifti_is_refused(tmp_path):
     content[280:328] = struct.pack("<12f", 1, 0.5, 0, 0, 0, 2, 0, 0, 0, 0, 3, 0)
     path.write_bytes(content)
     assert "orthonormal" in refusal(path)
-
-
-@pytest.mark.parametrize("ext", FORMATS)
-@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
-def test_labels_come_as_uint8(tmp_path, ext, dtype):
-    values = sitk.GetArrayFromImage(label_image())
-    sitk.WriteImage(sitk.GetImageFromArray(values.astype(dtype)), str(tmp_path / f"a{ext}"))
-    label = read_label(tmp_path / f"a{ext}")
-    assert label.GetPixelID() == sitk.sitkUInt8
-    np.testing.assert_array_equal(to_array(label), values)
 
 
 @pytest.mark.parametrize(("dtype", "value"), [(np.uint8, 3), (np.int16, -1), (np.float64, 0.9999999)])

@@ -98,15 +98,6 @@ def test_without_a_fallback_the_stage_that_found_nothing_is_named(
     assert place(stage, ct, hot(), found, fallback="fail") == place(stage, ct, hot(), found)
 
 
-def test_lesions_place_the_fine_roi_on_the_corner_next_to_their_mean_voxel(ct: sitk.Image) -> None:
-    found = np.zeros((12, 12, 12), np.uint8)
-    found[2, 3, 4] = 1
-    found[4, 3, 6] = 2
-    grid = placed(FINE, ct, hot(), roi(found), None)
-    # The mean voxel is (5, 3, 3) of 6 mm; its corners are as far from it, and the last one is taken.
-    np.testing.assert_allclose(grid.center, (10 + 5.5 * 6, 20 + 3.5 * 6, 30 + 3.5 * 6))
-
-
 def test_nothing_coarse_looks_at_the_brightest_pet_inside_the_coarse_roi(ct: sitk.Image) -> None:
     """The brain, hotter but outside the coarse ROI, is not taken."""
     pet = hot((46, 50, 60)) + hot((150, 150, 270), suv=50)
@@ -137,12 +128,6 @@ def test_the_upper_half_of_the_head_is_not_searched(
     pet = hot(LOWER) + hot(UPPER, suv=50)
     grid = placed(FINE, ct[:, :, :slices], pet, roi(), Fallback.BRIGHTEST_PET, head=head)
     np.testing.assert_allclose(grid.center, expected, atol=3)
-
-
-def test_a_scan_that_ends_in_the_roi_is_looked_at_where_it_is(ct: sitk.Image) -> None:
-    """Flat PET: the middle of the part of the ROI, z 27..99 mm, that a CT from 60 mm up shows."""
-    grid = placed(FINE, ct[:, :, 12:], hot(), roi(), Fallback.MIDDLE)
-    np.testing.assert_allclose(grid.center, (43, 53, (60 + 99) / 2))
 
 
 @pytest.mark.parametrize("suv", [0.0, 1.0, 0.1234567])

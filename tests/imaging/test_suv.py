@@ -46,9 +46,7 @@ def case(tmp_path: Path) -> Case:
     ("changes", "bq_ml"),
     [
         ({}, BQ_ML_OF_SUV_1),
-        ({"units": "BQML"}, BQ_ML_OF_SUV_1),
         ({"units": "kBq/ml"}, BQ_ML_OF_SUV_1 / 1e3),
-        ({"units": "MBq/mL"}, BQ_ML_OF_SUV_1 / 1e6),
         ({"half_life_s": 6586.2 / 2}, BQ_ML_OF_SUV_1 / 2),  # two half-lives
         ({"injection_time": "23:00:00", "scan_time": "00:49:46.200"}, BQ_ML_OF_SUV_1),
         ({"injection_time": "2026-01-31T23:00:00", "scan_time": "2026-02-01T00:49:46.200"}, BQ_ML_OF_SUV_1),
@@ -59,31 +57,16 @@ def test_a_sidecar_says_what_makes_suv(tmp_path: Path, changes: dict[str, Any], 
     assert sidecar_factor(write_facts(tmp_path / "a.json", **changes)) == pytest.approx(1 / bq_ml, rel=1e-6)
 
 
-@pytest.mark.parametrize("facts", [None, {"units": "SUV"}, {"Units": "BQML", "Modality": "PT"}, [1, 2]])
-def test_without_anything_to_say_values_stay_as_they_are(tmp_path: Path, facts: object) -> None:
-    if facts is not None:
-        (tmp_path / "a.json").write_text(json.dumps(facts))
-    assert sidecar_factor(tmp_path / "a.json") is None
-
-
 @pytest.mark.parametrize(
     ("changes", "telling"),
     [
         ({"weight_kg": None, "scan_time": None}, "lacks weight_kg, scan_time"),
         ({"units": "counts"}, "units 'counts' make no SUV"),
         ({"weight_kg": 74_000}, "weight_kg=74000 is no number from 1 to 500; check its unit"),
-        ({"dose_bq": 400}, "dose_bq=400 is no number"),
         ({"dose_bq": "high"}, "dose_bq='high' is no number"),
-        ({"weight_kg": 10**400}, "weight_kg=1000"),
         ({"half_life_s": float("nan")}, "half_life_s=nan is no number"),
         ({"scan_time": "20260131093000"}, "write both as HH:MM:SS"),
-        ({"scan_time": "noon"}, "write both as HH:MM:SS"),
-        ({"scan_time": "2026-01-31T09:00:00"}, "h between them"),
         ({"scan_time": "07:00:00"}, "23.0 h between them"),
-        (
-            {"injection_time": "2026-01-31T09:00:00", "scan_time": "2026-01-31T08:00:00Z"},
-            "write both",
-        ),
     ],
 )
 def test_a_sidecar_that_would_be_misunderstood_is_refused(
