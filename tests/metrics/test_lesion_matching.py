@@ -55,13 +55,6 @@ def test_connectivity(box, touching, counts):
     assert tuple(label_lesions(two, connectivity)[1] for connectivity in (26, 18, 6)) == counts
 
 
-@pytest.mark.parametrize("connectivity", [6, 18, 26])
-def test_lesions_are_numbered_as_scipy_does(random_pair, connectivity):
-    mask = random_pair(3)[0] == 2
-    structure = ndimage.generate_binary_structure(3, STRUCTURE[connectivity])
-    np.testing.assert_array_equal(label_lesions(mask, connectivity)[0], ndimage.label(mask, structure)[0])
-
-
 def test_iou_of_exactly_the_threshold_is_not_enough(box):
     truth, prediction = box((0, 1, 0, 1, 0, 10)), box((0, 1, 0, 1, 0, 3))
     assert overlapping_lesions(prediction == 2, truth == 2).iou.tolist() == [0.3]

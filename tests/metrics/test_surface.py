@@ -15,17 +15,12 @@ def test_shifted_plane_in_anisotropic_spacing(box):
     assert surface_distance(prediction.T, truth.T, (2.5, 1.0, 1.0)) == pytest.approx((5.0, 5.0))
 
 
-def test_identical_masks_are_at_no_distance(box):
-    mask = box((2, 9, 3, 8, 4, 7)) == 2
-    assert surface_distance(mask, mask, (0.9, 0.9, 3.0)) == (0.0, 0.0)
-
-
-def test_empty_masks_have_no_distance(box):
+def test_identical_masks_are_at_no_distance_and_empty_masks_have_none(box):
     mask = box((2, 9, 3, 8, 4, 7)) == 2
     empty = np.zeros_like(mask)
-    assert surface_distance(mask, empty, (1, 1, 1)) is None
-    assert surface_distance(empty, mask, (1, 1, 1)) is None
-    assert surface_distance(empty, empty, (1, 1, 1)) is None
+    assert surface_distance(mask, mask, (0.9, 0.9, 3.0)) == (0.0, 0.0)
+    for pair in ((mask, empty), (empty, mask), (empty, empty)):
+        assert surface_distance(*pair, (1, 1, 1)) is None
 
 
 @pytest.mark.parametrize("seed", range(4))

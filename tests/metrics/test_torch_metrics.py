@@ -41,14 +41,6 @@ def test_a_batch_equals_its_cases(patients):
     assert values(metric) == expected(patients)
 
 
-def test_reset_forgets(patients):
-    metric = OfficialScores()
-    update(metric, patients[:2])
-    metric.reset()
-    update(metric, patients[2:])
-    assert values(metric) == expected(patients[2:])
-
-
 def test_without_lesions_and_without_patients():
     metric = OfficialScores()
     assert values(metric) == pytest.approx(dict(zip(KEYS, (np.nan, 1, 1), strict=True)), nan_ok=True)
@@ -62,8 +54,6 @@ def test_means_over_cases():
     for dice, loss in ((0.5, 3.0), (0.25, 1.0), (0.0, 2.0)):
         means.update({"loss": torch.tensor(loss), "dice": torch.tensor(dice)})
     assert means.compute() == {"dice": 0.25, "loss": 2.0}
-    means.reset()
-    assert means.compute()["dice"].isnan()
 
 
 @pytest.mark.parametrize("split", range(1, len(SPACINGS) + 1))
