@@ -57,8 +57,13 @@ class StageVolume:
 
 
 def entry_folder(folder: Path, case: Case, masks: Path | None) -> Path:
-    """Where a case's entry lies: a changed source makes another entry, and trainings keep theirs."""
-    return folder / case.case_id / sources(case, masks)
+    """Where a case's entry lies: a changed source makes another entry, and trainings keep theirs.
+
+    It is named by a hash of the files' names, sizes and times of change, and the PET's factor.
+    """
+    mask = None if masks is None else mask_file(masks, case.case_id)
+    paths = [case.ct, case.pet, case.label, mask, sidecar(case.pet)]
+    return folder / case.case_id / digest([case.pet_factor, *map(_state, paths)])
 
 
 def write_entry(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: Path) -> None:
@@ -92,13 +97,6 @@ def is_whole(entry: Path) -> bool:
         return all((entry / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
-
-
-def sources(case: Case, masks: Path | None) -> str:
-    """Hash of what an entry is made from: the files' names, sizes and times of change, the PET's factor."""
-    mask = None if masks is None else mask_file(masks, case.case_id)
-    paths = [case.ct, case.pet, case.label, mask, sidecar(case.pet)]
-    return digest([case.pet_factor, *map(_state, paths)])
 
 
 def _state(path: Path | None) -> list[Any] | None:

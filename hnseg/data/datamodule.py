@@ -51,9 +51,9 @@ def choose_loading(
 
     Args:
         workers: Processes, or `auto`.
-        gpus: GPUs of this machine that trainings may share it for; 0 trains on the processor.
+        gpus: GPUs of this machine, each with a training of its own; 0 trains on the processor.
         batch_bytes: Size of one batch.
-        processes: Training processes on this machine, which share its memory.
+        processes: Training processes on this machine.
     """
     if workers != "auto":
         return Loading(workers, pin=gpus > 0)
@@ -83,10 +83,10 @@ class StageDataModule(L.LightningDataModule):
         spec: The input chain, the same at inference.
         patch: Training patch, (z, y, x).
         batch_size: Patches a batch.
+        cache: Folder of prepared volumes.
         accumulate: Equal parts in which a batch is loaded, one after another.
         shard: The part of each of these, and of the validation cases, that this process takes.
         samples: Patches an epoch; None is one pass over the training cases.
-        cache: Folder of prepared volumes.
         heads: Folder of head masks, where the stage needs them.
         coarse: Folder of out-of-fold coarse predictions, or None.
         train_roi: What places the ROI in training: `truth` or `coarse`.
@@ -95,7 +95,7 @@ class StageDataModule(L.LightningDataModule):
         jitter_mm: Random shift of the ROI in training, at most this much along each axis, mm.
         loading: Loader processes.
         prepare_workers: Processes that prepare; all cores by default.
-        seed: Seed of the cases, positions and augmentation.
+        seed: Of cases, positions and augmentation.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class StageDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.cases = {"train": list(train), "validation": list(validation)}
+        self.train, self.validation = train, validation
         self.stage, self.spec, self.patch, self.batch_size = stage, spec, patch, batch_size
         self.cache, self.samples, self.heads, self.augment = cache, samples, heads, augment
         self.accumulate, self.shard = accumulate, shard
@@ -197,10 +197,10 @@ class StageDataModule(L.LightningDataModule):
     def _validation_volumes(self) -> list[list[StageVolume]]:
         """With the true ROIs, and with the predicted ones where there are any."""
         rois = [None] if self.coarse is None else [None, self.coarse]
-        return [self._prepare(self.cases["validation"], coarse) for coarse in rois]
+        return [self._prepare(self.validation, coarse) for coarse in rois]
 
     def _train_volumes(self) -> list[StageVolume]:
-        return self._prepare(self.cases["train"], self.coarse if self.train_roi == "coarse" else None)
+        return self._prepare(self.train, self.coarse if self.train_roi == "coarse" else None)
 
     def _prepare(self, cases: Sequence[Case], coarse: Path | None) -> list[StageVolume]:
         return prepare(

@@ -68,21 +68,19 @@ WHOLE = Shard()
 class EpochSampler(Sampler[int]):
     """Sample numbers that go on from epoch to epoch, so that every number is drawn only once.
 
-    A sample's case, position and augmentation follow from its number and the seed alone, whichever
-    worker or process makes it. Lightning calls `set_epoch`.
+    A sample's case, position and augmentation follow from its number and the seed alone, whichever worker or
+    process makes it. Each process takes its shard of every batch. Lightning calls `set_epoch`.
 
     Args:
         samples: Of an epoch, over all processes.
-        batch: Samples that go through the network together, over all processes, which each take their part
-            of every batch; not needed of one process.
-        shard: This process's.
+        batch: Samples that go through the network together, over all processes.
+        shard: Of this process.
     """
 
     def __init__(self, samples: int, batch: int = 1, shard: Shard = WHOLE) -> None:
         self.samples, self.batch, self.shard, self.epoch = samples, batch, shard, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration gives."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -142,7 +140,6 @@ class PatchDataset(Dataset[dict[str, Any] | Sample]):
         return self.augment is not None and self.augment.device == "cuda"
 
     def __getitem__(self, number: int) -> dict[str, Any] | Sample:
-        """A patch as `to_item` makes it, or a `Sample` where the device augments."""
         streams, volume = Streams(self.seed, number), self.volumes[self._case(number)]
         start = np.asarray(volume.margin)
         if self.jitter:

@@ -34,20 +34,15 @@ _Channel = tuple[NDArray[np.float32], float, float]
 
 
 class ChannelFingerprint(BaseModel):
-    """Constants of one channel.
-
-    Args:
-        pooled: 0.5 and 99.5 % percentiles, mean and standard deviation of the foreground voxels of all
-            cases, each case of equal weight, as nnU-Net pools them (it draws equally many voxels of each).
-        per_case: Mean over cases of each case's foreground 0.5 and 99.5 % percentiles (Auto3DSeg).
-        overall: Mean and standard deviation of all voxels of all ROIs.
-    """
+    """Constants of one channel."""
 
     model_config = ConfigDict(frozen=True)
 
+    # 0.5 and 99.5 % percentiles, mean and standard deviation of the foreground voxels of all cases, each case
+    # of equal weight, as nnU-Net pools them (it draws equally many voxels of each).
     pooled: tuple[float, float, float, float]
-    per_case: tuple[float, float]
-    overall: tuple[float, float]
+    per_case: tuple[float, float]  # mean of each case's foreground 0.5 and 99.5 % percentiles (Auto3DSeg)
+    overall: tuple[float, float]  # mean and standard deviation of all voxels of all ROIs
 
     def fill(self, normalise: Normalise) -> Normalise:
         """The same scheme with the constants it lacks."""
@@ -91,11 +86,9 @@ class Fingerprint(BaseModel):
 
     @property
     def hash(self) -> str:
-        """Hash of the constants; checkpoints carry it."""
         return digest(self.model_dump(mode="json"))
 
     def fill(self, spec: InputSpec) -> InputSpec:
-        """The input chain with the constants that its normalisation lacks."""
         pairs = zip(self.channels, spec.normalise, strict=True)
         return replace(spec, normalise=tuple(channel.fill(scheme) for channel, scheme in pairs))
 

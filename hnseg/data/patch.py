@@ -21,9 +21,9 @@ Position = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch and the surroundings it is turned and scaled in, (z, y, x) in voxels.
+    """A patch in the middle of the surroundings in which it is turned and scaled, (z, y, x) in voxels.
 
-    The patch is the middle of its surroundings. Both may reach past the volume, where all is 0.
+    Both may reach past the volume, where all is 0.
 
     Args:
         size: Shape of the patch.
@@ -37,7 +37,6 @@ class Patch:
 
     @classmethod
     def whole(cls, shape: Sequence[int]) -> Patch:
-        """All of a volume (z, y, x), without surroundings."""
         z, y, x = shape
         return cls((z, y, x), (z, y, x), (0, 0, 0))
 
@@ -65,11 +64,7 @@ class Patch:
         return patch
 
     def surroundings(self, volume: Tensor) -> tuple[Tensor, Sequence[float]]:
-        """What the volume (..., z, y, x) holds of the surroundings, as a view.
-
-        Returns:
-            The view, and how far the middle of the whole surroundings lies from the view's, voxels.
-        """
+        """The surroundings within the volume (..., z, y, x), and how far the middle of all is off theirs."""
         spans = zip(self.start, self.around, volume.shape[-3:], strict=True)
         box = [slice(max(a, 0), min(a + n, limit)) for a, n, limit in spans]
         offset = [
@@ -95,13 +90,12 @@ def sample_patch(
     """Draws the position of a patch (nnU-Net's nnUNetDataLoader.get_bbox).
 
     Args:
-        volume: Shape of the volume. All arguments are (z, y, x).
+        volume: Shape of the volume (z, y, x).
         size: Shape of the patch; along axes where the volume is smaller, it is centred on the volume.
-        rng: Draws the position where no voxel is given: anywhere within the volume.
+        rng: Draws the position where no voxel is given.
         around: Shape of the surroundings; the patch alone by default.
-        voxel: Voxel that the patch must show, in the middle of the patch as far as the bounds allow.
-        overhang: Bound a forced patch from below only, as nnU-Net does: it may then reach past the
-            volume's end, up to half its size.
+        voxel: To be in the middle of the patch as far as the bounds allow.
+        overhang: Let such a patch reach past the volume's end, up to half its size, as nnU-Net does.
     """
     around = around or size
     shape, outer = np.asarray(volume), np.asarray(around)

@@ -25,7 +25,7 @@ from hnseg.imaging.audit import check_case
 from hnseg.imaging.case import Case, mask_file
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.images import read_label, read_mask, to_array
-from hnseg.imaging.masks import foreground_box, positions, voxel_ml
+from hnseg.imaging.masks import positions, voxel_ml
 from hnseg.imaging.placement import PlacedRoi, place, place_grid
 from hnseg.imaging.suv import read_scan
 from hnseg.processes import map_cases
@@ -82,12 +82,8 @@ def place_roi(
 def ml_outside(label: sitk.Image, grid: Grid) -> dict[str, float]:
     """Volume of each class that the ROI does not hold, in ml, by label."""
     low, high = grid.corners.min(axis=0), grid.corners.max(axis=0)
-    array = to_array(label)
-    box = foreground_box(array)
-    if box is None:
-        return {}
-    values, points = array[box][array[box] > 0], positions(label)
-    lost = np.any((points < low) | (points > high), axis=1)
+    array, points = to_array(label), positions(label)
+    values, lost = array[array > 0], np.any((points < low) | (points > high), axis=1)
     return {
         str(value): float((lost & (values == value)).sum() * voxel_ml(label.GetSpacing()))
         for value in np.unique(values)
@@ -102,19 +98,13 @@ def _searched(masks: Path, case_id: str) -> sitk.Image | None:
     path = masks / f"{case_id}.json"
     if not path.exists():
         return None
-    try:
-        (roi,) = json.loads(path.read_bytes())["roi"]
-        grid = Grid.from_dict(roi)
-    except (ValueError, LookupError, TypeError) as error:
-        raise HnsegError(
-            f"{path}: not the record of a coarse prediction; make it and the mask anew with "
-            "python infer.py last_stage=coarse out_of_fold=true overwrite=true"
-        ) from error
+    (roi,) = json.loads(path.read_bytes())["roi"]
+    grid = Grid.from_dict(roi)
     return grid.image(np.zeros(grid.shape, np.uint8))
 
 
 def digest_volumes(volumes: Iterable[StageVolume]) -> str:
-    """Of cases, their arrays and where these lie in the patient, whatever the order of the cases."""
+    """Digest of the cases' arrays and where these lie in the patient, whatever the order of the cases."""
     return digest(sorted((volume.case_id, _digest_volume(volume)) for volume in volumes))
 
 

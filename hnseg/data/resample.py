@@ -44,9 +44,8 @@ def interpolate(
     """Interpolates an array at the points of a lattice.
 
     Args:
-        values: (z, y, x) or (C, z, y, x); a part of a larger array is read where it lies.
-        at: For each of the three axes (z, y, x) where to sample, in voxels from the centre of the first;
-            ascending or descending.
+        values: (z, y, x) or (C, z, y, x).
+        at: For each axis (z, y, x) where to sample, in voxels from the centre of the first, in order.
         degree: 3 for the cubic B-spline (four voxels an axis at least), 1 for linear.
         fill: Value where a sample lies more than half a voxel beyond the outermost centre, as in ITK: half a
             voxel below the first is still inside, half a voxel above the last is outside.
@@ -80,10 +79,7 @@ def interpolate(
 def weights(at: NDArray[np.float64], size: int, degree: int) -> NDArray[np.float32]:
     """The interpolation's matrix for an axis of `size` voxels, (points, voxels).
 
-    Args:
-        at: Points in voxels from the centre of the first, at most half a voxel beyond the outermost centres.
-        size: Voxels.
-        degree: 3 or 1, as for `interpolate`.
+    The points lie at most half a voxel beyond the outermost centres.
     """
     if degree == 1:
         # Beyond the outermost centres the nearest voxel counts, as in ITK.
@@ -174,17 +170,10 @@ _PARALLEL = 1e-5
 
 
 def to_grid(image: sitk.Image, grid: Grid, *, fill: float, antialias: bool = False) -> NDArray[np.float32]:
-    """Resamples an image onto a stage grid by cubic B-spline, cropped first.
+    """An image of any orientation on a grid, (z, y, x), by cubic B-spline; `fill` outside it.
 
-    Args:
-        image: CT in HU or PET in SUV, any orientation.
-        grid: Where to sample.
-        fill: Value outside the image.
-        antialias: Smooth before sampling on a coarser lattice. The paper samples as is; coarse
-            configurations for small machines gain from it.
-
-    Returns:
-        Array (z, y, x) on `grid`.
+    `antialias` smooths before sampling on a coarser lattice. The paper samples as is; coarse configurations
+    for small machines gain from it.
     """
     box = index_box(image, grid.corners, margin=_SUPPORT)
     if box is None:
@@ -217,7 +206,7 @@ def to_image(
     Args:
         maps: (C, z, y, x) on `grid`: probabilities (float32), or labels (uint8).
         grid: The stage grid.
-        like: The image whose grid is wanted, normally the CT.
+        like: The image, normally the CT.
 
     Returns:
         Maps (C, z, y, x), interpolated linearly (labels by nearest neighbour), zero outside the stage grid,
@@ -259,15 +248,10 @@ def index_box(image: sitk.Image, points: NDArray[np.float64], margin: int = 1) -
 
 @dataclass(frozen=True)
 class _Lines:
-    """Where a lattice's voxels lie in a parallel source.
+    """Where a lattice's voxels lie in a parallel source, for each of the lattice's axes (i, j, k)."""
 
-    Args:
-        order: The source's axis along each of the lattice's axes (i, j, k).
-        at: Continuous indices in the source along each of the lattice's axes (i, j, k).
-    """
-
-    order: tuple[int, ...]
-    at: tuple[NDArray[np.float64], ...]
+    order: tuple[int, ...]  # the source's axis
+    at: tuple[NDArray[np.float64], ...]  # continuous indices along it
 
     def sample(self, values: NDArray[Any], *, degree: int, fill: float) -> NDArray[np.float32]:
         """The source's (..., k, j, i) voxels at the lattice's (..., k, j, i)."""
@@ -282,7 +266,6 @@ def _lines(source: sitk.Image, target: sitk.Image, size: Sequence[int]) -> _Line
     """Where the first `size` voxels of `target` lie in `source`; None if they are oblique."""
 
     def in_source(axis: int, index: int) -> NDArray[np.float64]:
-        """Continuous index in the source of the target's voxel so far along an axis."""
         point = target.TransformIndexToPhysicalPoint([index if a == axis else 0 for a in range(3)])
         return np.array(source.TransformPhysicalPointToContinuousIndex(point))
 
@@ -299,7 +282,6 @@ def _lines(source: sitk.Image, target: sitk.Image, size: Sequence[int]) -> _Line
 
 
 def _frame(grid: Grid) -> sitk.Image:
-    """A grid's place in space as an image of a single voxel."""
     return grid.image(np.zeros((1, 1, 1), np.uint8))
 
 

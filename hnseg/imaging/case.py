@@ -93,11 +93,7 @@ def read_cases(source: Path, *, strict: bool = True) -> list[Case]:
 
 
 def take_shard(cases: list[Case], shard: str | None) -> list[Case]:
-    """Every n-th case from the k-th on, for shard k/n (0/4 to 3/4); all without a shard.
-
-    Raises:
-        HnsegError: Not K/N with K below N.
-    """
+    """Every n-th case from the k-th on, for shard k/n (0/4 to 3/4); all without a shard."""
     if shard is None:
         return cases
     number, _, count = str(shard).partition("/")
@@ -112,11 +108,7 @@ def center_of(case_id: str) -> str:
 
 
 def case_files(folder: Path) -> dict[str, Path]:
-    """The files of a case folder that belong to the case, under 'ct', 'pet' and 'label'.
-
-    Raises:
-        OSError: The folder cannot be listed.
-    """
+    """The files of a case folder that belong to the case, under 'ct', 'pet' and 'label'."""
     present = set(folder.iterdir())
     stems = {part: f"{folder.name}__{end}" for part, end in _SUFFIXES.items()} | {"label": folder.name}
     paths = {part: [folder / f"{stem}{end}" for end in EXTENSIONS] for part, stem in stems.items()}
@@ -235,6 +227,6 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def stem(path: Path) -> str:
-    """The name of a file without its image extension (or what else comes after its last dot)."""
+    """The name of a file without its image extension, or else its last suffix."""
     extension = next((known for known in EXTENSIONS if path.name.lower().endswith(known)), path.suffix)
     return path.name[: len(path.name) - len(extension)]

@@ -87,11 +87,7 @@ def read_label(path: Path) -> sitk.Image:
 
 
 def read_mask(path: Path, ct: sitk.Image) -> sitk.Image:
-    """Read a label map that must lie on the grid of `ct`.
-
-    Raises:
-        HnsegError: As `read_label`, or another grid.
-    """
+    """Read a label map; HnsegError if it is not on the grid of `ct`."""
     mask = read_label(path)
     if not same_grid(mask, ct):
         raise HnsegError(f"{path}: is not on the CT's grid; resample it, nearest neighbour, or remove it")
@@ -153,7 +149,11 @@ def _read_nifti(path: Path) -> sitk.Image:
         if file.peek(2)[:2] == b"\x1f\x8b":  # gzip's magic number
             file = stack.enter_context(igzip.open(file))  # unpacks twice as fast as zlib
         try:
-            header = _nifti_header(file)
+            kinds = (nib.Nifti1Header, nib.Nifti2Header)
+            known = [kind for kind in kinds if kind.may_contain_header(file.peek(540)[:540])]
+            if not known:
+                raise ValueError("neither NIfTI-1 nor NIfTI-2")
+            header = known[0].from_fileobj(file, check=False)
             affine = np.diag((-1.0, -1.0, 1.0, 1.0)) @ header.get_best_affine()  # NIfTI's RAS to LPS
             shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
         except (HeaderDataError, KeyError, ValueError) as error:
@@ -182,15 +182,6 @@ def _read_nifti(path: Path) -> sitk.Image:
     image.SetOrigin(affine[:3, 3].tolist())
     image.SetDirection(axes.ravel().tolist())
     return image
-
-
-def _nifti_header(file: Any) -> nib.Nifti1Header:
-    """The header of a NIfTI-1 or NIfTI-2 file, as it is."""
-    start = file.peek(540)[:540]
-    kinds = [kind for kind in (nib.Nifti1Header, nib.Nifti2Header) if kind.may_contain_header(start)]
-    if not kinds:
-        raise ValueError("not NIfTI")
-    return kinds[0].from_fileobj(file, check=False)
 
 
 def _read_metaimage(path: Path) -> sitk.Image:

@@ -25,44 +25,26 @@ Index = tuple[int, int, int]  # a voxel's, (x, y, z)
 
 @dataclass(frozen=True)
 class View:
-    """Arrays (z, y, x) on one grid: x runs to the patient's left, y to the back, z to the head.
+    """Arrays (z, y, x) on one grid: x runs to the patient's left, y to the back, z to the head."""
 
-    Attributes:
-        ct: In HU.
-        pet: In SUV, 0 outside its field of view.
-        truth: Ground-truth labels.
-        prediction: Labels.
-        spacing: (x, y, z) in mm.
-        focus: Index (x, y, z) of the voxel the slices run through.
-        focus_mm: The same in patient space (x, y, z), LPS mm.
-    """
-
-    ct: NDArray[np.float32]
-    pet: NDArray[np.float32]
+    ct: NDArray[np.float32]  # HU
+    pet: NDArray[np.float32]  # SUV, 0 outside its field of view
     truth: NDArray[np.uint8]
     prediction: NDArray[np.uint8]
-    spacing: tuple[float, float, float]
-    focus: Index
-    focus_mm: tuple[float, float, float]
+    spacing: tuple[float, float, float]  # (x, y, z) in mm
+    focus: Index  # the voxel that the slices run through
+    focus_mm: tuple[float, float, float]  # the same in patient space (x, y, z), LPS mm
 
 
 @dataclass(frozen=True)
 class Plane:
-    """One slice of every volume, rows and columns as drawn.
-
-    Attributes:
-        title: Its name and where it lies.
-        index: Index into arrays (z, y, x).
-        edge: (width, height) of a pixel in mm.
-        head_up: Whether row 0 belongs at the bottom.
-        sides: What lies at the left, right, top and bottom.
-    """
+    """One slice of every volume, rows and columns as drawn."""
 
     title: str
-    index: tuple[Any, ...]
-    edge: tuple[float, float]
-    head_up: bool
-    sides: str
+    index: tuple[Any, ...]  # into arrays (z, y, x)
+    edge: tuple[float, float]  # (width, height) of a pixel in mm
+    head_up: bool  # whether row 0 belongs at the bottom
+    sides: str  # letters of the left, right, top and bottom
 
 
 def planes(view: View) -> Iterator[Plane]:

@@ -28,11 +28,7 @@ PLAUSIBLE = {"weight_kg": (1.0, 500.0), "dose_bq": (1e5, 5e9), "half_life_s": (6
 
 
 def read_scan(case: Case) -> tuple[sitk.Image, sitk.Image]:
-    """CT (HU, int16 where it is stored so) and PET (SUV, float32) of a case.
-
-    Raises:
-        HnsegError: The case list's line is unusable.
-    """
+    """CT (HU, int16 where it is stored so) and PET (SUV, float32) of a case."""
     case.check()
     return read_image(case.ct, integers=True), read_pet(case)
 
@@ -61,8 +57,7 @@ def sidecar_factor(path: Path) -> float | None:
     often the scan's start; both HH:MM:SS or both 2026-01-31T08:30:00), and `half_life_s` (default: F-18).
 
     Returns:
-        The factor; None where there is no sidecar, it says SUV, or has none of these keys (another
-        program's file).
+        None where there is no sidecar, it says SUV, or has none of these keys (another program's file).
 
     Raises:
         HnsegError: Not JSON, missing or implausible values, or units that are no activity concentration.
@@ -151,20 +146,12 @@ def sphere_means(
 ) -> NDArray[np.float64]:
     """Mean of the voxels whose centres lie within 6.2 mm of each voxel's centre.
 
-    Args:
-        suv: SUV, (z, y, x).
-        spacing: Voxel size in mm, (x, y, z).
-        seen: Which voxels count, (z, y, x); all by default, none beyond the array. A sphere without any
-            has mean 0.
+    Arrays are (z, y, x), `spacing` (x, y, z) in mm. Only voxels that are `seen` count, all by default; a
+    sphere without any has mean 0.
     """
     counted = np.ones(suv.shape) if seen is None else seen.astype(np.float64)
-    ball = _ball(spacing)
-    total = ndimage.convolve(suv * counted, ball, mode="constant")
-    return total / np.maximum(ndimage.convolve(counted, ball, mode="constant"), 1)
-
-
-def _ball(spacing: Sequence[float]) -> NDArray[np.float64]:
-    """1 for the voxels (z, y, x) whose centres lie within the radius of the middle one."""
     x, y, z = (np.arange(-(n := int(np.ceil(PEAK_RADIUS_MM / mm))), n + 1) * mm for mm in spacing)
     squared = z[:, None, None] ** 2 + y[None, :, None] ** 2 + x**2
-    return (squared <= PEAK_RADIUS_MM**2).astype(np.float64)
+    ball = (squared <= PEAK_RADIUS_MM**2).astype(np.float64)
+    total = ndimage.convolve(suv * counted, ball, mode="constant")
+    return total / np.maximum(ndimage.convolve(counted, ball, mode="constant"), 1)

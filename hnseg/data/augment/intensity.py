@@ -80,9 +80,6 @@ class RandomNoise(IntensityTransform):
     """Adds Gaussian noise of mean 0, with one standard deviation for all channels.
 
     The noise follows from a seed that is drawn with it; devices of another kind make other noise of it.
-
-    Args:
-        std: Range of the standard deviation.
     """
 
     std: Range = (0.0, 0.25)
@@ -92,7 +89,6 @@ class RandomNoise(IntensityTransform):
         return [rng.uniform(*self.std)]
 
     def draw(self, rng: np.random.Generator, channels: int) -> Parameters:
-        """(C, 2): standard deviation and seed."""
         return np.column_stack([super().draw(rng, channels), rng.integers(2**31, size=channels)])
 
     def change(self, channels: Tensor, parameters: Parameters) -> Tensor:
@@ -104,10 +100,10 @@ class RandomNoise(IntensityTransform):
 
 @dataclass(kw_only=True)
 class RandomBlur(IntensityTransform):
-    """Blurs by a Gaussian.
+    """Blurs by a Gaussian with a standard deviation along each axis, voxels.
 
     Args:
-        sigma: Range of the standard deviation along each axis, voxels.
+        sigma: Its range.
         kernel: `sampled`: the density at each voxel, out to 3 sigma; the border is mirrored (nnU-Net's
             GaussianBlurTransform). `integrated`: the mass over each voxel, out to 4 sigma; outside is 0
             (MONAI's RandGaussianSmooth, which Auto3DSeg uses).
@@ -179,11 +175,7 @@ class RandomScaleShift(IntensityTransform):
 
 @dataclass(kw_only=True)
 class RandomContrast(IntensityTransform):
-    """Multiplies distances from the mean, clipped to the range before (nnU-Net's ContrastTransform).
-
-    Args:
-        factor: Range of the factor, below 1 as often as above it.
-    """
+    """Multiplies distances from the mean, clipped to the range before (nnU-Net's ContrastTransform)."""
 
     factor: Range = (0.75, 1.25)
 
@@ -197,11 +189,9 @@ class RandomContrast(IntensityTransform):
 
 @dataclass(kw_only=True)
 class RandomGamma(IntensityTransform):
-    """A power of each channel within its range; mean and standard deviation stay (nnU-Net's GammaTransform).
+    """A power of each channel (or of its negative, `inverted`) within its range (nnU-Net's GammaTransform).
 
-    Args:
-        gamma: Range of the exponent, below 1 as often as above it.
-        inverted: Take the power of the negative image.
+    Mean and standard deviation stay.
     """
 
     gamma: Range = (0.7, 1.5)
@@ -236,12 +226,9 @@ def _max(x: Tensor) -> Tensor:
 
 @dataclass(kw_only=True)
 class RandomLowResolution(IntensityTransform):
-    """Samples a channel with fewer voxels and interpolates it (nnU-Net's SimulateLowResolutionTransform).
+    """Samples a channel with `scale` times the voxels along every axis, and interpolates it back.
 
-    On scans, CT and PET each as a coarser scanner would have given it.
-
-    Args:
-        scale: Range of the factor of the number of voxels along every axis.
+    nnU-Net's SimulateLowResolutionTransform; on scans, as coarser scanners would have given CT and PET.
     """
 
     scale: Range = (0.5, 1.0)
@@ -250,15 +237,12 @@ class RandomLowResolution(IntensityTransform):
         return [rng.uniform(*self.scale)]
 
     def change(self, channels: Tensor, parameters: Parameters) -> Tensor:
-        pairs = zip(channels, parameters[:, 0], strict=True)
-        return torch.stack([downsample(channel, scale) for channel, scale in pairs])
-
-
-def downsample(channel: Tensor, scale: float) -> Tensor:
-    """A channel (z, y, x) with `scale` times the voxels along each axis, and linearly back."""
-    coarse = [round(n * scale) for n in channel.shape]
-    sampled = F.interpolate(channel[None, None], coarse, mode="nearest-exact")
-    return F.interpolate(sampled, channel.shape, mode="trilinear")[0, 0]
+        changed = []
+        for channel, scale in zip(channels, parameters[:, 0], strict=True):
+            coarse = [round(n * scale) for n in channel.shape]
+            sampled = F.interpolate(channel[None, None], coarse, mode="nearest-exact")
+            changed.append(F.interpolate(sampled, channel.shape, mode="trilinear")[0, 0])
+        return torch.stack(changed)
 
 
 @dataclass(kw_only=True)

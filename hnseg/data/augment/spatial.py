@@ -31,7 +31,7 @@ class SpatialTransform(Transform):
 
 
 class Affine(NamedTuple):
-    """Angles about z, y and x, radians, and factors along them; above 1 things become smaller."""
+    """Angles about z, y and x, radians, and factors along them; above 1 the anatomy becomes smaller."""
 
     angles: NDArray[np.float64]
     factors: NDArray[np.float64]
@@ -59,7 +59,7 @@ class RandomAffine(SpatialTransform):
         p_rotation: Probability of a rotation, once it acts.
         degrees: Angle about each axis, drawn from [-degrees, degrees].
         p_scaling: Probability of a scaling, once it acts.
-        scaling: Range of the factor; above 1 things become smaller.
+        scaling: Range of the factor; above 1 the anatomy becomes smaller.
         isotropic: One factor for all axes, or one for each.
         outside: `zeros`: outside the volume images and labels are 0, and a label is the class with the most
             weight among the eight voxels around (nnU-Net). `border`: the border goes on, and a label is that
@@ -178,16 +178,11 @@ def sampling_grid(
 
 @dataclass(kw_only=True)
 class RandomFlip(SpatialTransform):
-    """Mirrors.
-
-    Args:
-        axes: Axes (z, y, x) that may be mirrored, each half of the time, once it acts.
-    """
+    """Mirrors along each of `axes` (z, y, x) half of the time, once it acts."""
 
     axes: Sequence[int] = (0, 1, 2)
 
     def draw(self, rng: np.random.Generator, channels: int) -> list[int] | None:
-        """Axes (z, y, x) to mirror."""
         mirrored = (rng.random() < self.p) & (rng.random(3) < 0.5)
         return [axis for axis in self.axes if mirrored[axis]] or None
 
@@ -211,8 +206,7 @@ class Shift(NamedTuple):
 class RandomMisalignment(SpatialTransform):
     """Shifts and turns PET rigidly about the middle of the ROI; CT and label stay.
 
-    The label stays with the CT, on which it was drawn. Beyond the ROI the border's values go on. Acts on
-    scans; a stage that sees CT alone stays as it is.
+    Beyond the ROI the border's values go on. Acts on scans; a stage that sees CT alone stays as it is.
 
     Args:
         spacing: Voxel size in mm, (x, y, z).
