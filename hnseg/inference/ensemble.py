@@ -201,7 +201,7 @@ class StageEnsemble:
         disagreement: Disagreement | None = None,
         cache: LogitsCache | None = None,
     ) -> NDArray[np.float32]:
-        """Class probabilities of CT (HU) and PET (SUV) on a grid.
+        """Class probabilities (K, z, y, x) of CT (HU) and PET (SUV) on a grid, background first.
 
         Args:
             ct: CT.
@@ -210,9 +210,6 @@ class StageEnsemble:
             clock: Counts `resample` and the networks' time under the stage's name.
             disagreement: Gathers how the members differ.
             cache: Logits of these images, which are taken from it and put there.
-
-        Returns:
-            (K, z, y, x), background first, on `grid`.
 
         Raises:
             HnsegError: A member's logits are no numbers, which would spoil the other members'.

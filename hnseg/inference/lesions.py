@@ -77,7 +77,7 @@ def measure(
     for label, name in enumerate(classes, start=1):
         found = components(mask, label)
         sized = [(sitk.GetArrayViewFromImage(part) > 0, box, part) for box, part in found]
-        sized.sort(key=lambda one: -int(one[0].sum()))
+        sized.sort(key=lambda found: -int(found[0].sum()))
         for inside, box, part in sized:
             points = positions(part)
             x, y, z = points.mean(axis=0)
@@ -99,13 +99,7 @@ def measure(
 def review_reasons(
     lesions: Sequence[Lesion], notes: Sequence[str] = (), lesion_ml_outside_roi: float | None = None
 ) -> list[str]:
-    """Why a reader should look at a case before others; empty where nothing speaks for it.
-
-    Args:
-        lesions: All of the case.
-        notes: What placed an ROI where nothing was found, and what of the ROI the scan does not show.
-        lesion_ml_outside_roi: Coarse lesion outside the fine ROI, ml.
-    """
+    """Why a reader should look at a case before others, given its lesions and the cascade's notes."""
     reasons = list(notes)
     if not lesions:
         reasons.append("no lesion found")

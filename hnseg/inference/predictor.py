@@ -83,21 +83,20 @@ def sliding_window(
     tiling: Tiling,
     overlap: float,
 ) -> Tensor:
-    """Logits of a volume: the weighted mean over windows.
+    """Logits (1, K, *sides) of a volume (1, C, *sides), float32: the weighted mean over windows.
+
+    A side smaller than the window is padded at both ends.
 
     Args:
         predictor: (1, C, *roi_size) → (1, K, *roi_size) float32.
-        image: (1, C, *sides). A side smaller than the window is padded at both ends.
+        image: The volume.
         roi_size: Sides of the window.
         tiling: Whose starts and weights.
-        overlap: Share of a window that the next one repeats at least (nnU-Net), or exactly (MONAI).
-
-    Returns:
-        (1, K, *sides) float32.
+        overlap: Share of a window that the next window repeats at least (nnU-Net), or exactly (MONAI).
     """
     image, inside = _pad(image, roi_size)
     starts = [window_starts(n, w, tiling, overlap) for n, w in zip(image.shape[2:], roi_size, strict=True)]
-    if all(len(one) == 1 for one in starts):  # a single window's mean is itself
+    if all(len(each) == 1 for each in starts):  # a single window's mean is itself
         return predictor(image)[(*_ALL, *inside)]
     weights = gaussian_importance_map(roi_size, tiling).to(image.device)
     weight_sum = torch.zeros(image.shape[2:], device=image.device)
@@ -191,13 +190,7 @@ class Predictor:
 
     @classmethod
     def of(cls, card: dict[str, Any], *, mirror: bool = False, precision: Precision = "float32") -> Predictor:
-        """As a member's card says: its patch, windows and axes.
-
-        Args:
-            card: Of the member.
-            mirror: Average over mirrorings, along the axes that the member was trained with.
-            precision: Arithmetic of the network.
-        """
+        """By a member's card: its patch, windows, axes, and those along which it may be mirrored."""
         return cls(
             tuple(card["patch"]),
             **card.get("window", {}),
@@ -208,14 +201,11 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-        """Logits of one volume.
+        """Logits (1, K, z, y, x) of a volume, float32, averaged over windows and mirrorings.
 
         Args:
             network: In evaluation mode, (1, C, z, y, x) → (1, K, z, y, x), or in its own axes.
             image: (1, C, z, y, x) on the network's device.
-
-        Returns:
-            (1, K, z, y, x) float32, averaged over windows and mirrorings.
         """
         mirrored = [2 + self.axes.inverse[axis] for axis in self.mirror]
         flips = [axes for n in range(1, len(mirrored) + 1) for axes in combinations(mirrored, n)]

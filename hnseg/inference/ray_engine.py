@@ -41,7 +41,7 @@ def share(nodes: Sequence[Mapping[str, float]], device: str = "auto", workers: i
     Args:
         nodes: The resources of each node as Ray has them, CPU and GPU among them.
         device: auto, cpu or cuda.
-        workers: Number of actors; None is one a GPU, or on CPUs one a node.
+        workers: Number of actors; None is one for each GPU, or on CPUs one for each node.
 
     Raises:
         HnsegError: More actors than there is room for, or cuda without a GPU.

@@ -5,14 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 from members import card, make_bundle, make_cascade, never
 from patient import HEAD, LESION, NODE, ORIENTATIONS, RADIUS, TUMOUR, filled, make_ct, make_pet, points
 
 from hnseg.errors import HnsegError
 from hnseg.models.bundle import Bundle
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 from fabricate import volume
 from members import card, make_bundle, make_cascade, never
 
@@ -16,7 +15,6 @@ from hnseg.imaging.placement import Fallback
 from hnseg.inference.cascade import Cascade, limits
 from hnseg.models.bundle import Bundle
 
-CPU = torch.device("cpu")
 # What is denser than 100 HU is head (its skull, filled here), what has more SUV than 4 a tumour.
 HEAD = {"weights": [[0.0], [100.0]], "biases": [0.0, -50.0]}
 TUMOUR = {"weights": [[0.0, 0.0], [0.0, 4000.0], [0.0, 0.0]], "biases": [0.0, -800.0, -9000.0]}

@@ -5,12 +5,14 @@ Windows are held against nnU-Net and MONAI in tests/parity/test_parity_windows.p
 
 from itertools import product
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hnseg.inference.predictor import Predictor
+from hnseg.inference.predictor import Axes, Predictor
 
 
 @pytest.fixture
@@ -62,3 +64,25 @@ def test_a_member_says_its_windows_and_whether_it_may_be_mirrored() -> None:
     assert Predictor.of(card, mirror=True) == Predictor((8, 8, 8), "monai", 0.625)
     assert Predictor.of({"patch": [8, 8, 8]}, mirror=True) == Predictor((8, 8, 8), mirror=(0, 1, 2))
     assert Predictor.of({"patch": [8, 8, 8]}) == Predictor((8, 8, 8))
+
+
+RAS = Axes(order=(2, 1, 0), flip=(0, 1))
+TURNED = Axes(order=(1, 2, 0), flip=(2,))  # not its own inverse
+IMAGE = torch.arange(2 * 3 * 4 * 5.0).reshape(1, 2, 3, 4, 5)
+
+
+def test_ras_is_that_of_simpleitk() -> None:
+    turn = sitk.DICOMOrientImageFilter()
+    turn.SetDesiredCoordinateOrientation("RAS")
+    image = turn.Execute(sitk.GetImageFromArray(IMAGE[0, 0].numpy()))
+    np.testing.assert_array_equal(
+        RAS.to_network(IMAGE)[0, 0], sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    )
+
+
+@pytest.mark.parametrize("axes", [Axes(), RAS, TURNED])
+def test_the_way_back_undoes_the_way_there(axes: Axes) -> None:
+    seen = axes.to_network(IMAGE)
+    assert tuple(seen.shape[2:]) == axes.shape_to_network((3, 4, 5))
+    assert axes.shape_from_network(axes.shape_to_network((3, 4, 5))) == (3, 4, 5)
+    assert torch.equal(axes.from_network(seen), IMAGE)

@@ -72,21 +72,12 @@ def test_no_case_meets_a_network_that_was_trained_on_it(cohort: Path, tmp_path: 
         assert painted(tmp_path / "out", case_id) == PAINTS[fold]
         assert (rows[case_id]["status"], rows[case_id]["out_of_fold"]) == ("ok", "yes")
     assert rows["C-4"]["out_of_fold"] == "yes"
-
-
-def test_a_case_that_every_member_knows_is_an_error_that_names_the_stage(
-    cohort: Path, tmp_path: Path
-) -> None:
-    rows = segment(
-        make_bundle(tmp_path, *folds()), cohort, tmp_path / "out", last_stage="coarse", out_of_fold=True
-    )
     assert {name for name, row in rows.items() if row["status"] == "error"} == {"B-3"}
     assert "every coarse member was trained on it" in rows["B-3"]["message"]
-    assert rows["B-3"]["out_of_fold"] == ""
     assert not (tmp_path / "out" / "B-3.nii.gz").exists()
 
 
-def test_without_unseen_all_members_are_asked_and_the_table_tells(cohort: Path, tmp_path: Path) -> None:
+def test_without_out_of_fold_all_members_are_asked_and_the_table_tells(cohort: Path, tmp_path: Path) -> None:
     rows = segment(make_bundle(tmp_path, *folds()), cohort, tmp_path / "out", last_stage="coarse")
     assert {name: row["out_of_fold"] for name, row in rows.items()} == dict.fromkeys(CASES, "no") | {
         "C-4": "yes"

@@ -14,7 +14,6 @@ from hnseg.card import STUDY
 from hnseg.data.resample import sample_images
 from hnseg.imaging.grid import Grid
 
-CPU = torch.device("cpu")
 GRID = {"size": [22, 20, 18], "spacing": [3.0, 3.0, 3.0]}  # (x, y, z); the networks take multiples of 4
 
 
