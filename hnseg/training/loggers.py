@@ -142,7 +142,9 @@ def _hide_paths(value: Any) -> Any:
         return {key: _hide_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_hide_paths(item) for item in value]
-    return "(path)" if isinstance(value, Path) else value
+    # Arguments of a class that the configuration names are text, whatever they mean.
+    placed = isinstance(value, str) and value.startswith(("/", "~"))
+    return "(path)" if placed or isinstance(value, Path) else value
 
 
 def git_state(checkout: Path = _CHECKOUT) -> dict[str, Any] | None:

@@ -70,11 +70,13 @@ def test_pictures_go_online_by_a_switch_of_their_own(mode: str, pictures: bool |
 def test_settings_are_shown_without_places_and_cases(tmp_path):
     data = {"root": "coh", "coarse": "rooms/7", "cache": "c", "split": "folds.json", "exclude": "[JANE-DOE]"}
     places = [f"data.{key}={value}" for key, value in data.items()]
-    shown = public_settings(compose_job([*places, "runs=clinic", "init_from=clinic/best.ckpt"]))
+    places += ["runs=clinic", "init_from=clinic/best.ckpt", "+model.settings.weights=/clinic/w.pt"]
+    shown = public_settings(compose_job(places))
     hidden = {"root", "heads", "coarse", "cache", "split"}
     assert {key for key, value in shown["data"].items() if value == "(path)"} == hidden
     assert "exclude" not in shown["data"]
     assert (shown["runs"], shown["run_dir"], shown["init_from"]) == ("(path)",) * 3
+    assert shown["model"]["settings"]["weights"] == "(path)"
     assert shown["training"]["patch"] == [160, 160, 160]
     assert shown["model"]["settings"]["_target_"].startswith("hnseg.models.nets.")
     assert public_settings(compose_job(["data.split=centres"]))["data"]["split"] == "centres"
