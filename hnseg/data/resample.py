@@ -24,18 +24,219 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", "NDArray[Any]", "Tensor")
 MODALITIES = ("ct", "pet")
+# What lies outside the scan: air for CT, no activity for PET.
+AIR_HU = -1024.0
+NO_SUV = 0.0
 # The authors' window on the PET that min-max has brought to [0, 1]: level 2.5, width 5.
 _PET_WINDOW = (0.0, 5.0)
-
+# Range of an image that is taken for constant.
+_EPS = 1e-8
+# The B-spline prefilter's memory of a voxel falls by 0.27 a step: 12 voxels leave less than 1e-6 of it.
+_SUPPORT = 12
+# Lattices count as parallel if no voxel strays by more than this, in voxels of the source: 0.01 HU where
+# neighbours differ by 1000.
+_PARALLEL = 1e-5
 # What a voxel adds to a sample falls by 0.27 a step (the prefilter's pole); less than this part is left out:
 # together under 0.001 HU where neighbours differ by 3000.
 _NEGLIGIBLE = 1e-7
-
-# Range of an image that is taken for constant.
-_EPS = 1e-8
-
 # Rows multiplied at a time: enough for BLAS, few enough that they share most of their columns.
 _ROWS = 32
+# (start, stop) along i, j, k.
+IndexBox = tuple[tuple[int, int], ...]
+
+
+def sample_images(
+    sampling: Sampling,
+    ct: sitk.Image,
+    pet: sitk.Image,
+    grid: Grid,
+    *,
+    modalities: Sequence[str] = MODALITIES,
+    antialias: bool = False,
+) -> dict[str, NDArray[np.float32]]:
+    """CT (HU) and PET (SUV) on a stage's grid, (z, y, x) float32 by modality.
+
+    Args:
+        sampling: `study`, or `head_crop`: the authors' crop below the top of the scan, windowed to [0, 1].
+        ct: CT, HU.
+        pet: PET, SUV.
+        grid: The stage's grid on this case.
+        modalities: Those wanted: the head stage sees CT alone, and sampling costs seconds.
+        antialias: As for `to_grid`.
+
+    Returns:
+        From the study, HU are rounded to whole numbers, as the cache keeps them.
+    """
+    images, authors = {"ct": ct, "pet": pet}, sampling.outside == "minus_one"
+    outside = {"ct": -1.0, "pet": -1.0} if authors else {"ct": AIR_HU, "pet": NO_SUV}
+    if sampling.source == "head_crop":
+        crop = _head_grid(sampling, ct)
+        units = sample_images(Sampling("study", sampling.outside), ct, pet, crop, modalities=modalities)
+        if "ct" in units:
+            units["ct"] = window(units["ct"], *sampling.ct_window)
+        if "pet" in units:
+            units["pet"] = window(minmax(units["pet"]), *_PET_WINDOW)
+        images = {name: crop.image(unit) for name, unit in units.items()}
+        outside = {"ct": -1.0 if authors else 0.0, "pet": 0.0}
+    sampled = {
+        name: to_grid(images[name], grid, fill=outside[name], antialias=antialias) for name in modalities
+    }
+    if sampling.source == "study" and "ct" in sampled:
+        sampled["ct"] = np.clip(np.rint(sampled["ct"]), -32768, 32767)
+    return sampled
+
+
+def sample_label(sampling: Sampling, label: sitk.Image, ct: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
+    """A label image on a stage's grid, sampled as often as the images are, by nearest neighbour."""
+    if sampling.source == "study":
+        return label_to_grid(label, grid)
+    crop = _head_grid(sampling, ct)
+    return label_to_grid(crop.image(label_to_grid(label, crop)), grid)
+
+
+def _head_grid(sampling: Sampling, ct: sitk.Image) -> Grid:
+    return top_of_scan_grid(ct, sampling.head_size, sampling.head_spacing, lateral="corner")
+
+
+def window(x: T, low: float, high: float) -> T:
+    """Clips an array or tensor to [low, high] and scales it to [0, 1] (paper section 2.3)."""
+    return (x.clip(low, high) - low) / (high - low)
+
+
+def minmax(x: T) -> T:
+    """Scales an array or tensor to [0, 1] by its extremes."""
+    extent = x.max() - x.min()
+    return (x - x.min()) / (extent if extent > _EPS else _EPS)
+
+
+def to_grid(image: sitk.Image, grid: Grid, *, fill: float, antialias: bool = False) -> NDArray[np.float32]:
+    """An image of any orientation on a grid, (z, y, x), by cubic B-spline; `fill` outside it.
+
+    `antialias` smooths before sampling on a coarser lattice. The paper samples as is; coarse configurations
+    for small machines gain from it.
+    """
+    box = index_box(image, grid.corners, margin=_SUPPORT)
+    if box is None:
+        return np.full(grid.shape, fill, np.float32)
+    # ITK's recursive Gaussian and B-spline need four voxels a side; a few slices are sampled as they are.
+    if antialias and min(stop - first for first, stop in box) >= 4:
+        image, box = _smooth(_cut(image, box), grid), None
+    lines = _lines(image, _frame(grid), grid.size) if min(image.GetSize()) >= 4 else None
+    if lines is not None:
+        return lines.sample(sitk.GetArrayViewFromImage(image), degree=3, fill=fill)
+    cropped = sitk.Cast(image if box is None else _cut(image, box), sitk.sitkFloat32)  # ITK rounds integers
+    # ITK's B-spline needs more than three voxels a side; a thinner image is sampled linearly.
+    interpolator = sitk.sitkBSpline if min(cropped.GetSize()) >= 4 else sitk.sitkLinear
+    return grids.sample(cropped, grid, interpolator, fill)
+
+
+def label_to_grid(label: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
+    """Resamples a label image onto a stage grid by nearest neighbour; background outside it."""
+    box = index_box(label, grid.corners)
+    if box is None:
+        return np.zeros(grid.shape, np.uint8)
+    return grids.sample(_cut(label, box), grid).astype(np.uint8)
+
+
+def to_image(
+    maps: NDArray[Any], grid: Grid, like: sitk.Image
+) -> tuple[NDArray[Any], tuple[slice, slice, slice]] | None:
+    """Brings maps from a stage grid back onto an image's grid, only inside the box the stage saw.
+
+    Args:
+        maps: (C, z, y, x) on `grid`: probabilities (float32), or labels (uint8).
+        grid: The stage grid.
+        like: The image, normally the CT.
+
+    Returns:
+        Maps (C, z, y, x), interpolated linearly (labels by nearest neighbour), zero outside the stage grid,
+        and the box (z, y, x) of `like` that they fill; None if grid and image do not meet.
+    """
+    box = index_box(like, grid.corners)
+    if box is None:
+        return None
+    i, j, k = (slice(a, b) for a, b in box)
+    labels = maps.dtype == np.uint8
+    first = _cut(like, tuple((a, a + 1) for a, _ in box))
+    lines = None if labels else _lines(_frame(grid), first, [b - a for a, b in box])
+    if lines is not None:
+        return lines.sample(maps, degree=1, fill=0.0), (k, j, i)
+    target = _cut(like, box)
+    how = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
+    sampled = [
+        sitk.GetArrayFromImage(sitk.Resample(grid.image(m), target, sitk.Transform(), how, 0.0)) for m in maps
+    ]
+    return np.stack(sampled), (k, j, i)
+
+
+def index_box(image: sitk.Image, points: NDArray[np.float64], margin: int = 1) -> IndexBox | None:
+    """The smallest index box ((start, stop) along i, j, k) of `image` that holds all points (mm).
+
+    None if the points' box lies outside the image.
+    """
+    steps = np.asarray(image.GetDirection()).reshape(3, 3) * np.asarray(image.GetSpacing())
+    # All at once: the image's own transform takes one point a call, seconds for a large lesion's voxels.
+    index = np.linalg.solve(steps, (points - np.asarray(image.GetOrigin())).T).T
+    first = np.floor(index.min(axis=0)).astype(int) - margin
+    stop = np.ceil(index.max(axis=0)).astype(int) + 1 + margin
+    size = np.asarray(image.GetSize())
+    first, stop = np.clip(first, 0, size), np.clip(stop, 0, size)
+    if np.any(stop <= first):
+        return None
+    return tuple((int(a), int(b)) for a, b in zip(first, stop, strict=True))
+
+
+def _frame(grid: Grid) -> sitk.Image:
+    return grid.image(np.zeros((1, 1, 1), np.uint8))
+
+
+def _cut(image: sitk.Image, box: IndexBox) -> sitk.Image:
+    """The part of an image in an index box. A 144 mm ROI of a whole-body CT is 2 % of it."""
+    return image[tuple(slice(a, b) for a, b in box)]
+
+
+def _smooth(image: sitk.Image, grid: Grid) -> sitk.Image:
+    """Gaussian whose width brings the image's own resolution to the grid's, axis by axis."""
+    direction = np.abs(np.asarray(image.GetDirection()).reshape(3, 3))
+    target = direction.T @ np.asarray(grid.spacing)
+    excess = np.maximum(target**2 - np.asarray(image.GetSpacing()) ** 2, 0.0)
+    sigma = np.maximum(0.3 * np.sqrt(excess), 1e-3)
+    return sitk.SmoothingRecursiveGaussian(sitk.Cast(image, sitk.sitkFloat32), [float(s) for s in sigma])
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Where a lattice's voxels lie in a parallel source, for each of the lattice's axes (i, j, k)."""
+
+    order: tuple[int, ...]  # the source's axis
+    at: tuple[NDArray[np.float64], ...]  # continuous indices along it
+
+    def sample(self, values: NDArray[Any], *, degree: int, fill: float) -> NDArray[np.float32]:
+        """The source's (..., k, j, i) voxels at the lattice's (..., k, j, i)."""
+        leading = values.ndim - 3
+        source_at = [self.at[self.order.index(axis)] for axis in (2, 1, 0)]
+        sampled = interpolate(values, source_at, degree, fill)
+        axes = [leading + 2 - self.order[axis] for axis in (2, 1, 0)]
+        return np.ascontiguousarray(sampled.transpose(*range(leading), *axes))
+
+
+def _lines(source: sitk.Image, target: sitk.Image, size: Sequence[int]) -> _Lines | None:
+    """Where the first `size` voxels of `target` lie in `source`; None if they are oblique."""
+
+    def in_source(axis: int, index: int) -> NDArray[np.float64]:
+        point = target.TransformIndexToPhysicalPoint([index if a == axis else 0 for a in range(3)])
+        return np.array(source.TransformPhysicalPointToContinuousIndex(point))
+
+    spans = np.array([in_source(axis, n) - in_source(axis, 0) for axis, n in enumerate(size)])
+    order = np.abs(spans).argmax(axis=1)
+    stray = spans.copy()
+    stray[range(3), order] = 0
+    if np.abs(stray).max() > _PARALLEL:
+        return None
+    at = [np.array([in_source(axis, i)[order[axis]] for i in range(n)]) for axis, n in enumerate(size)]
+    # ITK walks along rows by fractions of their length; so do we, to agree on what is just outside.
+    at[0] = in_source(0, 0)[order[0]] + np.arange(size[0]) / size[0] * spans[0, order[0]]
+    return _Lines(tuple(int(axis) for axis in order), tuple(at))
 
 
 def interpolate(
@@ -152,212 +353,3 @@ def _relevant(matrix: NDArray[np.float32]) -> slice:
     """The columns that are not negligible in every row."""
     columns = np.flatnonzero((np.abs(matrix) > _NEGLIGIBLE).any(axis=0))
     return slice(int(columns[0]), int(columns[-1]) + 1)
-
-
-# (start, stop) along i, j, k.
-IndexBox = tuple[tuple[int, int], ...]
-
-# What lies outside the scan: air for CT, no activity for PET.
-AIR_HU = -1024.0
-NO_SUV = 0.0
-
-# The B-spline prefilter's memory of a voxel falls by 0.27 a step: 12 voxels leave less than 1e-6 of it.
-_SUPPORT = 12
-
-# Lattices count as parallel if no voxel strays by more than this, in voxels of the source: 0.01 HU where
-# neighbours differ by 1000.
-_PARALLEL = 1e-5
-
-
-def to_grid(image: sitk.Image, grid: Grid, *, fill: float, antialias: bool = False) -> NDArray[np.float32]:
-    """An image of any orientation on a grid, (z, y, x), by cubic B-spline; `fill` outside it.
-
-    `antialias` smooths before sampling on a coarser lattice. The paper samples as is; coarse configurations
-    for small machines gain from it.
-    """
-    box = index_box(image, grid.corners, margin=_SUPPORT)
-    if box is None:
-        return np.full(grid.shape, fill, np.float32)
-    # ITK's recursive Gaussian and B-spline need four voxels a side; a few slices are sampled as they are.
-    if antialias and min(stop - first for first, stop in box) >= 4:
-        image, box = _smooth(_cut(image, box), grid), None
-    lines = _lines(image, _frame(grid), grid.size) if min(image.GetSize()) >= 4 else None
-    if lines is not None:
-        return lines.sample(sitk.GetArrayViewFromImage(image), degree=3, fill=fill)
-    cropped = sitk.Cast(image if box is None else _cut(image, box), sitk.sitkFloat32)  # ITK rounds integers
-    # ITK's B-spline needs more than three voxels a side; a thinner image is sampled linearly.
-    interpolator = sitk.sitkBSpline if min(cropped.GetSize()) >= 4 else sitk.sitkLinear
-    return grids.sample(cropped, grid, interpolator, fill)
-
-
-def label_to_grid(label: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
-    """Resamples a label image onto a stage grid by nearest neighbour; background outside it."""
-    box = index_box(label, grid.corners)
-    if box is None:
-        return np.zeros(grid.shape, np.uint8)
-    return grids.sample(_cut(label, box), grid).astype(np.uint8)
-
-
-def to_image(
-    maps: NDArray[Any], grid: Grid, like: sitk.Image
-) -> tuple[NDArray[Any], tuple[slice, slice, slice]] | None:
-    """Brings maps from a stage grid back onto an image's grid, only inside the box the stage saw.
-
-    Args:
-        maps: (C, z, y, x) on `grid`: probabilities (float32), or labels (uint8).
-        grid: The stage grid.
-        like: The image, normally the CT.
-
-    Returns:
-        Maps (C, z, y, x), interpolated linearly (labels by nearest neighbour), zero outside the stage grid,
-        and the box (z, y, x) of `like` that they fill; None if grid and image do not meet.
-    """
-    box = index_box(like, grid.corners)
-    if box is None:
-        return None
-    i, j, k = (slice(a, b) for a, b in box)
-    labels = maps.dtype == np.uint8
-    first = _cut(like, tuple((a, a + 1) for a, _ in box))
-    lines = None if labels else _lines(_frame(grid), first, [b - a for a, b in box])
-    if lines is not None:
-        return lines.sample(maps, degree=1, fill=0.0), (k, j, i)
-    target = _cut(like, box)
-    how = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
-    sampled = [
-        sitk.GetArrayFromImage(sitk.Resample(grid.image(m), target, sitk.Transform(), how, 0.0)) for m in maps
-    ]
-    return np.stack(sampled), (k, j, i)
-
-
-def index_box(image: sitk.Image, points: NDArray[np.float64], margin: int = 1) -> IndexBox | None:
-    """The smallest index box ((start, stop) along i, j, k) of `image` that holds all points (mm).
-
-    None if the points' box lies outside the image.
-    """
-    steps = np.asarray(image.GetDirection()).reshape(3, 3) * np.asarray(image.GetSpacing())
-    # All at once: the image's own transform takes one point a call, seconds for a large lesion's voxels.
-    index = np.linalg.solve(steps, (points - np.asarray(image.GetOrigin())).T).T
-    first = np.floor(index.min(axis=0)).astype(int) - margin
-    stop = np.ceil(index.max(axis=0)).astype(int) + 1 + margin
-    size = np.asarray(image.GetSize())
-    first, stop = np.clip(first, 0, size), np.clip(stop, 0, size)
-    if np.any(stop <= first):
-        return None
-    return tuple((int(a), int(b)) for a, b in zip(first, stop, strict=True))
-
-
-@dataclass(frozen=True)
-class _Lines:
-    """Where a lattice's voxels lie in a parallel source, for each of the lattice's axes (i, j, k)."""
-
-    order: tuple[int, ...]  # the source's axis
-    at: tuple[NDArray[np.float64], ...]  # continuous indices along it
-
-    def sample(self, values: NDArray[Any], *, degree: int, fill: float) -> NDArray[np.float32]:
-        """The source's (..., k, j, i) voxels at the lattice's (..., k, j, i)."""
-        leading = values.ndim - 3
-        source_at = [self.at[self.order.index(axis)] for axis in (2, 1, 0)]
-        sampled = interpolate(values, source_at, degree, fill)
-        axes = [leading + 2 - self.order[axis] for axis in (2, 1, 0)]
-        return np.ascontiguousarray(sampled.transpose(*range(leading), *axes))
-
-
-def _lines(source: sitk.Image, target: sitk.Image, size: Sequence[int]) -> _Lines | None:
-    """Where the first `size` voxels of `target` lie in `source`; None if they are oblique."""
-
-    def in_source(axis: int, index: int) -> NDArray[np.float64]:
-        point = target.TransformIndexToPhysicalPoint([index if a == axis else 0 for a in range(3)])
-        return np.array(source.TransformPhysicalPointToContinuousIndex(point))
-
-    spans = np.array([in_source(axis, n) - in_source(axis, 0) for axis, n in enumerate(size)])
-    order = np.abs(spans).argmax(axis=1)
-    stray = spans.copy()
-    stray[range(3), order] = 0
-    if np.abs(stray).max() > _PARALLEL:
-        return None
-    at = [np.array([in_source(axis, i)[order[axis]] for i in range(n)]) for axis, n in enumerate(size)]
-    # ITK walks along rows by fractions of their length; so do we, to agree on what is just outside.
-    at[0] = in_source(0, 0)[order[0]] + np.arange(size[0]) / size[0] * spans[0, order[0]]
-    return _Lines(tuple(int(axis) for axis in order), tuple(at))
-
-
-def _frame(grid: Grid) -> sitk.Image:
-    return grid.image(np.zeros((1, 1, 1), np.uint8))
-
-
-def _cut(image: sitk.Image, box: IndexBox) -> sitk.Image:
-    """The part of an image in an index box. A 144 mm ROI of a whole-body CT is 2 % of it."""
-    return image[tuple(slice(a, b) for a, b in box)]
-
-
-def _smooth(image: sitk.Image, grid: Grid) -> sitk.Image:
-    """Gaussian whose width brings the image's own resolution to the grid's, axis by axis."""
-    direction = np.abs(np.asarray(image.GetDirection()).reshape(3, 3))
-    target = direction.T @ np.asarray(grid.spacing)
-    excess = np.maximum(target**2 - np.asarray(image.GetSpacing()) ** 2, 0.0)
-    sigma = np.maximum(0.3 * np.sqrt(excess), 1e-3)
-    return sitk.SmoothingRecursiveGaussian(sitk.Cast(image, sitk.sitkFloat32), [float(s) for s in sigma])
-
-
-def window(x: T, low: float, high: float) -> T:
-    """Clips an array or tensor to [low, high] and scales it to [0, 1] (paper section 2.3)."""
-    return (x.clip(low, high) - low) / (high - low)
-
-
-def minmax(x: T) -> T:
-    """Scales an array or tensor to [0, 1] by its extremes."""
-    extent = x.max() - x.min()
-    return (x - x.min()) / (extent if extent > _EPS else _EPS)
-
-
-def sample_images(
-    sampling: Sampling,
-    ct: sitk.Image,
-    pet: sitk.Image,
-    grid: Grid,
-    *,
-    modalities: Sequence[str] = MODALITIES,
-    antialias: bool = False,
-) -> dict[str, NDArray[np.float32]]:
-    """CT (HU) and PET (SUV) on a stage's grid, (z, y, x) float32 by modality.
-
-    Args:
-        sampling: `study`, or `head_crop`: the authors' crop below the top of the scan, windowed to [0, 1].
-        ct: CT, HU.
-        pet: PET, SUV.
-        grid: The stage's grid on this case.
-        modalities: Those wanted: the head stage sees CT alone, and sampling costs seconds.
-        antialias: As for `to_grid`.
-
-    Returns:
-        From the study, HU are rounded to whole numbers, as the cache keeps them.
-    """
-    images, authors = {"ct": ct, "pet": pet}, sampling.outside == "minus_one"
-    outside = {"ct": -1.0, "pet": -1.0} if authors else {"ct": AIR_HU, "pet": NO_SUV}
-    if sampling.source == "head_crop":
-        crop = _head_grid(sampling, ct)
-        units = sample_images(Sampling("study", sampling.outside), ct, pet, crop, modalities=modalities)
-        if "ct" in units:
-            units["ct"] = window(units["ct"], *sampling.ct_window)
-        if "pet" in units:
-            units["pet"] = window(minmax(units["pet"]), *_PET_WINDOW)
-        images = {name: crop.image(unit) for name, unit in units.items()}
-        outside = {"ct": -1.0 if authors else 0.0, "pet": 0.0}
-    sampled = {
-        name: to_grid(images[name], grid, fill=outside[name], antialias=antialias) for name in modalities
-    }
-    if sampling.source == "study" and "ct" in sampled:
-        sampled["ct"] = np.clip(np.rint(sampled["ct"]), -32768, 32767)
-    return sampled
-
-
-def sample_label(sampling: Sampling, label: sitk.Image, ct: sitk.Image, grid: Grid) -> NDArray[np.uint8]:
-    """A label image on a stage's grid, sampled as often as the images are, by nearest neighbour."""
-    if sampling.source == "study":
-        return label_to_grid(label, grid)
-    crop = _head_grid(sampling, ct)
-    return label_to_grid(crop.image(label_to_grid(label, crop)), grid)
-
-
-def _head_grid(sampling: Sampling, ct: sitk.Image) -> Grid:
-    return top_of_scan_grid(ct, sampling.head_size, sampling.head_spacing, lateral="corner")

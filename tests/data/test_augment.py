@@ -12,7 +12,6 @@ from spoiled import must_fail
 from volumes import lesions, write_volume
 
 from hnseg.card import InputSpec
-from hnseg.config import compose_job
 from hnseg.data.augment import (
     Compose,
     RandomContrast,
@@ -28,7 +27,6 @@ from hnseg.data.augment import (
 )
 from hnseg.data.augment.spatial import HeadCut, Shift
 from hnseg.data.dataset import PatchDataset
-from hnseg.training.fit import make_scan_augment
 
 
 def block(number: int = 0, seed: int = 0) -> Sample:
@@ -222,26 +220,6 @@ def test_a_cut_scan_hangs_from_the_top_with_air_below():
     assert kept == [8, 10, 12, 16, 4, 5, 6, 8]
     through = [RandomHeadCut().draw(Streams(0, n)("x"), 1).through_head for n in range(400)]
     assert 0.4 < np.mean(through) < 0.6
-
-
-@pytest.mark.parametrize(
-    ("overrides", "names"),
-    [
-        ([], []),
-        (["scan_augment=pet_dropout"], ["pet_dropout"]),
-        (["scan_augment=all"], ["misaligned", "pet_dropout", "low_resolution"]),
-        (["stage=head", "model=plainconv", "recipe.cut_head=0.2"], ["cut_head"]),
-        (
-            ["stage=head", "model=plainconv", "recipe.cut_head=0.2", "scan_augment=low_resolution"],
-            ["cut_head", "low_resolution"],
-        ),
-    ],
-)
-def test_a_training_takes_what_is_configured(overrides, names) -> None:
-    augment = make_scan_augment(compose_job(overrides))
-    assert [*augment.transforms] == names if names else augment is None
-    if "misaligned" in names:
-        assert tuple(augment.transforms["misaligned"].spacing) == (1, 1, 1)  # the stage's
 
 
 def test_scans_are_changed_before_enhancement(tmp_path) -> None:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from volumes import lesions, numbered, write_volume
 
 from hnseg.card import InputSpec, Normalise
-from hnseg.data.augment import Compose, RandomAffine, RandomFlip, RandomHeadCut, RandomNoise
+from hnseg.data.augment import Compose, RandomAffine, RandomFlip, RandomNoise
 from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import EpochSampler, PatchDataset, Shard, VolumeDataset, augment_batch
 
@@ -147,21 +147,6 @@ def test_what_reaches_past_the_volume_is_empty(tmp_path):
     inside[:3, :3, :3] = 0.5
     torch.testing.assert_close(sample["image"][1], inside)
     assert patches([volume], patch=(4, 4, 4))[1]["label"].nonzero().tolist() == [[3, 3, 3]]
-
-
-def test_a_scan_is_cut_before_it_is_normalised_and_follows_the_seed(tmp_path):
-    label = np.zeros((12, 6, 6), np.uint8)
-    label[6:11] = 1
-    volume = write_volume(tmp_path, "A", label)
-    once, again = (
-        patches([volume], (12, 6, 6), scan_augment=Compose({"cut": RandomHeadCut()})) for _ in "ab"
-    )
-    whole = patches([volume], (12, 6, 6))
-    assert all(same(once[n], again[n]) for n in range(6))
-    assert not any(same(once[n], whole[n]) for n in range(6))
-    for n in range(6):  # the z-score is that of the scan that is left
-        image = once[n]["image"]
-        torch.testing.assert_close(image.mean(dim=(1, 2, 3)), torch.zeros(2), atol=1e-4, rtol=0)
 
 
 def test_image_and_label_are_cut_at_the_same_place(tmp_path):

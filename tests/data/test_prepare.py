@@ -18,7 +18,7 @@ from hnseg.data.prepare import prepare as prepare_cases
 from hnseg.data.prepare import prepare_case
 from hnseg.data.resample import AIR_HU
 from hnseg.errors import HnsegError
-from hnseg.imaging.case import Case, read_cases
+from hnseg.imaging.case import read_cases
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.placement import place, place_grid
 from hnseg.imaging.suv import read_scan
@@ -167,20 +167,6 @@ def test_the_volume_outside_the_roi_is_counted_voxel_by_voxel(tmp_path, turn):
     assert min(outside.values()) > 0
 
 
-def test_the_head_stage_learns_head_masks(root, tmp_path):
-    heads = write_heads(root, "A-1", "A-2")
-    entry = prepare(read_cases(root), HEAD, tmp_path, heads=heads)[0]
-    grid = place_grid(HEAD, ct_image())
-    x, y, z = (
-        o + step * np.arange(n) for o, step, n in zip(grid.origin, grid.spacing, grid.size, strict=True)
-    )
-    # The mask's voxels 8 to 31 of 2 mm and 10 to 29 of 3 mm; a voxel's face lies half a step before it.
-    inside = ((z > 28.5) & (z < 88.5))[:, None, None] & ((y > 15) & (y < 63))[:, None]
-    inside = inside & ((x > 15) & (x < 63))
-    np.testing.assert_array_equal(entry.load("label") == 1, inside)
-    assert inside.any()
-
-
 def test_a_stage_that_sees_ct_alone_has_no_pet_sampled(root, tmp_path):
     told = {"heads": write_heads(root, "A-1", "A-2")}
     (both, *_) = prepare(read_cases(root), HEAD, tmp_path, **told)
@@ -244,43 +230,29 @@ def test_coarse_predictions_place_the_fine_roi_and_truth_stays_the_label(root, t
         prepare(cases, FINE, tmp_path / "cache", coarse=coarse)
 
 
-@pytest.fixture
-def case(tmp_path: Path) -> Case:
-    write_case(tmp_path / "data", "A-1")
-    (one,) = read_cases(tmp_path / "data")
-    return one
-
-
-def write_head(folder: Path, value: int = 1, origin: tuple[float, ...] = (0, 0, 0), voxels: int = 40) -> Path:
-    mask = np.zeros((30, 40, 40), np.uint8)
-    mask[10:30, 8:32, 8:32].flat[: voxels**3] = value
-    folder.mkdir(exist_ok=True)
-    sitk.WriteImage(volume(mask, (2, 2, 3), origin), str(folder / "A-1.nii.gz"))
-    return folder
-
-
-def test_a_head_is_a_head_whichever_value_an_editor_gave_it(case: Case, tmp_path: Path) -> None:
-    labels = [
-        prepare_case(
-            case, HEAD, tmp_path / f"cache_{value}", masks=write_head(tmp_path / "heads", value)
-        ).load("label")
-        for value in (1, 2)
-    ]
-    assert set(np.unique(labels[0])) == {0, 1}
-    np.testing.assert_array_equal(*labels)
+def test_a_head_is_a_head_whichever_value_an_editor_gave_it(root, tmp_path):
+    case, heads = read_cases(root)[0], write_heads(root, "A-1")
+    drawn = prepare_case(case, HEAD, tmp_path, masks=heads).load("label")
+    mask = sitk.ReadImage(str(heads / "A-1.nii.gz"))
+    sitk.WriteImage(mask * 2, str(heads / "A-1.nii.gz"))
+    np.testing.assert_array_equal(prepare_case(case, HEAD, tmp_path, masks=heads).load("label"), drawn)
+    # The mask's voxels 8 to 31 of 2 mm and 10 to 29 of 3 mm; a voxel's face lies half a step before it.
+    grid = place_grid(HEAD, ct_image())
+    x, y, z = (
+        o + step * np.arange(n) for o, step, n in zip(grid.origin, grid.spacing, grid.size, strict=True)
+    )
+    inside = ((z > 28.5) & (z < 88.5))[:, None, None] & ((y > 15) & (y < 63))[:, None]
+    np.testing.assert_array_equal(drawn == 1, inside & ((x > 15) & (x < 63)))
+    assert drawn.any()
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_a_stray_that_a_network_took_for_a_head_places_nothing(
-    case: Case, tmp_path: Path, labelled: bool
-) -> None:
-    """As in infer.py: what somebody has drawn is a head however small."""
-    heads = write_head(tmp_path / "heads", voxels=2)
+def test_a_stray_that_a_network_took_for_a_head_places_nothing(root, tmp_path, labelled):
+    """As in infer.py, beside whose masks cases.csv lies; a manual mask is a head however small."""
+    case, heads = read_cases(root)[0], write_heads(root, "A-1")  # of 138 ml
     if labelled:
-        (heads / "cases.csv").write_text("case_id,status\nA-1,ok\n")
-    entry = prepare_case(case, COARSE, tmp_path / "cache", masks=heads)
-    head = sitk.ReadImage(str(heads / "A-1.nii.gz"))
-    placed = place(COARSE, *read_scan(case), head, manual=not labelled)
-    assert entry.meta["fallback"] == placed.fallback
+        (heads / "cases.csv").touch()
+    entry = prepare_case(case, COARSE, tmp_path, masks=heads)
+    assert entry.meta["fallback"] == ("no_head" if labelled else None)
+    placed = place(COARSE, *read_scan(case), sitk.ReadImage(str(heads / "A-1.nii.gz")), manual=not labelled)
     assert entry.meta["grid"] == placed.grid.to_dict()
-    assert (placed.fallback is not None) == labelled

@@ -74,16 +74,6 @@ def test_a_csv_with_paths_relative_to_itself(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "cells", ["A,ct.nii.gz,none.mha,", "A,ct.nii.gz,,", "A,ct.nii.gz,pt.mha,none.nii.gz"]
-)
-def test_a_csv_that_names_missing_files(tmp_path, cells):
-    path = cases_csv(tmp_path, f"case_id,ct,pet,label\n{cells}\nB,ct.nii.gz,pt.mha,\n")
-    with pytest.raises(HnsegError, match="of case A is missing"):
-        read_cases(path)
-    assert [case.case_id for case in read_cases(path, strict=False)] == ["A", "B"]
-
-
-@pytest.mark.parametrize(
     ("text", "telling"),
     [
         ("", "lacks case_id, ct, pet; write case_id,ct,pet"),
