@@ -24,16 +24,11 @@ class Patch:
     """A patch in the middle of the surroundings in which it is turned and scaled, (z, y, x) in voxels.
 
     Both may reach past the volume, where all is 0.
-
-    Args:
-        size: Shape of the patch.
-        around: Shape of the surroundings, at least `size`.
-        start: First voxel of the surroundings in the volume; may be negative.
     """
 
-    size: Shape
-    around: Shape
-    start: Shape
+    size: Shape  # of the patch
+    around: Shape  # of the surroundings, at least `size`
+    start: Shape  # first voxel of the surroundings in the volume; may be negative
 
     @classmethod
     def whole(cls, shape: Sequence[int]) -> Patch:

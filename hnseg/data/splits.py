@@ -26,17 +26,11 @@ _CHANNEL = re.compile(r"(__CT|__PT|_[0-9]{4})$")
 
 @dataclass(frozen=True)
 class Split:
-    """Disjoint folds of case ids; fold k validates on `folds[k]` and trains on the rest.
-
-    Args:
-        folds: Case ids of each fold.
-        names: What each fold holds out, where that has a name: a centre.
-        test_cases: Cases that a split file lists outside its folds.
-    """
+    """Disjoint folds of case ids; fold k validates on `folds[k]` and trains on the rest."""
 
     folds: Folds
-    names: tuple[str, ...] = ()
-    test_cases: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()  # the centre that each fold holds out, for folds by centre
+    test_cases: tuple[str, ...] = ()  # that a split file lists outside its folds
 
     @classmethod
     def make(cls, cases: Sequence[Case], folds: int, seed: int) -> Split:

@@ -195,27 +195,16 @@ class Geometry:
 
 @dataclass(frozen=True)
 class CaseAudit:
-    """The issues and measures of one case; fields are empty where a file could not be read.
-
-    Args:
-        case: The case.
-        findings: Its issues, errors first.
-        ct: Grid of the CT.
-        pet: Grid of the PET.
-        overlap: Fraction of the CT's volume in the PET's field of view.
-        components: 26-connected components by class name; empty without a label.
-        volumes_ml: Volume by class name, ml; empty without a label.
-        digests: Of the voxels of "CT" and "PET".
-    """
+    """The issues and measures of one case; fields are empty where a file could not be read."""
 
     case: Case
-    findings: tuple[Issue, ...] = ()
+    findings: tuple[Issue, ...] = ()  # errors first
     ct: Geometry | None = None
     pet: Geometry | None = None
-    overlap: float | None = None
-    components: dict[str, int] = field(default_factory=dict)
-    volumes_ml: dict[str, float] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
+    overlap: float | None = None  # fraction of the CT's volume in the PET's field of view
+    components: dict[str, int] = field(default_factory=dict)  # 26-connected, by class name
+    volumes_ml: dict[str, float] = field(default_factory=dict)  # by class name
+    digests: dict[str, str] = field(default_factory=dict)  # of the voxels of "CT" and "PET"
 
     @property
     def usable(self) -> bool:

@@ -23,25 +23,15 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's PET/CT: NIfTI or MetaImage files.
+    """One patient's PET/CT: NIfTI or MetaImage files."""
 
-    Args:
-        case_id: A plain file name, unique in its list.
-        ct: CT, HU.
-        pet: PET, on a grid of its own.
-        label: Label map on the CT's grid.
-        center: The hospital.
-        pet_factor: Makes SUV of the PET's values; None: they are SUV, or the sidecar has the factor.
-        fault: Why the list's line cannot be used; such a case is only reported.
-    """
-
-    case_id: str
-    ct: Path
-    pet: Path
-    label: Path | None = None
-    center: str = ""
-    pet_factor: float | None = None
-    fault: str = ""
+    case_id: str  # a plain file name, unique in its list
+    ct: Path  # HU
+    pet: Path  # on a grid of its own
+    label: Path | None = None  # on the CT's grid
+    center: str = ""  # the hospital
+    pet_factor: float | None = None  # makes SUV of the PET; None: it is SUV, or its sidecar has the factor
+    fault: str = ""  # why the list's line cannot be used; such a case is only reported
 
     def check(self) -> None:
         """Raise HnsegError if the case has a fault."""

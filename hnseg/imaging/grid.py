@@ -26,17 +26,11 @@ _NUDGE_MM = 1e-6
 
 @dataclass(frozen=True)
 class Grid:
-    """An axis-aligned voxel grid in LPS patient space.
+    """An axis-aligned voxel grid in LPS patient space, everything (x, y, z)."""
 
-    Args:
-        size: Voxels along (x, y, z).
-        spacing: Voxel edge lengths in mm, (x, y, z).
-        origin: Centre of the first voxel in mm, (x, y, z).
-    """
-
-    size: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    origin: tuple[float, float, float]
+    size: tuple[int, int, int]  # voxels
+    spacing: tuple[float, float, float]  # mm
+    origin: tuple[float, float, float]  # centre of the first voxel, mm
 
     @classmethod
     def centred(cls, center: Sequence[float] | Point, size: Sequence[int], spacing: Sequence[float]) -> Grid:

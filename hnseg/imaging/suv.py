@@ -50,7 +50,12 @@ def sidecar(pet: Path) -> Path:
 
 
 def sidecar_factor(path: Path) -> float | None:
-    """What the PET's values are multiplied by to become SUV, from a sidecar.
+    """What the PET's values are multiplied by to become SUV by body weight, from a sidecar.
+
+    SUV = C [Bq/ml] · weight [g] / (dose [Bq] · 2^(−elapsed / half-life)): tissue at 1 g/ml, the injected
+    dose decayed to the time for which the concentration holds. Source: QIBA FDG-PET/CT profile, "SUV
+    calculation" (vendor-neutral pseudocode, DICOM Decay Correction START); Kinahan and Fletcher 2010, doi
+    10.1053/j.sult.2010.10.001.
 
     The sidecar is a JSON object: `units` (Bq/ml, kBq/ml, MBq/ml or SUV), `weight_kg`, `dose_bq` (injected,
     at the injection), `injection_time` and `scan_time` (the time to which the image is decay-corrected, most
@@ -81,25 +86,10 @@ def sidecar_factor(path: Path) -> float | None:
             f"{path}: units {units!r} make no SUV; give Bq/ml, kBq/ml, MBq/ml or SUV, "
             "or a pet_factor in the case list"
         )
-    return unit_bq * suv_factor(
-        weight_kg=_number(path, values, "weight_kg"),
-        dose_bq=_number(path, values, "dose_bq"),
-        elapsed_s=_elapsed_s(path, str(values["injection_time"]), str(values["scan_time"])),
-        half_life_s=_number(path, {"half_life_s": F18_HALF_LIFE_S} | values, "half_life_s"),
-    )
-
-
-def suv_factor(
-    *, weight_kg: float, dose_bq: float, elapsed_s: float, half_life_s: float = F18_HALF_LIFE_S
-) -> float:
-    """SUV normalised by body weight, for 1 Bq/ml.
-
-    SUV = C [Bq/ml] · weight [g] / (dose [Bq] · 2^(−elapsed / half-life)): tissue at 1 g/ml, the injected
-    dose decayed to the time for which the concentration holds. Source: QIBA FDG-PET/CT profile, "SUV
-    calculation" (vendor-neutral pseudocode, DICOM Decay Correction START); Kinahan and Fletcher 2010, doi
-    10.1053/j.sult.2010.10.001.
-    """
-    return weight_kg * 1000 / (dose_bq * 2 ** (-elapsed_s / half_life_s))
+    elapsed_s = _elapsed_s(path, str(values["injection_time"]), str(values["scan_time"]))
+    half_life_s = _number(path, {"half_life_s": F18_HALF_LIFE_S} | values, "half_life_s")
+    decayed_bq = _number(path, values, "dose_bq") * 2 ** (-elapsed_s / half_life_s)
+    return unit_bq * _number(path, values, "weight_kg") * 1000 / decayed_bq
 
 
 def _number(path: Path, values: dict[str, Any], key: str) -> float:

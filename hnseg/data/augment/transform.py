@@ -19,14 +19,10 @@ class Streams(NamedTuple):
     """The random streams of one sample: each decision draws from its own, by name.
 
     A stream follows from seed, number and name alone, so that a further decision moves no other.
-
-    Args:
-        seed: Of the training.
-        number: Of the sample, counted over all epochs.
     """
 
-    seed: int
-    number: int
+    seed: int  # of the training
+    number: int  # of the sample, counted over all epochs
 
     def __call__(self, name: str) -> np.random.Generator:
         return np.random.default_rng([self.seed, self.number, zlib.crc32(name.encode())])
@@ -37,24 +33,15 @@ class Sample:
     """What transforms change: a scan (CT in HU, then PET in SUV), or a patch of normalised channels.
 
     DataLoader and Lightning move it to pinned memory and to the device.
-
-    Args:
-        case_id: The case.
-        image: (C, z, y, x) float; transforms write into it.
-        label: (z, y, x) uint8.
-        streams: What transforms draw from.
-        classes: The largest label, so that no transform must read it from the device.
-        position: Where its voxels lie in the ROI (`hnseg.data.patch`); None without coordinates.
-        patch: What the first transform cuts from the volume, if it does.
     """
 
     case_id: str
-    image: Tensor
-    label: Tensor
-    streams: Streams
-    classes: int
-    position: Position | None = None
-    patch: Patch | None = None
+    image: Tensor  # (C, z, y, x) float; transforms write into it
+    label: Tensor  # (z, y, x) uint8
+    streams: Streams  # that transforms draw from
+    classes: int  # the largest label, so that no transform must read it from the device
+    position: Position | None = None  # of its voxels in the ROI (`hnseg.data.patch`), with coordinates
+    patch: Patch | None = None  # that the first transform cuts from the volume, if it does
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Sample:
         image, label = (data.to(device, non_blocking=non_blocking) for data in (self.image, self.label))
