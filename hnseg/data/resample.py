@@ -6,7 +6,6 @@ A stage's volumes are cut from the study itself, or from the authors' windowed h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -121,9 +120,11 @@ def to_grid(image: sitk.Image, grid: Grid, *, fill: float, antialias: bool = Fal
     # ITK's recursive Gaussian and B-spline need four voxels a side; a few slices are sampled as they are.
     if antialias and min(stop - first for first, stop in box) >= 4:
         image, box = _smooth(_cut(image, box), grid), None
-    lines = _lines(image, _frame(grid), grid.size) if min(image.GetSize()) >= 4 else None
-    if lines is not None:
-        return lines.sample(sitk.GetArrayViewFromImage(image), degree=3, fill=fill)
+    if min(image.GetSize()) >= 4:
+        values = sitk.GetArrayViewFromImage(image)
+        sampled = _sample_parallel(values, image, _frame(grid), grid.size, degree=3, fill=fill)
+        if sampled is not None:
+            return sampled
     cropped = sitk.Cast(image if box is None else _cut(image, box), sitk.sitkFloat32)  # ITK rounds integers
     # ITK's B-spline needs more than three voxels a side; a thinner image is sampled linearly.
     interpolator = sitk.sitkBSpline if min(cropped.GetSize()) >= 4 else sitk.sitkLinear
@@ -156,17 +157,16 @@ def to_image(
     if box is None:
         return None
     i, j, k = (slice(a, b) for a, b in box)
-    labels = maps.dtype == np.uint8
-    first = _cut(like, tuple((a, a + 1) for a, _ in box))
-    lines = None if labels else _lines(_frame(grid), first, [b - a for a, b in box])
-    if lines is not None:
-        return lines.sample(maps, degree=1, fill=0.0), (k, j, i)
+    how = sitk.sitkNearestNeighbor
+    if maps.dtype != np.uint8:
+        how, first = sitk.sitkLinear, _cut(like, tuple((a, a + 1) for a, _ in box))
+        size = [b - a for a, b in box]
+        sampled = _sample_parallel(maps, _frame(grid), first, size, degree=1, fill=0.0)
+        if sampled is not None:
+            return sampled, (k, j, i)
     target = _cut(like, box)
-    how = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
-    sampled = [
-        sitk.GetArrayFromImage(sitk.Resample(grid.image(m), target, sitk.Transform(), how, 0.0)) for m in maps
-    ]
-    return np.stack(sampled), (k, j, i)
+    images = [sitk.Resample(grid.image(m), target, sitk.Transform(), how, 0.0) for m in maps]
+    return np.stack([sitk.GetArrayFromImage(image) for image in images]), (k, j, i)
 
 
 def index_box(image: sitk.Image, points: NDArray[np.float64], margin: int = 1) -> IndexBox | None:
@@ -204,31 +204,26 @@ def _smooth(image: sitk.Image, grid: Grid) -> sitk.Image:
     return sitk.SmoothingRecursiveGaussian(sitk.Cast(image, sitk.sitkFloat32), [float(s) for s in sigma])
 
 
-@dataclass(frozen=True)
-class _Lines:
-    """Where a lattice's voxels lie in a parallel source, for each of the lattice's axes (i, j, k)."""
+def _sample_parallel(
+    values: NDArray[Any],
+    source: sitk.Image,
+    target: sitk.Image,
+    size: Sequence[int],
+    *,
+    degree: int,
+    fill: float,
+) -> NDArray[np.float32] | None:
+    """Values (..., k, j, i) on the source's lattice at the first `size` voxels (i, j, k) of `target`.
 
-    order: tuple[int, ...]  # the source's axis
-    at: tuple[NDArray[np.float64], ...]  # continuous indices along it
-
-    def sample(self, values: NDArray[Any], *, degree: int, fill: float) -> NDArray[np.float32]:
-        """The source's (..., k, j, i) voxels at the lattice's (..., k, j, i)."""
-        leading = values.ndim - 3
-        source_at = [self.at[self.order.index(axis)] for axis in (2, 1, 0)]
-        sampled = interpolate(values, source_at, degree, fill)
-        axes = [leading + 2 - self.order[axis] for axis in (2, 1, 0)]
-        return np.ascontiguousarray(sampled.transpose(*range(leading), *axes))
-
-
-def _lines(source: sitk.Image, target: sitk.Image, size: Sequence[int]) -> _Lines | None:
-    """Where the first `size` voxels of `target` lie in `source`; None if they are oblique."""
+    None if the lattices are not parallel.
+    """
 
     def in_source(axis: int, index: int) -> NDArray[np.float64]:
         point = target.TransformIndexToPhysicalPoint([index if a == axis else 0 for a in range(3)])
         return np.array(source.TransformPhysicalPointToContinuousIndex(point))
 
     spans = np.array([in_source(axis, n) - in_source(axis, 0) for axis, n in enumerate(size)])
-    order = np.abs(spans).argmax(axis=1)
+    order = np.abs(spans).argmax(axis=1).tolist()  # the source's axis along each of the target's
     stray = spans.copy()
     stray[range(3), order] = 0
     if np.abs(stray).max() > _PARALLEL:
@@ -236,7 +231,10 @@ def _lines(source: sitk.Image, target: sitk.Image, size: Sequence[int]) -> _Line
     at = [np.array([in_source(axis, i)[order[axis]] for i in range(n)]) for axis, n in enumerate(size)]
     # ITK walks along rows by fractions of their length; so do we, to agree on what is just outside.
     at[0] = in_source(0, 0)[order[0]] + np.arange(size[0]) / size[0] * spans[0, order[0]]
-    return _Lines(tuple(int(axis) for axis in order), tuple(at))
+    sampled = interpolate(values, [at[order.index(axis)] for axis in (2, 1, 0)], degree, fill)
+    leading = values.ndim - 3
+    axes = [leading + 2 - order[axis] for axis in (2, 1, 0)]
+    return np.ascontiguousarray(sampled.transpose(*range(leading), *axes))
 
 
 def interpolate(
