@@ -12,6 +12,7 @@ from spoiled import must_fail
 from volumes import lesions, write_volume
 
 from hnseg.card import InputSpec
+from hnseg.config import compose_job
 from hnseg.data.augment import (
     Compose,
     RandomContrast,
@@ -27,6 +28,7 @@ from hnseg.data.augment import (
 )
 from hnseg.data.augment.spatial import HeadCut, Shift
 from hnseg.data.dataset import PatchDataset
+from hnseg.training.fit import make_scan_augment
 
 
 def block(number: int = 0, seed: int = 0) -> Sample:
@@ -232,3 +234,12 @@ def test_scans_are_changed_before_enhancement(tmp_path) -> None:
     moved = train(scan_augment=Compose({"misaligned": RandomMisalignment(spacing=(1, 1, 1))}))[0]["image"]
     assert not torch.equal(moved[3], train()[0]["image"][3])
     torch.testing.assert_close(moved[4], moved[3].square())
+
+
+def test_a_training_takes_the_scan_transforms_that_are_configured() -> None:
+    assert make_scan_augment(compose_job([])) is None
+    everything = make_scan_augment(compose_job(["scan_augment=all"])).transforms
+    assert list(everything) == ["misaligned", "pet_dropout", "low_resolution"]
+    assert tuple(everything["misaligned"].spacing) == (1, 1, 1)  # the stage's
+    head = ["stage=head", "model=plainconv", "recipe.cut_head=0.2", "scan_augment=low_resolution"]
+    assert list(make_scan_augment(compose_job(head)).transforms) == ["cut_head", "low_resolution"]

@@ -87,8 +87,8 @@ def test_inference_feeds_the_network_what_validation_feeds_it(
     """Whole and in windows: a window of the ROI holds the ROI's coordinates, and so does its padding."""
     shape = (24, 24, 24)
     pad_to = patch if patch[0] > 24 else None
-    told = {"coordinates": True, "pad_to": pad_to, "normalise": [{"scheme": "none"}] * 2}
-    described = card("fine", "plainconv", input=told, patch=patch)
+    settings = {"coordinates": True, "pad_to": pad_to, "normalise": [{"scheme": "none"}] * 2}
+    described = card("fine", "plainconv", input=settings, patch=patch)
     described["network"]["in_channels"] = 5
     (member,) = make_bundle(tmp_path, described).members
     volume = write_volume(tmp_path / "cache", "A-0", lesions(shape, 0))

@@ -168,9 +168,9 @@ def test_the_volume_outside_the_roi_is_counted_voxel_by_voxel(tmp_path, turn):
 
 
 def test_a_stage_that_sees_ct_alone_has_no_pet_sampled(root, tmp_path):
-    told = {"heads": write_heads(root, "A-1", "A-2")}
-    (both, *_) = prepare(read_cases(root), HEAD, tmp_path, **told)
-    (alone, *_) = prepare(read_cases(root), HEAD, tmp_path, **told, modalities=("ct",))
+    options = {"heads": write_heads(root, "A-1", "A-2")}
+    (both, *_) = prepare(read_cases(root), HEAD, tmp_path, **options)
+    (alone, *_) = prepare(read_cases(root), HEAD, tmp_path, **options, modalities=("ct",))
     assert both.arrays == ("ct", "pet", "label")
     assert alone.arrays == ("ct", "label")
     assert set(roi_subject(alone, alone.margin).get_images_dict(intensity_only=False)) == {"ct", "label"}
