@@ -21,6 +21,7 @@ from time import perf_counter, time
 from typing import Any
 
 import SimpleITK as sitk
+import torch
 
 import hnseg
 from hnseg.devices import gpu_peak_mib, lacks_memory, peak_mib, reset_gpu_peak
@@ -95,6 +96,8 @@ def run(cases: Iterable[Case], devices: Sequence[Cascades], options: Options, re
             tried.append(task)
         elif task.folders:
             tasks.append(task)
+    if tasks or tried:
+        _import_networks(devices[0].values())
     depth, stop = _depth(len(devices)), Event()
     if len(devices) == 1:  # in this thread, where Ctrl-C ends it within a case
         _run_device(tasks, devices[0], depth, report, stop)
@@ -109,6 +112,14 @@ def run(cases: Iterable[Case], devices: Sequence[Cascades], options: Options, re
             each.result()
     for task in tried:
         _run_device(deque([task]), devices[0], 0, report, stop=Event())
+
+
+def _import_networks(cascades: Iterable[Cascade]) -> None:
+    """Imports the libraries that networks are built from, whose time is not the first case's."""
+    members = [member for cascade in cascades for member in cascade.bundle.members]
+    with torch.device("meta"):
+        for member in {member.card["network"]["_target_"]: member for member in members}.values():
+            member.network()
 
 
 def _run_device(tasks: deque[_Task], cascades: Cascades, depth: int, report: Report, stop: Event) -> None:

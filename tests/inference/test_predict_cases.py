@@ -14,7 +14,7 @@ import SimpleITK as sitk
 import torch
 from again import NAMES, outcomes, statuses
 from deadly import failing
-from fabricate import pet_image, write_case
+from fabricate import ct_image, pet_image, write_case
 from members import make_cascade
 from results import contents, record, table
 
@@ -264,3 +264,25 @@ def test_the_work_on_a_case_does_not_grow_with_the_list(
 
     few, more, most = opened(3), opened(9), opened(27)
     assert most - more == 3 * (more - few)
+
+
+def test_the_mask_is_of_the_case_whatever_the_list_and_the_format(bundle: Bundle, tmp_path: Path) -> None:
+    """The hot spot of the fabricated PET, SUV 12, lies at x, y 25 to 37 and z 41 to 56 mm."""
+    write_case(tmp_path / "scans", "A")
+    for extension in ("mha", "nii"):
+        sitk.WriteImage(ct_image(), str(tmp_path / f"ct.{extension}"))
+        sitk.WriteImage(pet_image(), str(tmp_path / f"pet.{extension}"))
+    (tmp_path / "list.csv").write_text(
+        "case_id,ct,pet\nmha,ct.mha,pet.mha\nnii,ct.nii,pet.nii\nmixed,ct.nii,scans/A/A__PT.nii.gz\n"
+    )
+    out = tmp_path / "out"
+    statuses(tmp_path / "scans", make_cascade(bundle), out)
+    statuses(tmp_path / "list.csv", make_cascade(bundle), out)
+    masks = [sitk.ReadImage(str(path)) for path in sorted(out.glob("*.nii.gz"))]
+    arrays = [sitk.GetArrayFromImage(mask) for mask in masks]
+    assert len(masks) == 4
+    assert all((array == arrays[0]).all() for array in arrays)
+    assert (masks[0].GetPixelID(), masks[0].GetSize()) == (sitk.sitkUInt8, ct_image().GetSize())
+    index = np.argwhere(arrays[0] == 1)[:, ::-1]
+    middle = masks[0].TransformContinuousIndexToPhysicalPoint(index.mean(0).tolist())
+    np.testing.assert_allclose(middle, (1 + 4 * 7, 1 + 4 * 7, 1 + 5 * 9), atol=2.5)

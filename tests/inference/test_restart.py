@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
 from again import NAMES, NODE, outcomes, statuses
@@ -160,3 +161,27 @@ def test_a_case_that_fails_now_does_not_keep_an_earlier_mask(
     assert statuses(scans, make_cascade(bundle), tmp_path / "out")["A"] == "error"
     assert table(tmp_path / "out")["A"]["status"] == "error"
     assert not (tmp_path / "out" / "A.nii.gz").exists()
+
+
+def test_a_factor_for_the_pet_makes_another_case(scans: Path, bundle: Bundle, tmp_path: Path) -> None:
+    lines = [
+        "case_id,ct,pet,pet_factor",
+        *(f"{n},scans/{n}/{n}__CT.nii.gz,scans/{n}/{n}__PT.nii.gz," for n in "AB"),
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    statuses(tmp_path / "list.csv", make_cascade(bundle), tmp_path / "out")
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "1.5")
+    again = statuses(tmp_path / "list.csv", make_cascade(bundle), tmp_path / "out")
+    assert again == {"A": "skipped", "B": "ok"}
+
+
+def test_masks_of_one_format_take_the_place_of_the_others(
+    scans: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    statuses(scans, make_cascade(bundle), out)
+    first = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "A.nii.gz")))
+    assert set(statuses(scans, make_cascade(bundle), out, extension=".mha").values()) == {"ok"}
+    assert {path.name for path in out.glob("?.*") if path.suffix != ".json"} == {f"{n}.mha" for n in NAMES}
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(out / "A.mha"))), first)
+    assert first.any()
