@@ -98,8 +98,14 @@ def _searched(masks: Path, case_id: str) -> sitk.Image | None:
     path = masks / f"{case_id}.json"
     if not path.exists():
         return None
-    (roi,) = json.loads(path.read_bytes())["roi"]
-    grid = Grid.from_dict(roi)
+    try:
+        (roi,) = json.loads(path.read_bytes())["roi"]
+        grid = Grid.from_dict(roi)
+    except (ValueError, LookupError, TypeError) as error:
+        raise HnsegError(
+            f"{path}: not the record of a coarse prediction; make it and the mask anew with "
+            "python infer.py last_stage=coarse out_of_fold=true overwrite=true"
+        ) from error
     return grid.image(np.zeros(grid.shape, np.uint8))
 
 

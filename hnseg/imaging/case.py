@@ -45,7 +45,8 @@ def read_cases(source: Path, *, strict: bool = True) -> list[Case]:
     Args:
         source: A folder in the HECKTOR layout (a folder CASE with CASE__CT, CASE__PT and perhaps CASE), or a
             CSV with the header `case_id, ct, pet[, label, center, pet_factor]` whose paths are relative to
-            its own folder. An empty `ct` or `pet` cell stands for the HECKTOR name beside the CSV.
+            its own folder. `pt` is read as `pet`; an empty `ct` or `pet` cell stands for the HECKTOR
+            name beside the CSV.
         strict: Refuse a case with a missing file or a faulty line (training); otherwise it fails alone when
             it is read (inference).
 
@@ -177,6 +178,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             header = [name.strip().lower() for name in next(reader, [])]
+            header = ["pet" if name == "pt" else name for name in header]
             if missing := [name for name in known[:3] if name not in header]:
                 raise HnsegError(
                     f"{path}: header {','.join(header)!r} lacks {', '.join(missing)}; "

@@ -230,6 +230,14 @@ def test_coarse_predictions_place_the_fine_roi_and_truth_stays_the_label(root, t
         prepare(cases, FINE, tmp_path / "cache", coarse=coarse)
 
 
+@pytest.mark.parametrize("record", ["", '{"roi": []}', '{"roi": [{"size": 5}]}'])
+def test_a_record_that_lacks_the_searched_roi_is_refused(root, tmp_path, record):
+    sitk.WriteImage(volume(np.zeros((30, 40, 40), np.uint8), (2, 2, 3)), str(tmp_path / "A-1.nii.gz"))
+    (tmp_path / "A-1.json").write_text(record)
+    with pytest.raises(HnsegError, match=r"A-1\.json: not the record of a coarse prediction"):
+        prepare_case(read_cases(root)[0], FINE, tmp_path / "cache", masks=tmp_path)
+
+
 def test_a_head_is_a_head_whichever_value_an_editor_gave_it(root, tmp_path):
     case, heads = read_cases(root)[0], write_heads(root, "A-1")
     drawn = prepare_case(case, HEAD, tmp_path, masks=heads).load("label")

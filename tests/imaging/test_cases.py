@@ -94,7 +94,7 @@ def test_malformed_csvs_are_refused(tmp_path, text, telling, strict):
 
 @pytest.mark.parametrize("case_id", ["../x", "a\\b", "", "..", ".hidden", "a\0b", '"a\nb"', "x" * 101])
 def test_case_ids_that_are_not_plain_file_names_are_refused_or_left_to_the_case(tmp_path, case_id):
-    path = cases_csv(tmp_path, f"case_id,ct,pet\n{case_id},ct.nii.gz,pt.mha\nA,ct.nii.gz,pt.mha\n")
+    path = cases_csv(tmp_path, f"case_id,ct,pt\n{case_id},ct.nii.gz,pt.mha\nA,ct.nii.gz,pt.mha\n")
     with pytest.raises(HnsegError, match="is not a plain file name") as caught:
         read_cases(path)
     assert "\n" not in str(caught.value)
