@@ -21,17 +21,34 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Grids, networks and schedules that fit fabricated cases of 80 x 80 x 90 mm and seconds.
 TINY_STAGE = ["stage.size=[16,16,16]", "stage.spacing=[6,6,6]", "training.patch=[16,16,16]"]
-SMALL = {"features": [4, 8], "strides": [1, 2], "blocks": [1, 1]}
-SMALL |= {"init_filters": 8, "blocks_down": [1, 1], "depths": 2}
+SMALL = {"features": [4, 8, 8], "strides": [1, 2, 2], "convolutions": 1, "decoder_convolutions": 1}
+SMALL |= {"blocks": [1, 1, 1], "init_filters": 8, "blocks_down": [1, 1, 1], "depths": 2}
+MODELS: dict[str, dict[str, Any]] = {
+    path.stem: yaml.safe_load(path.read_text())["model"]["settings"]
+    for path in sorted((ROOT / "conf" / "model").glob("*.yaml"))
+}
 
 
-def _tiny(path: Path) -> list[str]:
-    """Overrides of the settings that this network has."""
-    settings = yaml.safe_load(path.read_text())["model"]["settings"]
-    return [f"model.settings.{key}={value}" for key, value in SMALL.items() if key in settings]
+def small(value: Any, stages: int) -> Any:
+    """Lists of a value for each stage are cut to the first stages, and whole numbers to 8."""
+    if isinstance(value, list):
+        return [small(item, stages) for item in value[:stages]]
+    return min(value, 8) if isinstance(value, int) else value
 
 
-TINY_MODEL = {path.stem: _tiny(path) for path in sorted((ROOT / "conf" / "model").glob("*.yaml"))}
+def small_settings(model: str, stages: int) -> dict[str, Any]:
+    """Settings that make a network of conf/model small, whatever their names."""
+    return {key: small(SMALL.get(key, value), stages) for key, value in MODELS[model].items()}
+
+
+TINY_MODEL = {
+    model: [
+        f"model.settings.{key}={value}"
+        for key, value in small_settings(model, 2).items()
+        if value != settings[key]
+    ]
+    for model, settings in MODELS.items()
+}
 BRIEF = ["training.epochs=1", "training.iterations=1", "training.batch_size=2", "training.validate_every=1"]
 
 

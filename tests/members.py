@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
-import yaml
+from entry import MODELS, small_settings
 from torch import nn
 
 from hnseg.card import Decision
@@ -28,18 +28,7 @@ INPUT |= {"ct_powers": ["square", "cube_root"], "pet_powers": [], "coordinates":
 # Settings of a pointwise network that takes SUV above 4 for a tumour, and the grid that shows it whole scans.
 HOT = {"weights": [[0.0, 0.0], [0.0, 400.0], [0.0, 0.0]], "biases": [0.0, -80.0, -500.0]}
 WHOLE = {"placement": "scan", "size": [32] * 3, "spacing": [3.0] * 3}
-# Settings that make any network of conf/model small: those of them that it has.
-SMALL = {"features": [4, 8, 8], "strides": [1, 2, 2], "convolutions": 1, "decoder_convolutions": 1}
-SMALL |= {"blocks": [1, 1, 1], "init_filters": 8, "blocks_down": [1, 1, 1], "depths": 2}
-
-
-def _tiny(path: Path) -> dict[str, Any]:
-    settings = yaml.safe_load(path.read_text())["model"]["settings"]
-    return settings | {key: value for key, value in SMALL.items() if key in settings}
-
-
-MODELS = sorted((Path(__file__).parents[1] / "conf" / "model").glob("*.yaml"))
-TINY: dict[str, dict[str, Any]] = {path.stem: _tiny(path) for path in MODELS}
+TINY = {model: small_settings(model, 3) for model in MODELS}
 TARGETS = {name: str(settings["_target_"]) for name, settings in TINY.items()}
 TARGETS["pointwise"] = "members.Pointwise"
 STAGES: dict[str, dict[str, Any]] = {

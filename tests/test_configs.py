@@ -9,23 +9,23 @@ from hnseg.config import compose_job as compose
 from hnseg.errors import HnsegError
 from hnseg.training.fit import check_components
 
-PAIRS = [
-    ("head", "plainconv"),
-    ("coarse", "plainconv"),
-    ("fine", "resenc"),
-    ("fine", "segresnet"),
-    ("fine", "plainconv"),
-]
+PAIRS = [path.stem.split("_") for path in sorted((ROOT / "conf/stage_model/full").glob("*.yaml"))]
 
 
 def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
+def test_every_model_builds_at_full_size_with_a_stage() -> None:
+    assert {model for _, model in PAIRS} == set(choices("model"))
+    for stage, model in PAIRS:
+        check_components(compose([f"stage={stage}", f"model={model}"]))
+
+
 @pytest.mark.parametrize("group", ["optimizer", "loss", "augment", "scan_augment", "recipe", "scale"])
 def test_every_option_builds(group: str) -> None:
     for n, option in enumerate(choices(group)):
-        stage, model = PAIRS[n % 4]
+        stage, model = PAIRS[n % len(PAIRS)]
         check_components(
             compose([f"{group}={option}", f"stage={stage}", f"model={model}", "training.ema=0.9"])
         )

@@ -110,7 +110,7 @@ class DeepSupervision(nn.Module):
         super().__init__()
         self.loss, self.rule = loss, weights
 
-    def weights(self, depths: int) -> list[float]:
+    def depth_weights(self, depths: int) -> list[float]:
         """Weight of each depth, finest first."""
         raw = [0.5**k for k in range(depths)]
         if self.rule == "monai" or depths == 1:
@@ -137,7 +137,7 @@ class DeepSupervision(nn.Module):
         depths = [logits] if isinstance(logits, Tensor) else list(logits)
         total = torch.zeros((), device=target.device)
         parts: dict[str, Tensor] = {}
-        for depth, (weight, output) in enumerate(zip(self.weights(len(depths)), depths, strict=True)):
+        for depth, (weight, output) in enumerate(zip(self.depth_weights(len(depths)), depths, strict=True)):
             if not weight:
                 continue
             terms = self.loss.terms(output, nearest(target, output.shape[2:]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from hnseg.errors import HnsegError
 Triple = tuple[int, int, int]
 Strides = Sequence[int | Sequence[int]]
 Layer = str | Sequence[Any]
+Framework = Literal["nnunet", "auto3dseg"]
 
 
 class Network(nn.Module):
@@ -34,7 +35,7 @@ class Network(nn.Module):
     """
 
     # Whose training this network comes from: `fusion: authors` averages the logits of nnU-Net's networks.
-    framework: ClassVar[Literal["nnunet", "auto3dseg"]] = "nnunet"
+    framework: ClassVar[Framework] = "nnunet"
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def blocks(self) -> Iterable[nn.Module]:
-        """The modules whose inputs gradient checkpointing keeps; none of them draws random numbers."""
+        """The modules that gradient checkpointing runs again in the backward pass; none is random."""
         raise NotImplementedError
 
     def heads(self) -> Sequence[nn.Module]:
@@ -333,7 +334,8 @@ def network_class(target: str) -> type[Network]:
     """The class that `model.settings._target_` or a member's card names.
 
     Raises:
-        HnsegError: There is no such class, or it is no `Network`: a card must not run other code.
+        HnsegError: There is no such class, it is no `Network` (a card must not run other code), or its
+            framework is unknown.
     """
     try:
         found = get_class(target)
@@ -343,6 +345,8 @@ def network_class(target: str) -> type[Network]:
         raise HnsegError(
             f"model.settings._target_={target}: it does not derive from hnseg.models.nets.Network"
         )
+    if found.framework not in (frameworks := get_args(Framework)):
+        raise HnsegError(f"{target}: framework={found.framework}; choose {' or '.join(frameworks)}")
     return found
 
 

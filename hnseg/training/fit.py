@@ -307,7 +307,7 @@ def _freeze_unsupervised_heads(module: SegmentationModule) -> None:
     The loss does not depend on them, and no process trains them: nnU-Net's head of the lowest resolution.
     """
     heads = cast(Network, module.network).heads()
-    for head, weight in zip(heads, module.loss.weights(len(heads)), strict=True):
+    for head, weight in zip(heads, module.loss.depth_weights(len(heads)), strict=True):
         head.requires_grad_(weight > 0)
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from entry import compose_job, load, write_cohort
+from entry import MODELS, compose_job, load, small, write_cohort
 from entry import tiny as overrides
-from members import TINY
+from hydra.utils import get_class
+from members import TARGETS, TINY
 from torch.autograd.graph import saved_tensors_hooks
 
 from hnseg.errors import HnsegError
@@ -89,9 +90,8 @@ def step(network: Network) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]
 
 
 def test_checkpointing_keeps_less_and_changes_neither_gradients_nor_predictions(name: str) -> None:
-    counts = {"convolutions": 2, "decoder_convolutions": 2, "blocks": [1, 2, 2], "blocks_down": [1, 2, 2]}
-    deeper = {key: count for key, count in (counts | {"depth": 2}).items() if key in TINY[name]}
-    plain, saving = tiny(name, **deeper), tiny(name, **deeper)
+    full_depth = {key: small(value, 3) for key, value in MODELS[name].items()}
+    plain, saving = tiny(name, **full_depth), tiny(name, **full_depth)
     names = list(saving.state_dict())
     checkpoint_blocks(saving)
     assert list(saving.state_dict()) == names
@@ -134,3 +134,9 @@ def test_it_trains_by_its_configuration_and_segments_from_a_bundle(
     logits = Predictor.of(member.card, mirror=True)(network, image(20, 16, 24))
     assert logits.shape == (1, 3, 20, 16, 24)
     assert logits.isfinite().all()
+
+
+def test_an_unknown_framework_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(get_class(TARGETS[name]), "framework", "nnU-Net")
+    with pytest.raises(HnsegError, match=r"framework=nnU-Net; choose nnunet or auto3dseg"):
+        tiny(name)

@@ -178,7 +178,7 @@ def test_a_lowest_depth_with_a_weight_is_not_nnunet_s(monkeypatch, nnunet_loss):
         raw = [0.5**k for k in range(depths)]
         return [weight / sum(raw) for weight in raw]
 
-    monkeypatch.setattr(losses.DeepSupervision, "weights", weights)
+    monkeypatch.setattr(losses.DeepSupervision, "depth_weights", weights)
     with must_fail():
         assert_same(configured("nnunet"), nnunet_loss("fine"), 5, 3, constant=1.0)
 
