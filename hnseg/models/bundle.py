@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from hnseg.card import InputSpec
 from hnseg.errors import HnsegError
 from hnseg.files import digest, digest_file, replacing, replacing_folder, restore
 from hnseg.models.checkpoint import FORMAT, Checkpoint, Member, Trained, read_checkpoint
@@ -284,7 +285,6 @@ truth has placed, which flatters the pipeline, `val_coarse` in ROIs placed by co
 `fold_all` are of cases that were trained on.
 """
 _COLUMNS = ("member", "stage", "input", "recipe", "trained on", "split", "val/dice", "val_coarse/dice")
-_POWERS = {"square": "²", "cube_root": "^(1/3)"}
 
 
 def model_card(cards: list[dict[str, Any]], decision: Mapping[str, Any], note: str = "") -> str:
@@ -310,18 +310,9 @@ def _row(card: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         card["name"],
         card["stage"]["name"],
-        f"[{', '.join(_channels(card['input']))}]",
+        f"[{', '.join(InputSpec(**card['input']).channel_names)}]",
         card.get("recipe", ""),
         "unknown cases" if trained_on is None else f"{len(trained_on)} cases",
         str(card.get("split") or "unknown"),
         *(f"{scores[key]:.4f}" if key in scores else "" for key in ("val/dice", "val_coarse/dice")),
     )
-
-
-def _channels(spec: Mapping[str, Any]) -> list[str]:
-    channels = [
-        modality.upper() + suffix
-        for modality in spec["modalities"]
-        for suffix in ["", *(_POWERS[name] for name in spec[f"{modality}_powers"] if spec["cte"])]
-    ]
-    return [*channels, *(("x", "y", "z") if spec["coordinates"] else ())]

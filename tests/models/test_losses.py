@@ -37,22 +37,17 @@ def test_the_gradient_is_the_slope():
     assert torch.autograd.gradcheck(lambda x: DiceCELoss()(x, labels[:, :2, :2, :2]), small)
 
 
-def test_samples_are_scored_alone_not_as_one_batch():
+@pytest.mark.parametrize("weights", [None, [1.0, 1.0, 4.0]])
+def test_samples_are_scored_alone_not_as_one_batch(weights):
     logits, labels = case()
     labels[0] = 0
-    loss = DiceCELoss()
+    loss = DiceCELoss(class_weights=weights)
     together = loss(logits, labels).item()
     alone = np.mean([loss(logits[i : i + 1], labels[i : i + 1]).item() for i in range(2)])
     assert together == pytest.approx(alone, rel=1e-9)
     wide_logits = logits.movedim(0, 2).reshape(1, 3, -1, *SHAPE[1:])  # batch Dice would be this
     wide = loss(wide_logits, labels.reshape(1, -1, *SHAPE[1:])).item()
     assert abs(together - wide) > 1e-3
-
-
-def test_a_perfect_answer_costs_next_to_nothing():
-    _, labels = case()
-    logits = 50.0 * F.one_hot(labels, 3).movedim(-1, 1).double()
-    assert DiceCELoss()(logits, labels).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -103,15 +98,6 @@ def test_class_weights_are_monais_and_torchs(background: bool) -> None:
     torch.testing.assert_close(ours["dice"], theirs(logits, labels[:, None]) * scale)
     unweighted = DiceCELoss(background=background).terms(logits, labels)
     assert all(abs(unweighted[name] - ours[name]) > 1e-4 for name in ours)
-
-
-@pytest.mark.parametrize("weights", [None, [1.0, 1.0, 4.0]])
-def test_a_batch_in_parts_has_the_same_loss(weights: list[float] | None) -> None:
-    logits, labels = case()
-    loss = DiceCELoss(class_weights=weights)
-    parts = [loss(logits[[n]], labels[[n]]) for n in range(len(logits))]
-    assert len(parts) > 1
-    torch.testing.assert_close(torch.stack(parts).mean(), loss(logits, labels))
 
 
 def test_equal_class_weights_change_nothing() -> None:

@@ -1,7 +1,6 @@
 """Head labels for the head stage, proposed from CT by anatomy alone: HECKTOR has none.
 
-The top of the scan on a coarse lattice, the skull and the chin in it (skull), one scan's mask (propose), the
-masks of many scans with their table and picture (cohort).
+One scan's mask (propose), the masks of many scans with their table and picture (cohort).
 """
 
 from hnseg.data.heads.cohort import draw_cases, propose_heads, summary

@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from hnseg.data.heads.propose import propose_head
-from hnseg.data.heads.skull import LATTICE_MM, Mask, sample_top
+from hnseg.data.heads.propose import LATTICE_MM, Mask, propose_head, sample_top
 from hnseg.errors import HnsegError
 from hnseg.files import read_table, replacing, require_writable, write_table
 from hnseg.imaging.case import Case, mask_file
