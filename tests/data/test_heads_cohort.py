@@ -112,12 +112,6 @@ def test_a_table_that_something_else_saved_is_one_line_and_stays(root):
     assert [path.read_text() for path in (root / "heads").iterdir()] == ["case_id,head\nA-1,yes\n"]
 
 
-def test_a_file_in_the_folder_s_place_is_one_line(root):
-    (root / "heads").touch()
-    line = refused(propose(root))
-    assert f"hnseg: error: {root / 'heads'}" in line
-
-
 def test_a_list_of_cases_needs_a_folder_for_the_masks(root):
     source = root / "cases.csv"
     source.write_text("case_id,ct,pet\nA-1,A-1/A-1__CT.nii.gz,A-1/A-1__PT.nii.gz\n")

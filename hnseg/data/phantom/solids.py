@@ -78,10 +78,7 @@ class Solid:
     centre: Vector
     radii: Vector
     flatness: int = 0
-    axes: Vector | None = None
-
-    def frame(self) -> Vector:
-        return np.eye(3) if self.axes is None else self.axes
+    axes: Vector = field(default_factory=lambda: np.eye(3))
 
     def level(self, x: NDArray, y: NDArray, z: NDArray) -> NDArray:
         """0 at the centre, 1 on the surface; arguments in units of the radii, broadcastable."""
@@ -98,7 +95,7 @@ class Solid:
         return 1.0
 
     def turned(self, rotation: Vector, pivot: Vector) -> Self:
-        return replace(self, centre=pivot + rotation @ (self.centre - pivot), axes=rotation @ self.frame())
+        return replace(self, centre=pivot + rotation @ (self.centre - pivot), axes=rotation @ self.axes)
 
     def grown(self, factor: float = 1.0, margin: float = 0.0) -> Self:
         """The same shape with its radii multiplied by `factor`, then enlarged by `margin` mm."""
@@ -157,7 +154,7 @@ def sample(solid: Solid, grid: ScanGrid) -> tuple[Box, NDArray[np.float32]]:
     Returns:
         The box as slices (z, y, x), possibly empty, and the level there (float32): below 1 inside.
     """
-    frame, inverse = solid.frame(), np.linalg.inv(grid.affine)
+    frame, inverse = solid.axes, np.linalg.inv(grid.affine)
     middle, turned = inverse @ (solid.centre - grid.origin), inverse @ frame
     # The box of an ellipsoid, or of the box around a cylinder.
     half = np.abs(turned) @ solid.radii if solid.flatness else np.linalg.norm(turned * solid.radii, axis=1)
