@@ -33,15 +33,13 @@ WINDOW = {"tiling": "monai", "overlap": 0.625}
 _MODES: dict[str, Any] = {"range": "range", "ct": "range", "pet": "sigmoid", "none": "none"}
 # The template leaves a volume as it is where its spacing differs by at most this share of the one it wants.
 _NEAR = 0.25
-# Apex's NVFuser is the same norm, only faster.
-_SAME = {"INSTANCE_NVFUSER": "INSTANCE"}
 
 
 def _layer(value: Any) -> str | list[Any]:
     """A layer of MONAI's factories: its name, or name and arguments if any make a difference."""
     name, arguments = (value, {}) if isinstance(value, str) else (value[0], dict(value[1]))
     arguments.pop("inplace", None)
-    name = _SAME.get(name.upper(), name.upper())
+    name = name.upper().removesuffix("_NVFUSER")  # Apex's is the same norm, only faster
     return [name, arguments] if arguments else name
 
 
@@ -97,12 +95,11 @@ class HyperParameters(BaseModel):
     def _resolve(cls, content: dict[str, Any]) -> dict[str, Any]:
         """Replaces references `@KEY` by the values of their keys; None is the template's default."""
 
-        def value_of(value: Any, above: tuple[str, ...] = ()) -> Any:
+        def value_of(value: Any) -> Any:
             if isinstance(value, dict):
-                return {key: value_of(one, above) for key, one in value.items()}
-            if isinstance(value, str) and value[:1] == "@" and value not in above:
-                return value_of(content.get(value[1:], value), (*above, value))
-            return value
+                return {key: value_of(inner) for key, inner in value.items()}
+            is_reference = isinstance(value, str) and value.startswith("@")
+            return value_of(content.get(value[1:])) if is_reference else value
 
         return {key: value_of(value) for key, value in content.items() if value is not None}
 
@@ -119,7 +116,7 @@ class HyperParameters(BaseModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Of hnseg's network."""
+        """Arguments of hnseg's network."""
         network = self.network
         resolution = self.resample_resolution if self.anisotropic_scales else network.resolution
         return {
@@ -147,7 +144,7 @@ def import_auto3dseg(folder: Path, overrides: Sequence[str], out: Path) -> list[
     Args:
         folder: The folder.
         overrides: As for train.py: the stage, and the recipe whose scaling made the network's images.
-        out: The bundle.
+        out: The bundle; it is extended where it exists.
 
     Returns:
         The members' names.
@@ -166,10 +163,8 @@ def import_auto3dseg(folder: Path, overrides: Sequence[str], out: Path) -> list[
 
 
 def _member(path: Path, overrides: Sequence[str]) -> Trained:
-    """Card and network of one checkpoint."""
     stored = parse(Stored, read_foreign_checkpoint(path), path)
     parameters = parse(HyperParameters, stored.config, path)
-    network = parameters.network
     job, stage, spec = compose("segresnet", "SegResNetDS", overrides)
     classes = [name for name in parameters.class_names if name.lower() != "background"]
     check_classes(classes or stage.classes, stage, path)
@@ -177,12 +172,6 @@ def _member(path: Path, overrides: Sequence[str]) -> Trained:
     spacing = parameters.resample_resolution if parameters.resample else parameters.spacing_median
     check_spacing(spacing or stage.spacing, stage.spacing, _NEAR, path)
     normalise = _normalisation(parameters, spec, path)
-    if (network.in_channels, network.out_channels) != (spec.channels, len(stage.classes) + 1):
-        raise HnsegError(
-            f"{path}: network.in_channels={network.in_channels} network.out_channels={network.out_channels}, "
-            f"where stage and recipe make {spec.channels} channels and {len(stage.classes) + 1} classes; "
-            "choose another stage= or folder"
-        )
     return make_member(
         job,
         parameters.fold,
@@ -206,7 +195,6 @@ def _member(path: Path, overrides: Sequence[str]) -> Trained:
 
 
 def _normalisation(parameters: HyperParameters, spec: InputSpec, path: Path) -> tuple[Normalise, ...]:
-    """The normalisation of each channel."""
     if parameters.crop_foreground and not parameters.extra_modalities:
         raise HnsegError(f"{path}: crop_foreground=true crops a lone image to what is above 0; train without")
     usual = "range" if parameters.modality.lower() == "ct" else "meanstd"
@@ -221,14 +209,10 @@ def _normalisation(parameters: HyperParameters, spec: InputSpec, path: Path) -> 
 
 
 def _trained_on(folder: Path, parameters: HyperParameters) -> list[str] | None:
-    """The cases of the other folds; the datalist lies where the configuration says, or beside the folder.
-
-    Returns:
-        None where it is gone, so that the member passes as trained on any case.
-    """
+    """The cases of the other folds; None without a datalist: the member passes as trained on any case."""
     listed = parameters.data_list_file_path
-    found = [path for path in (listed, folder / listed.name, folder.parent / listed.name) if path.is_file()]
-    if not found:
+    path = listed if listed.is_file() else folder.parent / listed.name
+    if not path.is_file():
         return None
-    folds = read_split_file(found[0]).folds
+    folds = read_split_file(path).folds
     return sorted(case_id for k, cases in enumerate(folds) if k != parameters.fold for case_id in cases)

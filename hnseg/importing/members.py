@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -22,21 +21,9 @@ from hnseg.models.nets import build
 Spacing = tuple[Positive, Positive, Positive]
 M = TypeVar("M", bound=BaseModel)
 
-# Words that begin so: CT, CTAC, PET_sqrt, SUVbw; but no PTV, which is a contour.
-_MODALITIES = {"CT": re.compile(r"(?<![a-z])ct"), "PET": re.compile(r"(?<![a-z])(pet|suv|pt(?![a-z]))")}
-
 
 def parse(model: type[M], content: Any, source: Path | str) -> M:
-    """The content of a foreign file, as JSON or torch.load give it.
-
-    Args:
-        model: What hnseg reads of it, and what it can run.
-        content: Of the file.
-        source: The file, and where in it.
-
-    Raises:
-        HnsegError: The first value that does not fit.
-    """
+    """The content of the foreign file `source`, refused with its first value that hnseg cannot run."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -47,7 +34,7 @@ def parse(model: type[M], content: Any, source: Path | str) -> M:
 
 
 def compose(model: str, network: str, overrides: Sequence[str]) -> tuple[Job, Stage, InputSpec]:
-    """The configuration of a command's overrides around a network of the folder's kind, its stage and input.
+    """The configuration of a command's overrides, its stage and input.
 
     Args:
         model: The file of conf/model/ for the folder's network.
@@ -55,7 +42,7 @@ def compose(model: str, network: str, overrides: Sequence[str]) -> tuple[Job, St
         overrides: As for train.py.
 
     Raises:
-        HnsegError: Overrides that do not fit, or that ask for another kind of network.
+        HnsegError: Overrides that ask for another network.
     """
     chosen = [] if any(override.startswith("model=") for override in overrides) else [f"model={model}"]
     job = compose_job([*chosen, *overrides])
@@ -66,11 +53,7 @@ def compose(model: str, network: str, overrides: Sequence[str]) -> tuple[Job, St
 
 
 def check_classes(names: Sequence[str], stage: Stage, source: Path) -> None:
-    """Refuses classes in another order than the stage's, however they are spelt; unknown names pass.
-
-    Raises:
-        HnsegError: A class stands in another's place, or their number is another.
-    """
+    """Refuses another number or order of classes than the stage's; names that the stage lacks pass."""
     places = {name.lower(): n for n, name in enumerate(stage.classes)}
     swapped = any(places.get(name.lower(), n) != n for n, name in enumerate(names))
     if swapped or len(names) != len(stage.classes):
@@ -81,15 +64,12 @@ def check_classes(names: Sequence[str], stage: Stage, source: Path) -> None:
 
 
 def check_channels(names: Sequence[str], channels: Sequence[str], source: Path) -> None:
-    """Refuses PET where the recipe makes CT, or the reverse.
+    """Refuses another number of channels than stage and recipe make, and PET in CT's place or the reverse.
 
     Args:
-        names: Of the network's channels, in the words of whoever trained it.
-        channels: As `hnseg.data.intensity.InputSpec.channel_names`.
+        names: Of the network's channels, in the words of whoever trained it; names of neither modality pass.
+        channels: `InputSpec.channel_names`.
         source: Where the names were read.
-
-    Raises:
-        HnsegError: Another number of channels, or two modalities swapped.
     """
     given, made = ", ".join(names), ", ".join(channels)
     if len(names) != len(channels):
@@ -102,17 +82,13 @@ def check_channels(names: Sequence[str], channels: Sequence[str], source: Path) 
 
 
 def _modality(name: str) -> str | None:
-    """CT or PET; None where a name is neither's, or both's."""
-    found = [modality for modality, word in _MODALITIES.items() if word.search(name.lower())]
-    return found[0] if len(found) == 1 else None
+    if name.lower().startswith("ct"):
+        return "CT"
+    return "PET" if name.lower() == "pt" or name.lower().startswith(("pet", "suv")) else None
 
 
 def check_spacing(spacing: Sequence[float], wanted: Sequence[float], near: float, source: Path) -> None:
-    """Refuses a spacing further from the stage's than a share `near`, both along the network's axes (mm).
-
-    Raises:
-        HnsegError: They differ.
-    """
+    """Refuses a spacing further from the stage's than a share `near`, both along the network's axes (mm)."""
     if any(abs(a - b) > near * a for a, b in zip(spacing, wanted, strict=True)):
         raise HnsegError(
             f"{source}: spacing {list(spacing)} mm, where the stage has {list(wanted)} along these axes; set "
@@ -135,19 +111,17 @@ def make_member(
     imported: dict[str, Any],
     **provenance: Any,
 ) -> Trained:
-    """Card and network of a checkpoint.
+    """Card and network of the checkpoint at `path`.
 
     Args:
         job: Of `compose`.
         fold: That the network was not trained on, or `all`.
         spec: Of `compose`, with the network's normalisation.
-        weights: The state dictionary in the checkpoint at `path`.
+        weights: The checkpoint's state dictionary.
         source: Where the network's settings were read.
-        settings: Of the network.
-        patch: Its window, along the network's axes.
-        axes: The network's.
+        patch: The network's window, along its own axes.
         window: How a volume larger than the patch is shown.
-        imported: Where the network comes from; `provenance` is mirror_axes and trained_on.
+        provenance: `mirror_axes` and `trained_on` of the card.
 
     Raises:
         HnsegError: The settings describe no network, or the weights are another's.
@@ -180,18 +154,7 @@ def make_member(
 
 
 def add_members(out: Path, trained: Iterable[Trained]) -> list[str]:
-    """Makes a bundle, or extends the one that is there; whole or not at all.
-
-    Args:
-        out: The bundle.
-        trained: Card and network of each new member; only one is held at a time.
-
-    Returns:
-        The names of the new members.
-
-    Raises:
-        HnsegError: The bundle has a member of that name, or its rules and the new ones' clash.
-    """
+    """Makes the bundle `out`, or extends it, whole or not at all; the names of the new members."""
     restore(out)
     kept = Bundle.load(out).members if (out / LISTING).exists() else ()
     return write_bundle(chain((member.loaded() for member in kept), trained), out)[len(kept) :]

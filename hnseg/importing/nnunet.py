@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from hnseg.card import Normalise, Number, Shape
 from hnseg.errors import HnsegError
@@ -83,12 +83,7 @@ class Plans(BaseModel):
     image_reader_writer: Literal[tuple(_READERS)]  # type: ignore[valid-type]
     transpose_forward: tuple[int, int, int]
     configurations: dict[str, dict[str, Any]]
-    intensities: dict[int, Intensities] = Field(
-        {},
-        validation_alias=AliasChoices(
-            "foreground_intensity_properties_per_channel", "foreground_intensity_properties_by_modality"
-        ),
-    )
+    intensities: dict[int, Intensities] = Field({}, alias="foreground_intensity_properties_per_channel")
 
     @property
     def axes(self) -> Axes:
@@ -103,6 +98,13 @@ class Plans(BaseModel):
         return {**self.merged(own["inherits_from"]), **own} if "inherits_from" in own else own
 
 
+class Architecture(BaseModel):
+    """A network of the plans of nnU-Net 2.4 and newer."""
+
+    network_class_name: str
+    arch_kwargs: dict[str, Any]
+
+
 class Configuration(BaseModel):
     """One configuration of the plans, for instance 3d_fullres; axes are the network's."""
 
@@ -112,13 +114,14 @@ class Configuration(BaseModel):
     use_mask_for_norm: list[Literal[False]]  # hnseg normalises over the whole ROI
     preprocessor_name: Literal["DefaultPreprocessor"] = "DefaultPreprocessor"
     previous_stage: Literal[None, ""] = None  # hnseg gives a network images alone
+    architecture: Architecture
 
 
 class Dataset(BaseModel):
     """dataset.json. hnseg has no regions, whose values are lists, and no ignore label."""
 
     labels: dict[str, int]
-    channels: dict[int, str] = Field(validation_alias=AliasChoices("channel_names", "modality"))
+    channel_names: dict[int, str]
 
 
 class Stored(BaseModel):
@@ -155,8 +158,8 @@ def import_nnunet(
         HnsegError: A file that is missing or not safe to read, or a network that hnseg cannot run as nnU-Net
             does.
     """
-    plans = parse(Plans, read_json(folder / "plans.json"), folder / "plans.json")
-    dataset = parse(Dataset, read_json(folder / "dataset.json"), folder / "dataset.json")
+    plans = parse(Plans, _read_json(folder / "plans.json"), folder / "plans.json")
+    dataset = parse(Dataset, _read_json(folder / "dataset.json"), folder / "dataset.json")
     name = f"checkpoint_{checkpoint}.pth"
     paths = [folder / f"fold_{fold}" / name for fold in folds or ()] or sorted(folder.glob(f"fold_*/{name}"))
     if not paths:
@@ -164,58 +167,27 @@ def import_nnunet(
     return add_members(out, (_member(plans, dataset, path, overrides) for path in paths))
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        HnsegError: It is missing or damaged.
-    """
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise HnsegError(f"{path}: cannot be read ({error}); name a whole nnU-Net results folder") from error
 
 
-def architecture(configuration: dict[str, Any], source: Path) -> tuple[str, dict[str, Any]]:
-    """The class of a plan's network, whose name hnseg shares, and hnseg's settings of it.
-
-    Args:
-        configuration: Of the plans, with what it inherits.
-        source: The plans.
-
-    Raises:
-        HnsegError: A network that hnseg does not have.
-    """
-    node = configuration.get("architecture") or _older_architecture(configuration)
-    name = node["network_class_name"].rpartition(".")[2]
+def _architecture(node: Architecture, source: Path) -> tuple[str, dict[str, Any]]:
+    """The class of a plan's network, whose name hnseg shares, and the arguments of hnseg's."""
+    name = node.network_class_name.rpartition(".")[2]
     if name not in _MODELS:
         raise HnsegError(f"{source}: the network {name} is none of hnseg's, which are {', '.join(_MODELS)}")
     names = _SETTINGS | _COUNTS[name]
-    for key, value in node["arch_kwargs"].items():
+    for key, value in node.arch_kwargs.items():
         if key not in names and key != "n_stages" and value not in _FIXED.get(key, ()):
             known = f"hnseg's has {_FIXED[key][0]}" if key in _FIXED else "unknown to hnseg"
             raise HnsegError(f"{source}: {name} with {key}={value}; {known}")
-    return name, {ours: node["arch_kwargs"][theirs] for theirs, ours in names.items()}
-
-
-def _older_architecture(configuration: dict[str, Any]) -> dict[str, Any]:
-    """The same from the plans of nnU-Net before 2.4, which has the network's numbers beside the others."""
-    name, counts = configuration["UNet_class_name"], configuration["n_conv_per_stage_encoder"]
-    base, most = configuration["UNet_base_num_features"], configuration["unet_max_num_features"]
-    return {
-        "network_class_name": name,
-        "arch_kwargs": {
-            "features_per_stage": [min(base * 2**stage, most) for stage in range(len(counts))],
-            "strides": configuration["pool_op_kernel_sizes"],
-            "kernel_sizes": configuration["conv_kernel_sizes"],
-            "n_blocks_per_stage" if name == "ResidualEncoderUNet" else "n_conv_per_stage": counts,
-            "n_conv_per_stage_decoder": configuration["n_conv_per_stage_decoder"],
-        },
-    }
+    return name, {ours: node.arch_kwargs[theirs] for theirs, ours in names.items()}
 
 
 def _member(plans: Plans, dataset: Dataset, path: Path, overrides: Sequence[str]) -> Trained:
-    """Card and network of one checkpoint."""
     folder, fold = path.parents[1], path.parent.name.removeprefix("fold_")
     source, axes = folder / "plans.json", plans.axes
     stored = parse(Stored, read_foreign_checkpoint(path), path)
@@ -223,13 +195,13 @@ def _member(plans: Plans, dataset: Dataset, path: Path, overrides: Sequence[str]
     if name not in plans.configurations:
         raise HnsegError(f"{source}: configurations has no {name}; copy the plans of this training")
     configuration = parse(Configuration, plans.merged(name), f"{source}: {name}")
-    network, settings = architecture(plans.merged(name), source)
+    network, settings = _architecture(configuration.architecture, source)
     job, stage, spec = compose(_MODELS[network], network, overrides)
     number = int(fold) if fold.isdigit() else fold
     check_spacing(configuration.spacing, [stage.spacing[::-1][axis] for axis in axes.order], 1e-3, source)
     classes = [name for name, value in sorted(dataset.labels.items(), key=lambda label: label[1]) if value]
     check_classes(classes, stage, folder / "dataset.json")
-    channels = [name for _, name in sorted(dataset.channels.items())]
+    channels = [name for _, name in sorted(dataset.channel_names.items())]
     check_channels(channels, spec.channel_names, folder / "dataset.json")
     normalise = [
         Normalise(_SCHEMES[name], **(plans.intensities[n].model_dump() if name == "CTNormalization" else {}))
@@ -261,14 +233,13 @@ def _member(plans: Plans, dataset: Dataset, path: Path, overrides: Sequence[str]
 def _trained_on(folder: Path, dataset: str, fold: int | str) -> list[str] | None:
     """The fold's training cases by splits_final.json; None where they are unknown.
 
-    It lies with nnU-Net's preprocessed data: beside the results' root by custom, or copied to the folder.
+    The file lies with nnU-Net's preprocessed data beside the results' root, or is copied to the folder.
     """
-    here = folder.resolve()
-    places = [here, here.parent, here.parents[2] / "nnUNet_preprocessed" / dataset]
-    found = [place / "splits_final.json" for place in places if (place / "splits_final.json").is_file()]
-    if not found:
+    preprocessed = folder.resolve().parents[2] / "nnUNet_preprocessed" / dataset
+    path = next((p for p in (folder, preprocessed) if (p / "splits_final.json").is_file()), None)
+    if path is None:
         return None
-    splits = read_json(found[0])
+    splits = _read_json(path / "splits_final.json")
     if fold == "all":
         return sorted({case for split in splits for part in ("train", "val") for case in split[part]})
     # nnU-Net draws a split at random for a fold that its file does not have.

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +27,11 @@ from hnseg.importing.auto3dseg import import_auto3dseg
 from hnseg.models.bundle import Bundle
 from hnseg.models.checkpoint import Member
 
-CPU = torch.device("cpu")
+# No side alike and some odd, so that a wrong axis shows, and windows or padding from the wrong end.
+VOLUME = (19, 13, 16)
+STAGE = ["stage=fine", "stage.size=[19,13,16]", "stage.spacing=[3,3,3]"]
+# The template hands the resolution on to the network where scales are anisotropic.
+FINE_Z = {"resample_resolution": [3.0, 3.0, 1.2], "network": NETWORK | {"resolution": [3.0, 3.0, 1.2]}}
 
 
 def predict(member: Member, grid: Grid) -> np.ndarray:
@@ -49,17 +52,10 @@ def scaled_files(folder: Path, member: Member, grid: Grid) -> dict[str, str]:
 
 def imported(tmp_path: Path, size: Sequence[int], *overrides: str, **changes: Any) -> tuple[Member, Grid]:
     folder = write_algorithm(tmp_path / "segresnet_0", **changes)
-    place = ["stage=fine", f"stage.size={list(size)}", "stage.spacing=[3,3,3]"]
-    import_auto3dseg(folder, [*place, *(overrides or ["recipe=authors"])], tmp_path / "bundle")
+    place = [*STAGE, f"stage.size={list(size)}", *(overrides or ["recipe=authors"])]
+    import_auto3dseg(folder, place, tmp_path / "bundle")
     (member,) = Bundle.load(tmp_path / "bundle").members
     return member, Grid.centred((39, 40, 43), size, (3.0, 3.0, 3.0))
-
-
-# No side alike and some odd, so that a wrong axis shows, and windows or padding from the wrong end.
-VOLUME = (19, 13, 16)
-STAGE = ["stage=fine", "stage.size=[19,13,16]", "stage.spacing=[3,3,3]"]
-# The template hands the resolution on to the network where scales are anisotropic.
-FINE_Z = {"resample_resolution": [3.0, 3.0, 1.2], "network": NETWORK | {"resolution": [3.0, 3.0, 1.2]}}
 
 
 @pytest.mark.parametrize(
@@ -89,16 +85,13 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Member, Grid, np.n
     return member, grid, segment(scaled_files(folder, member, grid), CONFIG)
 
 
-def bounded(upper: float) -> dict[str, Any]:
-    return {"normalise": [{"scheme": "range", "lower": 0.3, "upper": upper}, {"scheme": "sigmoid"}]}
-
-
+BOUNDED = {"normalise": [{"scheme": "range", "lower": 0.3, "upper": 0.62}, {"scheme": "sigmoid"}]}
 SPOILED: dict[str, tuple[str, dict[str, Any]]] = {
     "one axis not flipped": ("axes", {"flip": [0]}),
     "axes in another order": ("axes", {"order": [1, 2, 0]}),
     "overlap": ("window", {"overlap": 0.5}),
     "windows of nnU-Net": ("window", {"tiling": "nnunet"}),
-    "intensity bound": ("input", bounded(0.62)),
+    "intensity bound": ("input", BOUNDED),
 }
 
 
@@ -160,13 +153,7 @@ def test_the_card_says_how_the_release_made_its_images(tmp_path):
     run(folder, "stage=fine", "recipe=authors", "--out", tmp_path / "bundle")
     (member,) = Bundle.load(tmp_path / "bundle").members
     card = member.card
-    assert (card["stage"]["size"], card["stage"]["spacing"]) == ([144] * 3, [1.0] * 3)
-    spec = card["input"]
-    sampling = spec["sampling"]
-    assert (sampling["source"], sampling["outside"]) == ("head_crop", "minus_one")
-    assert sampling["ct_window"] == [-105.0, 195.0]
-    assert (spec["roi_minmax"], spec["cte"], spec["pad_to"]) == (True, False, None)
-    ct, pet = spec["normalise"]
+    ct, pet = card["input"]["normalise"]
     assert (ct["scheme"], ct["lower"], ct["upper"], pet["scheme"]) == ("range", 0.3, 0.6, "sigmoid")
     assert card["patch"] == [10, 8, 12]
     assert card["window"] == {"tiling": "monai", "overlap": 0.625}
@@ -195,22 +182,12 @@ def test_references_to_other_keys_are_read(tmp_path):
         ([], {"extra_modalities": {"image2": "ct"}}, "range, ct where .* CT, PET;"),
         ([], {"modality": "pt"}, "pt where .* CT;"),
         (["cte=true"], {}, "2 channels .* 4"),
-        (["stage.spacing=[1,1,1]"], {"resample": True}, r"\[3.0, 3.0, 3.0\] mm.* \[1.0, 1.0, 1.0\]"),
         ([], {"spacing_median": [0.5, 0.5, 0.5]}, r"\[0.5, 0.5, 0.5\] mm"),
-        ([], {"class_names": ["gtvn", "gtvp"]}, "gtvn, gtvp, where .* GTVp, GTVn"),
         ([], {"class_names": ["background", "GTVN", "GTVP"]}, "GTVN, GTVP, where"),
-        ([], {"class_names": ["GTVn", "tumour"]}, "GTVn, tumour, where"),
         ([], {"custom_data_transforms": [{"key": "x"}]}, "custom_data_transforms"),
-        ([], {"roi_size": "$[1, 2, 3]"}, r"roi_size='\$\[1, 2, 3\]'"),
-        ([], {"roi_size": [96, 96]}, "roi_size"),
-        ([], {"augment_flips": [0, 5]}, "augment_flips"),
-        ([], {"fold": "@start", "start": "@fold"}, "fold"),
-        ([], {"network": NETWORK | {"out_channels": 2}}, "network.out_channels=2"),
         ([], {"network": NETWORK | {"upsample_mode": "nontrainable"}}, "upsample_mode"),
         ([], {"stored": {"state_dict": {}}}, "not the network"),
-        ([], {"stored": {"config": None}}, "config"),
         (["model=resenc"], {}, "model=resenc"),
-        (["recipe.ct_window=null"], {}, "recipe.ct_window=null"),
     ],
 )
 def test_what_hnseg_cannot_do_alike_is_refused_in_one_line(tmp_path, overrides, changes, words):
@@ -219,29 +196,10 @@ def test_what_hnseg_cannot_do_alike_is_refused_in_one_line(tmp_path, overrides, 
         path = folder / "model" / "model.pt"
         stored = torch.load(path, weights_only=False)
         torch.save(stored | {"config": CONFIG | network_changes}, path)
-    places = [one for one in STAGE if not overrides or one.split("=")[0] != overrides[0].split("=")[0]]
-    line = run(folder, *places, "recipe=authors", *overrides, "--out", tmp_path / "bundle")
+    line = run(folder, *STAGE, "recipe=authors", *overrides, "--out", tmp_path / "bundle")
     assert re.search(words, line), line
     assert not (tmp_path / "bundle").exists()
 
 
 def test_a_folder_without_a_segresnet_is_refused(tmp_path):
     assert "model/model.pt" in run(tmp_path, *STAGE, "--out", tmp_path / "bundle")
-
-
-class Attack:
-    """Unpickled, it would make a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.path),)
-
-
-def test_a_checkpoint_s_code_does_not_run(tmp_path):
-    folder = write_algorithm(tmp_path / "segresnet_0", stored={"best_metric": Attack(tmp_path / "ran")})
-    assert "mkdir" in run(folder, *STAGE, "--out", tmp_path / "bundle")
-    assert not (tmp_path / "ran").exists()
-    torch.load(folder / "model" / "model.pt", weights_only=False)
-    assert (tmp_path / "ran").exists()  # it would have
