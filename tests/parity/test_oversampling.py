@@ -43,9 +43,6 @@ def locations(label: np.ndarray) -> dict[int, np.ndarray]:
     return {value: np.argwhere(label[None] == value) for value in (1, 2)}
 
 
-# --- which samples ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("batch_size", range(1, 13))
 def test_the_same_samples_of_a_batch_are_forced(batch_size):
     reference = loader(SIZE, SIZE, batch_size)
@@ -57,9 +54,6 @@ def test_the_same_samples_of_a_batch_are_forced(batch_size):
 
     assert forced() == expected
     assert forced(foreground=0.75) != expected
-
-
-# --- where -----------------------------------------------------------------------------------------
 
 
 def nnunet_starts(around: Shape, forced: bool, volume: Shape = VOLUME, draws: int = 1500) -> list[tuple]:
@@ -106,26 +100,12 @@ def test_forced_patches_choose_class_voxel_and_place_by_nnunets_law(around):
     assert not same_frequencies(our_starts(around, True), reference)
 
 
-def test_classes_are_drawn_evenly_however_many_voxels_they_have():
-    # Three voxels of class 1, one of class 2: drawn by voxel, class 1 would come three times as often.
-    rare = 12 - SIZE[0] // 2
-    reference = [start[0] == rare for start in nnunet_starts(SIZE, True)]
-    ours = [start[0] == rare for start in our_starts(SIZE, True, overhang=True)]
-    assert same_frequencies(ours, reference)
-    rng, voxels = np.random.default_rng(2), np.argwhere(labels())
-    by_voxel = [voxels[rng.integers(4)][0] == 12 for _ in range(1500)]
-    assert not same_frequencies([bool(b) for b in by_voxel], reference)
-
-
 def test_a_case_without_foreground_is_placed_like_an_unforced_one():
     empty = torch.zeros(VOLUME, dtype=torch.uint8)
     assert foreground_voxel(empty, np.random.default_rng(0)) is None
     nothing = {1: np.zeros((0, 4), int), 2: np.zeros((0, 4), int)}
     low, _ = loader(SIZE, SIZE).get_bbox(VOLUME, True, nothing)
     assert all(0 <= a <= n - m for a, n, m in zip(low, VOLUME, SIZE, strict=True))
-
-
-# --- the data set as a whole ---------------------------------------------------------------------
 
 
 def test_training_samples_are_patches_that_nnunet_would_cut(tmp_path):

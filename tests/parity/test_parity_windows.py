@@ -74,17 +74,10 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
 
 @settings(max_examples=300)
 @given(st.integers(1, 200), st.integers(1, 300), st.sampled_from([0.0, 0.25, 0.5, 0.625, 0.7]))
-def test_windows_start_where_nnunet_s_do(window: int, beyond: int, overlap: float) -> None:
-    (expected,) = sliding_window_prediction.compute_steps_for_sliding_window(
-        (window + beyond - 1,), (window,), 1 - overlap
-    )
-    assert window_starts(window + beyond - 1, window, "nnunet", overlap) == sorted(set(expected))
-
-
-@settings(max_examples=300)
-@given(st.integers(1, 200), st.integers(1, 300), st.sampled_from([0.0, 0.25, 0.5, 0.625, 0.7]))
-def test_windows_start_where_monai_s_do(window: int, beyond: int, overlap: float) -> None:
+def test_windows_start_where_the_libraries_do(window: int, beyond: int, overlap: float) -> None:
     side = window + beyond - 1
+    (expected,) = sliding_window_prediction.compute_steps_for_sliding_window((side,), (window,), 1 - overlap)
+    assert window_starts(side, window, "nnunet", overlap) == sorted(set(expected))
     interval = window if side == window else max(int(window * (1 - overlap)), 1)
     expected = [box[0].start for box in dense_patch_slices((side,), (window,), (interval,))]
     assert window_starts(side, window, "monai", overlap) == expected
@@ -95,34 +88,27 @@ def test_an_overlap_near_1_repeats_no_window(tiling: str) -> None:
     assert window_starts(144, 96, tiling, 0.999) == list(range(49))
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-def test_weights_are_nnunet_s_voxel_for_voxel(
-    window: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def importance(window: tuple[int, ...], tiling: str) -> Tensor:
+    """The library's own weights."""
+    if tiling == "monai":
+        return compute_importance_map(window, "gaussian")
     device = torch.device("cpu")
-    expected = sliding_window_prediction.compute_gaussian(window, dtype=torch.float32, device=device)
-    torch.testing.assert_close(gaussian_importance_map(window, "nnunet"), expected, rtol=1e-5, atol=0)
-    with must_fail():
-        torch.testing.assert_close(gaussian_importance_map(window, "monai"), expected, rtol=1e-5, atol=0)
-    spoil_weights(monkeypatch)
-    with must_fail():
-        torch.testing.assert_close(gaussian_importance_map(window, "nnunet"), expected, rtol=1e-5, atol=0)
+    return sliding_window_prediction.compute_gaussian(window, dtype=torch.float32, device=device)
 
 
+@pytest.mark.parametrize("tiling", ["nnunet", "monai"])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_weights_are_monai_s_voxel_for_voxel(
-    window: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+def test_weights_are_the_library_s_voxel_for_voxel(
+    window: tuple[int, ...], tiling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = compute_importance_map(window, "gaussian")
-    torch.testing.assert_close(gaussian_importance_map(window, "monai"), expected, rtol=1e-5, atol=0)
+    expected = importance(window, tiling)
+    torch.testing.assert_close(gaussian_importance_map(window, tiling), expected, rtol=1e-5, atol=0)
+    with must_fail():
+        other = {"nnunet": "monai", "monai": "nnunet"}[tiling]
+        torch.testing.assert_close(gaussian_importance_map(window, other), expected, rtol=1e-5, atol=0)
     spoil_weights(monkeypatch)
     with must_fail():
-        torch.testing.assert_close(gaussian_importance_map(window, "monai"), expected, rtol=1e-5, atol=0)
-    monkeypatch.undo()
-    monkeypatch.setattr(predictor, "MIN_WEIGHT", 0.0)
-    gaussian_importance_map.cache_clear()
-    with must_fail():
-        torch.testing.assert_close(gaussian_importance_map(window, "monai"), expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(gaussian_importance_map(window, tiling), expected, rtol=1e-5, atol=0)
 
 
 def test_no_weight_is_zero_however_long_the_window() -> None:
@@ -157,9 +143,6 @@ def test_logits_are_monai_s(network: nn.Module, shape: tuple[int, int, int]) -> 
     assert_same(Predictor(PATCH, "monai", 0.625)(network, image), monai(network, image))
 
 
-Spoil = Callable[[pytest.MonkeyPatch], None]
-
-
 def spoil_weights(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(predictor, "SIGMA_SCALE", 1 / 7)
     gaussian_importance_map.cache_clear()
@@ -169,51 +152,39 @@ def spoil_fill(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(predictor, "PADDING_VALUE", 0.1)
 
 
+MIRROR = {"mirror": (0, 1, 2)}
+MONAI = {"tiling": "monai", "overlap": 0.625}
+
+
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize(
-    ("change", "spoil", "shape"),
+    ("usual", "change", "spoil", "shape"),
     [
-        ({"overlap": 0.25}, None, SHAPES[0]),
-        ({"tiling": "monai"}, None, SHAPES[0]),
-        ({"mirror": (0, 1)}, None, SHAPES[0]),
-        ({"mirror": (0, 1)}, None, SHAPES[2]),
-        ({}, spoil_weights, SHAPES[0]),
-        ({}, spoil_fill, SHAPES[3]),
+        (MIRROR, {"overlap": 0.25}, None, SHAPES[0]),
+        (MIRROR, {"tiling": "monai"}, None, SHAPES[0]),
+        (MIRROR, {"mirror": (0, 1)}, None, SHAPES[0]),
+        (MIRROR, {"mirror": (0, 1)}, None, SHAPES[2]),
+        (MIRROR, {}, spoil_weights, SHAPES[0]),
+        (MIRROR, {}, spoil_fill, SHAPES[3]),
+        (MONAI, {"overlap": 0.5}, None, SHAPES[0]),
+        (MONAI, {"tiling": "nnunet"}, None, SHAPES[0]),
+        (MONAI, {}, spoil_weights, SHAPES[0]),
+        (MONAI, {}, spoil_fill, SHAPES[3]),
     ],
 )
-def test_a_changed_constant_is_no_longer_nnunet_s(
+def test_a_changed_constant_is_no_longer_the_library_s(
     network: nn.Module,
     monkeypatch: pytest.MonkeyPatch,
+    usual: dict[str, Any],
     change: dict[str, Any],
-    spoil: Spoil | None,
+    spoil: Callable[[pytest.MonkeyPatch], None] | None,
     shape: tuple[int, int, int],
 ) -> None:
-    image, usual = volume(*shape), {"mirror": (0, 1, 2)}
-    theirs = nnunet(network, (0, 1, 2)).predict_sliding_window_return_logits(image[0])[None]
-    if spoil:
-        spoil(monkeypatch)
-    with must_fail():
-        assert_same(Predictor(PATCH, **usual | change)(network, image), theirs)
-
-
-@pytest.mark.parametrize(
-    ("change", "spoil", "shape"),
-    [
-        ({"overlap": 0.5}, None, SHAPES[0]),
-        ({"tiling": "nnunet"}, None, SHAPES[0]),
-        ({}, spoil_weights, SHAPES[0]),
-        ({}, spoil_fill, SHAPES[3]),
-    ],
-)
-def test_a_changed_constant_is_no_longer_monai_s(
-    network: nn.Module,
-    monkeypatch: pytest.MonkeyPatch,
-    change: dict[str, Any],
-    spoil: Spoil | None,
-    shape: tuple[int, int, int],
-) -> None:
-    image, usual = volume(*shape), {"tiling": "monai", "overlap": 0.625}
-    theirs = monai(network, image)
+    image = volume(*shape)
+    if usual is MONAI:
+        theirs = monai(network, image)
+    else:
+        theirs = nnunet(network, (0, 1, 2)).predict_sliding_window_return_logits(image[0])[None]
     if spoil:
         spoil(monkeypatch)
     with must_fail():
