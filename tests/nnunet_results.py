@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
-from members import Ensemble
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from hnseg.imaging.grid import Grid
-from hnseg.models.bundle import Bundle
 
 CPU = torch.device("cpu")
 SPACING = (2.0, 2.5, 3.0)  # (x, y, z)
@@ -144,31 +142,21 @@ def study(shape: Sequence[int]) -> tuple[sitk.Image, sitk.Image, Grid]:
     rng = np.random.default_rng(0)
     hu = np.rint(rng.normal(40, 250, shape)).astype(np.float32)
     suv = rng.gamma(2, 2, shape).astype(np.float32)
-    images = []
-    for array in (hu, suv):
-        image = sitk.GetImageFromArray(array)
-        image.SetSpacing(SPACING)
-        images.append(image)
-    x, y, z = images[0].GetSize()
-    return images[0], images[1], Grid((x, y, z), SPACING, (0.0, 0.0, 0.0))
+    z, y, x = shape
+    grid = Grid((x, y, z), SPACING, (0.0, 0.0, 0.0))
+    return grid.image(hu), grid.image(suv), grid
 
 
 def theirs(
-    folder: Path, channels: Sequence[np.ndarray], folds: Sequence[int], *, mirror: bool
+    folder: Path, images: Sequence[sitk.Image], folds: Sequence[int] = (0,), *, mirror: bool = False
 ) -> torch.Tensor:
     """nnU-Net's own probabilities (K, z, y, x), its preprocessing included."""
     predictor = nnUNetPredictor(use_mirroring=mirror, device=CPU, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(folder), tuple(folds))
-    _, probabilities = predictor.predict_single_npy_array(
-        np.stack(channels).astype(np.float32), {"spacing": list(SPACING[::-1])}, None, None, True
-    )
+    channels = np.stack([sitk.GetArrayFromImage(image) for image in images]).astype(np.float32)
+    spacing = {"spacing": list(images[0].GetSpacing()[::-1])}
+    _, probabilities = predictor.predict_single_npy_array(channels, spacing, None, None, True)
     return torch.from_numpy(np.asarray(probabilities))
-
-
-def ours(bundle: Path, ct: sitk.Image, pet: sitk.Image, grid: Grid, *, mirror: bool) -> torch.Tensor:
-    """hnseg's probabilities (K, z, y, x), from HU and SUV."""
-    ensemble = Ensemble(Bundle.load(bundle).members, mirror=mirror)
-    return torch.from_numpy(ensemble(ct, pet, grid))
 
 
 def assert_same(mine: torch.Tensor, reference: torch.Tensor) -> None:

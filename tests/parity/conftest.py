@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,9 +16,8 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
-@dataclass(frozen=True)
-class Cohort:
-    """What nnU-Net's planner is told of a stage's data; grids are the paper's (section 2.3), (z, y, x)."""
+class Cohort(NamedTuple):
+    """What nnU-Net's planner knows of a stage's data; grids are the paper's (section 2.3), (z, y, x)."""
 
     planner: type[ExperimentPlanner]
     spacing: tuple[float, float, float]

@@ -1,7 +1,6 @@
 """Imported nnU-Net folds against nnUNetPredictor, from HU and SUV to probabilities, in the same process."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,15 @@ import SimpleITK as sitk
 import torch
 from float32_sums import sum_in_float32
 from members import Ensemble
-from nnunet_results import (
-    LARGER,
-    RAW,
-    SMALLER,
-    STAGE,
-    assert_same,
-    ours,
-    plans,
-    resenc,
-    study,
-    theirs,
-    train,
-)
+from nnunet_results import LARGER, RAW, SMALLER, STAGE, assert_same, plans, resenc, study, theirs, train
 from spoiled import must_fail
+from torch import Tensor
 
 from hnseg.card import Decision
+from hnseg.imaging.grid import Grid
 from hnseg.importing.nnunet import import_nnunet
 from hnseg.models.bundle import Bundle
+from hnseg.models.checkpoint import Member
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +25,17 @@ def _nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A place for its results, and sums in float32."""
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "nnUNet_results"))
     sum_in_float32(monkeypatch)
+
+
+def imported(folder: Path, grid: Grid, recipe: Sequence[str] = RAW) -> Sequence[Member]:
+    """The folds of a results folder as members whose ROI is the grid."""
+    import_nnunet(folder, [*recipe, f"stage.size={list(grid.size)}"], folder / "bundle")
+    return Bundle.load(folder / "bundle").members
+
+
+def ours(members: Sequence[Member], ct: sitk.Image, pet: sitk.Image, grid: Grid, **options: Any) -> Tensor:
+    """Probabilities (K, z, y, x) from HU and SUV."""
+    return torch.from_numpy(Ensemble(members, **options)(ct, pet, grid))
 
 
 @pytest.mark.parametrize("mirror", [True, False])
@@ -54,38 +55,30 @@ def _nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["plain", "resenc", "transposed"],
 )
 def test_an_imported_fold_predicts_what_nnunet_does(
-    tmp_path: Path, plan: dict[str, Any], shape: tuple[int, ...], mirror: bool
+    plan: dict[str, Any], shape: tuple[int, ...], mirror: bool
 ) -> None:
     folder, (ct, pet, grid) = train(plan), study(shape)
-    import_nnunet(folder, [*RAW, f"stage.size={list(grid.size)}"], tmp_path / "bundle")
-    channels = [sitk.GetArrayFromImage(image) for image in (ct, pet)]
-    reference = theirs(folder, channels, [0], mirror=mirror)
-    assert_same(ours(tmp_path / "bundle", ct, pet, grid, mirror=mirror), reference)
+    reference = theirs(folder, (ct, pet), mirror=mirror)
+    assert_same(ours(imported(folder, grid), ct, pet, grid, mirror=mirror), reference)
 
 
-def test_the_recipe_s_scaling_comes_before_nnunet_s_normalisation(tmp_path: Path) -> None:
+def test_the_recipe_s_scaling_comes_before_nnunet_s_normalisation() -> None:
     unit = {"mean": 0.1, "std": 0.6, "percentile_00_5": -0.8, "percentile_99_5": 0.9}
     folder = train(plans(foreground_intensity_properties_per_channel={"0": unit, "1": unit}))
     ct, pet, grid = study(LARGER)
-    import_nnunet(folder, [*STAGE, "recipe=paper", f"stage.size={list(grid.size)}"], tmp_path / "bundle")
     hu, suv = (sitk.GetArrayFromImage(image) for image in (ct, pet))
     scaled = [(hu.clip(-110, 190) + 110) / 150 - 1, (suv - suv.min()) / (suv.max() - suv.min())]
-    reference = theirs(folder, scaled, [0], mirror=False)
-    assert_same(ours(tmp_path / "bundle", ct, pet, grid, mirror=False), reference)
+    reference = theirs(folder, [grid.image(channel) for channel in scaled])
+    assert_same(ours(imported(folder, grid, [*STAGE, "recipe=paper"]), ct, pet, grid), reference)
 
 
-def test_two_folds_are_nnunet_s_mean_of_logits_under_the_authors_fusion(tmp_path: Path) -> None:
+def test_two_folds_are_nnunet_s_mean_of_logits_under_the_authors_fusion() -> None:
     folder, (ct, pet, grid) = train(folds=[0, 1]), study(LARGER)
-    names = import_nnunet(folder, [*RAW, f"stage.size={list(grid.size)}"], tmp_path / "bundle")
-    assert names == ["fine_plainconv_fold_0", "fine_plainconv_fold_1"]
-    channels = [sitk.GetArrayFromImage(image) for image in (ct, pet)]
-    reference, flat = theirs(folder, channels, [0, 1], mirror=False), Decision(fusion="flat")
-    members = Bundle.load(tmp_path / "bundle").members
-    for decision, fits in ((Decision(fusion="authors"), True), (flat, False)):
-        ensemble = Ensemble(members, decision=decision)
-        fused = torch.from_numpy(ensemble(ct, pet, grid))
-        with nullcontext() if fits else must_fail():
-            assert_same(fused, reference)
+    members, reference = imported(folder, grid), theirs(folder, (ct, pet), [0, 1])
+    assert [member.card["name"] for member in members] == ["fine_plainconv_fold_0", "fine_plainconv_fold_1"]
+    assert_same(ours(members, ct, pet, grid, decision=Decision(fusion="authors")), reference)
+    with must_fail():
+        assert_same(ours(members, ct, pet, grid, decision=Decision(fusion="flat")), reference)
 
 
 def change(card: dict[str, Any], *path: str | int, to: Any) -> None:
@@ -109,34 +102,29 @@ SPOILED: dict[str, Callable[[dict[str, Any]], None]] = {
 
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
 def test_a_changed_entry_of_the_card_no_longer_predicts_what_nnunet_does(
-    tmp_path: Path, spoil: Callable[[dict[str, Any]], None]
+    spoil: Callable[[dict[str, Any]], None],
 ) -> None:
     plan = plans(patch_size=[8, 8, 8])
     plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["strides"][1] = [2, 2, 2]
     folder, (ct, pet, grid) = train(plan), study(LARGER)
-    import_nnunet(folder, [*RAW, f"stage.size={list(grid.size)}"], tmp_path / "bundle")
-    reference = theirs(folder, [sitk.GetArrayFromImage(image) for image in (ct, pet)], [0], mirror=True)
-    (member,) = Bundle.load(tmp_path / "bundle").members
-    ensemble = Ensemble([member], mirror=True)
-    assert_same(torch.from_numpy(ensemble(ct, pet, grid)), reference)
+    reference, (member,) = theirs(folder, (ct, pet), mirror=True), imported(folder, grid)
+    assert_same(ours([member], ct, pet, grid, mirror=True), reference)
     spoil(member.card)
     with must_fail():
-        assert_same(torch.from_numpy(ensemble(ct, pet, grid)), reference)
+        assert_same(ours([member], ct, pet, grid, mirror=True), reference)
 
 
-def test_margins_of_zeros_are_shown_where_nnunet_cuts_them_off(tmp_path: Path) -> None:
+def test_margins_of_zeros_are_shown_where_nnunet_cuts_them_off() -> None:
     """On purpose: a network of hnseg sees and normalises its whole ROI, wherever the ROI leaves the scan.
 
     nnU-Net crops to the box of what is not zero in some channel. A trace of activity in one corner of the
     volume keeps it from that, and the two agree.
     """
     folder, (ct, pet, grid) = train(), study(LARGER)
-    import_nnunet(folder, [*RAW, f"stage.size={list(grid.size)}"], tmp_path / "bundle")
     for image in (ct, pet):
         image[:6, :, :] = 0
-    mine = ours(tmp_path / "bundle", ct, pet, grid, mirror=False)
-    channels = [sitk.GetArrayFromImage(image) for image in (ct, pet)]
+    mine = ours(imported(folder, grid), ct, pet, grid)
     with must_fail():
-        assert_same(mine, theirs(folder, channels, [0], mirror=False))
-    channels[1][0, 0, 0] = 1e-6
-    assert_same(mine, theirs(folder, channels, [0], mirror=False))
+        assert_same(mine, theirs(folder, (ct, pet)))
+    pet[0, 0, 0] = 1e-6
+    assert_same(mine, theirs(folder, (ct, pet)))

@@ -125,43 +125,9 @@ def test_the_original_s_weights_load_and_give_its_logits(stage, model, nnunet):
     assert {name.split(".")[0] for name in ours.state_dict()} == {"network"}  # no gate was asked for
     with torch.no_grad():
         assert_same_logits(ours, theirs, image)
-
-
-def spoil(network: nn.Module, kind: type[nn.Module], **attributes: Any) -> None:
-    """Changes attributes of all layers of a kind."""
-    for layer in network.modules():
-        if isinstance(layer, kind):
-            vars(layer).update(attributes)
-
-
-SPOILED = {
-    "slope": lambda network: spoil(network, nn.LeakyReLU, negative_slope=0.02),
-    "eps": lambda network: spoil(network, nn.InstanceNorm3d, eps=1e-3),
-    "activation": lambda network: spoil(network, nn.ReLU, forward=nn.LeakyReLU()),
-    "depths the wrong way round": lambda network: network.register_forward_hook(
-        lambda module, _, logits: logits[::-1] if module.training else logits
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    ("stage", "model", "twin"),
-    [
-        ("coarse", "plainconv", "slope"),
-        ("coarse", "plainconv", "depths the wrong way round"),
-        ("fine", "resenc", "eps"),
-        ("fine", "segresnet", "eps"),
-        ("fine", "segresnet", "activation"),
-    ],
-)
-def test_a_spoiled_network_gives_other_logits(stage, model, twin, nnunet):
-    settings = configured(stage, model, **few(model, ours=True))
-    image, theirs = picture(settings), drawn(stage, model, nnunet, **few(model, ours=False))
-    sharpen(theirs, image)
-    ours = adopt(theirs, settings)
-    with torch.no_grad():
-        assert_same_logits(ours, theirs, image)
-        SPOILED[twin](ours)
+        for layer in ours.modules():
+            if isinstance(layer, nn.InstanceNorm3d):
+                layer.eps = 1e-3
         with must_fail():
             assert_same_logits(ours, theirs, image)
 

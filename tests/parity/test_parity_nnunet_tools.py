@@ -4,7 +4,6 @@ From a phantom cohort: fingerprint, plan, preprocessing and a few iterations of 
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -17,24 +16,22 @@ import SimpleITK as sitk
 import torch
 from float32_sums import sum_in_float32
 from members import Ensemble
-from nnunet_results import CPU, assert_same, sharpen
+from nnunet_results import CPU, assert_same, dataset, sharpen, theirs
 from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     extract_fingerprints,
     plan_experiments,
     preprocess,
 )
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from hnseg.card import STUDY, Decision, Stage
-from hnseg.cli import main
 from hnseg.data.phantom import make_cohort
 from hnseg.data.resample import sample_images, sample_label
 from hnseg.imaging.case import Case, read_cases
 from hnseg.imaging.grid import Grid
 from hnseg.imaging.images import read_image
 from hnseg.imaging.placement import place_grid
+from hnseg.importing.nnunet import import_nnunet
 from hnseg.models.bundle import Bundle
 
 pytestmark = pytest.mark.slow
@@ -90,14 +87,8 @@ def raw(environment: Path, cases: list[Case]) -> dict[str, Any]:
         write_channels(folder / "imagesTr" / case.case_id, ct, pet, grid)
         truth = grid.image(sample_label(STUDY, label, ct, grid))
         sitk.WriteImage(truth, str(folder / "labelsTr" / f"{case.case_id}.nii.gz"))
-    told = {
-        "channel_names": {"0": "CT", "1": "PET"},
-        "labels": {"background": 0, "GTVp": 1, "GTVn": 2},
-        "numTraining": 4,
-        "file_ending": ".nii.gz",
-    }
-    (folder / "dataset.json").write_text(json.dumps(told))
-    return told
+    (folder / "dataset.json").write_text(json.dumps(dataset()))
+    return dataset()
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +120,8 @@ def trained(plans: dict[str, Any], raw: dict[str, Any]) -> Path:
         patch.setenv("nnUNet_n_proc_DA", "0")  # augmentation in this process
         for fold in (0, 1):
             torch.manual_seed(fold)
-            told = deepcopy(plans) | {"continue_training": False}
-            trainer = nnUNetTrainer(told, "3d_fullres", fold, raw, CPU)
+            planned = deepcopy(plans) | {"continue_training": False}
+            trainer = nnUNetTrainer(planned, "3d_fullres", fold, raw, CPU)
             trainer.num_epochs = trainer.num_val_iterations_per_epoch = 1
             trainer.num_iterations_per_epoch = 2
             trainer.run_training()
@@ -148,21 +139,16 @@ def test_a_two_fold_nnunet_is_imported_and_infers_identically(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = tmp_path / "bundle"
-    command = ["import-nnunet", trained, *RAW, f"stage.size={list(size)}", "--out", bundle]
-    monkeypatch.setattr(sys, "argv", ["hnseg", *map(str, command)])
-    with pytest.raises(SystemExit, match="0"):
-        main()
+    import_nnunet(trained, [*RAW, f"stage.size={list(size)}"], bundle)
     members = Bundle.load(bundle).members
     assert [member.card["trained_on"] for member in members] == [
         sorted(case.case_id for case in part) for part in (cases[:2], cases[2:4])
     ]
     ct, pet, _, grid = study(cases[4], replace(STAGE, size=size))
-    array, properties = SimpleITKIO().read_images(write_channels(tmp_path / "unseen", ct, pet, grid))
+    channels = [sitk.ReadImage(path) for path in write_channels(tmp_path / "unseen", ct, pet, grid)]
     sum_in_float32(monkeypatch)
     for folds, mirror in product([(0,), (1,), (0, 1)], [False, True]):
-        predictor = nnUNetPredictor(use_mirroring=mirror, device=CPU, allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(trained), folds)
-        _, reference = predictor.predict_single_npy_array(array, properties, None, None, True)
         chosen, decision = [members[fold] for fold in folds], Decision(fusion="authors")
         ensemble = Ensemble(chosen, mirror=mirror, decision=decision)
-        assert_same(torch.from_numpy(ensemble(ct, pet, grid)), torch.as_tensor(reference))
+        reference = theirs(trained, channels, folds, mirror=mirror)
+        assert_same(torch.from_numpy(ensemble(ct, pet, grid)), reference)

@@ -1,8 +1,7 @@
 """Sliding windows against nnUNetPredictor and MONAI's sliding_window_inference, in the same process."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -57,7 +56,7 @@ def nnunet(network: nn.Module, mirror: tuple[int, ...] = (), overlap: float = 0.
 
 
 @pytest.fixture
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def float32(monkeypatch):
     sum_in_float32(monkeypatch)
 
 
@@ -83,11 +82,6 @@ def test_windows_start_where_the_libraries_do(window: int, beyond: int, overlap:
     assert window_starts(side, window, "monai", overlap) == expected
 
 
-@pytest.mark.parametrize("tiling", ["nnunet", "monai"])
-def test_an_overlap_near_1_repeats_no_window(tiling: str) -> None:
-    assert window_starts(144, 96, tiling, 0.999) == list(range(49))
-
-
 def importance(window: tuple[int, ...], tiling: str) -> Tensor:
     """The library's own weights."""
     if tiling == "monai":
@@ -98,9 +92,7 @@ def importance(window: tuple[int, ...], tiling: str) -> Tensor:
 
 @pytest.mark.parametrize("tiling", ["nnunet", "monai"])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_weights_are_the_library_s_voxel_for_voxel(
-    window: tuple[int, ...], tiling: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_are_the_library_s_voxel_for_voxel(window, tiling, monkeypatch):
     expected = importance(window, tiling)
     torch.testing.assert_close(gaussian_importance_map(window, tiling), expected, rtol=1e-5, atol=0)
     with must_fail():
@@ -119,9 +111,7 @@ def test_no_weight_is_zero_however_long_the_window() -> None:
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("mirror", [(), (0, 1, 2), (1, 2)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_logits_are_nnunet_s(
-    network: nn.Module, shape: tuple[int, int, int], mirror: tuple[int, ...]
-) -> None:
+def test_logits_are_nnunet_s(network, shape, mirror):
     image = volume(*shape)
     theirs = nnunet(network, mirror).predict_sliding_window_return_logits(image[0])[None]
     assert_same(Predictor(PATCH, mirror=mirror)(network, image), theirs)
@@ -172,14 +162,7 @@ MONAI = {"tiling": "monai", "overlap": 0.625}
         (MONAI, {}, spoil_fill, SHAPES[3]),
     ],
 )
-def test_a_changed_constant_is_no_longer_the_library_s(
-    network: nn.Module,
-    monkeypatch: pytest.MonkeyPatch,
-    usual: dict[str, Any],
-    change: dict[str, Any],
-    spoil: Callable[[pytest.MonkeyPatch], None] | None,
-    shape: tuple[int, int, int],
-) -> None:
+def test_a_changed_constant_is_no_longer_the_library_s(network, monkeypatch, usual, change, spoil, shape):
     image = volume(*shape)
     if usual is MONAI:
         theirs = monai(network, image)
