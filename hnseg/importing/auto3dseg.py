@@ -60,8 +60,6 @@ class Network(BaseModel):
     act: Layer = "RELU"
     resolution: Spacing | None = None
     spatial_dims: Literal[3] = 3
-    blocks_up: None = None
-    preprocess: None = None
     upsample_mode: Literal["deconv"] = "deconv"
 
 
@@ -87,8 +85,6 @@ class HyperParameters(BaseModel):
     crop_foreground: bool = True
     sigmoid: Literal[False] = False  # hnseg has a softmax over background and classes
     custom_data_transforms: Any = Field(None, max_length=0)
-    sliding_inferrer: None = None
-    cache_image_int16: Literal[False] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -107,26 +103,6 @@ class HyperParameters(BaseModel):
     def axes(self) -> Axes:
         """RAS+; or else the file's own, which are (x, y, z) in LPS for files on hnseg's grids."""
         return Axes((2, 1, 0), (0, 1) if self.orientation_ras else ())
-
-    @property
-    def mirror_axes(self) -> list[int]:
-        """Axes of (z, y, x) along which the training flipped at random."""
-        flips = set() if self.augment_mode == "none" else self.augment_flips
-        return sorted(self.axes.order[axis] for axis in flips)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Arguments of hnseg's network."""
-        network = self.network
-        resolution = self.resample_resolution if self.anisotropic_scales else network.resolution
-        return {
-            "init_filters": network.init_filters,
-            "blocks_down": network.blocks_down,
-            "depths": network.dsdepth,
-            "norm": network.norm,
-            "activation": network.act,
-            "resolution": resolution and list(resolution),
-        }
 
 
 class Stored(BaseModel):
@@ -172,6 +148,17 @@ def _member(path: Path, overrides: Sequence[str]) -> Trained:
     spacing = parameters.resample_resolution if parameters.resample else parameters.spacing_median
     check_spacing(spacing or stage.spacing, stage.spacing, _NEAR, path)
     normalise = _normalisation(parameters, spec, path)
+    axes, network = parameters.axes, parameters.network
+    resolution = parameters.resample_resolution if parameters.anisotropic_scales else network.resolution
+    settings = {
+        "init_filters": network.init_filters,
+        "blocks_down": network.blocks_down,
+        "depths": network.dsdepth,
+        "norm": network.norm,
+        "activation": network.act,
+        "resolution": resolution and list(resolution),
+    }
+    flips = set() if parameters.augment_mode == "none" else parameters.augment_flips
     return make_member(
         job,
         parameters.fold,
@@ -179,11 +166,11 @@ def _member(path: Path, overrides: Sequence[str]) -> Trained:
         stored.state_dict,
         path,
         path,
-        settings=parameters.settings,
+        settings=settings,
         patch=parameters.roi_size,
-        axes=parameters.axes,
+        axes=axes,
         window=WINDOW,
-        mirror_axes=parameters.mirror_axes,
+        mirror_axes=sorted(axes.order[axis] for axis in flips),
         trained_on=_trained_on(path.parents[1], parameters),
         imported={
             "from": "Auto3DSeg",
