@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from hnseg.card import Bounds, InputSpec, Normalise, Shape
+from hnseg.config import Window
 from hnseg.data.splits import read_split_file
 from hnseg.errors import HnsegError
 from hnseg.importing.members import (
@@ -28,7 +29,7 @@ from hnseg.models.checkpoint import read_foreign_checkpoint
 
 CHECKPOINT = Path("model/model.pt")
 # How the segmenter shows a volume: written in its code, no key of the configuration.
-WINDOW = {"tiling": "monai", "overlap": 0.625}
+WINDOW = Window(tiling="monai", overlap=0.625)
 # The modes that hnseg has too; `meanstd` and the like leave voxels of 0 out.
 _MODES: dict[str, Any] = {"range": "range", "ct": "range", "pet": "sigmoid", "none": "none"}
 # The template leaves a volume as it is where its spacing differs by at most this share of the one it wants.
@@ -60,6 +61,8 @@ class Network(BaseModel):
     act: Layer = "RELU"
     resolution: Spacing | None = None
     spatial_dims: Literal[3] = 3
+    blocks_up: None = None
+    preprocess: None = None
     upsample_mode: Literal["deconv"] = "deconv"
 
 
@@ -85,6 +88,8 @@ class HyperParameters(BaseModel):
     crop_foreground: bool = True
     sigmoid: Literal[False] = False  # hnseg has a softmax over background and classes
     custom_data_transforms: Any = Field(None, max_length=0)
+    sliding_inferrer: None = None
+    cache_image_int16: Literal[False] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -118,7 +123,6 @@ def import_auto3dseg(folder: Path, overrides: Sequence[str], out: Path) -> list[
     """Makes bundle members of one algorithm folder, or of all `segresnet_*` of a work directory.
 
     Args:
-        folder: The folder.
         overrides: As for train.py: the stage, and the recipe whose scaling made the network's images.
         out: The bundle; it is extended where it exists.
 
@@ -164,7 +168,6 @@ def _member(path: Path, overrides: Sequence[str]) -> Trained:
         parameters.fold,
         replace(spec, normalise=normalise),
         stored.state_dict,
-        path,
         path,
         settings=settings,
         patch=parameters.roi_size,

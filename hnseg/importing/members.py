@@ -37,15 +37,13 @@ def compose(model: str, network: str, overrides: Sequence[str]) -> tuple[Job, St
     """The configuration of a command's overrides, its stage and input.
 
     Args:
-        model: The file of conf/model/ for the folder's network.
-        network: Its class there.
+        model: The file of conf/model/ for the folder's network, whose class is `network`.
         overrides: As for train.py.
 
     Raises:
         HnsegError: Overrides that ask for another network.
     """
-    chosen = [] if any(override.startswith("model=") for override in overrides) else [f"model={model}"]
-    job = compose_job([*chosen, *overrides])
+    job = compose_job([f"model={model}", *overrides])
     if job.model.settings.target != f"hnseg.models.nets.{network}":
         raise HnsegError(f"model={job.model.name}: the folder holds model={model}; leave it out")
     # What is smaller than the window is padded there, after the normalisation too.
@@ -102,12 +100,11 @@ def make_member(
     spec: InputSpec,
     weights: dict[str, Any],
     path: Path,
-    source: Path,
     *,
     settings: dict[str, Any],
     patch: Shape,
     axes: Axes,
-    window: dict[str, Any],
+    window: Window,
     imported: dict[str, Any],
     **provenance: Any,
 ) -> Trained:
@@ -118,7 +115,6 @@ def make_member(
         fold: That the network was not trained on, or `all`.
         spec: Of `compose`, with the network's normalisation.
         weights: The checkpoint's state dictionary.
-        source: Where the network's settings were read.
         patch: The network's window, along its own axes.
         window: How a volume larger than the patch is shown.
         provenance: `mirror_axes` and `trained_on` of the card.
@@ -126,18 +122,10 @@ def make_member(
     Raises:
         HnsegError: The settings describe no network, or the weights are another's.
     """
-    job = job.model_copy(
-        update={
-            "fold": fold,
-            "training": job.training.model_copy(update={"patch": axes.shape_from_network(patch)}),
-            "model": job.model.model_copy(
-                update={
-                    "settings": Node.model_validate({"_target_": job.model.settings.target, **settings}),
-                    "window": Window(**window),
-                }
-            ),
-        }
-    )
+    node = Node.model_validate({"_target_": job.model.settings.target, **settings})
+    training = job.training.model_copy(update={"patch": axes.shape_from_network(patch)})
+    model = job.model.model_copy(update={"settings": node, "window": window})
+    job = job.model_copy(update={"fold": fold, "training": training, "model": model})
     card = job.card(
         spec,
         axes={"order": list(axes.order), "flip": list(axes.flip)},
@@ -149,7 +137,7 @@ def make_member(
         network.get_submodule("network").load_state_dict(weights)
     except Exception as error:  # networks assert, divide and index without a word about settings
         reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-        raise HnsegError(f"{path}: not the network of {source} ({reason}); copy the folder again") from error
+        raise HnsegError(f"{path}: not the network of its settings ({reason}); copy the folder") from error
     return card, network
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from hnseg.card import Normalise, Number, Shape
+from hnseg.config import Window
 from hnseg.errors import HnsegError
 from hnseg.importing.members import (
     Spacing,
@@ -26,7 +27,7 @@ from hnseg.inference.predictor import Axes
 from hnseg.models.bundle import Trained
 from hnseg.models.checkpoint import read_foreign_checkpoint
 
-WINDOW = {"tiling": "nnunet", "overlap": 0.5}  # at test time; no key of the plans
+WINDOW = Window(tiling="nnunet", overlap=0.5)  # at test time; no key of the plans
 # Axes of (z, y, x) that the array of each reader has the other way round than an image in LPS.
 _READERS: dict[str, tuple[int, ...]] = {
     "SimpleITKIO": (),
@@ -155,8 +156,7 @@ def import_nnunet(
         The members' names.
 
     Raises:
-        HnsegError: A file that is missing or not safe to read, or a network that hnseg cannot run as nnU-Net
-            does.
+        HnsegError: A file that is missing or unsafe, or a network that hnseg cannot run as nnU-Net does.
     """
     plans = parse(Plans, _read_json(folder / "plans.json"), folder / "plans.json")
     dataset = parse(Dataset, _read_json(folder / "dataset.json"), folder / "dataset.json")
@@ -188,7 +188,8 @@ def _architecture(node: Architecture, source: Path) -> tuple[str, dict[str, Any]
 
 
 def _member(plans: Plans, dataset: Dataset, path: Path, overrides: Sequence[str]) -> Trained:
-    folder, fold = path.parents[1], path.parent.name.removeprefix("fold_")
+    folder, suffix = path.parents[1], path.parent.name.removeprefix("fold_")
+    fold = int(suffix) if suffix.isdigit() else suffix
     source, axes = folder / "plans.json", plans.axes
     stored = parse(Stored, read_foreign_checkpoint(path), path)
     name = stored.init_args["configuration"]
@@ -197,7 +198,6 @@ def _member(plans: Plans, dataset: Dataset, path: Path, overrides: Sequence[str]
     configuration = parse(Configuration, plans.merged(name), f"{source}: {name}")
     network, settings = _architecture(configuration.architecture, source)
     job, stage, spec = compose(_MODELS[network], network, overrides)
-    number = int(fold) if fold.isdigit() else fold
     check_spacing(configuration.spacing, [stage.spacing[::-1][axis] for axis in axes.order], 1e-3, source)
     classes = [name for name, value in sorted(dataset.labels.items(), key=lambda label: label[1]) if value]
     check_classes(classes, stage, folder / "dataset.json")
@@ -209,17 +209,16 @@ def _member(plans: Plans, dataset: Dataset, path: Path, overrides: Sequence[str]
     ]
     return make_member(
         job,
-        number,
+        fold,
         replace(spec, normalise=tuple(normalise)),
         stored.network_weights,
         path,
-        source,
         settings=settings,
         patch=configuration.patch_size,
         axes=axes,
         window=WINDOW,
         mirror_axes=sorted(axes.order[axis] for axis in stored.inference_allowed_mirroring_axes or ()),
-        trained_on=_trained_on(folder, plans.dataset_name, number),
+        trained_on=_trained_on(folder, plans.dataset_name, fold),
         imported={
             "from": "nnU-Net",
             "checkpoint": f"{path.parent.name}/{path.name}",

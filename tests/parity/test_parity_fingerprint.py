@@ -1,7 +1,5 @@
 """Constants of the training fold against nnU-Net's fingerprint and MONAI's foreground statistics."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from spoiled import must_fail
 from volumes import write_volume
 
 from hnseg.card import InputSpec
-from hnseg.data import fingerprint as module
 from hnseg.data.cache import StageVolume
 from hnseg.data.dataset import roi_subject
 from hnseg.data.fingerprint import Fingerprint
@@ -59,50 +56,29 @@ def monai(volumes: list[StageVolume]) -> NDArray[np.float64]:
     """Percentiles (C, 2): Auto3DSeg's summary over cases of what it analyses of each, channel by channel."""
     found = []
     for n in range(4):
-        cases = [
-            (torch.from_numpy(image[n : n + 1]), torch.from_numpy(label)) for image, label in images(volumes)
-        ]
-        analysed = [FgImageStats("image", "label")({"image": i, "label": g}) for i, g in cases]
+        analysed = []
+        for image, label in images(volumes):
+            case = {"image": torch.from_numpy(image[n : n + 1]), "label": torch.from_numpy(label)}
+            analysed.append(FgImageStats("image", "label")(case))
         summary = FgImageStatsSumm()(analysed)["intensity"]
         found.append([summary["percentile_00_5"], summary["percentile_99_5"]])
     return np.array(found)
 
 
-def measured(volumes: list[StageVolume], cache: Path, name: str) -> NDArray[np.float64]:
-    """Our constants of each channel, `pooled` (C, 4) or `per_case` (C, 2)."""
-    return np.array(
-        [getattr(channel, name) for channel in Fingerprint.measure(volumes, SPEC, cache).channels]
-    )
+@pytest.fixture
+def measured(volumes, tmp_path) -> Fingerprint:
+    return Fingerprint.measure(volumes, SPEC, tmp_path)
 
 
-def assert_pooled(volumes: list[StageVolume], cache: Path, theirs: NDArray[np.float64]) -> None:
-    """Ours needs no draw; nnU-Net's is 300 000 voxels."""
-    np.testing.assert_allclose(measured(volumes, cache, "pooled"), theirs, rtol=0, atol=4e-3)
+def test_pooled_constants_are_nnunet_s(volumes, measured):
+    # The case without foreground counts for nothing in either. nnU-Net draws 300 000 voxels, ours takes all.
+    ours = [channel.pooled for channel in measured.channels]
+    np.testing.assert_allclose(ours, nnunet(volumes), rtol=0, atol=4e-3)
 
 
-def assert_per_case(volumes: list[StageVolume], cache: Path, theirs: NDArray[np.float64]) -> None:
-    np.testing.assert_allclose(measured(volumes, cache, "per_case"), theirs, rtol=0, atol=1e-5)
-
-
-def test_pooled_constants_are_nnunet_s(volumes, tmp_path, monkeypatch):
-    # The case without foreground counts for nothing in either.
-    theirs = nnunet(volumes)
-    assert_pooled(volumes, tmp_path, theirs)
-    monkeypatch.setattr(module, "PERCENTILES", (2.0, 98.0))
-    with must_fail():
-        assert_pooled(volumes, tmp_path / "spoiled", theirs)
-
-
-def test_per_case_percentiles_are_auto3dseg_s(volumes, tmp_path, monkeypatch):
-    theirs = monai(volumes[:-1])
-    assert_per_case(volumes[:-1], tmp_path, theirs)
-    monkeypatch.setattr(module, "PERCENTILES", (0.6, 99.4))
-    with must_fail():
-        assert_per_case(volumes[:-1], tmp_path / "spoiled", theirs)
-
-
-def test_a_case_without_a_lesion_does_not_pull_the_bounds_to_zero(volumes, tmp_path):
+def test_per_case_percentiles_are_auto3dseg_s_of_the_cases_with_a_lesion(volumes, measured):
+    ours = [channel.per_case for channel in measured.channels]
+    np.testing.assert_allclose(ours, monai(volumes[:-1]), rtol=0, atol=1e-5)
     # On purpose: MONAI takes percentiles of 0 where nothing is labelled, and averages them in.
-    assert_per_case(volumes, tmp_path, monai(volumes[:-1]))
     with must_fail():
-        assert_per_case(volumes, tmp_path, monai(volumes))
+        np.testing.assert_allclose(ours, monai(volumes), rtol=0, atol=1e-5)

@@ -67,43 +67,33 @@ def assert_same_weights(ours: nn.Module, theirs: nn.Module, start: nn.Module) ->
     assert apart < 1e-2, f"the ways are not close: {apart:.2g} of their length apart"
 
 
-@pytest.fixture(scope="module")
-def plainconv() -> nn.Module:
-    """A small network whose gradients are long enough for the clip of 12 to bite."""
+def small(model: str) -> nn.Module:
     torch.manual_seed(0)
+    if model == "segresnet":
+        shape = {"init_filters": 8, "blocks_down": [1, 1, 1, 1], "depths": 4}
+        return build("hnseg.models.nets.SegResNetDS", 2, 3, **shape)
     network = build("hnseg.models.nets.PlainConvUNet", 2, 3, **SMALL)
     for layer in network.network.decoder.seg_layers:
-        layer.weight.data.mul_(30)
+        layer.weight.data.mul_(30)  # gradients long enough for the clip of 12 to bite
     return network
 
 
-@pytest.fixture(scope="module")
-def segresnet() -> nn.Module:
-    torch.manual_seed(0)
-    return build("hnseg.models.nets.SegResNetDS", 2, 3, init_filters=8, blocks_down=[1, 1, 1, 1], depths=4)
+TWINS = {
+    "plainconv": ["clip=null", "clip=6.0", "step.momentum=0.95", "step.nesterov=false", "schedule.power=1.0"],
+    "segresnet": ["clip=0.1", "step.lr=2.2e-4", "schedule.warmup_multiplier=0.2"],
+}
+OVERRIDES = {"plainconv": ["stage=coarse", "loss=nnunet"], "segresnet": ["stage=fine"]}
 
 
-NNUNET = ["stage=coarse", "model=plainconv", "loss=nnunet", "training.epochs=3"]
-NNUNET_TWINS = ["clip=null", "clip=6.0", "step.momentum=0.95", "step.nesterov=false", "schedule.power=1.0"]
-
-
-def test_steps_leave_the_weights_that_nnunet_s_leave(plainconv, nnunet):
-    theirs = deepcopy(plainconv)
-    nnunet_steps(theirs, nnunet_trainer(nnunet, theirs, 3))
-    assert_same_weights(steps(plainconv, *NNUNET), theirs, plainconv)
-    for twin in NNUNET_TWINS:
+@pytest.mark.parametrize("model", TWINS)
+def test_steps_leave_the_weights_that_the_maker_s_leave(model, nnunet):
+    start = small(model)
+    theirs, overrides = deepcopy(start).train(), [f"model={model}", "training.epochs=3", *OVERRIDES[model]]
+    if model == "plainconv":
+        nnunet_steps(theirs, nnunet_trainer(nnunet, theirs, 3))
+    else:
+        auto3dseg_steps(theirs, 3)
+    assert_same_weights(steps(start, *overrides), theirs, start)
+    for twin in TWINS[model]:
         with must_fail():
-            assert_same_weights(steps(plainconv, *NNUNET, change=f"optimizer.{twin}"), theirs, plainconv)
-
-
-AUTO3DSEG = ["stage=fine", "model=segresnet", "training.epochs=3"]
-AUTO3DSEG_TWINS = ["clip=0.1", "step.lr=2.2e-4", "schedule.warmup_multiplier=0.2"]
-
-
-def test_steps_leave_the_weights_that_auto3dseg_s_leave(segresnet):
-    theirs = deepcopy(segresnet).train()
-    auto3dseg_steps(theirs, 3)
-    assert_same_weights(steps(segresnet, *AUTO3DSEG), theirs, segresnet)
-    for twin in AUTO3DSEG_TWINS:
-        with must_fail():
-            assert_same_weights(steps(segresnet, *AUTO3DSEG, change=f"optimizer.{twin}"), theirs, segresnet)
+            assert_same_weights(steps(start, *overrides, change=f"optimizer.{twin}"), theirs, start)
