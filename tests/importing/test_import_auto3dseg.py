@@ -38,16 +38,20 @@ def predict(member: Member, grid: Grid) -> np.ndarray:
     return Ensemble([member])(ct_image(), pet_image(), grid)
 
 
+def write(folder: Path, *images: sitk.Image) -> dict[str, str]:
+    files = {key: str(folder / f"{key}.nii.gz") for key in ("image", "image2")}
+    for path, image in zip(files.values(), images, strict=True):
+        sitk.WriteImage(image, path)
+    return files
+
+
 def scaled_files(folder: Path, member: Member, grid: Grid) -> dict[str, str]:
     """What the stage's scaling makes of the case, in files on its grid: the network's own images."""
     spec = InputSpec(**member.card["input"])
     sampled = sample_images(spec.sampling, ct_image(), pet_image(), grid)
     images = {name: tio.ScalarImage(tensor=torch.from_numpy(array)[None]) for name, array in sampled.items()}
     channels = input_transform(spec.unnormalised)(tio.Subject(images))["image"].data.numpy()
-    files = {key: str(folder / f"{key}.nii.gz") for key in ("image", "image2")}
-    for path, channel in zip(files.values(), channels, strict=True):
-        sitk.WriteImage(grid.image(channel), path)
-    return files
+    return write(folder, *(grid.image(channel) for channel in channels))
 
 
 def imported(tmp_path: Path, size: Sequence[int], *overrides: str, **changes: Any) -> tuple[Member, Grid]:
@@ -112,11 +116,8 @@ def test_a_network_of_hu_and_suv_sees_what_monai_reads_from_the_files(tmp_path):
     rng = np.random.default_rng(0)
     ct = grid.image(rng.integers(-200, 300, grid.shape).astype(np.float32))
     pet = grid.image(rng.gamma(1, 3, grid.shape).astype(np.float32))
-    files = {"image": str(tmp_path / "ct.nii.gz"), "image2": str(tmp_path / "pet.nii.gz")}
-    for image, path in zip((ct, pet), files.values(), strict=True):
-        sitk.WriteImage(image, path)
-    probabilities = Ensemble([member])(ct, pet, grid)
-    np.testing.assert_allclose(probabilities, segment(files, CONFIG | bounds), atol=1e-3)
+    expected = segment(write(tmp_path, ct, pet), CONFIG | bounds)
+    np.testing.assert_allclose(Ensemble([member])(ct, pet, grid), expected, atol=1e-3)
 
 
 def run(*arguments: object) -> str:
@@ -127,20 +128,18 @@ def run(*arguments: object) -> str:
 
 def test_a_work_directory_becomes_one_member_a_fold(tmp_path):
     cases = [{"image": f"x/MDA-00{n}__CT.nii.gz", "fold": n % 2} for n in range(4)]
+    work, listed = tmp_path / "work", {"data_list_file_path": "/gone/datalist.json"}
     for fold in (0, 1):
-        listed = {"data_list_file_path": "/gone/datalist.json"}
-        write_algorithm(tmp_path / "work" / f"segresnet_{fold}", fold=fold, **listed)
-    (tmp_path / "work" / "datalist.json").write_text(json.dumps({"training": cases}))
-    (tmp_path / "work" / "swinunetr_0" / "model").mkdir(parents=True)
-    (tmp_path / "work" / "swinunetr_0" / "model" / "model.pt").touch()
-    output = run(tmp_path / "work", *STAGE, "recipe=authors", "--out", tmp_path / "bundle")
+        write_algorithm(work / f"segresnet_{fold}", fold=fold, **listed)
+    (work / "datalist.json").write_text(json.dumps({"training": cases}))
+    (work / "swinunetr_0" / "model").mkdir(parents=True)
+    (work / "swinunetr_0" / "model" / "model.pt").touch()
+    output = run(work, *STAGE, "recipe=authors", "--out", tmp_path / "bundle")
     members = Bundle.load(tmp_path / "bundle").members
     assert [member.card["name"] for member in members] == ["fine_segresnet_fold_0", "fine_segresnet_fold_1"]
     assert all(member.card["name"] in output for member in members)
-    assert [member.card["trained_on"] for member in members] == [
-        ["MDA-001", "MDA-003"],
-        ["MDA-000", "MDA-002"],
-    ]
+    seen = [member.card["trained_on"] for member in members]
+    assert seen == [["MDA-001", "MDA-003"], ["MDA-000", "MDA-002"]]
     for fold, member in enumerate(members):
         weights = load_file(member.weights)
         for name, expected in network(CONFIG | {"fold": fold}).state_dict().items():

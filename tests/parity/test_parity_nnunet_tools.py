@@ -76,24 +76,21 @@ def write_channels(stem: Path, ct: sitk.Image, pet: sitk.Image, grid: Grid) -> l
     return paths
 
 
-@pytest.fixture(scope="module")
-def raw(environment: Path, cases: list[Case]) -> dict[str, Any]:
-    """Writes the data set of the first four cases; its dataset.json."""
-    folder = environment / "nnUNet_raw" / NAME
+def write_dataset(folder: Path, cases: list[Case]) -> None:
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True)
-    for case in cases[:4]:
+    for case in cases:
         ct, pet, label, grid = study(case)
         write_channels(folder / "imagesTr" / case.case_id, ct, pet, grid)
         truth = grid.image(sample_label(STUDY, label, ct, grid))
         sitk.WriteImage(truth, str(folder / "labelsTr" / f"{case.case_id}.nii.gz"))
     (folder / "dataset.json").write_text(json.dumps(dataset()))
-    return dataset()
 
 
 @pytest.fixture(scope="module")
-def plans(environment: Path, raw: dict[str, Any], cases: list[Case]) -> dict[str, Any]:
+def plans(environment: Path, cases: list[Case]) -> dict[str, Any]:
     """Fingerprint, plan and preprocessing; the planner's network is made small enough for seconds."""
+    write_dataset(environment / "nnUNet_raw" / NAME, cases[:4])
     extract_fingerprints([501], num_processes=1, verbose=False)
     plan_experiments([501], "nnUNetPlannerResEncM")
     folder = environment / "nnUNet_preprocessed" / NAME
@@ -114,14 +111,14 @@ def plans(environment: Path, raw: dict[str, Any], cases: list[Case]) -> dict[str
 
 
 @pytest.fixture(scope="module")
-def trained(plans: dict[str, Any], raw: dict[str, Any]) -> Path:
+def trained(plans: dict[str, Any]) -> Path:
     """The results folder of both folds, weights sharpened after two iterations each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_n_proc_DA", "0")  # augmentation in this process
         for fold in (0, 1):
             torch.manual_seed(fold)
             planned = deepcopy(plans) | {"continue_training": False}
-            trainer = nnUNetTrainer(planned, "3d_fullres", fold, raw, CPU)
+            trainer = nnUNetTrainer(planned, "3d_fullres", fold, dataset(), CPU)
             trainer.num_epochs = trainer.num_val_iterations_per_epoch = 1
             trainer.num_iterations_per_epoch = 2
             trainer.run_training()
@@ -131,13 +128,7 @@ def trained(plans: dict[str, Any], raw: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize("size", [STAGE.size, SMALLER], ids=["larger", "smaller"])
-def test_a_two_fold_nnunet_is_imported_and_infers_identically(
-    trained: Path,
-    cases: list[Case],
-    size: tuple[int, int, int],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_two_fold_nnunet_is_imported_and_infers_identically(trained, cases, size, tmp_path, monkeypatch):
     bundle = tmp_path / "bundle"
     import_nnunet(trained, [*RAW, f"stage.size={list(size)}"], bundle)
     members = Bundle.load(bundle).members
