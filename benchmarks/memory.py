@@ -218,7 +218,7 @@ class Job:
     def compose(cls, stage: str, model: str, recipe: str) -> Job:
         """The job of `train.py stage=... model=... recipe=...`."""
         job = compose_job([f"stage={stage}", f"model={model}", f"recipe={recipe}"])
-        network = job.card(job.input_spec)["network"]
+        network = job.card(job.input_spec).network
         return cls(stage, model, recipe, StepJob.of(plain(job), network, processes=1))
 
 

@@ -36,7 +36,7 @@ class Instant(Networks):
 
     def __call__(self, member: Member) -> Callable[[Tensor], Tensor]:
         """(1, C, z, y, x) → (1, K, z, y, x), the first class in a ball, background elsewhere."""
-        return lambda image: ball(member.card["network"]["out_channels"], tuple(image.shape[2:]))
+        return lambda image: ball(member.card.network["out_channels"], tuple(image.shape[2:]))
 
 
 @cache

@@ -1,7 +1,6 @@
-"""What a checkpoint's card says of its network: stage, input chain, decision; and what else conf/ is typed
-with.
+"""What a checkpoint says of its network: `Card`, with its stage, input chain and decision, and their types.
 
-pydantic dataclasses: `Stage(**card["stage"])` reads one and refuses what it may not be, `plain` writes one as
+pydantic dataclasses: `Stage(**content)` reads one and refuses what it may not be, `plain` writes one as
 lists, numbers and names. Sizes and spacings are (x, y, z), shapes and patches (z, y, x).
 """
 
@@ -9,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import ceil, inf
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import to_jsonable_python
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Scalars are never converted: "3" is no 3, and "no" is no false. Lists become tuples.
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -35,6 +37,9 @@ Scheme = Literal["zscore", "ct", "range", "sigmoid", "cohort", "rescale", "none"
 PetRule = Literal["minmax", "suv", "raw"]
 Source = Literal["study", "head_crop"]
 Outside = Literal["air", "minus_one"]
+
+Tiling = Literal["nnunet", "monai"]
+Axis = Annotated[int, Field(strict=True, ge=0, le=2)]  # of (z, y, x)
 
 _VALUES = ConfigDict(extra="forbid")
 
@@ -262,6 +267,99 @@ class Decision:
         """The smallest component that stays, ml, class by class."""
         floor: Any = self.min_component_ml
         return [floor.get(name, 0.0) if isinstance(floor, dict) else floor for name in classes]
+
+
+@dataclass(frozen=True, config=_VALUES)
+class Axes:
+    """How the axes of an imported network relate to (z, y, x).
+
+    The volume is turned before it is cut into windows, since neither MONAI's tiles nor the padding of an
+    odd number of voxels are the same from both ends.
+
+    Args:
+        order: The network's axes, each as an axis of (z, y, x): (2, 1, 0) is a network that takes (x, y, z).
+        flip: Those of the network's axes that run in the opposite direction.
+    """
+
+    order: tuple[Axis, Axis, Axis] = (0, 1, 2)
+    flip: tuple[Axis, ...] = ()
+
+    @property
+    def inverse(self) -> tuple[int, int, int]:
+        """The axes (z, y, x), each as an axis of the network."""
+        z, y, x = (self.order.index(axis) for axis in range(3))
+        return z, y, x
+
+    def to_network(self, image: Tensor) -> Tensor:
+        """(B, C, z, y, x) → (B, C, *the network's axes)."""
+        return image.permute(0, 1, *(2 + axis for axis in self.order)).flip([2 + axis for axis in self.flip])
+
+    def from_network(self, logits: Tensor) -> Tensor:
+        """(B, K, *the network's axes) → (B, K, z, y, x)."""
+        return logits.flip([2 + axis for axis in self.flip]).permute(0, 1, *(2 + n for n in self.inverse))
+
+    def shape_to_network(self, shape: Shape) -> Shape:
+        """(z, y, x) → the network's axes."""
+        a, b, c = (shape[axis] for axis in self.order)
+        return a, b, c
+
+    def shape_from_network(self, shape: Shape) -> Shape:
+        """The network's axes → (z, y, x)."""
+        z, y, x = (shape[axis] for axis in self.inverse)
+        return z, y, x
+
+
+@dataclass(frozen=True, config=_VALUES)
+class Window:
+    """How a volume larger than the patch is shown."""
+
+    tiling: Tiling = "nnunet"  # whose steps and weights
+    overlap: Fraction = 0.5  # share of a window that the next one repeats
+
+
+@dataclass(frozen=True, config=_VALUES)
+class Card:
+    """What a checkpoint or bundle says of a network: all that it takes to run it, and where it comes from.
+
+    Args:
+        name: Of the member, unique in its bundle.
+        model: The name of conf/model.
+        fold: That it was not trained on, or `all`.
+        stage: The stage, with its grid.
+        input: The input chain, with the constants of the training fold.
+        network: `_target_` and the arguments of its class, `in_channels` and `out_channels` among them.
+        patch: (z, y, x).
+        trained_on: Case ids; None where they are unknown.
+        window: How a volume larger than the patch is shown.
+        recipe: Its name.
+        decision: The recipe's rules.
+        axes: The network's own.
+        mirror_axes: Axes of (z, y, x) along which it may be mirrored.
+        split: Digest of the folds.
+        fingerprint: Digest of the constants measured on the training fold.
+        data: Digest of images and labels.
+        imported: Where an imported network comes from.
+        scores: Of its validation.
+    """
+
+    name: Name
+    model: Name
+    fold: int | str
+    stage: Stage
+    input: InputSpec
+    network: dict[str, Any]
+    patch: Shape
+    trained_on: tuple[str, ...] | None = None
+    window: Window = Window()
+    recipe: str = ""
+    decision: Decision = Decision()
+    axes: Axes = Axes()
+    mirror_axes: tuple[Axis, ...] = (0, 1, 2)
+    split: str | None = None
+    fingerprint: str | None = None
+    data: str | None = None
+    imported: dict[str, Any] | None = None
+    scores: dict[str, float] = Field(default_factory=dict)
 
 
 def plain(value: Any) -> Any:

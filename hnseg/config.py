@@ -31,6 +31,7 @@ from hnseg.app import compose, explain
 from hnseg.card import (
     Amount,
     Bounds,
+    Card,
     Count,
     Decision,
     Fraction,
@@ -49,6 +50,7 @@ from hnseg.card import (
     Source,
     Stage,
     StageName,
+    Window,
     Written,
     plain,
 )
@@ -76,13 +78,6 @@ class Node(BaseModel):
     def arguments(self) -> dict[str, Any]:
         """Those for the constructor."""
         return {key: value for key, value in (self.model_extra or {}).items() if not key.startswith("_")}
-
-
-class Window(Settings):
-    """How a volume larger than the patch is shown."""
-
-    tiling: Literal["nnunet", "monai"]  # whose steps and weights
-    overlap: Fraction  # share of a window that the next one repeats
 
 
 class Schemes(Settings):
@@ -347,7 +342,7 @@ class Job(Settings):
         schemes = {"ct": recipe.normalise.ct, "pet": recipe.normalise.pet}
         return replace(spec, normalise=tuple(Normalise(schemes[name]) for name, _ in spec.intensities))
 
-    def card(self, spec: InputSpec, **provenance: Any) -> dict[str, Any]:
+    def card(self, spec: InputSpec, **provenance: Any) -> Card:
         """What a checkpoint must say for its network to be run.
 
         Args:
@@ -356,19 +351,19 @@ class Job(Settings):
         """
         channels = {"in_channels": spec.channels, "out_channels": len(self.stage.classes) + 1}
         gate = {"gate": True} if self.model.gating else {}
-        return {
-            "name": f"{self.arm}_fold_{self.fold}",
-            "model": self.model.name,
-            "fold": self.fold,
-            "stage": plain(self.placed_stage),
-            "input": plain(spec),
-            "network": {**channels, **gate, **plain(self.model.settings)},
-            "patch": list(self.training.patch),
-            "window": plain(self.model.window),
-            "recipe": self.recipe.name,
-            "decision": plain(self.recipe.decision),
+        return Card(
+            name=f"{self.arm}_fold_{self.fold}",
+            model=self.model.name,
+            fold=self.fold,
+            stage=self.placed_stage,
+            input=spec,
+            network={**channels, **gate, **plain(self.model.settings)},
+            patch=self.training.patch,
+            window=self.model.window,
+            recipe=self.recipe.name,
+            decision=self.recipe.decision,
             **provenance,
-        }
+        )
 
 
 class MemberKind(Settings):

@@ -47,7 +47,7 @@ def test_the_members_are_the_papers_kinds(demo: Path) -> None:
     from hnseg.models.bundle import Bundle
 
     members = Bundle.load(demo / "bundle").members
-    fine = {(m.card["model"], m.card["network"]["in_channels"]) for m in members if m.stage.name == "fine"}
+    fine = {(m.card.model, m.card.network["in_channels"]) for m in members if m.stage.name == "fine"}
     assert fine == {("resenc", 4), ("segresnet", 2)}
     assert len(members) == 6
 

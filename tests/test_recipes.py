@@ -66,15 +66,11 @@ def test_a_recipe_goes_from_cohort_to_masks(tmp_path: Path, recipe: str) -> None
 
     export_bundle([runs / "hecktor"], tmp_path / "bundle")
     members = Bundle.load(tmp_path / "bundle").members
-    assert {m.card["recipe"] for m in members} == {recipe}
-    assert all(m.card["split"] for m in members)
+    assert {m.card.recipe for m in members} == {recipe}
+    assert all(m.card.split for m in members)
     for member in members:
-        constants = [
-            one
-            for one in member.card["input"]["normalise"]
-            if any(isinstance(value, float) for value in one.values())
-        ]
-        assert bool(constants) == bool(member.card["fingerprint"])
+        constants = [one for one in member.card.input.normalise if one.constants]
+        assert bool(constants) == bool(member.card.fingerprint)
     rows = infer(cohort, tmp_path / "bundle", tmp_path / "masks")
     assert [row["status"] for row in rows] == ["ok"] * 4
     for row in rows:

@@ -1,5 +1,6 @@
 """Commands that make, tune and serve bundles."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -108,7 +109,7 @@ def tune_postprocess(
     tuning = tune(members, predictions, root)
     print_tuning(tuning)
     if not dry_run:
-        write_rules(members, members.decision | tuning.rules, model_card_note(tuning))
+        write_rules(members, replace(members.decision, **tuning.rules), model_card_note(tuning))
         print(f"{bundle}: rules written")
 
 

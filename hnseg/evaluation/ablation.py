@@ -157,7 +157,7 @@ def require_out_of_fold(bundle: Bundle, cases: Sequence[Case]) -> None:
     """
     kinds: dict[str, list[Member]] = {}
     for member in bundle.members:
-        kinds.setdefault(member.card["name"].rpartition("_fold_")[0], []).append(member)
+        kinds.setdefault(member.card.name.rpartition("_fold_")[0], []).append(member)
     for case_id, (kind, members) in product((case.case_id for case in cases), kinds.items()):
         if all(member.has_seen(case_id) for member in members):
             raise HnsegError(f"{bundle.path}: every {kind} network was trained on {case_id}; {_AGAIN}")

@@ -29,7 +29,7 @@ from hnseg.imaging.case import Case, read_cases
 from hnseg.imaging.images import read_label, read_mask, to_array
 from hnseg.imaging.masks import voxel_ml
 from hnseg.imaging.suv import read_pet
-from hnseg.inference.decision import components, least_voxels, read_decision, uptake
+from hnseg.inference.decision import components, least_voxels, uptake
 from hnseg.inference.records import Record, read_records
 from hnseg.metrics.lesions import Overlaps, match, overlapping_lesions
 from hnseg.metrics.official import CLASSES, GTVN, SCORES, TITLES, CaseCounts, Overlap, Scores, aggregate
@@ -203,7 +203,7 @@ def tune(bundle: Bundle, predictions: Path, root: Path) -> Tuning:
             f"{root}: {len(cases)} cases with a ground-truth mask; tuning on fewer than {MIN_CASES} says "
             "nothing about others"
         )
-    masks = require_tunable(predictions, cases, bundle.identity, read_decision(bundle.decision))
+    masks = require_tunable(predictions, cases, bundle.identity, bundle.decision)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:  # reading images releases Python's lock
         measured = pool.map(read_components, cases, masks)
         progress = track(measured, "Measuring", total=len(cases), console=Console(stderr=True))
@@ -236,7 +236,7 @@ def require_tunable(predictions: Path, cases: Sequence[Case], identity: str, rul
 
 
 def _fault(record: Record, identity: str, rules: Decision) -> str:
-    made_with = read_decision(record.rules)
+    made_with = record.rules or Decision()
     if not record.out_of_fold:
         return "made by networks trained on the case"
     if record.stage != "fine":

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from hnseg.card import Bounds, InputSpec, Normalise, Shape
-from hnseg.config import Window
+from hnseg.card import Axes, Bounds, InputSpec, Normalise, Shape, Window
 from hnseg.data.splits import read_split_file
 from hnseg.errors import HnsegError
 from hnseg.importing.members import (
@@ -23,7 +22,6 @@ from hnseg.importing.members import (
     make_member,
     parse,
 )
-from hnseg.inference.predictor import Axes
 from hnseg.models.bundle import Trained
 from hnseg.models.checkpoint import read_foreign_checkpoint
 
@@ -173,7 +171,7 @@ def _member(path: Path, overrides: Sequence[str]) -> Trained:
         patch=parameters.roi_size,
         axes=axes,
         window=WINDOW,
-        mirror_axes=sorted(axes.order[axis] for axis in flips),
+        mirror_axes=tuple(sorted(axes.order[axis] for axis in flips)),
         trained_on=_trained_on(path.parents[1], parameters),
         imported={
             "from": "Auto3DSeg",

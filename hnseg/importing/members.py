@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hnseg.card import InputSpec, Positive, Shape, Stage
-from hnseg.config import Job, Node, Window, compose_job
+from hnseg.card import Axes, InputSpec, Positive, Shape, Stage, Window
+from hnseg.config import Job, Node, compose_job
 from hnseg.errors import HnsegError
 from hnseg.files import digest_file, restore
-from hnseg.inference.predictor import Axes
 from hnseg.models.bundle import LISTING, Bundle, Trained, write_bundle
 from hnseg.models.nets import build
 
@@ -128,12 +127,12 @@ def make_member(
     job = job.model_copy(update={"fold": fold, "training": training, "model": model})
     card = job.card(
         spec,
-        axes={"order": list(axes.order), "flip": list(axes.flip)},
+        axes=axes,
         imported={"sha256": digest_file(path), **imported},
         **provenance,
     )
     try:
-        network = build(**card["network"])
+        network = build(**card.network)
         network.get_submodule("network").load_state_dict(weights)
     except Exception as error:  # networks assert, divide and index without a word about settings
         reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from hnseg.card import Normalise, Number, Shape
-from hnseg.config import Window
+from hnseg.card import Axes, Normalise, Number, Shape, Window
 from hnseg.errors import HnsegError
 from hnseg.importing.members import (
     Spacing,
@@ -23,7 +22,6 @@ from hnseg.importing.members import (
     make_member,
     parse,
 )
-from hnseg.inference.predictor import Axes
 from hnseg.models.bundle import Trained
 from hnseg.models.checkpoint import read_foreign_checkpoint
 
@@ -217,7 +215,7 @@ def _member(plans: Plans, dataset: Dataset, path: Path, overrides: Sequence[str]
         patch=configuration.patch_size,
         axes=axes,
         window=WINDOW,
-        mirror_axes=sorted(axes.order[axis] for axis in stored.inference_allowed_mirroring_axes or ()),
+        mirror_axes=tuple(sorted(axes.order[axis] for axis in stored.inference_allowed_mirroring_axes or ())),
         trained_on=_trained_on(folder, plans.dataset_name, fold),
         imported={
             "from": "nnU-Net",

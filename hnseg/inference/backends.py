@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 import hnseg
+from hnseg.card import Card
 from hnseg.devices import Precision, lacks_memory, pick_precision
 from hnseg.errors import HnsegError
 from hnseg.files import digest, lock, replacing, replacing_folder
-from hnseg.inference.predictor import Axes
 from hnseg.models.bundle import Bundle
 from hnseg.models.checkpoint import Member
 from hnseg.models.nets import stride_product
@@ -53,7 +53,7 @@ class Networks:
         Raises:
             HnsegError: The weights are damaged or belong to another network.
         """
-        kind = json.dumps(member.card["network"], sort_keys=True)
+        kind = json.dumps(member.card.network, sort_keys=True)
         if kind not in self._networks:
             network = member.network().to(self.device)
             self._networks[kind] = network.to(memory_format=torch.channels_last_3d)
@@ -124,7 +124,7 @@ def converted(member: Member) -> Path:
     """
     ov = load_openvino()
     versions = [hnseg.__version__, ov.__version__]
-    made_of = [member.sha256, member.card["network"], _input_shape(member.card), versions]
+    made_of = [member.sha256, member.card.network, _input_shape(member.card), versions]
     name = f"{member.weights.parent.name}-{digest(made_of, 16)}"
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hnseg" / "converted"
     folders = [member.weights.parents[1] / "cache" / name, home / name]
@@ -146,9 +146,9 @@ def converted(member: Member) -> Path:
     raise OSError(f"neither {folders[0].parent} nor {home} can be written")
 
 
-def _input_shape(card: dict[str, Any]) -> list[int]:
+def _input_shape(card: Card) -> list[int]:
     """(1, C, *patch), in the network's axes."""
-    return [1, card["network"]["in_channels"], *Axes.of(card).shape_to_network(tuple(card["patch"]))]
+    return [1, card.network["in_channels"], *card.axes.shape_to_network(card.patch)]
 
 
 def _convert(member: Member) -> Any:
@@ -156,7 +156,7 @@ def _convert(member: Member) -> Any:
     card, network = member.loaded()
     shape = _input_shape(card)
     # Tracing runs the network in float32: on few voxels, but more than one at the deepest stage.
-    steps = stride_product(card["network"])
+    steps = stride_product(card.network)
     sides = [min(side, 2 * step) for side, step in zip(shape[2:], steps, strict=True)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch's tracer
@@ -237,7 +237,7 @@ class OpenVinoNetworks(Networks):
 
     def note(self, member: Member) -> str:
         """That a member ran in PyTorch or in another arithmetic, if it did."""
-        name = member.card["name"]
+        name = member.card.name
         if member.weights in self._refused:
             return f"{name}: OpenVINO cannot run it, PyTorch did"
         if self.precision == "bfloat16" and self._is_wrong(member):
@@ -256,7 +256,7 @@ class OpenVinoNetworks(Networks):
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             message = "%s: OpenVINO cannot run it (%s); it runs in PyTorch"
-            logging.getLogger(__name__).warning(message, member.card["name"], reason)
+            logging.getLogger(__name__).warning(message, member.card.name, reason)
             self._refused.add(member.weights)
 
     def _run(self, member: Member, image: Tensor) -> Tensor:

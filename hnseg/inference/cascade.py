@@ -22,7 +22,7 @@ from hnseg.imaging.images import from_array, read_label
 from hnseg.imaging.masks import Box, voxel_ml
 from hnseg.imaging.placement import Fallback, cuts, place, without_pet
 from hnseg.inference.backends import Networks, make_networks
-from hnseg.inference.decision import decide, read_decision, remove_faint, remove_small
+from hnseg.inference.decision import decide, remove_faint, remove_small
 from hnseg.inference.ensemble import MAPS, Clock, Disagreement, LogitsCache, StageEnsemble
 from hnseg.inference.lesions import Lesion, measure, review_reasons
 from hnseg.inference.roi_cover import blend, cover_rois, lesion_ml_outside
@@ -145,7 +145,7 @@ class Cascade:
     ) -> None:
         self.bundle, self.networks, self.out_of_fold, self.lesions = bundle, networks, out_of_fold, lesions
         self.probabilities, self.uncertainty = probabilities, uncertainty
-        rules = read_decision(bundle.decision)
+        rules = bundle.decision
         # Labels of an earlier stage are those that place the next ROI: the fine mask's rules are not theirs.
         rules = rules if last_stage == "fine" else rules.placing
         if rules.resample_output == "labels" and rules.roi_cover == "multiple":
@@ -186,7 +186,7 @@ class Cascade:
         """The cascade of a call of infer.py: its arm of the bundle, by its rules."""
         _require_effect(call.decision.given, bundle)
         bundle = bundle.arm(call.arms.name, plain(call.arms.members))
-        bundle = replace(bundle, decision=bundle.decision | call.decision.given)
+        bundle = replace(bundle, decision=replace(bundle.decision, **call.decision.given))
         names = ("last_stage", "mirror", "out_of_fold", "head_masks", "probabilities", "uncertainty")
         settings: dict[str, Any] = {name: getattr(call, name) for name in names}
         return cls(
@@ -341,14 +341,14 @@ def networks_for(call: Inference, device: torch.device) -> Networks:
 
 def _require_effect(rules: Mapping[str, Any], bundle: Bundle) -> None:
     """Refuses rules for one call that the others, or the members, leave without effect."""
-    models = sorted({member.card["model"] for member in bundle.members})
-    decision = bundle.decision | dict(rules)
+    models = sorted({member.card.model for member in bundle.members})
+    decision = replace(bundle.decision, **rules)
     weights, thresholds = rules.get("weights"), rules.get("thresholds")
     if unknown := [name for name in weights or () if name not in models]:
         raise HnsegError(
             f"decision.weights: no model {unknown[0]} in {bundle.path}; choose among {', '.join(models)}"
         )
-    if weights and decision.get("fusion", "flat") != "flat":
+    if weights and decision.fusion != "flat":
         raise HnsegError(f"decision.weights={weights}: fusion=authors has none; set decision.fusion=flat")
-    if thresholds and any(thresholds.values()) and decision.get("rule", "half") != "argmax":
+    if thresholds and any(thresholds.values()) and decision.rule != "argmax":
         raise HnsegError(f"decision.thresholds={thresholds}: rule=half has none; set decision.rule=argmax")

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cc3d
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from hnseg.app import explain
 from hnseg.card import Decision
 from hnseg.data.resample import index_box
-from hnseg.errors import HnsegError
 from hnseg.imaging.images import from_array, to_array
 from hnseg.imaging.masks import Box, positions
 from hnseg.imaging.suv import PEAK_RADIUS_MM, sphere_means
 from hnseg.metrics.lesions import label_lesions
-
-
-def read_decision(rules: Mapping[str, Any]) -> Decision:
-    """The rules that a bundle or a record carries.
-
-    Raises:
-        HnsegError: An unknown key, or a value that it cannot have.
-    """
-    try:
-        return Decision(**rules)
-    except ValidationError as error:
-        raise HnsegError(f"decision.{explain(error)}; export the bundle again") from error
 
 
 def decide(foreground: NDArray[np.float32], rules: Decision, classes: Sequence[str]) -> NDArray[np.uint8]:

@@ -181,11 +181,11 @@ class StageEnsemble:
         for member in members:
             if member.stage != self.stage:
                 raise HnsegError(
-                    f"bundle: {members[0].card['name']} and {member.card['name']} are of one stage but "
+                    f"bundle: {members[0].card.name} and {member.card.name} are of one stage but "
                     "differ in its grid; export members trained with one stage configuration"
                 )
         fusion = Fusion(decision)
-        self.members = [member for member in members if fusion.weight(member.card["model"]) > 0]
+        self.members = [member for member in members if fusion.weight(member.card.model) > 0]
         if not self.members:
             raise HnsegError(
                 f"decision.weights={dict(decision.weights)} leave no {self.stage.name} member; "
@@ -216,25 +216,25 @@ class StageEnsemble:
         """
         inputs, fusion = _Inputs(self.stage, self.networks.device, ct, pet, grid), Fusion(self.decision)
         for member in self.members:
-            key = member.card["name"], grid, self.mirror
+            key = member.card.name, grid, self.mirror
             logits = None if cache is None else cache.get(key)
             if logits is None:
                 clock.begin("resample")
-                image = inputs.of(InputSpec(**member.card["input"]))
+                image = inputs.of(member.card.input)
                 clock.begin(self.stage.name)
                 logits = self._logits(member, image)
             if cache is not None:
                 cache[key] = logits
             clock.begin(self.stage.name)
-            logits, model = _uncrop(logits, grid.shape), member.card["model"]
-            fusion.add(logits, model, network_class(member.card["network"]["_target_"]).framework)
+            logits, model = _uncrop(logits, grid.shape), member.card.model
+            fusion.add(logits, model, network_class(member.card.network["_target_"]).framework)
             if disagreement is not None:
                 disagreement.add(logits, fusion.weight(model))
         return fusion.probabilities().cpu().numpy()
 
     def _logits(self, member: Member, image: Tensor) -> Tensor:
         """(K, z, y, x) of an input (1, C, z, y, x)."""
-        name, precision = member.card["name"], self.networks.precision
+        name, precision = member.card.name, self.networks.precision
         predictor = Predictor.of(member.card, mirror=self.mirror, precision=precision)
         logits = predictor(self.networks(member), image)[0]
         if _is_finite(logits):

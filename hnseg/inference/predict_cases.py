@@ -118,7 +118,7 @@ def _import_networks(cascades: Iterable[Cascade]) -> None:
     """Imports the libraries that networks are built from, whose time is not the first case's."""
     members = [member for cascade in cascades for member in cascade.bundle.members]
     with torch.device("meta"):
-        for member in {member.card["network"]["_target_"]: member for member in members}.values():
+        for member in {member.card.network["_target_"]: member for member in members}.values():
             member.network()
 
 
@@ -259,7 +259,7 @@ def _predict(
     record = replace(
         files.blank,
         status="ok",
-        rules=asdict(result.decision),
+        rules=result.decision,
         out_of_fold=result.out_of_fold,
         roi=[grid.to_dict() for grid in [*result.grids.values()][-1]],
         fallbacks=result.fallbacks,
@@ -316,7 +316,7 @@ def made_with(cascade: Cascade) -> dict[str, Any]:
         "version": hnseg.__version__,
         "bundle": digest_file(cascade.bundle.path / LISTING),
         "identity": cascade.bundle.identity,
-        "members": [[member.card["name"], [*member.card["patch"]]] for member in cascade.bundle.members],
+        "members": [[member.card.name, [*member.card.patch]] for member in cascade.bundle.members],
         "rules": asdict(cascade.decision),
         "stage": cascade.names[-1],
         "out_of_fold": cascade.out_of_fold,

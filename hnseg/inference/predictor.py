@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, reduce
 from itertools import combinations, product
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,57 +15,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
+from hnseg.card import Axes, Card, Shape, Tiling
 from hnseg.devices import Precision, autocast
 
-Triple = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Axes:
-    """How the axes of an imported network relate to (z, y, x).
-
-    The volume is turned before it is cut into windows, since neither MONAI's tiles nor the padding of an
-    odd number of voxels are the same from both ends.
-
-    Args:
-        order: The network's axes, each as an axis of (z, y, x): (2, 1, 0) is a network that takes (x, y, z).
-        flip: Those of the network's axes that run in the opposite direction.
-    """
-
-    order: Triple = (0, 1, 2)
-    flip: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, card: dict[str, Any]) -> Axes:
-        """Those of a member; without the card's key `axes`, (z, y, x)."""
-        return cls(**{key: tuple(value) for key, value in card.get("axes", {}).items()})
-
-    @property
-    def inverse(self) -> Triple:
-        """The axes (z, y, x), each as an axis of the network."""
-        z, y, x = (self.order.index(axis) for axis in range(3))
-        return z, y, x
-
-    def to_network(self, image: Tensor) -> Tensor:
-        """(B, C, z, y, x) → (B, C, *the network's axes)."""
-        return image.permute(0, 1, *(2 + axis for axis in self.order)).flip([2 + axis for axis in self.flip])
-
-    def from_network(self, logits: Tensor) -> Tensor:
-        """(B, K, *the network's axes) → (B, K, z, y, x)."""
-        return logits.flip([2 + axis for axis in self.flip]).permute(0, 1, *(2 + n for n in self.inverse))
-
-    def shape_to_network(self, shape: Triple) -> Triple:
-        """(z, y, x) → the network's axes."""
-        a, b, c = (shape[axis] for axis in self.order)
-        return a, b, c
-
-    def shape_from_network(self, shape: Triple) -> Triple:
-        """The network's axes → (z, y, x)."""
-        z, y, x = (shape[axis] for axis in self.inverse)
-        return z, y, x
-
-
-Tiling = Literal["nnunet", "monai"]
 # Standard deviation of the windows' Gaussian weights, as a share of the window's side.
 SIGMA_SCALE = 1 / 8
 # The least weight under MONAI's tiling.
@@ -181,22 +132,23 @@ class Predictor:
         axes: The network's own axes.
     """
 
-    patch: Triple
+    patch: Shape
     tiling: Tiling = "nnunet"
     overlap: float = 0.5
     mirror: tuple[int, ...] = ()
     precision: Precision = "float32"
-    axes: Axes = Axes()
+    axes: Axes = field(default_factory=Axes)
 
     @classmethod
-    def of(cls, card: dict[str, Any], *, mirror: bool = False, precision: Precision = "float32") -> Predictor:
+    def of(cls, card: Card, *, mirror: bool = False, precision: Precision = "float32") -> Predictor:
         """By a member's card: its patch, windows, axes, and those along which it may be mirrored."""
         return cls(
-            tuple(card["patch"]),
-            **card.get("window", {}),
-            mirror=tuple(card.get("mirror_axes", (0, 1, 2))) if mirror else (),
+            card.patch,
+            card.window.tiling,
+            card.window.overlap,
+            mirror=card.mirror_axes if mirror else (),
             precision=precision,
-            axes=Axes.of(card),
+            axes=card.axes,
         )
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from os.path import realpath
 from pathlib import Path
 from threading import Lock
 from time import monotonic
-from typing import Any, Literal
+from typing import Literal
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+from hnseg.card import Decision
 from hnseg.errors import HnsegError
 from hnseg.files import digest_file, lock, read_table, remove_leftovers, replacing, write_table
 from hnseg.imaging.case import EXTENSIONS, Case
@@ -51,7 +52,7 @@ class Record:
     digest: str  # of all that the mask depends on: the case's files, the bundle, the rules, the settings
     bundle: str  # digest of the bundle's members
     stage: str  # the last that ran: head, coarse or fine
-    rules: dict[str, Any] = field(default_factory=dict)  # the decision by which the mask was made
+    rules: Decision | None = None  # the decision by which the mask was made
     out_of_fold: bool | None = None  # whether no network that made the mask was trained on the case
     mask: str = ""  # name of the mask's file
     mask_sha256: str = ""  # of that file as it was written

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from hnseg.card import InputSpec
+from hnseg.card import Card, Decision, plain
 from hnseg.errors import HnsegError
 from hnseg.files import digest, digest_file, replacing, replacing_folder, restore
-from hnseg.models.checkpoint import FORMAT, Checkpoint, Member, Trained, read_checkpoint
+from hnseg.models.checkpoint import FORMAT, Checkpoint, Member, Trained, read_card, read_checkpoint
 
 LISTING, MODEL_CARD, WEIGHTS, CARD_FILE = "bundle.yaml", "README.md", "weights.safetensors", "member.yaml"
 
@@ -36,7 +36,7 @@ class _Listing(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
     format: int
     members: dict[str, _Digests]
-    decision: dict[str, Any]
+    decision: Decision
 
     @classmethod
     def read(cls, path: Path) -> _Listing:
@@ -63,7 +63,7 @@ class _Listing(BaseModel):
     def write(self, path: Path) -> None:
         """Writes the listing into a bundle's folder."""
         with replacing(path / LISTING) as temporary:
-            temporary.write_text(yaml.safe_dump(self.model_dump(by_alias=True), sort_keys=False))
+            temporary.write_text(yaml.safe_dump(plain(self), sort_keys=False))
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class Bundle:
     Args:
         path: The folder.
         members: In the order of the listing.
-        decision: Rules of the last stage's recipe, as `hnseg.inference.decision.Decision` reads them.
+        decision: Rules of the last stage's recipe.
         identity: Digest of all members, whatever the rules.
     """
 
     path: Path
     members: tuple[Member, ...]
-    decision: dict[str, Any]
+    decision: Decision
     identity: str
 
     @classmethod
@@ -98,11 +98,11 @@ class Bundle:
         }
         with ThreadPoolExecutor() as pool:  # gigabytes, and hashing leaves the interpreter alone
             list(pool.map(_verify, files, files.values()))
-        members = tuple(
-            Member(yaml.safe_load((path / name / CARD_FILE).read_text()), path / name / WEIGHTS, sha.weights)
-            for name, sha in listing.members.items()
-        )
-        return cls(path, members, listing.decision, digest(listing.model_dump()["members"], 16))
+        members = []
+        for name, sha in listing.members.items():
+            card = read_card(yaml.safe_load((path / name / CARD_FILE).read_text()), path / name / CARD_FILE)
+            members.append(Member(card, path / name / WEIGHTS, sha.weights))
+        return cls(path, tuple(members), listing.decision, digest(listing.model_dump()["members"], 16))
 
     def of_stage(self, name: str) -> list[Member]:
         """The members of one stage."""
@@ -142,7 +142,7 @@ class Bundle:
 
 
 def _kind(member: Member) -> tuple[str, bool]:
-    return member.card["model"], bool(member.card["input"]["cte"])
+    return member.card.model, member.card.input.cte
 
 
 def _kind_name(kind: tuple[str, bool]) -> str:
@@ -203,19 +203,19 @@ def write_bundle(trained: Iterable[Trained], out: Path) -> list[str]:
     """
     if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / LISTING).exists()):
         raise HnsegError(f"{out}: holds something other than a bundle; choose another --out")
-    cards: dict[str, dict[str, Any]] = {}
+    cards: dict[str, Card] = {}
     members: dict[str, _Digests] = {}
     try:
         with replacing_folder(out) as new:
             for card, network in trained:
-                if card["name"] in cards:
+                if card.name in cards:
                     raise HnsegError(
-                        f"a second member {card['name']}; a bundle holds one of each name, and arm=NAME "
+                        f"a second member {card.name}; a bundle holds one of each name, and arm=NAME "
                         "gives a training or an import another"
                     )
-                cards[card["name"]] = card
-                members[card["name"]] = _write_member(card, network, new / card["name"])
-            decision = last_stage(list(cards.values()))["decision"]
+                cards[card.name] = card
+                members[card.name] = _write_member(card, network, new / card.name)
+            decision = last_stage(list(cards.values())).decision
             _Listing(format=FORMAT, members=members, decision=decision).write(new)
             (new / MODEL_CARD).write_text(model_card(list(cards.values()), decision), encoding="utf-8")
     except OSError as error:
@@ -223,13 +223,13 @@ def write_bundle(trained: Iterable[Trained], out: Path) -> list[str]:
     return list(cards)
 
 
-def _write_member(card: dict[str, Any], network: nn.Module, folder: Path) -> _Digests:
+def _write_member(card: Card, network: nn.Module, folder: Path) -> _Digests:
     weights: dict[str, Tensor] = {}
     stored: set[int] = set()
     for name, tensor in network.state_dict().items():
         if not tensor.isfinite().all():
             raise HnsegError(
-                f"{card['name']}: its weights are no numbers any more (NaN or infinite, {name} first); "
+                f"{card.name}: its weights are no numbers any more (NaN or infinite, {name} first); "
                 "choose another --checkpoint, or leave it out"
             )
         if tensor.data_ptr() not in stored:  # nnU-Net's decoder holds its encoder under a second name
@@ -237,21 +237,21 @@ def _write_member(card: dict[str, Any], network: nn.Module, folder: Path) -> _Di
             stored.add(tensor.data_ptr())
     folder.mkdir()
     (folder / WEIGHTS).write_bytes(save(weights))
-    (folder / CARD_FILE).write_text(yaml.safe_dump(card, sort_keys=False))
+    (folder / CARD_FILE).write_text(yaml.safe_dump(plain(card), sort_keys=False))
     return _Digests.model_validate({file: digest_file(folder / file) for file in (CARD_FILE, WEIGHTS)})
 
 
-def last_stage(cards: list[dict[str, Any]]) -> dict[str, Any]:
+def last_stage(cards: Sequence[Card]) -> Card:
     """A card of the last stage, whose rules make the mask; all its members must agree on them."""
     order = ("head", "coarse", "fine")
-    last = max((card["stage"]["name"] for card in cards), key=order.index)
-    members = [card for card in cards if card["stage"]["name"] == last]
-    if any(card["decision"] != members[0]["decision"] for card in members):
+    last = max((card.stage.name for card in cards), key=order.index)
+    members = [card for card in cards if card.stage.name == last]
+    if any(card.decision != members[0].decision for card in members):
         raise HnsegError(f"the {last} members disagree on recipe.decision; export runs of one recipe")
     return members[0]
 
 
-def write_rules(bundle: Bundle, decision: Mapping[str, Any], note: str) -> None:
+def write_rules(bundle: Bundle, decision: Decision, note: str) -> None:
     """Writes rules into a bundle and its model card.
 
     They hold for these members: a bundle made or extended from it has its members' own rules again.
@@ -264,7 +264,7 @@ def write_rules(bundle: Bundle, decision: Mapping[str, Any], note: str) -> None:
     Raises:
         HnsegError: The bundle cannot be written.
     """
-    _Listing.read(bundle.path).model_copy(update={"decision": dict(decision)}).write(bundle.path)
+    _Listing.read(bundle.path).model_copy(update={"decision": decision}).write(bundle.path)
     with replacing(bundle.path / MODEL_CARD) as temporary:
         cards = [member.card for member in bundle.members]
         temporary.write_text(model_card(cards, decision, note), encoding="utf-8")
@@ -287,7 +287,7 @@ truth has placed, which flatters the pipeline, `val_coarse` in ROIs placed by co
 _COLUMNS = ("member", "stage", "input", "recipe", "trained on", "split", "val/dice", "val_coarse/dice")
 
 
-def model_card(cards: list[dict[str, Any]], decision: Mapping[str, Any], note: str = "") -> str:
+def model_card(cards: Sequence[Card], decision: Decision, note: str = "") -> str:
     """The model card of a bundle, Markdown.
 
     Args:
@@ -295,9 +295,9 @@ def model_card(cards: list[dict[str, Any]], decision: Mapping[str, Any], note: s
         decision: The bundle's rules.
         note: What a reader should know of the rules, in a sentence.
     """
-    classes = enumerate(last_stage(cards)["stage"]["classes"], start=1)
+    classes = enumerate(last_stage(cards).stage.classes, start=1)
     labels = ", ".join(["0 background", *(f"{number} {name}" for number, name in classes)])
-    rules = ", ".join(f"{key}: {value}" for key, value in decision.items())
+    rules = ", ".join(f"{key}: {value}" for key, value in plain(decision).items())
     rows = [_COLUMNS, ("---",) * len(_COLUMNS), *map(_row, cards)]
     # A bar in a name would begin another cell.
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
@@ -305,14 +305,13 @@ def model_card(cards: list[dict[str, Any]], decision: Mapping[str, Any], note: s
     return "\n".join([_HEAD.format(labels=labels, rules=rules), *lines, ""])
 
 
-def _row(card: Mapping[str, Any]) -> tuple[str, ...]:
-    scores, trained_on = card.get("scores", {}), card["trained_on"]
+def _row(card: Card) -> tuple[str, ...]:
     return (
-        card["name"],
-        card["stage"]["name"],
-        f"[{', '.join(InputSpec(**card['input']).channel_names)}]",
-        card.get("recipe", ""),
-        "unknown cases" if trained_on is None else f"{len(trained_on)} cases",
-        str(card.get("split") or "unknown"),
-        *(f"{scores[key]:.4f}" if key in scores else "" for key in ("val/dice", "val_coarse/dice")),
+        card.name,
+        card.stage.name,
+        f"[{', '.join(card.input.channel_names)}]",
+        card.recipe,
+        "unknown cases" if card.trained_on is None else f"{len(card.trained_on)} cases",
+        card.split or "unknown",
+        *(f"{card.scores[key]:.4f}" if key in card.scores else "" for key in ("val/dice", "val_coarse/dice")),
     )

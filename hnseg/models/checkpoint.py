@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hnseg.card import Stage
+from hnseg.app import explain
+from hnseg.card import Card, Stage
 from hnseg.errors import HnsegError
 from hnseg.models.nets import build, stride_product
 
@@ -24,7 +26,7 @@ FORMAT = 2
 # The key of the card in a checkpoint: everything needed to run its network.
 CARD = "hnseg"
 # Card and network of a member.
-Trained = tuple[dict[str, Any], nn.Module]
+Trained = tuple[Card, nn.Module]
 
 
 @dataclass(frozen=True)
@@ -32,43 +34,40 @@ class Member:
     """One trained network and what it needs to know about its input.
 
     Args:
-        card: The member's description: name, stage, input, network, patch, decision.
+        card: Its description.
         weights: Its safetensors file.
         sha256: Of the weights, as its bundle lists it.
     """
 
-    card: dict[str, Any]
+    card: Card
     weights: Path
     sha256: str = ""
 
     @property
     def stage(self) -> Stage:
         """The stage it was trained for."""
-        return Stage(**self.card["stage"])
+        return self.card.stage
 
     def has_seen(self, case_id: str) -> bool:
         """Whether it was trained on a case; so counts an imported member whose split is unknown."""
-        trained_on = self.card["trained_on"]
-        return trained_on is None or case_id in trained_on
+        return self.card.trained_on is None or case_id in self.card.trained_on
 
     def whole(self) -> Member:
         """The same member, with a patch that holds its stage's whole ROI.
 
         The ROI's sides are rounded up to multiples of the network's stride product.
         """
-        steps = stride_product(self.card["network"])
-        order = self.card.get("axes", {}).get("order", [0, 1, 2])  # the network's axes, each of (z, y, x)
-        ours = [steps[order.index(axis)] for axis in range(3)]
-        padded = self.card["input"].get("pad_to") or (0, 0, 0)
-        sides = [max(n, pad) for n, pad in zip(self.stage.size[::-1], padded, strict=True)]
-        patch = [math.ceil(n / step) * step for n, step in zip(sides, ours, strict=True)]
+        card, spec = self.card, self.card.input
+        steps = card.axes.shape_from_network(stride_product(card.network))
+        sides = [max(n, pad) for n, pad in zip(card.stage.shape, spec.pad_to or (0, 0, 0), strict=True)]
+        z, y, x = (math.ceil(n / step) * step for n, step in zip(sides, steps, strict=True))
         # Padded by the input chain rather than as a window, so that coordinates go on where padding begins.
-        spec = self.card["input"] | ({"pad_to": patch} if self.card["input"].get("coordinates") else {})
-        return replace(self, card={**self.card, "input": spec, "patch": patch})
+        spec = replace(spec, pad_to=(z, y, x)) if spec.coordinates else spec
+        return replace(self, card=replace(card, input=spec, patch=(z, y, x)))
 
     def network(self) -> nn.Module:
         """The network in evaluation mode, without its weights."""
-        return build(**self.card["network"]).eval()
+        return build(**self.card.network).eval()
 
     def load_into(self, network: nn.Module) -> None:
         """Puts the member's weights into a network of its kind.
@@ -93,6 +92,18 @@ class Member:
         network = self.network()
         self.load_into(network)
         return self.card, network
+
+
+def read_card(content: dict[str, Any], path: Path) -> Card:
+    """A card as a checkpoint or bundle holds it.
+
+    Raises:
+        HnsegError: An unknown key, or a value that it cannot have.
+    """
+    try:
+        return Card(**{key: value for key, value in content.items() if key != "format"})
+    except ValidationError as error:
+        raise HnsegError(f"{path}: {explain(error)}; export the bundle again, or train anew") from error
 
 
 def _fill(network: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -179,17 +190,18 @@ def read_checkpoint(folder: Path, choice: Checkpoint) -> Trained:
     path = checkpoint_file(folder, choice)
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        card: dict[str, Any] = stored[CARD]
-        if card.get("format") != FORMAT:
+        content = dict(stored[CARD])
+        if (number := content.get("format", 1)) != FORMAT:
             raise HnsegError(
-                f"{path}: format {card.get('format', 1)}, hnseg export reads {FORMAT}; train it again with "
+                f"{path}: format {number}, hnseg export reads {FORMAT}; train it again with "
                 "overwrite=true, or export it with the hnseg that trained it"
             )
-        network = build(**card["network"])
+        card = read_card(content, path)
+        network = build(**card.network)
         # Lightning's WeightAveraging saves the average in the place of the network's own weights.
         own = stored.get("current_model_state")
         if own is not None and choice != "best":
-            card = card | {"scores": {}}  # of which of the two, the checkpoint does not say
+            card = replace(card, scores={})  # of which of the two, the checkpoint does not say
         prefix, state = "network.", own if own is not None and choice == "last" else stored["state_dict"]
         network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     except (OSError, EOFError, RuntimeError, UnpicklingError, LookupError) as error:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from hnseg.card import Card, plain
 from hnseg.metrics.torch_metrics import CaseMeans, OfficialScores
 from hnseg.models.checkpoint import CARD, FORMAT
 from hnseg.models.losses import DeepSupervision
@@ -32,7 +33,7 @@ class SegmentationModule(L.LightningModule):
         scheduler: Optimiser → schedule, stepped once an epoch.
         classes: Foreground classes in the order of their labels.
         spacing: Voxel size of the stage's grid in mm, (x, y, z).
-        card: Plain description of the network and its input, saved into every checkpoint.
+        card: Description of the network and its input, saved into every checkpoint.
         compile_network: Train with `torch.compile` on a GPU; on a CPU it gains nothing and is left out.
     """
 
@@ -51,7 +52,7 @@ class SegmentationModule(L.LightningModule):
         *,
         classes: Sequence[str],
         spacing: tuple[float, float, float],
-        card: dict[str, Any],
+        card: Card,
         compile_network: bool = False,
     ) -> None:
         super().__init__()
@@ -146,7 +147,7 @@ class SegmentationModule(L.LightningModule):
         """A checkpoint knows what it is, how its input was made, and what it scored."""
         metrics = self.trainer.callback_metrics
         scores = {name: float(value) for name, value in metrics.items() if name.startswith("val")}
-        checkpoint[CARD] = {"format": FORMAT, **self.card, "scores": scores}
+        checkpoint[CARD] = {"format": FORMAT, **plain(self.card), "scores": scores}
 
 
 def _dice(predicted: Tensor, truth: Tensor, outside: Tensor) -> Tensor:

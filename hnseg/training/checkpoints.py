@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from hnseg.card import Card
 from hnseg.errors import HnsegError
 from hnseg.files import replacing
 from hnseg.models.checkpoint import CARD
@@ -163,10 +164,10 @@ def step_of(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else int(_read(checkpoint)["global_step"])
 
 
-def require_same_data(checkpoint: Path, card: dict[str, Any]) -> None:
+def require_same_data(checkpoint: Path, card: Card) -> None:
     """Refuses to resume on other images or labels, by the digests `data` and `fingerprint` of both cards."""
     stored = _read(checkpoint)[CARD]
-    if any(stored[key] != card[key] for key in ("data", "fingerprint")):
+    if (stored["data"], stored["fingerprint"]) != (card.data, card.fingerprint):
         raise HnsegError(
             f"{checkpoint}: was trained on other images or labels than are there now; put those back, or "
             "train anew with overwrite=true or another name=..."

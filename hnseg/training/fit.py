@@ -21,7 +21,7 @@ from lightning.fabric.plugins.environments import (
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from hnseg.card import plain
+from hnseg.card import Card, plain
 from hnseg.config import Job, build, building
 from hnseg.data.augment import Compose, RandomHeadCut
 from hnseg.data.datamodule import StageDataModule, choose_loading
@@ -95,7 +95,7 @@ def train(
         _freeze_unsupervised_heads(module)
         torch.manual_seed(job.seed + processes.rank)  # of what devices draw by themselves
     callbacks = make_callbacks(job, datamodule, folder, title, processes)
-    provenance = {key: card[key] for key in ("split", "fingerprint", "data")}
+    provenance = {"split": card.split, "fingerprint": card.fingerprint, "data": card.data}
     provenance["init_from"] = settings["init_from"] and settings["init_from"]["sha256"]
     with loggers(folder, job, provenance, step_of(resume), processes.rank) as log:
         trainer = L.Trainer(
@@ -149,7 +149,7 @@ def check_components(job: Job) -> None:
             f"be multiples of {list(product)}, and not all the least; use training.patch={fitting}"
         )
     with torch.device("meta"):
-        network = build_network(**job.card(job.input_spec)["network"])
+        network = build_network(**job.card(job.input_spec).network)
     optimizer = build(job.optimizer.step, "optimizer.step")(network.parameters())
     build(job.optimizer.schedule, "optimizer.schedule")(optimizer)
     loss, classes = build(job.loss, "loss"), len(job.stage.classes) + 1
@@ -215,7 +215,7 @@ def make_datamodule(
     )
 
 
-def prepare_card(job: Job, fold: Fold, datamodule: StageDataModule, processes: Processes) -> Config:
+def prepare_card(job: Job, fold: Fold, datamodule: StageDataModule, processes: Processes) -> Card:
     """Prepares the fold's volumes, and describes the network to be trained on them.
 
     Processes that torchrun or SLURM started take turns: the first prepares, the others use its cache.
@@ -229,13 +229,13 @@ def prepare_card(job: Job, fold: Fold, datamodule: StageDataModule, processes: P
         split=fold.split.hash,
         fingerprint=fingerprint and fingerprint.hash,
         data=data,
-        trained_on=[case.case_id for case in fold.train],
+        trained_on=tuple(case.case_id for case in fold.train),
     )
 
 
-def make_module(job: Job, card: Config, precision: Precision) -> SegmentationModule:
+def make_module(job: Job, card: Card, precision: Precision) -> SegmentationModule:
     """Network, loss, optimiser and schedule of the configuration; `precision` is the validation's."""
-    network = build_network(**card["network"])
+    network = build_network(**card.network)
     if job.trainer.checkpointing:
         checkpoint_blocks(network)
     return SegmentationModule(

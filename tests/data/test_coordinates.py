@@ -92,7 +92,7 @@ def test_inference_feeds_the_network_what_validation_feeds_it(
     described["network"]["in_channels"] = 5
     (member,) = make_bundle(tmp_path, described).members
     volume = write_volume(tmp_path / "cache", "A-0", lesions(shape, 0))
-    spec = InputSpec(**member.card["input"])
+    spec = member.card.input
     validated = VolumeDataset([volume], spec, 2)[0]["image"]
     seen: list[torch.Tensor] = []
 

@@ -80,8 +80,8 @@ def test_no_case_meets_a_network_that_was_trained_on_it(asked, out):
         for case_id in held_out
         for arm, *_ in TRAININGS
     }
-    assert Counter((case_id, member.card["name"]) for case_id, member in asked[1]) == Counter(expected)
-    assert not [case_id for case_id, member in asked[1] if case_id in member.card["trained_on"]]
+    assert Counter((case_id, member.card.name) for case_id, member in asked[1]) == Counter(expected)
+    assert not [case_id for case_id, member in asked[1] if case_id in member.card.trained_on]
     for arm in ARMS:
         assert {row["out_of_fold"] for row in table(out / arm).values()} == {"yes"}
 

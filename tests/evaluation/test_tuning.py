@@ -229,7 +229,7 @@ def test_the_bundle_gets_the_rules_and_its_card_says_so(bundle: Path, root: Path
     changed = {path.name for path, content in read_all(bundle).items() if untouched[path] != content}
     assert changed == {"bundle.yaml", "README.md"}
     tuned = {"min_component_ml": {"GTVp": 0.1, "GTVn": 0.0}, "node_suv_peak": 1.5}
-    assert Bundle.load(bundle).decision == DECISION | tuned
+    assert Bundle.load(bundle).decision == Decision(**DECISION | tuned)
     text = (bundle / "README.md").read_text()
     assert "node_suv_peak: 1.5" in text
     assert "12 cases out of fold" in text
@@ -297,7 +297,7 @@ def test_from_infer_to_tuned_rules_as_typed(tmp_path: Path) -> None:
     assert "components were dropped" in refused(done)
     infer("decision.min_component_ml=0", "decision.node_suv_peak=0")
     assert hnseg("tune-postprocess", bundle, out, tmp_path / "cohort").returncode == 0
-    assert Bundle.load(bundle).decision["node_suv_peak"] in (3.0, 4.0)
+    assert Bundle.load(bundle).decision.node_suv_peak in (3.0, 4.0)
     infer()
     for name in NAMES[:10]:
         mask = sitk.GetArrayFromImage(sitk.ReadImage(str(out / f"{name}.nii.gz")))

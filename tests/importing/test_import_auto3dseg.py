@@ -19,7 +19,7 @@ from fabricate import ct_image, pet_image
 from members import Ensemble
 from safetensors.torch import load_file
 
-from hnseg.card import InputSpec
+from hnseg.card import Axes, Normalise, Window
 from hnseg.data.intensity import input_transform
 from hnseg.data.resample import sample_images
 from hnseg.imaging.grid import Grid
@@ -47,7 +47,7 @@ def write(folder: Path, *images: sitk.Image) -> dict[str, str]:
 
 def scaled_files(folder: Path, member: Member, grid: Grid) -> dict[str, str]:
     """What the stage's scaling makes of the case, in files on its grid: the network's own images."""
-    spec = InputSpec(**member.card["input"])
+    spec = member.card.input
     sampled = sample_images(spec.sampling, ct_image(), pet_image(), grid)
     images = {name: tio.ScalarImage(tensor=torch.from_numpy(array)[None]) for name, array in sampled.items()}
     channels = input_transform(spec.unnormalised)(tio.Subject(images))["image"].data.numpy()
@@ -89,10 +89,10 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Member, Grid, np.n
     return member, grid, segment(scaled_files(folder, member, grid), CONFIG)
 
 
-BOUNDED = {"normalise": [{"scheme": "range", "lower": 0.3, "upper": 0.62}, {"scheme": "sigmoid"}]}
+BOUNDED = {"normalise": (Normalise("range", lower=0.3, upper=0.62), Normalise("sigmoid"))}
 SPOILED: dict[str, tuple[str, dict[str, Any]]] = {
-    "one axis not flipped": ("axes", {"flip": [0]}),
-    "axes in another order": ("axes", {"order": [1, 2, 0]}),
+    "one axis not flipped": ("axes", {"flip": (0,)}),
+    "axes in another order": ("axes", {"order": (1, 2, 0)}),
     "overlap": ("window", {"overlap": 0.5}),
     "windows of nnU-Net": ("window", {"tiling": "nnunet"}),
     "intensity bound": ("input", BOUNDED),
@@ -102,7 +102,7 @@ SPOILED: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize(("key", "changes"), SPOILED.values(), ids=SPOILED)
 def test_a_spoiled_member_predicts_something_else(larger, key, changes):
     member, grid, expected = larger
-    card = member.card | {key: {**member.card[key], **changes}}
+    card = replace(member.card, **{key: replace(getattr(member.card, key), **changes)})
     assert card != member.card
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         np.testing.assert_allclose(predict(replace(member, card=card), grid), expected, atol=1e-3)
@@ -136,10 +136,10 @@ def test_a_work_directory_becomes_one_member_a_fold(tmp_path):
     (work / "swinunetr_0" / "model" / "model.pt").touch()
     output = run(work, *STAGE, "recipe=authors", "--out", tmp_path / "bundle")
     members = Bundle.load(tmp_path / "bundle").members
-    assert [member.card["name"] for member in members] == ["fine_segresnet_fold_0", "fine_segresnet_fold_1"]
-    assert all(member.card["name"] in output for member in members)
-    seen = [member.card["trained_on"] for member in members]
-    assert seen == [["MDA-001", "MDA-003"], ["MDA-000", "MDA-002"]]
+    assert [member.card.name for member in members] == ["fine_segresnet_fold_0", "fine_segresnet_fold_1"]
+    assert all(member.card.name in output for member in members)
+    seen = [member.card.trained_on for member in members]
+    assert seen == [("MDA-001", "MDA-003"), ("MDA-000", "MDA-002")]
     for fold, member in enumerate(members):
         weights = load_file(member.weights)
         for name, expected in network(CONFIG | {"fold": fold}).state_dict().items():
@@ -152,15 +152,15 @@ def test_the_card_says_how_the_release_made_its_images(tmp_path):
     run(folder, "stage=fine", "recipe=authors", "--out", tmp_path / "bundle")
     (member,) = Bundle.load(tmp_path / "bundle").members
     card = member.card
-    ct, pet = card["input"]["normalise"]
-    assert (ct["scheme"], ct["lower"], ct["upper"], pet["scheme"]) == ("range", 0.3, 0.6, "sigmoid")
-    assert card["patch"] == [10, 8, 12]
-    assert card["window"] == {"tiling": "monai", "overlap": 0.625}
-    assert (card["axes"], card["mirror_axes"]) == ({"order": [2, 1, 0], "flip": [0, 1]}, [0, 1, 2])
-    assert (card["decision"]["fusion"], card["decision"]["resample_output"]) == ("authors", "labels")
+    ct, pet = card.input.normalise
+    assert (ct.scheme, ct.lower, ct.upper, pet.scheme) == ("range", 0.3, 0.6, "sigmoid")
+    assert card.patch == (10, 8, 12)
+    assert card.window == Window("monai", 0.625)
+    assert (card.axes, card.mirror_axes) == (Axes((2, 1, 0), (0, 1)), (0, 1, 2))
+    assert (card.decision.fusion, card.decision.resample_output) == ("authors", "labels")
     digest = hashlib.sha256((folder / "model" / "model.pt").read_bytes()).hexdigest()
     origin = {"from": "Auto3DSeg", "checkpoint": "model.pt", "sha256": digest, "epoch": 7, "best_metric": 0.5}
-    assert (card["imported"], card["trained_on"]) == (origin, None)
+    assert (card.imported, card.trained_on) == (origin, None)
 
 
 def test_references_to_other_keys_are_read(tmp_path):
@@ -169,7 +169,7 @@ def test_references_to_other_keys_are_read(tmp_path):
     folder = write_algorithm(tmp_path / "segresnet_0", stored={"config": CONFIG | changes})
     run(folder, *STAGE, "recipe=authors", "--out", tmp_path / "bundle")
     (member,) = Bundle.load(tmp_path / "bundle").members
-    assert (member.card["network"]["in_channels"], member.card["network"]["norm"]) == (2, "INSTANCE")
+    assert (member.card.network["in_channels"], member.card.network["norm"]) == (2, "INSTANCE")
 
 
 @pytest.mark.parametrize(

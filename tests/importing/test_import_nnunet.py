@@ -33,13 +33,13 @@ def test_a_member_says_where_it_comes_from_and_which_cases_it_has_seen(tmp_path:
     splits = [{"train": ["b", "a"], "val": ["c"]}, {"train": ["a", "c"], "val": ["b"]}]
     (folder / "splits_final.json").write_text(json.dumps(splits))
     import_nnunet(folder, RAW, tmp_path / "bundle")
-    members = {member.card["fold"]: member for member in Bundle.load(tmp_path / "bundle").members}
-    assert {fold: member.card["trained_on"] for fold, member in members.items()} == {
-        0: ["a", "b"],
-        1: ["a", "c"],
-        "all": ["a", "b", "c"],
+    members = {member.card.fold: member for member in Bundle.load(tmp_path / "bundle").members}
+    assert {fold: member.card.trained_on for fold, member in members.items()} == {
+        0: ("a", "b"),
+        1: ("a", "c"),
+        "all": ("a", "b", "c"),
     }
-    origin = members[1].card["imported"]
+    origin = members[1].card.imported
     checkpoint = folder / origin["checkpoint"]
     assert origin["checkpoint"] == "fold_1/checkpoint_final.pth"
     assert origin["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
@@ -49,7 +49,7 @@ def test_a_member_says_where_it_comes_from_and_which_cases_it_has_seen(tmp_path:
 def test_a_member_of_an_unknown_split_counts_as_having_seen_every_case(tmp_path: Path) -> None:
     import_nnunet(train(), RAW, tmp_path / "bundle")
     (member,) = Bundle.load(tmp_path / "bundle").members
-    assert member.card["trained_on"] is None
+    assert member.card.trained_on is None
     assert member.has_seen("anything")
 
 
@@ -61,7 +61,7 @@ def test_a_bundle_is_extended_by_new_names_alone(tmp_path: Path) -> None:
     with pytest.raises(HnsegError, match="second member fine_plainconv_fold_1"):
         import_nnunet(folder, RAW, out, folds=["1"])
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    assert [member.card["fold"] for member in Bundle.load(out).members] == [1, 0]
+    assert [member.card.fold for member in Bundle.load(out).members] == [1, 0]
     assert import_nnunet(folder, [*RAW, "arm=other"], out, folds=["1"]) == ["other_fold_1"]
 
 
@@ -83,7 +83,7 @@ def test_a_configuration_inherits_as_in_nnunet(tmp_path: Path) -> None:
     known["3d_fullres"] = {"inherits_from": "base", "patch_size": [8, 12, 8]}
     import_nnunet(train(plan), RAW, tmp_path / "bundle")
     (member,) = Bundle.load(tmp_path / "bundle").members
-    assert member.card["patch"] == [8, 12, 8]
+    assert member.card.patch == (8, 12, 8)
 
 
 def unet(**changes: Any) -> dict[str, Any]:

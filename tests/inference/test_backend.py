@@ -58,7 +58,7 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
 
 def image(member: Member, *sides: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(1, member.card["network"]["in_channels"], *sides, generator=generator)
+    return torch.randn(1, member.card.network["in_channels"], *sides, generator=generator)
 
 
 def folders(path: Path) -> set[str]:
@@ -83,7 +83,7 @@ def test_float32_is_pytorchs_float32(tmp_path: Path, architecture: str) -> None:
     theirs = pytorch(member, volume)
     assert_same(confident(networks, member, volume), theirs)
     assert networks.note(member) == ""
-    unflipped = replace(member, card=member.card | {"axes": turned | {"flip": []}})
+    unflipped = replace(member, card=replace(member.card, axes=replace(member.card.axes, flip=())))
     with must_fail():
         assert_same(confident(networks, unflipped, volume), theirs)
 
@@ -135,13 +135,13 @@ def test_what_is_made_of_something_else_is_converted_anew(
     if change == "weights":
         member = replace(member, sha256="other")
     elif change == "network":
-        member.card["network"]["slope"] = 0.5
+        member.card.network["slope"] = 0.5
     elif change == "patch":
-        member.card["patch"] = [24, 24, 24]
+        member = replace(member, card=replace(member.card, patch=(24, 24, 24)))
     else:
         monkeypatch.setattr(backends.load_openvino(), "__version__", "2999.1")
     assert backends.converted(member).parent != before.parent
-    volume = image(member, *member.card["patch"])
+    volume = image(member, *member.card.patch)
     assert_same(confident(OpenVinoNetworks("float32"), member, volume), pytorch(member, volume))
 
 
@@ -171,7 +171,7 @@ def test_beside_a_bundle_that_cannot_be_written_the_users_cache_serves(
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     volume, networks = image(member, 16, 16, 16), OpenVinoNetworks("float32")
     assert torch.equal(confident(networks, member, volume), pytorch(member, volume))
-    assert networks.note(member) == f"{member.card['name']}: OpenVINO cannot run it, PyTorch did"
+    assert networks.note(member) == f"{member.card.name}: OpenVINO cannot run it, PyTorch did"
 
 
 class Broken(CompiledNetwork):
@@ -195,7 +195,7 @@ def test_where_bfloat16_is_wrong_a_member_runs_in_float32_and_its_note_says_so(
         Broken.runs.clear()
         assert_same(confident(networks, member, volume), theirs)
         assert [*compared, "float32", "float32"] == Broken.runs
-        note = f"{member.card['name']}: bfloat16 is wrong on this processor, float32 was taken"
+        note = f"{member.card.name}: bfloat16 is wrong on this processor, float32 was taken"
         assert networks.note(member) == note
 
 
@@ -220,7 +220,7 @@ def test_a_failed_conversion_leaves_nothing_and_runs_in_pytorch(
         ours = [confident(networks, member, volume) for _ in range(2)]
     assert torch.equal(ours[0], pytorch(member, volume))
     (line,) = caplog.messages
-    assert line == f"{member.card['name']}: OpenVINO cannot run it (no such operation); it runs in PyTorch"
+    assert line == f"{member.card.name}: OpenVINO cannot run it (no such operation); it runs in PyTorch"
     assert folders(member.weights.parents[1] / "cache") == set()
 
 

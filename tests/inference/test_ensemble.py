@@ -54,7 +54,7 @@ def test_the_mean_is_that_of_the_members_run_alone(bundle: Bundle, mirror: bool)
 
 def test_the_authors_fusion_means_nnunets_logits_and_the_others_softmax(bundle: Bundle) -> None:
     """The softmax of mean logits is the geometric mean of softmax maps, divided by its sum."""
-    alone = {member.card["name"]: predict([member]) for member in bundle.members}
+    alone = {member.card.name: predict([member]) for member in bundle.members}
     segresnet = alone.pop("fine_segresnet_fold_0")
     geometric = np.exp(np.mean([np.log(one) for one in alone.values()], axis=0))
     expected = (geometric / geometric.sum(axis=0) + segresnet) / 2
@@ -65,17 +65,17 @@ def test_the_authors_fusion_means_nnunets_logits_and_the_others_softmax(bundle: 
 
 def test_a_member_without_weight_is_not_run(bundle: Bundle) -> None:
     rules = Decision(weights={"plainconv": 3, "segresnet": 0})
-    alone = {member.card["name"]: predict([member]) for member in bundle.members}
+    alone = {member.card.name: predict([member]) for member in bundle.members}
     plain = alone["fine_plainconv_fold_0"] + alone["paper"]
     expected = (3 * plain + alone["fine_resenc_fold_0"]) / 7
     np.testing.assert_allclose(predict(bundle.members, decision=rules), expected, atol=1e-6)
     ensemble = Ensemble(bundle.members, decision=rules)
-    assert "segresnet" not in {member.card["model"] for member in ensemble.members}
+    assert "segresnet" not in {member.card.model for member in ensemble.members}
 
 
 def test_weights_that_leave_no_member_are_told(bundle: Bundle) -> None:
     with pytest.raises(HnsegError, match=r"weights=.*leave no fine member"):
-        Ensemble([m for m in bundle.members if m.card["model"] == "resenc"], Decision(weights={"resenc": 0}))
+        Ensemble([m for m in bundle.members if m.card.model == "resenc"], Decision(weights={"resenc": 0}))
 
 
 def test_the_input_is_what_was_cut_from_the_images(tmp_path: Path) -> None:

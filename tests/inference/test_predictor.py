@@ -3,6 +3,7 @@
 Windows are held against nnU-Net and MONAI in tests/parity/test_parity_windows.py.
 """
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
+from members import card
 from torch import Tensor, nn
 
-from hnseg.inference.predictor import Axes, Predictor
+from hnseg.card import Axes, Card, Window
+from hnseg.inference.predictor import Predictor
 
 
 @pytest.fixture
@@ -49,21 +52,22 @@ def test_mirroring_is_the_mean_over_eight_flips(network: nn.Module) -> None:
 
 
 def test_a_network_of_other_axes_sees_the_volume_turned_and_mirrored_along_ours(network: nn.Module) -> None:
-    volume, card = image(8, 6, 4), {"patch": [8, 6, 4], "axes": {"order": [2, 1, 0], "flip": [0]}}
+    volume, axes = image(8, 6, 4), Axes(order=(2, 1, 0), flip=(0,))
     by_hand = [
         network(one.permute(0, 1, 4, 3, 2).flip(2)).flip(2).permute(0, 1, 4, 3, 2)
         for one in (volume, volume.flip(2))
     ]
     by_hand[1] = by_hand[1].flip(2)
-    predictor = Predictor.of(card | {"mirror_axes": [0]}, mirror=True)
+    predictor = Predictor((8, 6, 4), mirror=(0,), axes=axes)
     torch.testing.assert_close(predictor(network, volume), torch.stack(by_hand).mean(0).detach())
 
 
 def test_a_member_says_its_windows_and_whether_it_may_be_mirrored() -> None:
-    card = {"patch": [8, 8, 8], "window": {"tiling": "monai", "overlap": 0.625}, "mirror_axes": []}
-    assert Predictor.of(card, mirror=True) == Predictor((8, 8, 8), "monai", 0.625)
-    assert Predictor.of({"patch": [8, 8, 8]}, mirror=True) == Predictor((8, 8, 8), mirror=(0, 1, 2))
-    assert Predictor.of({"patch": [8, 8, 8]}) == Predictor((8, 8, 8))
+    usual = Card(**card("fine", "plainconv", patch=[8, 8, 8]))
+    assert Predictor.of(usual, mirror=True) == Predictor((8, 8, 8), mirror=(0, 1, 2))
+    assert Predictor.of(usual) == Predictor((8, 8, 8))
+    unmirrored = replace(usual, window=Window("monai", 0.625), mirror_axes=())
+    assert Predictor.of(unmirrored, mirror=True) == Predictor((8, 8, 8), "monai", 0.625)
 
 
 RAS = Axes(order=(2, 1, 0), flip=(0, 1))

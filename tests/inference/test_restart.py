@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from again import NAMES, NODE, outcomes, statuses
-from members import DECISION, HOT, WHOLE, card, make_bundle, make_cascade
+from members import HOT, WHOLE, card, make_bundle, make_cascade
 from results import contents, table
 
 from hnseg.inference.cascade import Cascade, Segmentation
@@ -67,7 +67,7 @@ def test_other_networks_rules_or_settings_segment_all_cases_again(
     scans: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
     other = make_bundle(tmp_path / "node", card("fine", "pointwise", NODE, grid=WHOLE))
-    ruled = replace(bundle, decision=DECISION | {"min_component_ml": 0.5})
+    ruled = replace(bundle, decision=replace(bundle.decision, min_component_ml=0.5))
     changed = [
         make_cascade(other),
         make_cascade(ruled),

@@ -98,7 +98,7 @@ def test_an_ensemble_tells_how_its_members_differ(tmp_path: Path) -> None:
     disagreement = Disagreement(information=True)
     fused = run(list(bundle.members), disagreement)
     alone = np.stack([run([member]) for member in bundle.members])
-    weights = [2.0 if member.card["model"] == "plainconv" else 1.0 for member in bundle.members]
+    weights = [2.0 if member.card.model == "plainconv" else 1.0 for member in bundle.members]
     divergence = np.average([stats.entropy(one, fused, base=3, axis=0) for one in alone], 0, weights)
     maps = dict(zip(MAPS, disagreement.uncertainty(fused), strict=True))
     np.testing.assert_allclose(maps["entropy"], stats.entropy(fused, base=3, axis=0), atol=1e-5)

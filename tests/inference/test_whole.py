@@ -21,7 +21,7 @@ GRID = {"size": [22, 20, 18], "spacing": [3.0, 3.0, 3.0]}  # (x, y, z); the netw
 def test_a_whole_roi_is_the_networks_own_output_for_it(tmp_path: Path, architecture: str) -> None:
     bundle = make_bundle(tmp_path, card("fine", architecture, grid=GRID, patch=[12, 12, 12]))
     (member,) = bundle.whole().members
-    assert member.card["patch"] == [20, 20, 24]  # (z, y, x), rounded up
+    assert member.card.patch == (20, 20, 24)  # (z, y, x), rounded up
     grid = Grid.centred((40.0, 40.0, 45.0), GRID["size"], GRID["spacing"])
     ct, pet = ct_image(), pet_image()
     found = Ensemble([member])(ct, pet, grid)

@@ -9,6 +9,7 @@ import yaml
 from entry import ROOT
 from members import TINY, card, make_bundle, write_run
 
+from hnseg.card import Decision
 from hnseg.errors import HnsegError
 from hnseg.models import nets
 from hnseg.models.bundle import Bundle, export_bundle
@@ -24,8 +25,8 @@ def test_a_member_gives_the_checkpoints_own_logits(tmp_path: Path, architecture:
     (member,) = make_bundle(tmp_path, card("fine", architecture)).members
     restored = member.network()
     image = torch.randn(1, 2, 16, 16, 16)
-    stored = torch.load(tmp_path / "runs" / member.card["name"] / "best.ckpt", weights_only=True)
-    trained = nets.build(**member.card["network"]).eval()
+    stored = torch.load(tmp_path / "runs" / member.card.name / "best.ckpt", weights_only=True)
+    trained = nets.build(**member.card.network).eval()
     trained.load_state_dict({key.removeprefix("network."): w for key, w in stored["state_dict"].items()})
     with torch.no_grad():
         assert not torch.equal(restored(image), trained(image))
@@ -38,9 +39,9 @@ def test_members_know_their_stage_and_the_bundle_its_decision(tmp_path: Path) ->
     bundle = make_bundle(
         tmp_path, card("coarse", "plainconv"), card("fine", "segresnet", decision=decision, fold=3)
     )
-    assert bundle.decision == decision
+    assert bundle.decision == Decision(**decision)
     (fine,) = bundle.of_stage("fine")
-    assert fine.card["fold"] == 3
+    assert fine.card.fold == 3
     assert fine.stage.spacing == (3.0, 3.0, 3.0)
     assert bundle.of_stage("head") == []
 
@@ -182,7 +183,7 @@ def test_an_arm_takes_the_papers_members_and_leaves_the_other_stages_whole(tmp_p
     arm = yaml.safe_load((ROOT / "conf" / "arms" / f"{name}.yaml").read_text())
     assert arm["name"] == name
     chosen = bundle.arm(name, arm["members"])
-    assert {member.card["name"] for member in chosen.of_stage("fine")} == ARMS[name]
+    assert {member.card.name for member in chosen.of_stage("fine")} == ARMS[name]
     assert (len(chosen.of_stage("head")), len(chosen.of_stage("coarse"))) == (1, 1)
 
 

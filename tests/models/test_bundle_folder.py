@@ -21,7 +21,7 @@ def bundle(tmp_path: Path) -> Bundle:
 def test_an_older_bundle_is_replaced_whole(bundle: Bundle, tmp_path: Path) -> None:
     write_run(tmp_path / "new", card("fine", "segresnet"))
     export_bundle([tmp_path / "new"], bundle.path)
-    assert [member.card["name"] for member in Bundle.load(bundle.path).members] == ["fine_segresnet_fold_0"]
+    assert [member.card.name for member in Bundle.load(bundle.path).members] == ["fine_segresnet_fold_0"]
     assert {path.name for path in bundle.path.iterdir()} == {
         "README.md",
         "bundle.yaml",

@@ -20,7 +20,7 @@ def test_the_last_checkpoint_can_be_taken_instead(tmp_path: Path) -> None:
     for checkpoint, zero in (("best", False), ("last", True)):
         (member,) = export(run, checkpoint).members
         assert set(values(member)) == {0.0} or not zero
-        assert member.card["scores"] == {"val/dice": 0.5}
+        assert member.card.scores == {"val/dice": 0.5}
 
 
 def test_own_and_averaged_weights_of_the_last_step_can_be_told_apart(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_own_and_averaged_weights_of_the_last_step_can_be_told_apart(tmp_path: P
     for checkpoint, expected in (("last", 0.0), ("ema", 1.0)):
         (member,) = export(run, checkpoint).members
         assert set(values(member)) == {expected}
-        assert not member.card["scores"]
+        assert not member.card.scores
 
 
 def test_a_run_without_averaged_weights_is_refused_and_the_older_bundle_stays(tmp_path: Path) -> None:
@@ -40,6 +40,27 @@ def test_a_run_without_averaged_weights_is_refused_and_the_older_bundle_stays(tm
     with pytest.raises(HnsegError, match=r"last\.ckpt: no averaged weights .*--checkpoint best or last$"):
         export(run, "ema")
     assert Bundle.load(before.path).members == before.members
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"colour": "red"}, "colour=red"),
+        ({"patch": [16, 16]}, "patch"),
+        ({"trained_on": "CHUM"}, "trained_on=CHUM"),
+        ({"input": {"modalities": ["mr"]}}, r"input\.modalities"),
+        ({"decision": {"rule": "max"}}, r"decision\.rule=max"),
+    ],
+)
+def test_a_card_that_says_what_it_cannot_is_refused_with_file_and_key(
+    tmp_path: Path, change: dict[str, object], key: str
+) -> None:
+    run = write_run(tmp_path / "runs", card("fine", "segresnet"))
+    stored = torch.load(run / "best.ckpt", weights_only=True)
+    stored["hnseg"] |= change
+    torch.save(stored, run / "best.ckpt")
+    with pytest.raises(HnsegError, match=rf"best\.ckpt: {key}"):
+        export(run, "best")
 
 
 def write_last(run: Path, value: float, *, own: float | None = None) -> None:

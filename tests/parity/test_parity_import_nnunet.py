@@ -1,6 +1,7 @@
 """Imported nnU-Net folds against nnUNetPredictor, from HU and SUV to probabilities, in the same process."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from nnunet_results import LARGER, RAW, SMALLER, STAGE, assert_same, plans, rese
 from spoiled import must_fail
 from torch import Tensor
 
-from hnseg.card import Decision
+from hnseg.card import Card, Decision, plain
 from hnseg.imaging.grid import Grid
 from hnseg.importing.nnunet import import_nnunet
 from hnseg.models.bundle import Bundle
@@ -73,7 +74,7 @@ def test_the_recipe_s_scaling_comes_before_nnunet_s_normalisation() -> None:
 def test_two_folds_are_nnunet_s_mean_of_logits_under_the_authors_fusion() -> None:
     folder, (ct, pet, grid) = train(folds=[0, 1]), study(LARGER)
     members, reference = imported(folder, grid), theirs(folder, (ct, pet), [0, 1])
-    assert [member.card["name"] for member in members] == ["fine_plainconv_fold_0", "fine_plainconv_fold_1"]
+    assert [member.card.name for member in members] == ["fine_plainconv_fold_0", "fine_plainconv_fold_1"]
     assert_same(ours(members, ct, pet, grid, decision=Decision(fusion="authors")), reference)
     with must_fail():
         assert_same(ours(members, ct, pet, grid, decision=Decision(fusion="flat")), reference)
@@ -98,10 +99,11 @@ def test_a_changed_entry_of_the_card_no_longer_predicts_what_nnunet_does(keys, v
     reference, (member,) = theirs(folder, (ct, pet), mirror=True), imported(folder, grid)
     assert_same(ours([member], ct, pet, grid, mirror=True), reference)
     *parents, last = keys
-    entry = member.card
+    described = entry = plain(member.card)
     for key in parents:
         entry = entry[key]
     entry[last] = value
+    member = replace(member, card=Card(**described))
     with must_fail():
         assert_same(ours([member], ct, pet, grid, mirror=True), reference)
 

@@ -39,7 +39,7 @@ Trainers = Callable[[str], nnUNetTrainer]
 def configured(stage: str, model: str, **changes: Any) -> dict[str, Any]:
     """The network that the configuration stands for, as a checkpoint's card holds it."""
     composed = read_job(job(f"stage={stage}", f"model={model}"))
-    return composed.card(composed.input_spec)["network"] | changes
+    return composed.card(composed.input_spec).network | changes
 
 
 def original(stage: str, model: str, nnunet: Trainers, **changes: Any) -> nn.Module:

@@ -132,8 +132,8 @@ def test_a_two_fold_nnunet_is_imported_and_infers_identically(trained, cases, si
     bundle = tmp_path / "bundle"
     import_nnunet(trained, [*RAW, f"stage.size={list(size)}"], bundle)
     members = Bundle.load(bundle).members
-    assert [member.card["trained_on"] for member in members] == [
-        sorted(case.case_id for case in part) for part in (cases[:2], cases[2:4])
+    assert [member.card.trained_on for member in members] == [
+        tuple(sorted(case.case_id for case in part)) for part in (cases[:2], cases[2:4])
     ]
     ct, pet, _, grid = study(cases[4], replace(STAGE, size=size))
     channels = [sitk.ReadImage(path) for path in write_channels(tmp_path / "unseen", ct, pet, grid)]
