@@ -65,7 +65,8 @@ def placing_mask(case: Case, stage: Stage, ct: sitk.Image, masks: Path | None) -
 def place_roi(
     case: Case, stage: Stage, ct: sitk.Image, pet: sitk.Image, mask: sitk.Image | None, masks: Path | None
 ) -> PlacedRoi:
-    """Places a training case's ROI: by labels and manual heads as they are, by predictions as at inference.
+    """Places a training case's ROI: by labels and manual heads as they are, by predictions as at inference
+    with `decision.fallback=chain`.
 
     `mask` is a head mask, lesion labels or a coarse prediction, and `masks` its folder, None for the case's
     own labels. Heads that infer.py labelled lie beside its cases.csv.
@@ -151,8 +152,8 @@ def prepare(
         sampling: What the volumes are cut from.
         modalities: Those that the stage's networks see.
         heads: Folder of head masks CASE.nii.gz: the head stage's labels, and what places the coarse ROI.
-        coarse: Folder of coarse predictions CASE.nii.gz that place the fine ROI as at inference, with the
-            same fallbacks; None centres it on the true lesions.
+        coarse: Folder of coarse predictions CASE.nii.gz that place the fine ROI as at inference with
+            `decision.fallback=chain`; None centres it on the true lesions.
         margin_mm: Anatomy kept around the ROI for jitter, mm.
         workers: Processes; all cores by default.
 

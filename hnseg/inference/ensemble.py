@@ -1,4 +1,4 @@
-"""The members of one stage: weights streamed, logits fused into running means, uncertainty on the way."""
+"""The members of one stage: weights streamed, predictions averaged as they come, uncertainty on the way."""
 
 from __future__ import annotations
 

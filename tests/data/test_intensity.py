@@ -9,7 +9,7 @@ import torchio as tio
 from fabricate import ct_image, pet_image
 from members import Ensemble, card
 
-from hnseg.card import InputSpec, Normalise, Sampling, plain
+from hnseg.card import Card, InputSpec, Normalise, Sampling, plain
 from hnseg.data.dataset import VolumeDataset
 from hnseg.data.intensity import input_transform, network_input, to_subject
 from hnseg.data.prepare import prepare_case
@@ -129,7 +129,8 @@ def test_inference_feeds_the_network_what_training_fed_it(cohort, tmp_path, pad_
     case = cohort[0]
     fields = {"size": [20, 21, 19], "spacing": [3.0, 3.0, 3.5], "placement": "scan", "antialias": antialias}
     spec = replace(ENHANCED, pad_to=pad_to)
-    member = Member(card("fine", "plainconv", grid=fields, input=plain(spec)), tmp_path / "none")
+    described = Card(**card("fine", "plainconv", grid=fields, input=plain(spec)))
+    member = Member(described, tmp_path / "none")
     trained = VolumeDataset([prepare_case(case, member.stage, tmp_path, margin_mm=7)], spec, 2)[0]["image"]
     seen: list[torch.Tensor] = []
 

@@ -45,6 +45,7 @@ def test_several_processes_are_refused(overrides: list[str]) -> None:
         profile([*overrides, "trainer=ddp"], steps=1)
 
 
+@pytest.mark.slow
 def test_without_a_cohort_the_command_makes_one_up(overrides: list[str]) -> None:
     nowhere = [one for one in overrides if not one.startswith(("data.root", "data.cache", "data.folds"))]
     done = CliRunner().invoke(app, ["profile", *nowhere, "--steps", "2"])

@@ -104,6 +104,7 @@ def agents_commands(path: Path) -> Sequence[str]:
     return command
 
 
+@pytest.mark.slow
 def test_wandbs_agent_runs_the_sweeps_job(tmp_path: Path) -> None:
     made = hnseg("sweep", "loss", "job=segresnet", "fold=1,2", "logger.mode=online", cwd=tmp_path)
     assert (made.returncode, made.stderr) == (0, "")
