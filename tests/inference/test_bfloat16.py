@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from members import TINY, card
 from torch import Tensor
 
+from hnseg.card import Card
 from hnseg.devices import Precision
 from hnseg.inference.backends import Networks, make_networks
 from hnseg.inference.predictor import Predictor
@@ -45,7 +46,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         loss(network(image)[0], label[:, 0]).backward()
         optimizer.step()
     out = tmp_path_factory.mktemp("trained") / "bundle"
-    write_bundle([(one, network.eval())], out)
+    write_bundle([(Card(**one), network.eval())], out)
     return Bundle.load(out).members[0]
 
 

@@ -15,7 +15,7 @@ from members import card, make_cascade
 from scipy import ndimage
 from torch import Tensor
 
-from hnseg.card import STUDY, InputSpec, Stage
+from hnseg.card import STUDY, Card, InputSpec, Stage
 from hnseg.data.intensity import input_transform
 from hnseg.data.resample import sample_images, sample_label
 from hnseg.imaging import placement
@@ -103,7 +103,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
             loss(network(image)[0], label).backward()
             optimizer.step()
             schedule.step()
-        members.append((one, network.eval()))
+        members.append((Card(**one), network.eval()))
     out = tmp_path_factory.mktemp("trained") / "bundle"
     write_bundle(members, out)
     return Bundle.load(out)
