@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 demo: .venv/ready ## the whole pipeline on a synthetic cohort, 7 to 14 minutes on 2 cores
 	$(BIN)/hnseg phantom $(DEMO)/data/train --cases 80 --seed 0
 	$(BIN)/hnseg phantom $(DEMO)/data/test --cases 12 --seed 1
-	$(TRAIN) stage=head model=plainconv fold=all
+	$(TRAIN) stage=localiser model=plainconv fold=all
 	$(TRAIN) stage=coarse model=plainconv fold=all
 	$(TRAIN) stage=fine model=resenc,segresnet fold=0-1 -m
 	$(BIN)/hnseg export $(DEMO)/train --out $(DEMO)/bundle

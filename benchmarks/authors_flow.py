@@ -30,7 +30,7 @@ import SimpleITK as sitk
 
 from hnseg.imaging.grid import Grid, coarse_grid, top_of_scan_grid
 
-DATASETS = {"head": "001", "coarse": "002", "fine": "003"}
+DATASETS = {"localiser": "001", "coarse": "002", "fine": "003"}
 HEAD = ((256, 256, 128), (2.0, 2.0, 3.0))
 COARSE = ((144, 144, 144), (2.0, 2.0, 2.0))
 FINE = ((144, 144, 144), (1.0, 1.0, 1.0))
@@ -58,10 +58,10 @@ class Flow:
         with self.timed("resample"):
             crop = top_of_scan_grid(ct, *HEAD)
             ct_crop, pet_crop = sample(ct, crop, -1000.0), sample(pet, crop, 0.0)
-            self.show("head", [window(ct_crop)])
-        self.predict("head")
+            self.show("localiser", [window(ct_crop)])
+        self.predict("localiser")
         with self.timed("resample"):
-            grid = coarse_grid(largest(self.labels("head")), *COARSE)
+            grid = coarse_grid(largest(self.labels("localiser")), *COARSE)
             self.show("coarse", scaled(ct_crop, pet_crop, grid))
         self.predict("coarse")
         with self.timed("resample"):

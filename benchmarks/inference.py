@@ -3,7 +3,7 @@
     python benchmarks/inference.py                   on the CPU; about 25 minutes on 2 cores, 12 GB of disk
     python benchmarks/inference.py --device cuda     on a GPU
 
-A phantom of 512 x 512 x 300 voxels; head, coarse and ten fine networks with random weights, the same for
+A phantom of 512 x 512 x 300 voxels; localiser, coarse and ten fine networks with random weights, the same for
 both (benchmarks/random_members.py), which find their class everywhere, so that both look at the same ROIs.
 The peer (benchmarks/authors_flow.py) starts nnU-Net's command line three times and MONAI once and keeps
 nothing from one case to the next, as the authors' container does, run once a case. On a CPU both frameworks
@@ -35,7 +35,7 @@ from hnseg.data.phantom import make_cohort
 from hnseg.imaging.images import read_label, to_array
 
 HERE = Path(__file__).resolve().parent
-STEPS = ("read", "resample", "head", "coarse", "fine", "back", "write")
+STEPS = ("read", "resample", "localiser", "coarse", "fine", "back", "write")
 LATER = 1  # cases after the first
 
 
@@ -120,7 +120,7 @@ def run_hnseg(name: str, options: Sequence[str], work: Path, ct: Path, pet: Path
     """One case, and one with others after it."""
     bundle = work / ("converted" if device == "cpu" else "bundle")
     fixed = [f"bundle={bundle}", f"trainer.device={device}", *options]
-    if "windows=whole" in options:  # head and coarse networks are converted for their whole ROIs too
+    if "windows=whole" in options:  # localiser and coarse networks are converted for their whole ROIs too
         converted, _ = infer(work, ct, pet, 1, [*fixed, "last_stage=coarse"])
         print(f"\nhead and coarse stage with conversion for whole ROIs: {converted:.0f} s, once\n")
     seconds, gib = infer(work, ct, pet, 1, fixed)

@@ -37,7 +37,7 @@ from hnseg.models.nets import build, checkpoint_blocks
 Config = dict[str, Any]
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-STAGES, RECIPES = ["head", "coarse", "fine"], ["paper", "authors", "best"]
+STAGES, RECIPES = ["localiser", "coarse", "fine"], ["paper", "authors", "best"]
 GIB = 2**30
 LIMIT_S = 360  # of one measurement
 HEADROOM = 1.5  # a step is measured where the free memory holds its estimate so many times

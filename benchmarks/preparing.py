@@ -33,7 +33,7 @@ from hnseg.data.prepare import prepare
 from hnseg.imaging.case import Case, read_cases
 from hnseg.imaging.grid import Grid, coarse_grid, top_of_scan_grid
 
-STAGES = {"head": "plainconv", "coarse": "plainconv", "fine": "resenc"}
+STAGES = {"localiser": "plainconv", "coarse": "plainconv", "fine": "resenc"}
 CORES = os.cpu_count() or 1
 
 
@@ -142,7 +142,7 @@ def crop(case: Case, stage: str, heads: Path, dataset: Path) -> int:
     head = sitk.ReadImage(str(heads / f"{case.case_id}.nii.gz"))
     top = top_of_scan_grid(ct, *HEAD)
     ct_crop = sample(ct, top, -1000.0)
-    if stage == "head":
+    if stage == "localiser":
         grid, label, channels = top, head, [window(ct_crop)]
     else:
         label = sitk.ReadImage(str(case.label))

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 import yaml
 
-# One fold each of head and coarse stage, five of each fine network.
+# One fold each of localiser and coarse stage, five of each fine network.
 FOLDS = range(5)
 STAGES: dict[str, dict[str, Any]] = {
-    "head": {
+    "localiser": {
         "dataset": "Dataset001_head",
         "spacing": [3.0, 2.0, 2.0],
         "patch": [96, 160, 160],
@@ -59,7 +59,7 @@ def make_members(results: Path, work_dir: Path) -> None:
     """Writes all twelve networks.
 
     Args:
-        results: nnU-Net's results folder; head, coarse and five fine ResEncs.
+        results: nnU-Net's results folder; localiser, coarse and five fine ResEncs.
         work_dir: Auto3DSeg's; five SegResNets.
     """
     os.environ["nnUNet_results"] = str(results)  # noqa: SIM112 - nnU-Net spells it so

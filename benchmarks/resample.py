@@ -26,7 +26,7 @@ from hnseg.imaging.grid import Grid, bounds
 SIZE, SPACING = (512, 512, 300), (0.98, 0.98, 3.0)
 # Size and spacing (x, y, z), and how many mm the grid's top lies below the scan's.
 GRIDS = {
-    "head": ((256, 256, 128), (2.0, 2.0, 3.0), 0.0),
+    "localiser": ((256, 256, 128), (2.0, 2.0, 3.0), 0.0),
     "coarse": ((144, 144, 144), (2.0, 2.0, 2.0), 70.0),
     "fine": ((144, 144, 144), (1.0, 1.0, 1.0), 130.0),
 }

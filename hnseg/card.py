@@ -31,7 +31,7 @@ Name = Annotated[str, Written, Field(strict=True, min_length=1)]
 Shape = tuple[Count, Count, Count]
 Bounds = tuple[Number, Number]  # rising
 LesionClass = Literal["GTVp", "GTVn"]
-StageName = Literal["head", "coarse", "fine"]
+StageName = Literal["localiser", "coarse", "fine"]
 Power = Literal["square", "cube_root"]
 Scheme = Literal["zscore", "ct", "range", "sigmoid", "cohort", "rescale", "none"]
 PetRule = Literal["minmax", "suv", "raw"]
@@ -46,10 +46,10 @@ _VALUES = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, config=_VALUES)
 class Stage:
-    """One stage of the cascade: a grid, the rule that places it, and the classes it tells apart (paper 2.3).
+    """One stage of the cascade: a grid, the rule that places it, and its classes (paper 2.3).
 
     Args:
-        name: head, coarse or fine.
+        name: localiser, coarse or fine.
         size: Voxels of the grid, (x, y, z).
         spacing: Voxel size in mm, (x, y, z).
         placement: `top_of_scan` hangs the grid from the top of the scan, `below_head` from a head mask,
@@ -155,7 +155,7 @@ class InputSpec:
     """How a network's input is made from a study's CT in HU and PET in SUV.
 
     Args:
-        modalities: ("ct",) for the head stage, ("ct", "pet") after it.
+        modalities: ("ct",) for the localiser, ("ct", "pet") after it.
         sampling: What the volumes are cut from, and what lies outside it.
         ct_window: HU that become 0 and 1; None leaves CT as it is: already in [0, 1] where it comes from the
             head crop, HU where a foreign network wants HU.

@@ -58,7 +58,7 @@ from hnseg.errors import HnsegError
 
 Location = Annotated[Path, Written, BeforeValidator(lambda value: value or None)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]  # what NumPy takes
-Roi = Literal["truth", "coarse"]
+Roi = Literal["ground_truth", "coarse"]
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -131,8 +131,8 @@ class Data(Settings):
     """The cohort, its folds, and where prepared volumes are kept."""
 
     root: Location | None  # a folder in the HECKTOR layout, or a CSV
-    heads: Location  # head masks CASE.nii.gz, drawn or corrected
-    predicted_heads: Location | None  # head masks of every case by infer.py; null takes `heads`
+    head_labels: Location  # head masks CASE.nii.gz, drawn or corrected
+    head_masks: Location | None  # head masks of every case by infer.py; null takes head_labels
     coarse: Location | None  # out-of-fold coarse predictions CASE.nii.gz, which place the fine ROI
     cache: Location
     exclude: tuple[Name, ...]  # case ids
@@ -183,7 +183,7 @@ class Recipe(Settings):
     head_crop: Literal["body", "corner"]  # in x and y
     roi: FineRoi
     coarse: CoarseRoi
-    cut_head: Probability  # of the head stage's samples, those that lose part of the head
+    head_truncation: Probability  # of the localiser's samples, those that lose part of the head
     checkpoint: Literal["best", "compare"]
     ema: Fraction | None
     decision: Decision
@@ -284,12 +284,12 @@ class Job(Settings):
         recipe, stage = self.recipe, self.stage.name
         rescaled = stage in recipe.roi_minmax
         raw_pet = recipe.source == "head_crop" or recipe.pet == "raw"
-        if self.cte and recipe.enhance.pet and raw_pet and stage != "head" and not rescaled:
+        if self.cte and recipe.enhance.pet and raw_pet and stage != "localiser" and not rescaled:
             raise ValueError(
                 f"recipe.enhance.pet={list(recipe.enhance.pet)}: PET is not in [0, 1] in stage={stage}; set "
                 "recipe.enhance.pet=[]"
             )
-        if recipe.ct_window is None and stage != "head" and recipe.source == "head_crop":
+        if recipe.ct_window is None and stage != "localiser" and recipe.source == "head_crop":
             raise ValueError(
                 "recipe.ct_window=null: the head crop is windowed; set recipe.source=study for HU"
             )
@@ -303,7 +303,7 @@ class Job(Settings):
     @property
     def placed_stage(self) -> Stage:
         """The stage placed as the recipe has it: the head crop's corner, the coarse ROI's margin."""
-        if self.stage.name == "head":
+        if self.stage.name == "localiser":
             return replace(self.stage, lateral=self.recipe.head_crop)
         return self.stage.widened(self.recipe.coarse.margin_mm if self.stage.name == "coarse" else 0.0)
 
@@ -318,15 +318,15 @@ class Job(Settings):
     def input_spec(self) -> InputSpec:
         """The input chain of stage and model under the recipe, without the constants of a training fold."""
         recipe, stage = self.recipe, self.placed_stage
-        # The head stage's own grid is the head crop: it is sampled from the study.
-        source: Source = "study" if stage.name == "head" else recipe.source
+        # The localiser's own grid is the head crop: it is sampled from the study.
+        source: Source = "study" if stage.name == "localiser" else recipe.source
         sampling = Sampling(source, recipe.outside)
         # The window belongs to it only where it is used, so that studies prepared once serve every window.
         if source == "head_crop" and recipe.ct_window:
             sampling = replace(sampling, ct_window=recipe.ct_window)
         z, y, x = (max(p, n) for p, n in zip(self.training.patch, stage.shape, strict=True))
         spec = InputSpec(
-            modalities=("ct",) if stage.name == "head" else ("ct", "pet"),
+            modalities=("ct",) if stage.name == "localiser" else ("ct", "pet"),
             sampling=sampling,
             ct_window=recipe.ct_window if source == "study" else None,
             ct_range=recipe.ct_range,
@@ -418,7 +418,7 @@ class Inference(Settings):
     shard: Name | None  # K/N: the K-th of N parts of the cases, from 0
     last_stage: StageName
     out_of_fold: StrictBool  # segment each case with the members that were not trained on it
-    head_masks: Location | None  # folder of CASE.nii.gz that stand for the head stage
+    head_masks: Location | None  # folder of CASE.nii.gz that stand for the localiser
     windows: Literal["trained", "whole"]  # whole shows each ROI in one piece
     backend: Literal["auto", "openvino", "torch"]
     mirror: StrictBool | None

@@ -32,7 +32,7 @@ TINY = {model: small_settings(model, 3) for model in MODELS}
 TARGETS = {name: str(settings["_target_"]) for name, settings in TINY.items()}
 TARGETS["pointwise"] = "members.Pointwise"
 STAGES: dict[str, dict[str, Any]] = {
-    "head": {
+    "localiser": {
         "size": [24, 24, 16],
         "spacing": [10.0, 10.0, 12.0],
         "placement": "top_of_scan",
@@ -73,7 +73,7 @@ def card(
 ) -> dict[str, Any]:
     """A member's description; `changes` go to the card, `input` is merged and `grid` goes to the stage."""
     fields = {"name": stage, "classes": ["GTVp", "GTVn"], **STAGES[stage], **changes.pop("grid", {})}
-    modalities = ["ct"] if stage == "head" else ["ct", "pet"]
+    modalities = ["ct"] if stage == "localiser" else ["ct", "pet"]
     spec = {"modalities": modalities, "cte": False, **INPUT, **changes.pop("input", {})}
     spec.setdefault("normalise", [{"scheme": "none"}] * ((3 if spec["cte"] else 1) + len(modalities) - 1))
     size = fields["size"]

@@ -13,7 +13,7 @@ from hnseg.config import Job, compose_job, read_inference
 from hnseg.errors import HnsegError
 
 PAIRS = {
-    "head": ["stage=head", "model=plainconv"],
+    "localiser": ["stage=localiser", "model=plainconv"],
     "coarse": ["stage=coarse", "model=plainconv"],
     "fine": ["stage=fine", "model=resenc"],
     "segresnet": ["stage=fine", "model=segresnet"],
@@ -106,8 +106,19 @@ BAD_VALUES = [
         "recipe.ct_window=[190,-110]",
         "recipe.ct_window=[-110]",
     ),
-    *("recipe.pet_upper=0", "recipe.roi.jitter_mm=abc", "recipe.coarse.margin_mm=-400", "recipe.cut_head=2"),
-    *("recipe.pet=sum", "recipe.source=crop", "recipe.roi.train=corse", "recipe.enhance.ct=[cube]"),
+    *(
+        "recipe.pet_upper=0",
+        "recipe.roi.jitter_mm=abc",
+        "recipe.coarse.margin_mm=-400",
+        "recipe.head_truncation=2",
+    ),
+    *(
+        "recipe.head_truncation=2",
+        "recipe.pet=sum",
+        "recipe.source=crop",
+        "recipe.roi.train=corse",
+        "recipe.enhance.ct=[cube]",
+    ),
     *("recipe.decision.rule=max", "recipe.decision.min_component_ml=-1", "recipe.decision.node_suv_peak=low"),
     *("+recipe.decision.thresholds.GTV=0.3", "recipe.decision.thresholds={GTVp:2}", "fold=first", "fold=-1"),
     *("logger.kind=tensorbord", "+logger.mode=on", "logger.pictures_every=0"),
@@ -145,7 +156,7 @@ def test_keys_that_do_not_go_together_are_named(override: str, keys: tuple[str, 
 def test_hu_are_accepted_where_a_network_wants_them_or_they_are_rescaled() -> None:
     compose_job(["recipe.ct_window=null", "cte=false"])
     compose_job(["recipe.ct_window=null", "recipe.roi_minmax=[fine]"])
-    compose_job([*PAIRS["head"], "recipe.ct_window=null", "recipe.source=head_crop"])
+    compose_job([*PAIRS["localiser"], "recipe.ct_window=null", "recipe.source=head_crop"])
 
 
 @pytest.mark.parametrize(
@@ -178,7 +189,7 @@ def test_rules_of_fine_masks_need_the_fine_stage() -> None:
 
 def test_numbers_that_are_names_are_taken_as_text() -> None:
     data = compose_job(["data.root=2025", "data.cache=5", "data.exclude=[12]"]).data
-    assert (str(data.root), str(data.cache), str(data.heads), data.exclude) == (
+    assert (str(data.root), str(data.cache), str(data.head_labels), data.exclude) == (
         "2025",
         "5",
         "2025/heads",
@@ -205,15 +216,15 @@ def test_plain_settings_are_read_back_as_the_same() -> None:
 
 # What the three recipes make of each stage.
 SCHEMES = {
-    ("paper", "head"): ["zscore"],
+    ("paper", "localiser"): ["zscore"],
     ("paper", "coarse"): ["zscore", "zscore"],
     ("paper", "fine"): ["ct", "ct", "ct", "zscore"],
     ("paper", "segresnet"): ["range", "sigmoid"],
-    ("authors", "head"): ["zscore"],
+    ("authors", "localiser"): ["zscore"],
     ("authors", "coarse"): ["zscore", "zscore"],
     ("authors", "fine"): ["ct", "zscore"],  # the container's ResEnc has two channels
     ("authors", "segresnet"): ["range", "sigmoid"],
-    ("best", "head"): ["cohort"],
+    ("best", "localiser"): ["cohort"],
     ("best", "coarse"): ["cohort", "cohort"],
     ("best", "fine"): ["cohort"] * 4,
     ("best", "segresnet"): ["cohort", "cohort"],
@@ -240,7 +251,7 @@ def test_authors_cut_from_the_head_crop_and_scale_the_fine_roi_twice(pair: str) 
     job = compose_job(["recipe=authors", *PAIRS[pair]])
     spec = job.input_spec
     assert (spec.sampling.outside, spec.ct_range) == ("minus_one", (0, 1))
-    if pair == "head":
+    if pair == "localiser":
         assert (job.placed_stage.lateral, spec.sampling.source) == ("corner", "study")
         assert spec.ct_window == (-105, 195)
     else:
@@ -281,21 +292,21 @@ def test_enhancement_is_one_switch_that_follows_recipe_and_model(
 
 def test_jitter_and_margin_are_of_the_stage_they_name() -> None:
     assert compose_job(["recipe=best", "training.ema=0.9"]).jitter_mm == 12
-    assert compose_job(["recipe=best", "training.ema=0.9", *PAIRS["head"]]).jitter_mm == 0
+    assert compose_job(["recipe=best", "training.ema=0.9", *PAIRS["localiser"]]).jitter_mm == 0
     coarse = compose_job([*PAIRS["coarse"], "recipe.coarse.margin_mm=12", "recipe.coarse.jitter_mm=8"])
     assert (coarse.placed_stage.size, coarse.jitter_mm) == ((156, 156, 156), 8)
 
 
 def test_a_roi_is_padded_to_its_patch_and_never_cut() -> None:
     assert compose_job(PAIRS["segresnet"]).input_spec.pad_to is None
-    assert compose_job(PAIRS["head"]).input_spec.pad_to is None
-    assert compose_job([*PAIRS["head"], "stage.size=[150,200,80]"]).input_spec.pad_to == (96, 200, 160)
+    assert compose_job(PAIRS["localiser"]).input_spec.pad_to is None
+    assert compose_job([*PAIRS["localiser"], "stage.size=[150,200,80]"]).input_spec.pad_to == (96, 200, 160)
 
 
 LOSS = {
     ("paper", "fine"): (True, True, "nnunet"),
     ("authors", "fine"): (False, False, "nnunet"),
-    ("authors", "head"): (False, False, "nnunet"),
+    ("authors", "localiser"): (False, False, "nnunet"),
     ("paper", "segresnet"): (True, True, "monai"),
     ("authors", "segresnet"): (True, True, "monai"),
     ("best", "fine"): (True, True, "nnunet"),

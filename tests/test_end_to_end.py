@@ -36,7 +36,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_stage_and_fold_was_trained(demo: Path) -> None:
     runs = {str(path.parent.relative_to(demo / "train")) for path in demo.glob("train/*/*/score.json")}
     fine = {f"fine_{model}/fold_{fold}" for model in ("resenc_cte", "segresnet") for fold in (0, 1)}
-    assert runs == {"head_plainconv/fold_all", "coarse_plainconv/fold_all", *fine}
+    assert runs == {"localiser_plainconv/fold_all", "coarse_plainconv/fold_all", *fine}
     for name in runs:
         files = {path.name for path in (demo / "train" / name).iterdir()}
         assert {"config.json", "best.ckpt", "last.ckpt", "metrics.csv", "split.json", "wandb"} <= files

@@ -16,7 +16,7 @@ from hnseg.imaging.grid import Grid
 from hnseg.imaging.masks import centroid
 
 LESION_HU, TISSUE_HU = 1000.0, 0.0
-# The lattices of the coarse and fine stages, of the head stage, and of a small machine's.
+# The lattices of the coarse and fine stages, of the localiser, and of a small machine's.
 ROI_SPACINGS = [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (2.0, 2.0, 3.0), (4.0, 4.0, 4.0)]
 ORIENTATIONS = [
     np.eye(3)[list(order)] * flips

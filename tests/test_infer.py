@@ -39,7 +39,7 @@ def infer(*arguments: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("last_stage=head", "last_stage=head.*no head member, only fine"),
+        ("last_stage=localiser", "last_stage=localiser.*no localiser, only fine"),
         ("overwrite=no", "overwrite=no"),
         ("cases=nowhere", "nowhere: no such folder or CSV"),
         ("shard=4/4", "shard=4/4: write K/N"),
@@ -139,7 +139,7 @@ def test_one_command_makes_coarse_predictions_that_the_fine_stage_may_train_on(
     assert find_coarse(out, read_cases(cohort), train_roi="coarse") == out
 
 
-def test_a_case_without_an_unseen_member_is_reported_and_the_others_finish(
+def test_a_case_without_a_member_out_of_fold_is_reported_and_the_others_finish(
     cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = make_bundle(tmp_path / "one", card("coarse", "plainconv", trained_on=["A-0", "A-2"])).path
@@ -159,8 +159,8 @@ def test_the_head_stage_labels_the_scans_that_have_no_mask(cohort: Path, tmp_pat
     heads = cohort / "heads"
     (heads / "B-1.nii.gz").unlink()
     drawn = {path.name: path.read_bytes() for path in heads.iterdir()}
-    bundle = make_bundle(tmp_path, card("head", "plainconv", trained_on=["A-0", "A-2", "B-3"])).path
-    places = [f"cases={cohort}", f"bundle={bundle}", f"out={heads}", "last_stage=head"]
+    bundle = make_bundle(tmp_path, card("localiser", "plainconv", trained_on=["A-0", "A-2", "B-3"])).path
+    places = [f"cases={cohort}", f"bundle={bundle}", f"out={heads}", "last_stage=localiser"]
     infer(*places, f"head_masks={heads}")
     assert {name: (heads / name).read_bytes() for name in drawn} == drawn
     assert (heads / "B-1.nii.gz").exists()
@@ -172,7 +172,7 @@ def test_the_head_stage_labels_the_scans_that_have_no_mask(cohort: Path, tmp_pat
 
 
 def test_head_masks_may_be_metaimages(cohort: Path, tmp_path: Path) -> None:
-    """The coarse ROI hangs below them, as below the same masks as NIfTI; there is no head network to ask."""
+    """The coarse ROI hangs below them, as below the same masks as NIfTI; there is no localiser to ask."""
     bundle = make_bundle(tmp_path, card("coarse", "plainconv")).path
     places = [f"cases={cohort}", f"bundle={bundle}", "last_stage=coarse"]
     infer(*places, f"head_masks={cohort / 'heads'}", f"out={tmp_path / 'nifti'}")

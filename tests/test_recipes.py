@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 # Head and coarse ROIs that hold the fabricated scan, and a fine one that does not.
 GRIDS = {
-    "head": ["stage.size=[16,16,16]", "stage.spacing=[6,6,6]"],
+    "localiser": ["stage.size=[16,16,16]", "stage.spacing=[6,6,6]"],
     "coarse": ["stage.size=[16,16,16]", "stage.spacing=[6,6,6]", "stage.top=1.0"],
     "fine": ["stage.size=[16,16,16]", "stage.spacing=[3,3,3]"],
 }
@@ -44,7 +44,7 @@ def test_a_recipe_goes_from_cohort_to_masks(tmp_path: Path, recipe: str) -> None
     runs, chosen = tmp_path / "runs", f"recipe={recipe}"
     # A network of two steps may find nothing; whether that ends a case is tested elsewhere.
     chain = "recipe.decision.fallback=chain"
-    train("head", "plainconv", "all", cohort, runs, chosen, chain)
+    train("localiser", "plainconv", "all", cohort, runs, chosen, chain)
     for fold in ("0", "1"):
         train("coarse", "plainconv", fold, cohort, runs, chosen, chain)
     folds = [runs / "hecktor" / "coarse_plainconv" / f"fold_{k}" for k in (0, 1)]

@@ -27,7 +27,7 @@ from hnseg.metrics.official import SCORES
 pytestmark = pytest.mark.slow
 
 ARMS = ["full", "no_cte", "srn_cte", "resenc_cte", "resenc"]
-NETWORKS = ["head_plainconv", "coarse_plainconv"] + [
+NETWORKS = ["localiser_plainconv", "coarse_plainconv"] + [
     f"fine_{model}{cte}" for model in ("resenc", "segresnet") for cte in ("", "_cte")
 ]
 RUNS = {f"{network}/fold_{fold}" for network in NETWORKS for fold in (0, 1)}
@@ -96,8 +96,8 @@ def rows(out: Path) -> list[Row]:
 def test_the_killed_sweep_finishes_with_each_run_once(reproduced: dict[str, Any]) -> None:
     train, before = reproduced["folder"] / "train", reproduced["before"]
     assert set(before) == {
-        "head_plainconv/fold_0",
-        "head_plainconv/fold_1",
+        "localiser_plainconv/fold_0",
+        "localiser_plainconv/fold_1",
         "coarse_plainconv/fold_0",
         KILLED,
     }

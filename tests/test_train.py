@@ -52,8 +52,8 @@ def names_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["data.folds=9"], r"data\.folds=9 with 8 cases"),
         (["data.exclude=[A-99]"], r"data\.exclude=A-99"),
         (["data.split=nowhere.json"], r"nowhere\.json"),
-        (["job=coarse"], r"data\.heads=.*heads: no head mask of A-1.*data\.predicted_heads=DIR"),
-        (["job=coarse", "data.predicted_heads=none"], r"data\.predicted_heads=none: no head mask of A-1"),
+        (["job=coarse"], r"data\.head_labels=.*heads: no head mask of A-1.*data\.head_masks=DIR"),
+        (["job=coarse", "data.head_masks=none"], r"data\.head_masks=none: no head mask of A-1"),
     ],
 )
 def test_impossible_settings_are_told(
@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
     assert "recipe.roi.validation=coarse without data.coarse: val/dice" in capsys.readouterr().out
 
 
-def write_coarse(folder: Path, cohort: Path, unseen: str = "yes") -> Path:
+def write_coarse(folder: Path, cohort: Path, out_of_fold: str = "yes") -> Path:
     """Coarse predictions as infer.py leaves them: the truth, moved by a voxel or gone."""
     folder.mkdir()
     rows = ["case_id,status,out_of_fold"]
@@ -139,12 +139,12 @@ def write_coarse(folder: Path, cohort: Path, unseen: str = "yes") -> Path:
         truth = sitk.ReadImage(str(cohort / case / f"{case}.nii.gz"))
         moved = sitk.Cast(sitk.CyclicShift(truth, (1, 0, 0)), sitk.sitkUInt8)
         sitk.WriteImage(moved * 0 if case == "A-0" else moved, str(folder / f"{case}.nii.gz"))
-        rows.append(f"{case},ok,{unseen}")
+        rows.append(f"{case},ok,{out_of_fold}")
     (folder / "cases.csv").write_text("\n".join(rows) + "\n")
     return folder
 
 
-@pytest.mark.parametrize("train_roi", ["truth", "coarse"])
+@pytest.mark.parametrize("train_roi", ["ground_truth", "coarse"])
 def test_the_fine_stage_reports_the_oracle_and_the_pipeline(
     cohort: Path, tmp_path: Path, train_roi: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,13 +157,13 @@ def test_the_fine_stage_reports_the_oracle_and_the_pipeline(
     assert progress["best"] == scores["val/dice"] != scores["val_coarse/dice"]  # which chose best.ckpt
     assert {"val/dice", "val_coarse/dice", "val_coarse/dice_GTVn"} <= scores.keys()
     line = capsys.readouterr().out.splitlines()[-1]
-    assert f"{scores['val/dice']:.4f} in ROIs placed by the truth" in line
+    assert f"{scores['val/dice']:.4f} in ROIs placed by the ground truth" in line
     assert f"{scores['val_coarse/dice']:.4f} in ROIs placed by coarse predictions" in line
 
 
 def test_coarse_predictions_of_a_network_that_saw_the_case_are_refused(cohort: Path, tmp_path: Path) -> None:
     overrides = ["stage=fine", *tiny("resenc", cohort, tmp_path), "logger=csv"]
-    seen = write_coarse(tmp_path / "seen", cohort, unseen="no")
+    seen = write_coarse(tmp_path / "seen", cohort, out_of_fold="no")
     with pytest.raises(HnsegError, match="made by networks trained on A-0, A-2"):
         load("train").main(compose_job("train", *overrides, f"data.coarse={seen}"))
     (seen / "cases.csv").unlink()

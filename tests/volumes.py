@@ -33,7 +33,7 @@ def write_volume(
 
 
 def numbered(folder: Path, shape: tuple[int, int, int], margin: tuple[int, int, int]) -> StageVolume:
-    """An entry whose PET holds each voxel's own number, so that a patch tells where it was cut."""
+    """An entry whose PET holds each voxel's own number, so that a patch shows where it was cut."""
     volume = write_volume(folder, "numbered", np.zeros(shape, np.uint8), margin)
     np.save(volume.folder / "pet.npy", np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
     return volume

@@ -1,4 +1,4 @@
-"""Commands on cohorts: phantom, audit, heads propose."""
+"""Commands on cohorts: phantom, audit, propose-heads."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,9 +8,6 @@ import typer
 from hnseg.cli.app import Json, Root, Workers, app
 from hnseg.errors import HnsegError
 from hnseg.files import write_json
-
-heads = typer.Typer(help="Head labels for the head stage.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(heads, name="heads")
 
 
 @app.command()
@@ -46,8 +43,8 @@ def audit(root: Root, json_file: Json = None, workers: Workers = None) -> None:
         raise typer.Exit(1)
 
 
-@heads.command()
-def propose(
+@app.command(name="propose-heads")
+def propose_head_masks(
     root: Root,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ROOT/heads.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many cases, at random.")] = 40,

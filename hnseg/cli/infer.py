@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def read_case_list(call: Inference) -> list[Case]:
-    """The cases of this process's shard; with last_stage=head those that have no head mask yet.
+    """The cases of this process's shard; with last_stage=localiser those that have no head mask yet.
 
     Raises:
         HnsegError: No case list, no folder of head masks, a mask for every case, or an impossible shard.
@@ -51,11 +51,11 @@ def read_case_list(call: Inference) -> list[Case]:
         return cases
     if not heads.is_dir():
         raise HnsegError(f"head_masks={heads}: no such folder; give one that holds CASE.nii.gz")
-    if call.last_stage != "head":
+    if call.last_stage != "localiser":
         return cases
     left = [case for case in cases if not mask_file(heads, case.case_id).exists()]
     if not left:
         raise HnsegError(
-            f"head_masks={heads} last_stage=head: each of the {len(cases)} cases has a mask; name others"
+            f"head_masks={heads} last_stage=localiser: each of the {len(cases)} cases has a mask; name others"
         )
     return left

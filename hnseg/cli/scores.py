@@ -125,12 +125,12 @@ def ablation(
 @app.command()
 def report(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="What infer.py wrote.")],
-    truth: Annotated[
+    ground_truth: Annotated[
         Path | None, typer.Option(metavar="ROOT", help="The cohort; default: the one the ablation names.")
     ] = None,
 ) -> None:
     """Write one HTML file with scores, plots and every case's pictures, to open without a network."""
     from hnseg.evaluation.report.page import write_report
 
-    drawn, html = write_report(out, truth), out / "report.html"
+    drawn, html = write_report(out, ground_truth), out / "report.html"
     print(f"{html}: {len(drawn)} cases, {html.stat().st_size / 1e6:.1f} MB")

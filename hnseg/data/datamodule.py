@@ -74,7 +74,7 @@ class StageDataModule(L.LightningDataModule):
     are predictions, both are validated: the first loader has the true ROIs, the second the predicted ones.
 
     Batches are dictionaries: `image` (B, C, z, y, x) float, `label` (B, z, y, x) uint8, `case_id` list;
-    in validation also `voxels_outside_roi` (B, classes), voxels of the truth that the ROI does not hold.
+    in validation also `voxels_outside_roi` (B, classes), ground-truth voxels that the ROI does not hold.
 
     Args:
         train: Training cases.
@@ -89,7 +89,7 @@ class StageDataModule(L.LightningDataModule):
         samples: Patches an epoch; None is one pass over the training cases.
         heads: Folder of head masks, where the stage needs them.
         coarse: Folder of out-of-fold coarse predictions, or None.
-        train_roi: What places the ROI in training: `truth` or `coarse`.
+        train_roi: What places the ROI in training: `ground_truth` or `coarse`.
         augment: Transforms of patches.
         scan_augment: Transforms of scans, before the input chain.
         jitter_mm: Random shift of the ROI in training, at most this much along each axis, mm.
@@ -113,7 +113,7 @@ class StageDataModule(L.LightningDataModule):
         samples: int | None = None,
         heads: Path | None = None,
         coarse: Path | None = None,
-        train_roi: str = "truth",
+        train_roi: str = "ground_truth",
         augment: Compose | None = None,
         scan_augment: Compose | None = None,
         jitter_mm: float = 0.0,

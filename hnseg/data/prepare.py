@@ -33,7 +33,7 @@ from hnseg.processes import map_cases
 
 def needs_head(stage: Stage) -> bool:
     """Whether a stage is placed by head masks or learns them."""
-    return stage.name == "head" or stage.placement == "below_head"
+    return stage.name == "localiser" or stage.placement == "below_head"
 
 
 def placing_mask(case: Case, stage: Stage, ct: sitk.Image, masks: Path | None) -> sitk.Image | None:
@@ -52,9 +52,9 @@ def placing_mask(case: Case, stage: Stage, ct: sitk.Image, masks: Path | None) -
         return mask > 0 if needs_head(stage) else mask
     if needs_head(stage):
         raise HnsegError(
-            f"{case.case_id}: no head mask {path or 'since data.heads is not set'}; hnseg heads propose "
-            "makes some for the head stage, which then labels the rest (python infer.py last_stage=head "
-            "out=HEADS)"
+            f"{case.case_id}: no head mask {path or 'since data.head_labels is not set'}; hnseg "
+            "propose-heads makes some for the localiser, which then labels the rest (python infer.py "
+            "last_stage=localiser out=HEADS)"
         )
     raise HnsegError(
         f"{case.case_id}: no coarse prediction {path}; make them with models that have not seen the case "
@@ -146,12 +146,12 @@ def prepare(
     """Brings cases onto a stage's grid, in parallel, reusing what has not changed.
 
     Args:
-        cases: Cases with labels (the head stage needs head masks instead).
+        cases: Cases with labels (the localiser needs head masks instead).
         stage: The stage.
         cache: Folder of the cache; entries of different stages and settings live side by side.
         sampling: What the volumes are cut from.
         modalities: Those that the stage's networks see.
-        heads: Folder of head masks CASE.nii.gz: the head stage's labels, and what places the coarse ROI.
+        heads: Folder of head masks CASE.nii.gz: the localiser's labels, and what places the coarse ROI.
         coarse: Folder of coarse predictions CASE.nii.gz that place the fine ROI as at inference with
             `decision.fallback=chain`; None centres it on the true lesions.
         margin_mm: Anatomy kept around the ROI for jitter, mm.
@@ -245,7 +245,7 @@ def prepare_case(
     if errors := [issue.text for issue in check_case(ct, pet, lesions) if issue.level == "error"]:
         raise HnsegError(f"{case.case_id}: {errors[0]}")
     mask = placing_mask(case, stage, ct, masks)
-    label = mask if stage.name == "head" else lesions
+    label = mask if stage.name == "localiser" else lesions
     if label is None:
         raise HnsegError(
             f"{case.case_id}: no label image {case.case_id}.nii.gz to train the {stage.name} stage on"

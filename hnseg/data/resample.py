@@ -60,7 +60,7 @@ def sample_images(
         ct: CT, HU.
         pet: PET, SUV.
         grid: The stage's grid on this case.
-        modalities: Those wanted: the head stage sees CT alone, and sampling costs seconds.
+        modalities: Those wanted: the localiser sees CT alone, and sampling costs seconds.
         antialias: As for `to_grid`.
 
     Returns:

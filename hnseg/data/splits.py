@@ -128,7 +128,7 @@ class Split:
             what = "train" if validation else "validate"
             raise HnsegError(
                 f"fold={fold}: no case to {what} on: those of the split are excluded or lack what this stage "
-                "needs (data.heads for stage=head); choose another fold or label some"
+                "needs (data.head_labels for stage=localiser); choose another fold or label some"
             )
         return train, validation
 

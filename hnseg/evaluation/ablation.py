@@ -68,18 +68,18 @@ class NetworkKind(NamedTuple):
 
 
 def find_sources(root: Path, arms: Mapping[str, Inference], *, oracle: bool = False) -> list[Run]:
-    """The runs of one fold each that the arms need: of head, coarse and fine networks.
+    """The runs of one fold each that the arms need: of localiser, coarse and fine networks.
 
     Args:
         root: A folder of runs, as a sweep leaves it.
         arms: As `read_arms` gives them.
-        oracle: The ground truth places the fine ROI, and no head or coarse network is needed.
+        oracle: The ground truth places the fine ROI, and no localiser or coarse network is needed.
 
     Raises:
         HnsegError: No run of a kind of network, or several trainings of it.
     """
     members = [member for call in arms.values() for member in call.arms.members or ()]
-    kinds = [] if oracle else [NetworkKind("head"), NetworkKind("coarse")]
+    kinds = [] if oracle else [NetworkKind("localiser"), NetworkKind("coarse")]
     kinds += dict.fromkeys(NetworkKind("fine", member.model, member.cte) for member in members)
     of_folds = [run for run in find_runs(root) if run.fold.isdigit()]
     sources: list[Run] = []
@@ -116,7 +116,7 @@ def predict(
         sources: As `find_sources` gives them.
         cases: The cohort.
         out: The ablation's folder.
-        oracle: The ground truth places the fine ROI, instead of head and coarse networks.
+        oracle: The ground truth places the fine ROI, instead of localiser and coarse networks.
         checkpoint: Which of the runs' weights; these cases took part in choosing the best.
 
     Raises:

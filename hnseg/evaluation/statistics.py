@@ -29,7 +29,7 @@ class Interval:
         value: None for a mean over no patient.
         low: Lower end; None where there is no interval.
         high: Upper end, likewise.
-        note: Why there is none, or why it is optimistic (too narrow); '' otherwise.
+        note: Why there is none, or why it is too narrow; '' otherwise.
     """
 
     value: float | None
@@ -91,7 +91,7 @@ def interval(value: float | None, terms: Array, weights: Array, *, lowest: float
     (_,), (variance,) = _contrast(terms, np.ones((1, len(terms))))
     upper, lower = np.quantile(deviations, [1 - tail, tail])
     low, high = np.clip(value - np.sqrt(variance) * np.array([upper, lower]), lowest, 1).tolist()
-    note = f"optimistic: fewer than {FEW} patients ({concerned})" if concerned < FEW else ""
+    note = f"interval too narrow: fewer than {FEW} patients ({concerned})" if concerned < FEW else ""
     return Interval(value, low, high, note)
 
 

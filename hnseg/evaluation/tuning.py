@@ -281,7 +281,7 @@ def print_tuning(tuning: Tuning) -> None:
     print(
         "Chosen: what drops fewest components within one standard error of the best; nothing, where that\n"
         "does not help cases that had no part in the choice (cross-validated). The chosen scores are on the\n"
-        "cases that chose: they are optimistic."
+        "cases that chose: they flatter the rules."
     )
 
 

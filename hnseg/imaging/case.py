@@ -14,7 +14,7 @@ from pathlib import Path
 from hnseg.errors import HnsegError
 
 EXTENSIONS = (".nii.gz", ".nii", ".mha")  # in the order in which they are preferred
-HEADS = "heads"  # ROOT/heads/CASE.nii.gz: masks for the head stage, not a case
+HEADS = "heads"  # ROOT/heads/CASE.nii.gz: masks for the localiser, not a case
 LAYOUT = "ROOT/CASE/CASE__CT.nii.gz, CASE__PT.nii.gz and, where known, CASE.nii.gz"
 _NO_CASES = (HEADS, "lost+found")
 _SUFFIXES = {"ct": "CT", "pet": "PT"}  # HECKTOR's

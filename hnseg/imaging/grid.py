@@ -99,7 +99,7 @@ def top_of_scan_grid(
     spacing: Sequence[float],
     lateral: Literal["body", "corner"] = "body",
 ) -> Grid:
-    """A grid below the top of the scan, as the head stage's (paper section 2.3).
+    """A grid below the top of the scan, as the localiser's (paper section 2.3).
 
     In x and y it is centred on the `body`, or starts at the image's `corner` as in the authors' release.
     """

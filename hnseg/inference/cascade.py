@@ -54,7 +54,7 @@ def limits(
             yield "CT cut off at the top of the head: the head's height, which places the ROI, is unsure"
         if cut.bottom:
             yield "CT cut off within the head: it shows no neck"
-    if stage.name == "head":  # which sees CT alone
+    if stage.name == "localiser":  # which sees CT alone
         return
     if stage.placement == "below_head" and all(index_box(ct, grid.corners) is None for grid in grids):
         low, high = bounds(ct)
@@ -105,8 +105,8 @@ class Segmentation:
             yield name, from_array(whole, self.mask)
 
 
-ORDER = ("head", "coarse", "fine")
-_PLACED_BY = {"below_head": "head", "lesions": "coarse"}  # stage by rule of placement
+ORDER = ("localiser", "coarse", "fine")
+_PLACED_BY = {"below_head": "localiser", "lesions": "coarse"}  # stage by rule of placement
 
 
 class Cascade:
@@ -118,7 +118,7 @@ class Cascade:
         last_stage: The last stage to run; its labels become the mask.
         mirror: Average over mirrorings in the last stage; None follows the bundle.
         out_of_fold: Segment each case with the members that were not trained on it.
-        head_masks: Folder of head masks CASE.nii.gz (or .nii, .mha), which stand for the head stage where
+        head_masks: Folder of head masks CASE.nii.gz (or .nii, .mha), which stand for the localiser where
             there is one.
         lesions: True masks by case, which place the fine ROI instead of the stages before it: an oracle,
             which no patient's scan comes with.
@@ -166,11 +166,11 @@ class Cascade:
         for name in self.names:
             stage = self._ensemble(bundle, name).stage  # also refuses members that do not fit together
             placing = _PLACED_BY.get(stage.placement)
-            if placing == "head":
+            if placing == "localiser":
                 self.head_masks = head_masks
-            given = lesions is not None or (placing == "head" and head_masks is not None)
+            given = lesions is not None or (placing == "localiser" and head_masks is not None)
             if placing and not given and not bundle.of_stage(placing):
-                remedy = f"export a {placing} run too" + ", or give head_masks=DIR" * (placing == "head")
+                remedy = f"export a {placing} run too" + ", or give head_masks=DIR" * (placing == "localiser")
                 raise HnsegError(
                     f"{bundle.path} has no {placing} member to place the {name} ROI by; {remedy}"
                 )
@@ -206,7 +206,7 @@ class Cascade:
                 windows, precision or placement.
 
         Raises:
-            HnsegError: The case has no head mask and no head stage, or every member of a stage was trained on
+            HnsegError: The case has no head mask and no localiser, or every member of a stage was trained on
                 it, or as `place` and `limits`.
         """
         found = head = manual = self._given_head(case_id)
@@ -239,7 +239,7 @@ class Cascade:
                 # The recipe's rule is for the mask; what only places the next ROI is the likeliest class.
                 probabilities = ensemble.probabilities(ct, pet, placed.grid, clock, cache=cache)
                 found = placed.grid.image(decide(probabilities[1:], self.decision.placing, stage.classes))
-                head = found if stage.name == "head" else head
+                head = found if stage.name == "localiser" else head
         clock.begin("")
         result.seconds = clock.seconds
         result.notes += filter(None, map(self.networks.note, used))
@@ -294,7 +294,7 @@ class Cascade:
         result.mask = from_array(labels, ct)
         if rules.node_suv_peak and "GTVn" in classes:
             result.mask = remove_faint(result.mask, pet, classes.index("GTVn") + 1, rules.node_suv_peak)
-        if stage.name == "head":
+        if stage.name == "localiser":
             return
         if result.box is not None:
             z, y, x = result.box
@@ -304,7 +304,7 @@ class Cascade:
     def _for_case(self, case_id: str, *, without_head: bool) -> list[StageEnsemble]:
         """The stages that a case needs, each with the members that may segment it."""
         bundle = self.bundle.out_of_fold(case_id) if self.out_of_fold else self.bundle
-        names = [name for name in self.names if not (without_head and name == "head")]
+        names = [name for name in self.names if not (without_head and name == "localiser")]
         for name in names:
             if not bundle.of_stage(name):
                 raise HnsegError(
@@ -321,8 +321,8 @@ class Cascade:
         path = None if self.head_masks is None else mask_file(self.head_masks, case_id)
         if path is not None and path.exists():
             return read_label(path)
-        if path is not None and "head" not in self.names:
-            raise HnsegError(f"{path}: no such head mask, and the bundle has no head member; add either")
+        if path is not None and "localiser" not in self.names:
+            raise HnsegError(f"{path}: no such head mask, and the bundle has no localiser; add either")
         return None
 
 

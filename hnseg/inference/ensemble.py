@@ -276,7 +276,7 @@ class _Inputs:
 
 
 def _is_finite(logits: Tensor) -> bool:
-    """Whether all of them are numbers; their sum, which mostly tells, is several times as fast."""
+    """Whether all of them are numbers; their sum, which mostly decides, is several times as fast."""
     return bool(logits.sum().isfinite() or logits.isfinite().all())
 
 

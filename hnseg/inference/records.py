@@ -35,7 +35,7 @@ from hnseg.inference.lesions import COLUMNS as LESION_COLUMNS
 from hnseg.inference.lesions import Lesion
 
 CASES, LESIONS = "cases.csv", "lesions.csv"
-STEPS = ("read", "resample", "head", "coarse", "fine", "back", "write")
+STEPS = ("read", "resample", "localiser", "coarse", "fine", "back", "write")
 COLUMNS = [
     *("case_id", "status", "seconds", *(f"{step}_s" for step in STEPS), "memory_mib", "gpu_mib"),
     *("out_of_fold", "lesions", "lesion_ml_outside_roi", "fallback", "review_reason", "message"),
@@ -51,7 +51,7 @@ class Record:
     status: Literal["ok", "error"]  # whether there is a mask
     digest: str  # of all that the mask depends on: the case's files, the bundle, the rules, the settings
     bundle: str  # digest of the bundle's members
-    stage: str  # the last that ran: head, coarse or fine
+    stage: str  # the last that ran: localiser, coarse or fine
     rules: Decision | None = None  # the decision by which the mask was made
     out_of_fold: bool | None = None  # whether no network that made the mask was trained on the case
     mask: str = ""  # name of the mask's file
@@ -77,7 +77,7 @@ class Record:
             "memory_mib": _number(self.memory_mib, 0),
             "gpu_mib": _number(self.gpu_mib, 0),
             "out_of_fold": {None: "", True: "yes", False: "no"}[self.out_of_fold],
-            "lesions": str(len(self.lesions)) if self.status == "ok" and self.stage != "head" else "",
+            "lesions": str(len(self.lesions)) if self.status == "ok" and self.stage != "localiser" else "",
             "lesion_ml_outside_roi": _number(self.lesion_ml_outside_roi),
             "fallback": "; ".join(self.fallbacks),
             "review_reason": "; ".join(self.review_reasons),

@@ -243,7 +243,7 @@ def _write_member(card: Card, network: nn.Module, folder: Path) -> _Digests:
 
 def last_stage(cards: Sequence[Card]) -> Card:
     """A card of the last stage, whose rules make the mask; all its members must agree on them."""
-    order = ("head", "coarse", "fine")
+    order = ("localiser", "coarse", "fine")
     last = max((card.stage.name for card in cards), key=order.index)
     members = [card for card in cards if card.stage.name == last]
     if any(card.decision != members[0].decision for card in members):

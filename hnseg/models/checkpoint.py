@@ -21,8 +21,8 @@ from hnseg.card import Card, Stage
 from hnseg.errors import HnsegError
 from hnseg.models.nets import build, stride_product
 
-# Of cards and bundles; 2: the network's card names its class.
-FORMAT = 2
+# Of cards and bundles; 3: the stage that finds the head is the localiser.
+FORMAT = 3
 # The key of the card in a checkpoint: everything needed to run its network.
 CARD = "hnseg"
 # Card and network of a member.

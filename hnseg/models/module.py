@@ -63,7 +63,7 @@ class SegmentationModule(L.LightningModule):
         self.compiled: Callable[[Tensor], Any] | None = None
         names = ("loss", "dice", *(f"dice_{name}" for name in classes))
         self.means = nn.ModuleDict({where: CaseMeans(names) for where in ROIS})  # type: ignore[assignment]
-        # The official scores are those of tumours and nodes; the head stage has neither.
+        # The official scores are those of tumours and nodes; the localiser has neither.
         self.official = OfficialScores() if len(classes) == 2 else None
 
     def configure_model(self) -> None:

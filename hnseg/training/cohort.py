@@ -18,19 +18,19 @@ from hnseg.imaging.case import Case, find_orphans, mask_file, read_cases
 def head_folder(data: Data, stage: str) -> Path:
     """Where a stage finds head masks CASE.nii.gz, of the configuration's `data`.
 
-    The head stage learns from those that were drawn or corrected alone: were predictions among them, it would
+    The localiser learns from those that were drawn or corrected alone: were predictions among them, it would
     learn from itself, and each more would deal its folds anew.
     """
-    return data.heads if stage == "head" else data.predicted_heads or data.heads
+    return data.head_labels if stage == "localiser" else data.head_masks or data.head_labels
 
 
 def with_head_mask(cases: Sequence[Case], heads: Path) -> list[Case]:
-    """The cases that the head stage can learn from: few scans are labelled (forty in the paper)."""
+    """The cases that the localiser can learn from: few scans are labelled (forty in the paper)."""
     labelled = [case for case in cases if mask_file(heads, case.case_id).exists()]
     if not labelled:
         raise HnsegError(
-            f"data.heads={heads}: no head mask CASE.nii.gz for any of {len(cases)} cases; "
-            "hnseg heads propose makes some"
+            f"data.head_labels={heads}: no head mask CASE.nii.gz for any of {len(cases)} cases; "
+            "hnseg propose-heads makes some"
         )
     return labelled
 
@@ -39,11 +39,11 @@ def require_head_masks(cases: Sequence[Case], data: Data) -> None:
     """Refuses a cohort whose coarse ROIs cannot all be placed, before any volume is prepared."""
     heads = head_folder(data, "coarse")
     if missing := [case.case_id for case in cases if not mask_file(heads, case.case_id).exists()]:
-        key = "data.predicted_heads" if data.predicted_heads else "data.heads"
+        key = "data.head_masks" if data.head_masks else "data.head_labels"
         raise HnsegError(
-            f"{key}={heads}: no head mask of {few(missing)}; train the head stage (fold=all, "
-            "on masks of hnseg heads propose), have it label every case (python infer.py bundle=HEADS "
-            "last_stage=head out=DIR), and set data.predicted_heads=DIR"
+            f"{key}={heads}: no head mask of {few(missing)}; train the localiser (fold=all, "
+            "on masks of hnseg propose-heads), have it label every case (python infer.py bundle=HEADS "
+            "last_stage=localiser out=DIR), and set data.head_masks=DIR"
         )
 
 
@@ -85,7 +85,7 @@ def read_cohort(data: Data, stage: str) -> tuple[list[Case], Split]:
     if unknown := sorted(set(data.exclude) - {case.case_id for case in found}):
         raise HnsegError(f"data.exclude={','.join(unknown)}: no such case in {data.root}; check the names")
     cohort = [case for case in found if case.case_id not in data.exclude]
-    cases = with_head_mask(cohort, data.heads) if stage == "head" else cohort
+    cases = with_head_mask(cohort, data.head_labels) if stage == "localiser" else cohort
     if not data.split:
         return cases, Split.make(cases, data.folds, data.split_seed)
     if data.split == CENTRES:

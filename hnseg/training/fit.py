@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hnseg.card import Card, plain
 from hnseg.config import Job, build, building
-from hnseg.data.augment import Compose, RandomHeadCut
+from hnseg.data.augment import Compose, RandomHeadTruncation
 from hnseg.data.datamodule import StageDataModule, choose_loading
 from hnseg.data.dataset import Shard
 from hnseg.devices import LIGHTNING, Precision, pick_device, pick_precision
@@ -171,11 +171,11 @@ def make_augment(job: Job) -> Compose:
 def make_scan_augment(job: Job) -> Compose | None:
     """The transforms of scans before they become channels; None if there are none.
 
-    The head stage sees scans without a head as often as `recipe.cut_head` says.
+    The localiser sees scans without a head as often as `recipe.head_truncation` says.
     """
     transforms = {name: build(node, f"scan_augment.{name}") for name, node in job.scan_augment.items()}
-    if job.stage.name == "head" and job.recipe.cut_head:
-        transforms = {"cut_head": RandomHeadCut(p=job.recipe.cut_head), **transforms}
+    if job.stage.name == "localiser" and job.recipe.head_truncation:
+        transforms = {"head_truncation": RandomHeadTruncation(p=job.recipe.head_truncation), **transforms}
     return Compose(transforms) if transforms else None
 
 
@@ -262,7 +262,7 @@ def make_callbacks(
         else:
             processes.say(
                 f"{title}: recipe.roi.validation=coarse without data.coarse: val/dice, in ROIs placed by the "
-                "truth, chooses best.ckpt"
+                "ground truth, chooses best.ckpt"
             )
     ema, compare = job.training.ema, job.recipe.checkpoint == "compare"
     shared = [
@@ -323,8 +323,8 @@ def _environment(processes: Processes) -> ClusterEnvironment:
 
 
 def _summary(scores: dict[str, float]) -> str:
-    """The validation Dice, and in which ROIs: those placed by the truth flatter the pipeline."""
-    text = f"val/dice {scores['val/dice']:.4f} in ROIs placed by the truth"
+    """The validation Dice, and in which ROIs: those placed by the ground truth flatter the pipeline."""
+    text = f"val/dice {scores['val/dice']:.4f} in ROIs placed by the ground truth"
     if "val_coarse/dice" in scores:
         text += f", {scores['val_coarse/dice']:.4f} in ROIs placed by coarse predictions"
     return text

@@ -40,10 +40,10 @@ def discard_pictures(folder: Path, step: int) -> None:
 
 
 class Pictures(L.Callback):
-    """Paints a few validation cases in ROIs placed by the truth, and shows them to the loggers.
+    """Paints a few validation cases in ROIs placed by the ground truth, and shows them to the loggers.
 
-    Each is an axial slice, the one with most of the truth, of CT and of CT with PET, as the network is
-    shown them; contours are solid for the truth and dashed for the prediction.
+    Each is an axial slice, the one with most of the ground truth, of CT and of CT with PET, as the network is
+    shown them; contours are solid for the ground truth and dashed for the prediction.
 
     Args:
         folder: The run's folder.
@@ -82,7 +82,7 @@ class Pictures(L.Callback):
                 logger.experiment.add_image(key, imread(path, format="png")[..., :3], step, dataformats="HWC")
 
     def _paint(self, image: Tensor, truth: Tensor, predicted: Tensor, spacing: Any) -> Figure:
-        """One ROI (C, z, y, x) through the slice with most of the truth, else through its middle."""
+        """One ROI (C, z, y, x) through the slice with most of the ground truth, else through its middle."""
         labels = truth.cpu().numpy().astype(np.uint8)
         areas = (labels > 0).sum(axis=(1, 2))
         z = int(areas.argmax()) if areas.any() else len(areas) // 2

@@ -22,7 +22,7 @@ def test_help_lists_every_command_without_heavy_imports():
     for command in (
         "phantom",
         "audit",
-        "heads",
+        "propose-heads",
         "plan",
         "export",
         "import-nnunet",

@@ -19,14 +19,14 @@ from hnseg.data.augment import (
     RandomDropout,
     RandomFlip,
     RandomGamma,
-    RandomHeadCut,
+    RandomHeadTruncation,
     RandomMisalignment,
     RandomNoise,
     RandomScaleShift,
     Sample,
     Streams,
 )
-from hnseg.data.augment.spatial import HeadCut, Shift
+from hnseg.data.augment.spatial import HeadTruncation, Shift
 from hnseg.data.dataset import PatchDataset
 from hnseg.training.fit import make_scan_augment
 
@@ -210,7 +210,7 @@ def test_a_cut_scan_hangs_from_the_top_with_air_below():
     for through_head in (True, False):
         for height in (0.0, 0.3, 0.55, 0.999):
             scan, cut = scan_with_head(), scan_with_head()
-            RandomHeadCut().move(cut, HeadCut(through_head, height))
+            RandomHeadTruncation().move(cut, HeadTruncation(through_head, height))
             kept.append(int(cut.image[1, -1, 0, 0]) + 1)  # what is now on top
             lost = 20 - kept[-1]
             assert (cut.image[0, :lost] == -1000).all()
@@ -220,7 +220,7 @@ def test_a_cut_scan_hangs_from_the_top_with_air_below():
             assert torch.equal(cut.label[lost:], scan.label[: kept[-1]])
     # From the head's bottom to its top, and from half the body beneath the head to the head.
     assert kept == [8, 10, 12, 16, 4, 5, 6, 8]
-    through = [RandomHeadCut().draw(Streams(0, n)("x"), 1).through_head for n in range(400)]
+    through = [RandomHeadTruncation().draw(Streams(0, n)("x"), 1).through_head for n in range(400)]
     assert 0.4 < np.mean(through) < 0.6
 
 
@@ -241,5 +241,5 @@ def test_a_training_takes_the_scan_transforms_that_are_configured() -> None:
     everything = make_scan_augment(compose_job(["scan_augment=all"])).transforms
     assert list(everything) == ["misaligned", "pet_dropout", "low_resolution"]
     assert tuple(everything["misaligned"].spacing) == (1, 1, 1)  # the stage's
-    head = ["stage=head", "model=plainconv", "recipe.cut_head=0.2", "scan_augment=low_resolution"]
-    assert list(make_scan_augment(compose_job(head)).transforms) == ["cut_head", "low_resolution"]
+    head = ["stage=localiser", "model=plainconv", "recipe.head_truncation=0.2", "scan_augment=low_resolution"]
+    assert list(make_scan_augment(compose_job(head)).transforms) == ["head_truncation", "low_resolution"]

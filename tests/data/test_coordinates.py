@@ -71,7 +71,7 @@ def test_they_go_wherever_the_anatomy_goes(tmp_path: Path, name: str, axis: int)
     for number in range(12):
         image = data[number]["image"]
         ct, position = image[0], image[2 + 2 - axis]
-        inside = (image[1] > 1 - 1e-6) & (image[2:].abs() < 0.8).all(0)  # CT tells its own position
+        inside = (image[1] > 1 - 1e-6) & (image[2:].abs() < 0.8).all(0)  # the CT value is its own position
         compared += int(inside.sum())
         torch.testing.assert_close(position[inside], ct[inside], atol=1e-4, rtol=0)
     assert compared > 2000

@@ -100,7 +100,7 @@ def test_postures_and_protocols(pose):
         ({"bottom": -150.0}, ENDS),
     ],
 )
-def test_what_the_scan_holds_of_a_cut_head_is_marked_and_flagged(cut, flag):
+def test_what_the_scan_holds_of_a_head_truncation_is_marked_and_flagged(cut, flag):
     scan = posed(**cut)
     proposal = propose_head(scan.ct)
     assert flag in proposal.flags

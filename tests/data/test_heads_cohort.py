@@ -1,4 +1,4 @@
-"""`hnseg heads propose`: which cases it draws, what it writes, and what it leaves alone."""
+"""`hnseg propose-heads`: which cases it draws, what it writes, and what it leaves alone."""
 
 import csv
 
@@ -33,7 +33,7 @@ def root(tmp_path, head_ct):
 
 
 def propose(*arguments):
-    return hnseg("heads", "propose", *arguments, "--workers", 1)
+    return hnseg("propose-heads", *arguments, "--workers", 1)
 
 
 def table(folder):
@@ -134,6 +134,6 @@ def test_a_scan_without_a_head_is_a_label_to_train_on(tmp_path, root):
     assert propose(root).returncode == 0
     cases = with_head_mask(read_cases(root), root / "heads")
     assert [case.case_id for case in cases] == ["A-1", "B-1"]
-    stage = Stage("head", (16, 16, 16), (10.0, 10.0, 12.0), "top_of_scan", ("head",))
+    stage = Stage("localiser", (16, 16, 16), (10.0, 10.0, 12.0), "top_of_scan", ("head",))
     volumes = [prepare_case(case, stage, tmp_path / "cache", masks=root / "heads") for case in cases]
     assert [bool(volume.load("label").any()) for volume in volumes] == [True, False]

@@ -24,7 +24,7 @@ from hnseg.imaging.placement import place, place_grid
 from hnseg.imaging.suv import read_scan
 
 FINE = Stage("fine", (14, 12, 10), (3.0, 3.5, 5.0), "lesions")
-HEAD = Stage("head", (10, 10, 8), (10.0, 10.0, 12.0), "top_of_scan", ("head",))
+HEAD = Stage("localiser", (10, 10, 8), (10.0, 10.0, 12.0), "top_of_scan", ("head",))
 COARSE = Stage("coarse", (18, 18, 18), (4.0, 4.0, 4.0), "below_head")
 
 
@@ -195,8 +195,8 @@ def test_a_missing_head_mask_is_named_with_the_remedy(root, tmp_path, stage):
         prepare(read_cases(root), stage, tmp_path, heads=heads)
     assert str(caught.value).startswith(f"1 of 2 cases cannot be used for the {stage.name} stage: A-2")
     assert str(heads / "A-2.nii.gz") in str(caught.value)
-    assert "last_stage=head" in str(caught.value)
-    with pytest.raises(HnsegError, match=r"data\.heads is not set"):
+    assert "last_stage=localiser" in str(caught.value)
+    with pytest.raises(HnsegError, match=r"data\.head_labels is not set"):
         prepare(read_cases(root), stage, tmp_path)
 
 

@@ -95,7 +95,7 @@ def test_a_stage_with_fewer_cases_keeps_the_numbers_of_the_folds():
     assert split.folds == (("A-000",), (), ("C-000", "C-001"))
     train, validation = split.assign(masked, 2)
     assert (ids(train), ids(validation)) == (["A-000"], ["C-000", "C-001"])
-    with pytest.raises(HnsegError, match=r"fold=1: no case to validate on.*data\.heads"):
+    with pytest.raises(HnsegError, match=r"fold=1: no case to validate on.*data\.head_labels"):
         split.assign(masked, 1)
     with pytest.raises(HnsegError, match=r"fold=0: no case to train on"):
         split.assign(masked[:1], 0)

@@ -13,7 +13,7 @@ FOLDS = [["A-0", "B-1"], ["A-2", "B-3"]]
 CASES = [case_id for fold in FOLDS for case_id in fold]
 # Name of the arm, stage, model, enhancement: what sweeps/ablation.yaml trains.
 TRAININGS = [
-    ("head_plainconv", "head", "plainconv", False),
+    ("localiser_plainconv", "localiser", "plainconv", False),
     ("coarse_plainconv", "coarse", "plainconv", False),
     ("fine_resenc", "fine", "resenc", False),
     ("fine_resenc_cte", "fine", "resenc", True),
@@ -41,7 +41,7 @@ def write_sweep(runs: Path, trainings: list[tuple[str, str, str, bool]] = TRAINI
             member = card(
                 stage,
                 "pointwise",
-                _head() if stage == "head" else _lesions(cte, SHARES.get(arm, 0.2) + 0.02 * fold),
+                _head() if stage == "localiser" else _lesions(cte, SHARES.get(arm, 0.2) + 0.02 * fold),
                 name=f"{arm}_fold_{fold}",
                 model=model,
                 fold=fold,

@@ -187,8 +187,8 @@ def train_on_held_out(runs: Path) -> None:
         ),
         (lambda runs: shutil.rmtree(runs / "coarse_plainconv"), "no run of coarse in folds; python train.py"),
         (
-            lambda runs: (runs / "head_plainconv" / "head_plainconv_fold_0" / "score.json").unlink(),
-            "head_plainconv_fold_0; run the same training command again",
+            lambda runs: next(runs.glob("localiser_plainconv/*_fold_0/score.json")).unlink(),
+            "localiser_plainconv_fold_0; run the same training command again",
         ),
         (
             lambda runs: shutil.copytree(runs / "fine_resenc", runs / "fine_resenc_light"),
@@ -223,15 +223,15 @@ def write_list(path: Path, cohort: Path, names: dict[str, str]) -> None:
 
 
 def test_a_csv_few_head_masks_and_runs_on_all_cases(runs, cohort, tmp_path):
-    """Neither head network knows B-1 and B-3, which had no head mask; a run on all cases is no fold's."""
+    """Neither localiser knows B-1 and B-3, which had no head mask; a run on all cases is no fold's."""
     write_list(tmp_path / "cases.csv", cohort, {name: name for name in CASES})
     shutil.copytree(runs, tmp_path / "runs")
-    heads = tmp_path / "runs" / "head_plainconv"
-    shutil.copytree(heads / "head_plainconv_fold_0", heads / "fold_all")
+    heads = tmp_path / "runs" / "localiser_plainconv"
+    shutil.copytree(heads / "localiser_plainconv_fold_0", heads / "fold_all")
     config = json.loads((heads / "fold_all" / "config.json").read_text())
     write_config(heads / "fold_all", **config | {"fold": "all"})
     for fold, known in enumerate(("A-2", "A-0")):
-        run = heads / f"head_plainconv_fold_{fold}"
+        run = heads / f"localiser_plainconv_fold_{fold}"
         stored = torch.load(run / "best.ckpt", weights_only=True)
         stored["hnseg"]["trained_on"] = [known]
         torch.save(stored, run / "best.ckpt")

@@ -72,7 +72,7 @@ ODD = patient("A-x", gtvp=(0, 100, 100), gtvn=(0, 100, 100), lesions=(0, 1, 1))
     ("cases", "note"),
     [
         (cohort(7, 50), ""),
-        (cohort(7, 49), "optimistic: fewer than 50 patients (49)"),
+        (cohort(7, 49), "interval too narrow: fewer than 50 patients (49)"),
         ([patient("A-1")], "no interval: fewer than 5 patients (1)"),
         ([patient(f"A-{i}") for i in range(60)], "no interval: too few patients differ"),
         ([ODD, *(patient(f"A-{i}") for i in range(99))], "no interval: too few patients differ"),

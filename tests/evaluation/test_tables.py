@@ -53,7 +53,7 @@ def test_centres_have_rows_of_their_own(arms, rows):
     (row,) = (row for row in rows if (row["arm"], row["center"]) == ("no_cte", "MDA"))
     assert row["cases"] == 12
     assert row["gtvn_dsc_agg"] == arms["no_cte"].centers["MDA"].official["gtvn_dsc_agg"]
-    assert row["gtvn_dsc_agg_note"] == "optimistic: fewer than 50 patients (12)"
+    assert row["gtvn_dsc_agg_note"] == "interval too narrow: fewer than 50 patients (12)"
     assert [row["center"] for row in rows[3:]] == ["", "MDA"] * 3
     cases = [replace(case, center="") for case in cohort(0, 8)]
     assert len(ablation_rows({"full": CohortScore(Options(), cases)})) == 1

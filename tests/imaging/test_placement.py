@@ -88,7 +88,7 @@ def test_a_drawn_head_is_a_head_however_small(ct: sitk.Image, voxels: int, taken
         assert grid.corners[:, 2].max() == pytest.approx(27 + 0.7 * 6 * layers)
 
 
-@pytest.mark.parametrize(("stage", "before"), [(COARSE, "head"), (FINE, "coarse")])
+@pytest.mark.parametrize(("stage", "before"), [(COARSE, "localiser"), (FINE, "coarse")])
 def test_without_a_fallback_the_stage_that_found_nothing_is_named(
     ct: sitk.Image, stage: Stage, before: str
 ) -> None:
@@ -140,7 +140,8 @@ def test_flat_pet_leaves_the_middle_of_the_coarse_roi(ct: sitk.Image, suv: float
 def test_the_papers_stages_are_what_the_configuration_holds():
     conf = Path(__file__).parents[2] / "conf" / "stage"
     stages = [
-        Stage(**yaml.safe_load((conf / f"{name}.yaml").read_text())) for name in ("head", "coarse", "fine")
+        Stage(**yaml.safe_load((conf / f"{name}.yaml").read_text()))
+        for name in ("localiser", "coarse", "fine")
     ]
     extents = [np.multiply(stage.size, stage.spacing).tolist() for stage in stages]
     assert extents == [[512, 512, 384], [288] * 3, [144] * 3]

@@ -157,7 +157,7 @@ def head(on: sitk.Image, vertex: float = -20.0, chin: float = -245.0) -> sitk.Im
 def test_a_scan_that_ends_in_the_head(low: float, high: float, expected: tuple, spacing: float) -> None:
     ct = scan((-150, -150, low), (150, 150, high), spacing)
     assert cuts(head(ct), ct) == expected
-    # A network's mask lies on the head stage's grid, and shows no more head than the CT does.
+    # A network's mask lies on the localiser's grid, and shows no more head than the CT does.
     wide = Grid.centred((0, 0, high - 192), (64, 64, 96), (8.0, 8.0, 4.0))
     everywhere = wide.image(np.zeros(wide.shape, np.float32))
     predicted = sitk.GetArrayFromImage(head(everywhere)) * in_field_of_view(ct, wide).astype(np.uint8)

@@ -35,7 +35,7 @@ NETWORK = {"features": [8, 16, 32], "strides": [1, 2, 2], "convolutions": 1, "de
 # Windows and scales that show what there is to learn, so that it is learnt soon.
 LESIONS = {"ct_window": [0.0, 200.0], "pet_upper": 10.0, "normalise": [{"scheme": "zscore"}] * 2}
 RULES = {"rule": "argmax", "min_component_ml": 0.1, "mirror": False, "roi_cover": "multiple"}
-STEPS = {"head": 60, "coarse": 150, "fine": 150}
+STEPS = {"localiser": 60, "coarse": 150, "fine": 150}
 SCANS, CASES = 30, 24
 
 
@@ -76,7 +76,9 @@ def samples(one: dict[str, Any], stage: Stage) -> Iterator[tuple[Tensor, Tensor]
         images = sample_images(STUDY, scan["ct"], scan["pet"], grid)
         tensors = {name: torch.from_numpy(array)[None] for name, array in images.items()}
         subject = tio.Subject({name: tio.ScalarImage(tensor=tensor) for name, tensor in tensors.items()})
-        label = sample_label(STUDY, scan["head" if stage.name == "head" else "lesions"], scan["ct"], grid)
+        label = sample_label(
+            STUDY, scan["head" if stage.name == "localiser" else "lesions"], scan["ct"], grid
+        )
         yield transform(subject)["image"].data[None].float(), torch.from_numpy(label)[None].long()
 
 
@@ -84,7 +86,7 @@ def samples(one: dict[str, Any], stage: Stage) -> Iterator[tuple[Tensor, Tensor]
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A cascade that knows its task, trained for a minute."""
     cards = [
-        card("head", "plainconv", NETWORK, decision=RULES),
+        card("localiser", "plainconv", NETWORK, decision=RULES),
         card("coarse", "plainconv", NETWORK, grid={"size": [32] * 3}, input=LESIONS, decision=RULES),
         card("fine", "plainconv", NETWORK, grid={"size": [32] * 3}, input=LESIONS, decision=RULES),
     ]

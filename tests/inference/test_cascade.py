@@ -16,7 +16,7 @@ from hnseg.models.bundle import Bundle
 def detectors(tmp_path: Path) -> Bundle:
     return make_bundle(
         tmp_path,
-        card("head", "pointwise", HEAD),
+        card("localiser", "pointwise", HEAD),
         card("coarse", "pointwise", LESION, grid={"top": 1.0, "size": [36] * 3}),
         card("fine", "pointwise", LESION, grid={"size": [40] * 3}),
     )
@@ -53,33 +53,33 @@ def test_the_mask_lies_on_the_cts_grid_exactly(detectors: Bundle, orientation: s
 def test_untrained_members_of_all_kinds_run_through(tmp_path: Path) -> None:
     bundle = make_bundle(
         tmp_path,
-        card("head", "plainconv"),
+        card("localiser", "plainconv"),
         card("coarse", "plainconv"),
         card("fine", "resenc", input={"cte": True}),
         card("fine", "segresnet"),
     )
     ct = make_ct(*ORIENTATIONS["oblique"])
     result = make_cascade(bundle, mirror=True)(ct, make_pet())
-    assert list(result.seconds) == ["resample", "head", "coarse", "fine", "back"]
-    assert list(result.grids) == ["head", "coarse", "fine"]
+    assert list(result.seconds) == ["resample", "localiser", "coarse", "fine", "back"]
+    assert list(result.grids) == ["localiser", "coarse", "fine"]
     assert result.mask.GetSize() == ct.GetSize()
 
 
-@pytest.mark.parametrize(("until", "labels"), [("head", {0, 1}), ("coarse", {0, 1, 2})])
+@pytest.mark.parametrize(("until", "labels"), [("localiser", {0, 1}), ("coarse", {0, 1, 2})])
 def test_an_earlier_stage_can_be_the_last(detectors: Bundle, until: str, labels: set[int]) -> None:
     ct = make_ct(*ORIENTATIONS["identity"])
     result = make_cascade(detectors, last_stage=until)(ct, make_pet())
     assert list(result.grids)[-1] == list(result.seconds)[-2] == until
     mask = sitk.GetArrayFromImage(result.mask)
     assert set(np.unique(mask)) == labels
-    if until == "head":  # what is denser than -100 HU, as deep as the head stage's grid reaches
+    if until == "localiser":  # what is denser than -100 HU, as deep as the localiser's grid reaches
         body = sitk.GetArrayFromImage(ct) > -100
         deep = points(ct)[..., 2] > points(ct)[..., 2].max() - 16 * 12 + 12
         assert (mask[deep] == body[deep]).mean() > 0.95
 
 
 def test_given_heads_stand_for_the_head_stage(tmp_path: Path) -> None:
-    """A mask places the coarse ROI; an empty one is no head; without one the bundle's head stage is asked."""
+    """A mask places the coarse ROI; an empty one is no head; without one the bundle's localiser is asked."""
     ct = make_ct(*ORIENTATIONS["identity"])
     ball = np.linalg.norm(points(ct) - (10, 0, -100), axis=-1) < 20  # 33 ml: drawn, so it is a head
     for name, head in (("drawn", ball), ("empty", ball & False)):
@@ -93,26 +93,26 @@ def test_given_heads_stand_for_the_head_stage(tmp_path: Path) -> None:
     np.testing.assert_allclose(cube.center, (10, 0, -100 - 36 * 6 / 2), atol=2.1)
     assert list(drawn.grids) == ["coarse"]
     assert "no head" in without(ct, make_pet(), "empty").notes[0]
-    with pytest.raises(HnsegError, match=r"other\.nii\.gz: no such head mask.*no head member"):
+    with pytest.raises(HnsegError, match=r"other\.nii\.gz: no such head mask.*no localiser"):
         without(ct, make_pet(), "other")
-    bundle = make_bundle(tmp_path / "b", coarse, card("head", "pointwise", HEAD))
+    bundle = make_bundle(tmp_path / "b", coarse, card("localiser", "pointwise", HEAD))
     having = make_cascade(bundle, last_stage="coarse", head_masks=tmp_path)
-    assert list(having(ct, make_pet(), "other").grids) == ["head", "coarse"]
+    assert list(having(ct, make_pet(), "other").grids) == ["localiser", "coarse"]
     assert having(ct, make_pet(), "drawn").grids["coarse"] == drawn.grids["coarse"]
 
 
 def test_a_bundle_without_the_stage_asked_for_is_told(tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path, card("head", "pointwise", never(1, 1)))
+    bundle = make_bundle(tmp_path, card("localiser", "pointwise", never(1, 1)))
     with pytest.raises(HnsegError, match=r"last_stage=fine.*only head"):
         make_cascade(bundle)
 
 
-@pytest.mark.parametrize(("missing", "placed"), [("coarse", "fine"), ("head", "coarse")])
+@pytest.mark.parametrize(("missing", "placed"), [("coarse", "fine"), ("localiser", "coarse")])
 def test_a_bundle_without_the_stage_that_places_another_is_told(
     tmp_path: Path, missing: str, placed: str
 ) -> None:
     """A head mask must not be taken for lesions, nor every case fall back."""
-    cards = [card("head", "pointwise", never(1, 1)), card("coarse", "pointwise", never())]
+    cards = [card("localiser", "pointwise", never(1, 1)), card("coarse", "pointwise", never())]
     cards = [one for one in cards if one["stage"]["name"] != missing]
     bundle = make_bundle(tmp_path, *cards, card("fine", "pointwise", never()))
     with pytest.raises(HnsegError, match=f"no {missing} member.*{placed} ROI"):
@@ -124,7 +124,7 @@ def test_a_scan_of_few_slices_is_no_crash(tmp_path: Path, slices: int) -> None:
     grids = {"antialias": True}
     bundle = make_bundle(
         tmp_path,
-        card("head", "pointwise", never(1, 1), grid=grids),
+        card("localiser", "pointwise", never(1, 1), grid=grids),
         card("coarse", "pointwise", never(), grid=grids),
         card("fine", "pointwise", never(), grid=grids),
     )

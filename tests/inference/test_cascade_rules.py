@@ -29,7 +29,7 @@ def test_components_below_the_volume_floor_are_dropped(tmp_path: Path) -> None:
 def small_cubes(**rules: object) -> list[dict]:
     """A detector whose fine cube of 48 mm cannot hold tumour and node, 62 mm apart."""
     return [
-        card("head", "pointwise", HEAD),
+        card("localiser", "pointwise", HEAD),
         card("coarse", "pointwise", LESION, grid={"top": 1.0, "size": [36] * 3}),
         card("fine", "pointwise", LESION, grid={"size": [16] * 3}, decision=DECISION | rules),
     ]
@@ -65,7 +65,7 @@ def test_lesions_outside_one_cube_are_lost_and_several_cubes_find_them(tmp_path:
 
 @pytest.mark.parametrize("resample_output", ["probabilities", "labels"])
 def test_what_comes_back_is_probabilities_or_labels(tmp_path: Path, resample_output: str) -> None:
-    """A network that tells SUV 4 apart, on cubes of 12 mm: SimpleITK brings its map or its labels back."""
+    """A network that thresholds at SUV 4, on cubes of 12 mm: SimpleITK brings its map or its labels back."""
     grid = {"placement": "scan", "size": [16] * 3, "spacing": [12.0] * 3}
     soft = {"weights": [[0.0, 0.0], [0.0, 20.0], [0.0, 0.0]], "biases": [0.0, -4.0, -99.0]}
     rules = DECISION | {"rule": "argmax", "resample_output": resample_output}
@@ -96,10 +96,10 @@ def test_nodes_without_uptake_are_dropped(tmp_path: Path) -> None:
     assert kept == {5.0: {0, 1, 2}, 12.0: {0, 1}}
 
 
-@pytest.mark.parametrize("before", ["head", "coarse"])
+@pytest.mark.parametrize("before", ["localiser", "coarse"])
 def test_without_a_fallback_nothing_found_ends_the_case(tmp_path: Path, before: str) -> None:
     cards = small_cubes(fallback="fail")
-    silent = {"head": never(1, 1), "coarse": never()}[before]
+    silent = {"localiser": never(1, 1), "coarse": never()}[before]
     cards = [card(before, "pointwise", silent) if c["stage"]["name"] == before else c for c in cards]
     cascade = make_cascade(make_bundle(tmp_path, *cards))
     with pytest.raises(HnsegError, match=f"the {before} stage found nothing"):

@@ -59,7 +59,7 @@ def bundle(folder: Path, head: dict = HEAD, coarse: dict | None = None) -> Bundl
     grids = {"size": [48] * 3, "spacing": [6.0] * 3}
     return make_bundle(
         folder,
-        card("head", "pointwise", head, grid={"size": [40, 40, 36]}),
+        card("localiser", "pointwise", head, grid={"size": [40, 40, 36]}),
         card("coarse", "pointwise", coarse or never(), grid=grids),
         card("fine", "pointwise", TUMOUR, grid={"size": [24] * 3}),
     )

@@ -93,7 +93,7 @@ def rehearsal(tmp_path: Path, study: Path) -> Rehearsal:
     """A study, and a bundle of all stages that nobody but root may write to."""
     if reason := impossible():
         pytest.skip(reason)
-    stages = [card("head", "plainconv"), card("coarse", "plainconv"), card("fine", "resenc")]
+    stages = [card("localiser", "plainconv"), card("coarse", "plainconv"), card("fine", "resenc")]
     make_bundle(tmp_path, *stages).path.rename(tmp_path / "model")
     return Rehearsal(tmp_path)
 

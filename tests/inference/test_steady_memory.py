@@ -77,7 +77,7 @@ def test_a_hundred_cases_grow_the_process_by_less_than_a_twentieth(
             distribution("openvino")
         except PackageNotFoundError:
             pytest.skip("the extra openvino is not installed")
-    stages = [card("head", "plainconv"), card("coarse", "plainconv"), card("fine", "resenc")]
+    stages = [card("localiser", "plainconv"), card("coarse", "plainconv"), card("fine", "resenc")]
     bundle = make_bundle(tmp_path, *stages, card("fine", "segresnet")).path
     command = [sys.executable, "-c", CHILD, case_list, bundle, tmp_path / "out", backend]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)

@@ -43,7 +43,7 @@ def test_members_know_their_stage_and_the_bundle_its_decision(tmp_path: Path) ->
     (fine,) = bundle.of_stage("fine")
     assert fine.card.fold == 3
     assert fine.stage.spacing == (3.0, 3.0, 3.0)
-    assert bundle.of_stage("head") == []
+    assert bundle.of_stage("localiser") == []
 
 
 def test_nothing_in_it_is_pickled(bundle: Bundle) -> None:
@@ -179,12 +179,12 @@ ARMS = {
 def test_an_arm_takes_the_papers_members_and_leaves_the_other_stages_whole(tmp_path, name):
     kinds = [(model, cte) for model in ("resenc", "segresnet") for cte in (False, True)]
     fine = [card("fine", model, name=f"{model}{'_cte' * cte}", input={"cte": cte}) for model, cte in kinds]
-    bundle = make_bundle(tmp_path, card("head", "plainconv"), card("coarse", "plainconv"), *fine)
+    bundle = make_bundle(tmp_path, card("localiser", "plainconv"), card("coarse", "plainconv"), *fine)
     arm = yaml.safe_load((ROOT / "conf" / "arms" / f"{name}.yaml").read_text())
     assert arm["name"] == name
     chosen = bundle.arm(name, arm["members"])
     assert {member.card.name for member in chosen.of_stage("fine")} == ARMS[name]
-    assert (len(chosen.of_stage("head")), len(chosen.of_stage("coarse"))) == (1, 1)
+    assert (len(chosen.of_stage("localiser")), len(chosen.of_stage("coarse"))) == (1, 1)
 
 
 def test_an_arm_that_the_bundle_cannot_fill_is_refused(tmp_path):

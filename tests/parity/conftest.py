@@ -29,7 +29,7 @@ class Cohort(NamedTuple):
 
 LESIONS = ("background", "GTVp", "GTVn")
 COHORTS = {
-    "head": Cohort(ExperimentPlanner, (3.0, 2.0, 2.0), (128, 256, 256), 1, ("background", "head"), 40),
+    "localiser": Cohort(ExperimentPlanner, (3.0, 2.0, 2.0), (128, 256, 256), 1, ("background", "head"), 40),
     "coarse": Cohort(ExperimentPlanner, (2.0, 2.0, 2.0), (144, 144, 144), 2, LESIONS, 680),
     "fine": Cohort(nnUNetPlannerResEncL, (1.0, 1.0, 1.0), (144, 144, 144), 4, LESIONS, 544),
 }

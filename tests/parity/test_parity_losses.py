@@ -121,7 +121,7 @@ def paper_loss(logits: list[Tensor], labels: Tensor) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize(("stage", "classes"), [("head", 2), ("coarse", 3), ("fine", 3)])
+@pytest.mark.parametrize(("stage", "classes"), [("localiser", 2), ("coarse", 3), ("fine", 3)])
 def test_loss_nnunet_is_its_trainer_s_but_for_a_constant(stage, classes, nnunet_loss):
     # nnU-Net's Dice term is -Dice, ours 1 - Dice; the weights of the depths sum to 1.
     assert_same(configured("nnunet"), nnunet_loss(stage), 5, classes, constant=1.0)

@@ -20,7 +20,7 @@ from hnseg.config import read_job
 from hnseg.devices import autocast
 from hnseg.models.nets import build
 
-PAIRS = [("head", "plainconv"), ("coarse", "plainconv"), ("fine", "resenc"), ("fine", "segresnet")]
+PAIRS = [("localiser", "plainconv"), ("coarse", "plainconv"), ("fine", "resenc"), ("fine", "segresnet")]
 # (z, y, x): the least that leaves the deepest stage more than one voxel, and no cube.
 SIDES = (32, 64, 32)
 # How Auto3DSeg's segresnet template sets MONAI's network.

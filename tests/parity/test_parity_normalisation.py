@@ -56,7 +56,7 @@ ORIGINALS: dict[str, Callable[[dict[str, float]], Callable[[Array], Array]]] = {
 }
 # What each channel of a stage goes through (paper Tables 1 to 4, nnU-Net's and Auto3DSeg's own).
 CHANNELS = {
-    ("head", "plainconv"): ["zscore"],
+    ("localiser", "plainconv"): ["zscore"],
     ("coarse", "plainconv"): ["zscore", "zscore"],
     ("fine", "resenc"): ["ct", "ct", "ct", "zscore"],
     ("fine", "segresnet"): ["range", "sigmoid"],

@@ -50,7 +50,7 @@ def assert_same_curve(ours: list[float], theirs: list[float]) -> None:
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-6, atol=1e-12)
 
 
-PAIRS = [("head", "plainconv", 500), ("coarse", "plainconv", 1000), ("fine", "resenc", 1000)]
+PAIRS = [("localiser", "plainconv", 500), ("coarse", "plainconv", 1000), ("fine", "resenc", 1000)]
 
 
 @pytest.mark.parametrize(("stage", "model", "epochs"), PAIRS)

@@ -18,7 +18,7 @@ PROVENANCE = {"split": "5p1i7", "fingerprint": None, "data": "da7a"}
 SPLIT = Split((("A-1", "A-3"), ("A-2", "A-4")))
 PLACES = [
     "data.root=/home/somebody/hecktor",
-    "data.heads=ward-7",
+    "data.head_labels=ward-7",
     "runs=ward-7/runs",
     "data.exclude=[JANE-DOE]",
 ]

@@ -39,7 +39,7 @@ def test_the_folds_are_dealt_among_the_cases_a_stage_can_learn_from(scans: Path)
     cases, folds = read(scans, "fine", "data.folds=2")
     assert cases == NAMES
     assert sorted(sum(folds, ())) == NAMES
-    cases, folds = read(scans, "head", "data.folds=3")
+    cases, folds = read(scans, "localiser", "data.folds=3")
     assert cases == ["CHUM-0", "CHUS-0", "MDA-0"]
     assert [len(fold) for fold in folds] == [1, 1, 1]
 
@@ -47,7 +47,7 @@ def test_the_folds_are_dealt_among_the_cases_a_stage_can_learn_from(scans: Path)
 def test_a_centre_is_held_out_under_the_same_number_by_every_stage(scans: Path) -> None:
     (scans / "heads" / "CHUM-0.nii.gz").unlink()
     assert read(scans, "coarse", "data.split=centres")[1][2] == ("MDA-0", "MDA-1")
-    assert read(scans, "head", "data.split=centres")[1] == ((), ("CHUS-0",), ("MDA-0",))
+    assert read(scans, "localiser", "data.split=centres")[1] == ((), ("CHUS-0",), ("MDA-0",))
 
 
 def test_a_given_split_serves_the_head_stage_without_the_cases_that_have_no_mask(scans: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_given_split_serves_the_head_stage_without_the_cases_that_have_no_mask
     folds = [NAMES[::2], NAMES[1::2]]
     path.write_text(json.dumps([{"train": folds[1 - k], "val": folds[k]} for k in range(2)]))
     assert read(scans, "fine", f"data.split={path}")[1] == tuple(map(tuple, folds))
-    assert read(scans, "head", f"data.split={path}")[1] == (("CHUM-0", "CHUS-0", "MDA-0"), ())
+    assert read(scans, "localiser", f"data.split={path}")[1] == (("CHUM-0", "CHUS-0", "MDA-0"), ())
 
 
 @pytest.mark.parametrize("extra", [{}, {"hash": Split((tuple(NAMES[:3]), tuple(NAMES[3:]))).hash}])
@@ -79,7 +79,7 @@ CASES = [Case(f"A-{n}", Path("ct"), Path("pet")) for n in range(8)]
 @pytest.fixture
 def heads(tmp_path: Path) -> Data:
     """Folders of drawn and of predicted head masks, as the configuration names them."""
-    folders = {"heads": tmp_path / "drawn", "predicted_heads": tmp_path / "predicted"}
+    folders = {"head_labels": tmp_path / "drawn", "head_masks": tmp_path / "predicted"}
     for folder in folders.values():
         folder.mkdir()
     return compose_job([f"data.{key}={folder}" for key, folder in folders.items()]).data
@@ -90,23 +90,23 @@ def touch(folder: Path, cases: list[Case]) -> None:
         (folder / f"{case.case_id}.nii.gz").touch()
 
 
-def test_the_head_stage_trains_on_the_cases_labelled_by_hand(heads: Data) -> None:
-    assert heads.predicted_heads is not None
-    touch(heads.predicted_heads, CASES)
-    folder = head_folder(heads, "head")
-    with pytest.raises(HnsegError, match=r"data\.heads=.*: no head mask .* for any of 8 cases; hnseg heads"):
+def test_the_localiser_trains_on_the_cases_labelled_by_hand(heads: Data) -> None:
+    assert heads.head_masks is not None
+    touch(heads.head_masks, CASES)
+    folder = head_folder(heads, "localiser")
+    with pytest.raises(
+        HnsegError, match=r"data\.head_labels=.*: no head mask .*any of 8 cases; hnseg propose-heads"
+    ):
         with_head_mask(CASES, folder)
-    touch(heads.heads, CASES[1:2])
+    touch(heads.head_labels, CASES[1:2])
     assert with_head_mask(CASES, folder) == CASES[1:2]
-    assert head_folder(heads, "coarse") == heads.predicted_heads
+    assert head_folder(heads, "coarse") == heads.head_masks
 
 
-@pytest.mark.parametrize("key", ["heads", "predicted_heads"])
+@pytest.mark.parametrize("key", ["head_labels", "head_masks"])
 def test_a_coarse_roi_needs_every_head(heads: Data, key: str) -> None:
     touch(getattr(heads, key), CASES[:7])
-    data = heads.model_copy(update={"predicted_heads": None}) if key == "heads" else heads
-    with pytest.raises(
-        HnsegError, match=rf"data\.{key}=.*: no head mask of A-7; .*set data\.predicted_heads=DIR"
-    ):
+    data = heads.model_copy(update={"head_masks": None}) if key == "head_labels" else heads
+    with pytest.raises(HnsegError, match=rf"data\.{key}=.*: no head mask of A-7; .*set data\.head_masks=DIR"):
         require_head_masks(CASES, data)
     require_head_masks(CASES[:7], data)

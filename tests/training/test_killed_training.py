@@ -25,7 +25,7 @@ def trained(folder: Path) -> dict[str, Any]:
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
-    """Rows as they lie on disk, without what tells of the machine's time and memory."""
+    """Rows as they lie on disk, without those of the machine's time and memory."""
     with (folder / "metrics.csv").open(newline="") as file:
         return [
             {key: value for key, value in row.items() if key.startswith(("train/loss", "val", "lr", "epoch"))}

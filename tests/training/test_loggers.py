@@ -72,7 +72,7 @@ def test_settings_are_shown_without_places_and_cases(tmp_path):
     places = [f"data.{key}={value}" for key, value in data.items()]
     places += ["runs=clinic", "init_from=clinic/best.ckpt", "+model.settings.weights=/clinic/w.pt"]
     shown = public_settings(compose_job(places))
-    hidden = {"root", "heads", "coarse", "cache", "split"}
+    hidden = {"root", "head_labels", "coarse", "cache", "split"}
     assert {key for key, value in shown["data"].items() if value == "(path)"} == hidden
     assert "exclude" not in shown["data"]
     assert (shown["runs"], shown["run_dir"], shown["init_from"]) == ("(path)",) * 3

@@ -47,7 +47,7 @@ def cases(count: int) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def validation() -> list[Any]:
-    """The same cases placed by the truth and by coarse predictions."""
+    """The same cases placed by the ground truth and by coarse predictions."""
     return [torch.utils.data.DataLoader(cases(7), batch_size=None) for _ in range(2)]
 
 
@@ -82,7 +82,7 @@ def test_contours_follow_the_prediction(tmp_path, train):
     found, missed = (imread(tmp_path / "pictures" / "A-0" / f"step_{step:07d}.png") for step in (1, 3))
     assert found.shape == missed.shape
     assert found.shape[1] > 1.5 * found.shape[0]  # CT beside CT with PET
-    assert _blue(found) > _blue(missed) > 0  # truth and prediction, the truth alone
+    assert _blue(found) > _blue(missed) > 0  # ground truth and prediction, ground truth alone
 
 
 def test_tensorboard_shows_them_too(tmp_path, train):

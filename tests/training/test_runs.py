@@ -82,14 +82,18 @@ def test_runs_are_listed_by_arm_and_fold_and_nothing_else_is(tmp_path: Path) -> 
 
 
 def test_the_command_prints_every_run_and_writes_json(tmp_path: Path) -> None:
-    finish(tmp_path / "runs" / "n" / "head_plainconv" / "fold_0", {"val/dice": 0.9}, arm="head_plainconv")
+    finish(
+        tmp_path / "runs" / "n" / "localiser_plainconv" / "fold_0",
+        {"val/dice": 0.9},
+        arm="localiser_plainconv",
+    )
     begin(tmp_path / "runs" / "n" / "fine_resenc" / "fold_1", 4, 0.5, fold=1)
     done = hnseg("runs", "--json", "runs.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [line.replace("│", " ").split() for line in done.stdout.splitlines() if line[:1] == "│"]
     assert rows == [
         ["n/fine_resenc/fold_1", "fine", "resenc", "1", "4/10", "0.5000", "stopped", "0:03:00"],
-        ["n/head_plainconv/fold_0", "head", "plainconv", "0", "10/10", "0.9000", "finished"],
+        ["n/localiser_plainconv/fold_0", "localiser", "plainconv", "0", "10/10", "0.9000", "finished"],
     ]
     stored = json.loads((tmp_path / "runs.json").read_text())["runs"]
     assert [run["best"] for run in stored] == [0.5, 0.9]

@@ -47,7 +47,7 @@ def test_the_ablation_is_what_tables_5_and_6_and_the_cascade_need() -> None:
         cfg = job("sweeps=ablation", *overrides)
         trained[cfg.arm] = (cfg.stage.name, cfg.model.name, cfg.cte)
     assert trained == {
-        "head_plainconv": ("head", "plainconv", False),
+        "localiser_plainconv": ("localiser", "plainconv", False),
         "coarse_plainconv": ("coarse", "plainconv", False),
         "fine_resenc": ("fine", "resenc", False),
         "fine_resenc_cte": ("fine", "resenc", True),

@@ -194,7 +194,14 @@ def test_a_key_is_found_even_after_an_offline_run(tmp_path, log, monkeypatch, lo
 
 
 ROWS = [
-    {"arm": "full", "center": None, "cases": 3, "gtvp_dsc": 0.75, "gtvp_dsc_note": "optimistic", "p": None},
+    {
+        "arm": "full",
+        "center": None,
+        "cases": 3,
+        "gtvp_dsc": 0.75,
+        "gtvp_dsc_note": "interval too narrow",
+        "p": None,
+    },
     {"arm": "full", "center": "A", "cases": 2, "gtvp_dsc": 0.625},
 ]
 

@@ -14,7 +14,7 @@ from hnseg.data.augment.intensity import (
     RandomNoise,
     RandomScaleShift,
 )
-from hnseg.data.augment.spatial import RandomAffine, RandomFlip, RandomHeadCut, RandomMisalignment
+from hnseg.data.augment.spatial import RandomAffine, RandomFlip, RandomHeadTruncation, RandomMisalignment
 from hnseg.data.augment.transform import Compose, Sample, Streams, Transform
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "RandomDropout",
     "RandomFlip",
     "RandomGamma",
-    "RandomHeadCut",
+    "RandomHeadTruncation",
     "RandomLowResolution",
     "RandomMisalignment",
     "RandomNoise",

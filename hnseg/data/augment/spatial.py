@@ -235,7 +235,7 @@ class RandomMisalignment(SpatialTransform):
         pet.copy_(F.grid_sample(pet[None], grid, padding_mode="border", align_corners=False)[0])
 
 
-class HeadCut(NamedTuple):
+class HeadTruncation(NamedTuple):
     """Whether the cut goes through the head or the body beneath it, and how far up (0 to 1) of either."""
 
     through_head: bool
@@ -243,19 +243,19 @@ class HeadCut(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class RandomHeadCut(SpatialTransform):
-    """Cuts the top of a scan off, so that the head stage learns scans with and without a head.
+class RandomHeadTruncation(SpatialTransform):
+    """Cuts the top of a scan off, so that the localiser learns scans with and without a head.
 
     The cut goes through the head as often as through the body beneath it, whose lower half always stays. What
     is left is moved to the top of the grid, where the stage places every scan, and below it is air: the
     minimum of each channel, and label 0. Acts on scans; those without a head (label 1) stay as they are.
     """
 
-    def draw(self, rng: np.random.Generator, channels: int) -> HeadCut | None:
-        acts, cut = rng.random() < self.p, HeadCut(bool(rng.random() < 0.5), rng.random())
+    def draw(self, rng: np.random.Generator, channels: int) -> HeadTruncation | None:
+        acts, cut = rng.random() < self.p, HeadTruncation(bool(rng.random() < 0.5), rng.random())
         return cut if acts else None
 
-    def move(self, sample: Sample, parameters: HeadCut) -> None:
+    def move(self, sample: Sample, parameters: HeadTruncation) -> None:
         slices = sample.label.flatten(1).any(1).nonzero()[:, 0]  # z; the last one is on top
         if not len(slices):
             return

@@ -1,4 +1,4 @@
-"""Head labels for the head stage, proposed from CT by anatomy alone: HECKTOR has none.
+"""Head labels for the localiser, proposed from CT by anatomy alone: HECKTOR has none.
 
 One scan's mask (propose), the masks of many scans with their table and picture (cohort).
 """

@@ -93,8 +93,8 @@ def make_cohort(
 ) -> None:
     """Writes a cohort in the HECKTOR layout, byte-identical for the same seed.
 
-    Beside the cases lie `clinical.csv`, head masks in `heads/CASE.nii.gz` and `phantom.json`, which tells a
-    phantom from a real cohort. The same cohort may be made again, or longer, in the same folder.
+    Beside the cases lie `clinical.csv`, head masks in `heads/CASE.nii.gz` and `phantom.json`, which marks the
+    cohort as synthetic. The same cohort may be made again, or longer, in the same folder.
 
     Args:
         out: Folder, new or empty or holding the same cohort.

@@ -180,7 +180,7 @@ def _find_arms(out: Path, truth: Path | None) -> tuple[dict[str, Path], Path]:
         content = json.loads(table.read_text(encoding="utf-8"))
         return {name: out / name for name in content["arms"]}, truth or Path(content["data"])
     if truth is None:
-        raise HnsegError(f"{out}: has no {ABLATION} to name the cohort; add --truth ROOT")
+        raise HnsegError(f"{out}: has no {ABLATION} to name the cohort; add --ground-truth ROOT")
     return {out.resolve().name: out}, truth
 
 

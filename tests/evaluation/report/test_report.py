@@ -167,7 +167,7 @@ def test_the_command_writes_beside_the_masks_and_says_where_there_is_no_room(
 
 def test_mistakes_are_refused_with_a_remedy_before_the_long_work(predictions, cohort, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "evaluate", None)
-    with pytest.raises(HnsegError, match=r"out: has no ablation.json .*--truth ROOT"):
+    with pytest.raises(HnsegError, match=r"out: has no ablation.json .*--ground-truth ROOT"):
         page.write_report(predictions)
     (tmp_path / "report.html").mkdir()
     with pytest.raises(HnsegError, match=r"report\.html: cannot be written"):

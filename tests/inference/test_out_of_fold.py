@@ -26,7 +26,7 @@ def painter(
     stage: str, fold: int, label: int, trained_on: list[str] | None, **changes: Any
 ) -> dict[str, Any]:
     """A member that says one label everywhere."""
-    channels, classes = (1, 2) if stage == "head" else (2, 3)
+    channels, classes = (1, 2) if stage == "localiser" else (2, 3)
     biases = [9.0 if n == label else 0.0 for n in range(classes)]
     settings = {"weights": [[0.0] * channels] * classes, "biases": biases}
     name = f"{stage}_fold_{fold}"
@@ -86,16 +86,16 @@ def test_without_out_of_fold_all_members_are_asked_and_the_table_tells(cohort: P
 
 
 def test_each_stage_has_members_of_its_own(cohort: Path, tmp_path: Path) -> None:
-    """The head stage knows A-0, whose drawn mask stands for it; B-1 has none, and its coarse fold serves."""
+    """The localiser knows A-0, whose drawn mask stands for it; B-1 has none, and its coarse fold serves."""
     (cohort / "heads" / "B-1.nii.gz").unlink()
     (cohort / "heads" / "A-2.nii.gz").unlink()
-    head = painter("head", 0, 1, ["A-0", "A-2"])
+    head = painter("localiser", 0, 1, ["A-0", "A-2"])
     bundle = make_bundle(tmp_path, head, *folds())
     rows = segment(bundle, cohort, tmp_path / "out", last_stage="coarse", out_of_fold=True)
     assert (painted(tmp_path / "out", "A-0"), rows["A-0"]["out_of_fold"]) == (1, "yes")
     assert (painted(tmp_path / "out", "B-1"), rows["B-1"]["out_of_fold"]) == (2, "yes")
-    assert "every head member was trained on it" in rows["A-2"]["message"]
-    # Asked without unseen, the head network that knows A-2 and the folds that do are in the table.
+    assert "every localiser was trained on it" in rows["A-2"]["message"]
+    # Without out_of_fold, the localiser that knows A-2 and the folds that do are in the table.
     rows = segment(
         make_bundle(tmp_path / "b", head, folds()[2]), cohort, tmp_path / "b" / "out", last_stage="coarse"
     )
