@@ -39,7 +39,7 @@ def infer(*arguments: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("last_stage=localiser", "last_stage=localiser.*no localiser, only fine"),
+        ("last_stage=localiser", "last_stage=localiser.*no localiser member, only fine"),
         ("overwrite=no", "overwrite=no"),
         ("cases=nowhere", "nowhere: no such folder or CSV"),
         ("shard=4/4", "shard=4/4: write K/N"),

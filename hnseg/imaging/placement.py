@@ -120,8 +120,8 @@ def place(
         return PlacedRoi(place_grid(stage, ct, found))
     if fallback == "fail":
         raise HnsegError(
-            f"the {'head' if no_head else 'coarse'} stage found nothing, and fallback=fail ends the case "
-            "there; decision.fallback=chain looks on"
+            f"the {'localiser' if no_head else 'coarse'} stage found nothing, and fallback=fail ends the "
+            "case there; decision.fallback=chain looks on"
         )
     if no_head:
         return PlacedRoi(top_of_scan_grid(ct, stage.size, stage.spacing), Fallback.NO_HEAD)

@@ -103,7 +103,7 @@ def test_given_heads_stand_for_the_head_stage(tmp_path: Path) -> None:
 
 def test_a_bundle_without_the_stage_asked_for_is_told(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path, card("localiser", "pointwise", never(1, 1)))
-    with pytest.raises(HnsegError, match=r"last_stage=fine.*only head"):
+    with pytest.raises(HnsegError, match=r"last_stage=fine.*only localiser"):
         make_cascade(bundle)
 
 

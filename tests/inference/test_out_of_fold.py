@@ -94,7 +94,7 @@ def test_each_stage_has_members_of_its_own(cohort: Path, tmp_path: Path) -> None
     rows = segment(bundle, cohort, tmp_path / "out", last_stage="coarse", out_of_fold=True)
     assert (painted(tmp_path / "out", "A-0"), rows["A-0"]["out_of_fold"]) == (1, "yes")
     assert (painted(tmp_path / "out", "B-1"), rows["B-1"]["out_of_fold"]) == (2, "yes")
-    assert "every localiser was trained on it" in rows["A-2"]["message"]
+    assert "every localiser member was trained on it" in rows["A-2"]["message"]
     # Without out_of_fold, the localiser that knows A-2 and the folds that do are in the table.
     rows = segment(
         make_bundle(tmp_path / "b", head, folds()[2]), cohort, tmp_path / "b" / "out", last_stage="coarse"

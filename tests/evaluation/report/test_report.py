@@ -159,7 +159,7 @@ def test_the_command_writes_beside_the_masks_and_says_where_there_is_no_room(
     predictions, cohort, monkeypatch
 ):
     monkeypatch.setattr(page, "VIEWER_CHARACTERS", 0)
-    assert hnseg("report", predictions, "--truth", cohort).returncode == 0
+    assert hnseg("report", predictions, "--ground-truth", cohort).returncode == 0
     text = (predictions / "report.html").read_text(encoding="utf-8")
     assert "3 of 3 cases have still pictures alone" in text
     assert not [kind for kind, _ in Page(text).data if kind == "volumes"]
