@@ -5,7 +5,10 @@ DEMO := runs/demo
 TRAIN := $(BIN)/python train.py experiment=demo
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo reproduce open-data test test-slow setup check clean-demo clean-reproduce
+help: ## the targets
+	@sed -n "s/^\([a-z-]*\):.*## /\1: /p" $(MAKEFILE_LIST) | awk -F": " '{ printf "  make %-16s%s\n", $$1, $$2 }'
+
+.PHONY: help demo reproduce open-data test test-slow setup check clean-demo clean-reproduce
 
 demo: .venv/ready ## the whole pipeline on a synthetic cohort, 7 to 14 minutes on 2 cores
 	$(BIN)/hnseg phantom $(DEMO)/data/train --cases 80 --seed 0

@@ -26,16 +26,16 @@ from yaml import YAMLError
 
 from hnseg.errors import HnsegError
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-# Holds conf/ and sweeps/: the repository, or where hnseg is installed from a wheel, the package.
-HOME = next(path for path in (Path(__file__).parent, REPOSITORY) if (path / "conf").is_dir())
+# Holds conf/ and sweeps/: a folder of the user's, else the package (of a wheel) or the repository around it.
+_GIVEN, _AROUND = os.environ.get("HNSEG_CONF"), Path(__file__).resolve().parents[:2]
+HOME = Path(_GIVEN).absolute() if _GIVEN else next(path for path in _AROUND if (path / "conf").is_dir())
 _CONF, _SWEEPS = HOME / "conf", HOME / "sweeps"
 _FOLDS = re.compile(r"all|([0-9]+)(?:-([0-9]+))?")
 _FOLD_OVERRIDE = re.compile(r"(\+{0,2}fold)=(.*)", re.DOTALL)
 _DEFAULTS = re.compile(r"^defaults:.*\n(?: .*\n)*", re.MULTILINE)
 
 
-def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
+def run(main: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str] | None = None) -> None:
     """Runs a function under Hydra, from any working directory and with any launcher.
 
     Configurations are those of conf/; the YAML files in sweeps/ are the group `sweeps`. Folds may be written
@@ -45,34 +45,42 @@ def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
     Args:
         main: Takes the composed configuration of one job, and may return a score for a sweeper to optimise.
         config_name: The primary configuration, without `.yaml`.
+        arguments: Those of the command `hnseg CONFIG_NAME`; without them those of the script CONFIG_NAME.py.
     """
+    name = f"{config_name}.py" if arguments is None else f"hnseg {config_name}"
+    command = [sys.argv[0], *([] if arguments is None else [config_name])]
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them its way
     errors: list[Exception] = []
     statuses: list[int] = []
     try:
-        sys.argv[1:] = arrange(sys.argv[1:])
-        _register_sweeps()
+        arranged = arrange(sys.argv[1:] if arguments is None else arguments)
+        register_files()
         _register_help()
-        job = _keep_errors(main, errors, statuses)
+        job = _keep_errors(main, name, [*command, *arranged], errors, statuses)
+        sys.argv[1:] = arranged  # which Hydra parses
         hydra.main(version_base="1.3", config_path=str(_CONF), config_name=config_name)(job)()
         if errors:
             raise errors[0]
     except KeyboardInterrupt:  # where no training turned it into an exit of its own
-        print(f"{config_name}.py: stopped", file=sys.stderr)
+        print(f"{name}: stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         line = explain(error)
         if line is None or wants_traceback:
             raise
-        print(f"{config_name}.py: error: {line}", file=sys.stderr)
+        print(f"{name}: error: {line}", file=sys.stderr)
         sys.exit(2)
     if statuses:
         sys.exit(min(statuses))
 
 
 def _keep_errors(
-    main: Callable[[DictConfig], Any], errors: list[Exception], statuses: list[int]
+    main: Callable[[DictConfig], Any],
+    name: str,
+    command: Sequence[str],
+    errors: list[Exception],
+    statuses: list[int],
 ) -> Callable[[DictConfig], Any]:
     """The same function, whose errors Hydra does not see: it would print them its way.
 
@@ -81,6 +89,8 @@ def _keep_errors(
 
     Args:
         main: The function.
+        name: Begins each line of an error.
+        command: The whole command line, which Lightning starts a training's other processes with.
         errors: Gains what ends a job that is no part of a sweep.
         statuses: Gains the exit status of each failed job of a sweep: 1 for a defect, 2 for a mistake.
     """
@@ -88,18 +98,21 @@ def _keep_errors(
 
     @wraps(main)
     def job(config: DictConfig) -> Any:
+        here = (socket.gethostname(), os.getpid()) == home
+        if here:
+            sys.argv[:] = command
         try:
             return main(config)
         except Exception as error:
-            command, line = HydraConfig.get(), explain(error)
-            if command.mode == RunMode.MULTIRUN:
-                title = f"job {command.job.num}: {' '.join(command.overrides.task)}"
-                text = f"{command.job.config_name}.py: error: {line or traceback.format_exc()} ({title})"
+            hydra, line = HydraConfig.get(), explain(error)
+            if hydra.mode == RunMode.MULTIRUN:
+                title = f"job {hydra.job.num}: {' '.join(hydra.overrides.task)}"
+                text = f"{name}: error: {line or traceback.format_exc()} ({title})"
                 print(text, file=sys.stderr)
                 statuses.append(1 if line is None else 2)
             else:
                 errors.append(error)
-            if (socket.gethostname(), os.getpid()) != home:
+            if not here:
                 raise
             return None
 
@@ -112,7 +125,7 @@ def compose(overrides: Sequence[str], config_name: str = "train") -> DictConfig:
     Raises:
         HnsegError: An override that does not fit.
     """
-    _register_sweeps()
+    register_files()
     try:
         with hydra.initialize_config_dir(str(_CONF), version_base="1.3"):
             composed = hydra.compose(config_name, list(overrides), return_hydra_config=True)
@@ -204,7 +217,7 @@ def _first_job(overrides: Sequence[str]) -> list[str]:
         if one.is_discrete_sweep()
     }
     if swept:
-        print(f"{Path(sys.argv[0]).name}: the first job: {' '.join(swept.values())}", file=sys.stderr)
+        print(f"the first job: {' '.join(swept.values())}", file=sys.stderr)
     return [swept.get(key, str(one.input_line)) for key, one in parsed.items()]
 
 
@@ -296,11 +309,13 @@ def _register_help() -> None:
     OmegaConf.register_new_resolver("options", options, replace=True)
 
 
-def _register_sweeps() -> None:
-    """Makes the YAML files of sweeps/ the options of the group `sweeps`.
+def register_files() -> None:
+    """Makes the files of sweeps/ the options of the group `sweeps`; conf/local.yaml may be missing.
 
     With the repository as a search path, every folder in it would be a group, which `--help` walks through.
     """
+    if not (_CONF / "local.yaml").exists():
+        ConfigStore.instance().store("local", {})
     for path in sorted(_SWEEPS.glob("*.yaml")):
         node = OmegaConf.load(path)
         ConfigStore.instance().store(path.stem, node, "sweeps", package="_global_", provider=str(_SWEEPS))

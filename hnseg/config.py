@@ -1,4 +1,4 @@
-"""Every setting of train.py and infer.py with its type, range and unit, checked before anything is loaded.
+"""Every setting of hnseg train and infer with its type, range and unit, checked before anything is loaded.
 
 `read_job` and `read_inference` turn what Hydra composed from conf/ into these classes, and refuse in one line
 the first value that does not fit. Below the entry points a setting is an attribute.
@@ -132,7 +132,7 @@ class Data(Settings):
 
     root: Location | None  # a folder in the HECKTOR layout, or a CSV
     head_labels: Location  # head masks CASE.nii.gz, drawn or corrected
-    head_masks: Location | None  # head masks of every case by infer.py; null takes head_labels
+    head_masks: Location | None  # head masks of every case by hnseg infer; null takes head_labels
     coarse: Location | None  # out-of-fold coarse predictions CASE.nii.gz, which place the fine ROI
     cache: Location
     exclude: tuple[Name, ...]  # case ids
@@ -408,9 +408,12 @@ class Rules(Settings):
 
 
 class Inference(Settings):
-    """One call of infer.py."""
+    """One call of hnseg infer."""
 
-    cases: Location  # a folder in the HECKTOR layout, or a CSV
+    cases: Location | None  # a folder in the HECKTOR layout, or a CSV
+    ct: Location | None  # or one case's files
+    pet: Location | None
+    case_id: Name | None  # of that case; null takes it from the CT's file name
     bundle: Location
     out: Location
     format: Literal["nii.gz", "mha"]  # of masks and maps
@@ -428,6 +431,14 @@ class Inference(Settings):
     engine: Engine
     trainer: Machine
     decision: Rules
+
+    @model_validator(mode="after")
+    def _names_cases(self) -> Self:
+        """A list of cases or one case."""
+        given = {"cases": self.cases, "ct": self.ct, "pet": self.pet}
+        if {key for key, path in given.items() if path is not None} not in ({"cases"}, {"ct", "pet"}):
+            raise ValueError("cases: give cases=PATH, or ct=FILE and pet=FILE of one case")
+        return self
 
     @model_validator(mode="after")
     def _rules_take_effect(self) -> Self:
@@ -453,12 +464,12 @@ def read_job(composed: DictConfig) -> Job:
 
 
 def compose_job(overrides: Sequence[str]) -> Job:
-    """What train.py would run with."""
+    """What hnseg train would run with."""
     return read_job(compose(overrides))
 
 
 def read_inference(composed: DictConfig) -> Inference:
-    """The configuration of one call of infer.py, refused as `read_job` refuses."""
+    """The configuration of one call of hnseg infer, refused as `read_job` refuses."""
     return _read(Inference, composed)
 
 

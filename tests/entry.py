@@ -17,6 +17,8 @@ from fabricate import volume, write_case
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from hnseg.app import register_files
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Grids, networks and schedules that fit fabricated cases of 80 x 80 x 90 mm and seconds.
@@ -54,6 +56,7 @@ BRIEF = ["training.epochs=1", "training.iterations=1", "training.batch_size=2", 
 
 def compose_job(name: str, *overrides: str) -> DictConfig:
     """The configuration of one job, without Hydra's own node."""
+    register_files()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose(name, list(overrides))
 
@@ -101,9 +104,9 @@ def hnseg(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedPr
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a refusal."""
+    """The one line of a refusal, after what the command was about to do."""
     assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.splitlines()
+    *_, line = done.stderr.splitlines()
     return line
 
 

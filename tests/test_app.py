@@ -96,7 +96,7 @@ def test_the_configuration_of_any_command_is_shown_resolved(
 ) -> None:
     done = shell("name=of-${stage.name}-${fold}", *arguments.split())
     assert f"\nname: {shown}\n" in done.out
-    assert done.err == (f"train.py: {first}\n" if first else "")
+    assert done.err == (f"{first}\n" if first else "")
     assert not done.jobs
 
 

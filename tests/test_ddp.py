@@ -166,7 +166,7 @@ def test_a_loss_that_is_nan_ends_all_of_them_with_one_line(cohort: Path, tmp_pat
     done = run("train.py", *arguments, cwd=tmp_path)
     (line,) = [line for line in done.stderr.splitlines() if "loss nan" in line]
     assert done.returncode == 2
-    assert line.startswith("train.py: error: ")
+    assert line.startswith("hnseg train: error: ")
     assert (tmp_path / "diverged" / "lr_0.01" / "fold_0" / "score.json").exists()
 
 

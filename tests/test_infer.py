@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
-from entry import compose_job, load, run, write_cohort
+from entry import compose_job, hnseg, load, run, write_cohort
 from fabricate import ct_image, write_case
 from members import DECISION, card, make_bundle
 from results import record
@@ -58,6 +58,18 @@ def test_impossible_settings_are_told(bundle: Path, tmp_path: Path, change: str,
     with pytest.raises(HnsegError, match=message):
         load("infer").main(compose_job("infer", *given, *CPU, *change.split()))
     assert not (tmp_path / "out").exists()
+
+
+def test_one_study_is_segmented_as_in_a_list(bundle: Path, tmp_path: Path) -> None:
+    write_case(tmp_path / "scans", "A-3")
+    ct, pet = (tmp_path / "scans" / "A-3" / f"A-3__{name}.nii.gz" for name in ("CT", "PT"))
+    infer(f"cases={tmp_path / 'scans'}", f"bundle={bundle}", f"out={tmp_path / 'list'}")
+    options = ["--ct", ct, "--pet", pet, "--bundle", bundle, "--out", tmp_path / "one"]
+    assert hnseg("infer", *options, *CPU).returncode == 0
+    masks = [sitk.ReadImage(str(tmp_path / out / "A-3.nii.gz")) for out in ("list", "one")]
+    assert sitk.Hash(masks[0]) == sitk.Hash(masks[1])
+    with pytest.raises(HnsegError, match=r"cases=PATH, or ct=FILE and pet=FILE"):
+        infer(f"ct={ct}", f"bundle={bundle}", "out=out")
 
 
 def test_a_bad_case_is_reported_and_the_others_finish(bundle: Path, tmp_path: Path) -> None:

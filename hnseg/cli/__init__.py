@@ -1,4 +1,4 @@
-"""`hnseg`: the commands around training and inference, which are train.py and infer.py.
+"""`hnseg`: every command. train.py and infer.py are its train and infer, for a clone.
 
 Each command imports what it needs when it runs, so that `hnseg --help` answers at once.
 """
@@ -6,7 +6,7 @@ Each command imports what it needs when it runs, so that `hnseg --help` answers 
 # ruff: noqa: I001 (commands stand in --help in the order they are imported)
 import sys
 
-from hnseg.cli import cohorts, plan, training, bundles, scores  # noqa: F401
+from hnseg.cli import cohorts, train, plan, training, infer, scores, bundles  # noqa: F401
 from hnseg.cli.app import app
 from hnseg.errors import HnsegError
 

@@ -1,25 +1,26 @@
-"""Commands that make, tune and serve bundles."""
+"""Commands that make bundles: export, import-nnunet, import-monai; conf copies the configuration."""
 
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from hnseg.cli.app import Root, app
+from hnseg.cli.app import SHARE, app, exists, say, suggest
+from hnseg.errors import HnsegError
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="As for train.py: stage= and recipe= that made its images."),
+    typer.Argument(metavar="KEY=VALUE", help="As for hnseg train: stage= and recipe= that made its images."),
 ]
 Bundle = Annotated[Path, typer.Option(metavar="BUNDLE", help="The bundle to make, or to extend.")]
 
 
-@app.command()
+@app.command(rich_help_panel=SHARE)
 def export(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN", help="Folders that train.py wrote, and bundles to take along."),
+        typer.Argument(metavar="RUN", help="Folders of runs, and bundles to take along.", callback=exists),
     ],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="The bundle to make, in place of one that is there.")
@@ -33,7 +34,8 @@ def export(
         typer.Option("--convert", help="Convert the networks for OpenVINO now, not at their first case."),
     ] = False,
 ) -> None:
-    """Bundle trained members into a folder that infer.py loads."""
+    """Bundle trained networks into a folder that infer loads."""
+    say(f"exporting {', '.join(map(str, runs))} to {out}")
     from hnseg.models.bundle import export_bundle
 
     if convert:
@@ -43,15 +45,17 @@ def export(
     members = export_bundle(runs, out, checkpoint=checkpoint)
     if convert:
         convert_bundle(out)
-    print(f"{out}: {', '.join(members)}")
+    _show_members(out, members)
 
 
-@app.command(name="import-nnunet")
+@app.command("import-nnunet", rich_help_panel=SHARE)
 def import_nnunet(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="FOLDER", help="nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION, with fold_K in it."
+            metavar="FOLDER",
+            help="nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION, with fold_K in it.",
+            callback=exists,
         ),
     ],
     out: Bundle,
@@ -62,70 +66,50 @@ def import_nnunet(
     checkpoint: Annotated[Literal["final", "best"], typer.Option(help="Which of a fold's.")] = "final",
 ) -> None:
     """Make bundle members of an nnU-Net v2 training."""
+    say(f"importing {folder} into {out}")
     from hnseg.importing.nnunet import import_nnunet
 
     chosen = folds.split(",") if folds else None
     members = import_nnunet(folder, overrides or [], out, folds=chosen, checkpoint=checkpoint)
-    print(f"{out}: {', '.join(members)}")
+    _show_members(out, members)
 
 
-@app.command(name="import-monai")
+@app.command("import-monai", rich_help_panel=SHARE)
 def import_monai(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="An Auto3DSeg work directory, or one of its segresnet_K.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="An Auto3DSeg work directory, or one of its segresnet_K.", callback=exists
+        ),
     ],
     out: Bundle,
     overrides: Overrides = None,
 ) -> None:
     """Make bundle members of Auto3DSeg's SegResNets."""
+    say(f"importing {folder} into {out}")
     from hnseg.importing.auto3dseg import import_auto3dseg
 
     members = import_auto3dseg(folder, overrides or [], out)
-    print(f"{out}: {', '.join(members)}")
+    _show_members(out, members)
 
 
-@app.command(name="tune-postprocess")
-def tune_postprocess(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to write the rules into.")],
-    predictions: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PREDICTIONS",
-            help="What infer.py made of ROOT with out_of_fold=true decision.min_component_ml=0 "
-            "decision.node_suv_peak=0.",
-        ),
-    ],
-    root: Root,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be chosen.")] = False,
+@app.command(rich_help_panel=SHARE)
+def conf(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Gains conf/ and sweeps/.")],
 ) -> None:
-    """Choose volume floors and the nodes' least SUVpeak on out-of-fold predictions.
+    """Copy the configuration files out for editing; HNSEG_CONF=DIR in the environment uses them."""
+    from shutil import copytree
 
-    A bundle made or extended from this one has its members' own rules again: tune it anew.
-    """
-    from hnseg.evaluation.tuning import model_card_note, print_tuning, tune
-    from hnseg.models.bundle import Bundle, write_rules
+    from hnseg.app import HOME
 
-    members = Bundle.load(bundle)
-    tuning = tune(members, predictions, root)
-    print_tuning(tuning)
-    if not dry_run:
-        write_rules(members, replace(members.decision, **tuning.rules), model_card_note(tuning))
-        print(f"{bundle}: rules written")
+    for name in ("conf", "sweeps"):
+        if (out / name).exists():
+            raise HnsegError(f"{out / name}: is there already; name another folder")
+        copytree(HOME / name, out / name, ignore=lambda *_: ["__init__.py", "__pycache__", "local.yaml"])
+    print(f"{out}: conf/, sweeps/")
+    suggest(f"HNSEG_CONF={out} hnseg train --cfg job")
 
 
-@app.command()
-def challenge(
-    model: Annotated[Path, typer.Option(metavar="BUNDLE", help="The trained members; only read.")],
-    source: Annotated[Path, typer.Option("--input", metavar="DIR", help="Holds images/ct and images/pet.")],
-    out: Annotated[Path, typer.Option("--output", metavar="DIR", help="The mask goes below it.")],
-    interface: Annotated[Literal["2025", "2026"], typer.Option(help="The edition of HECKTOR.")] = "2025",
-) -> None:
-    """Segment the one study of a grand-challenge container."""
-    from hnseg.inference.grand_challenge import INTERFACES, segment_study
-    from hnseg.processes import silence_libraries
-
-    silence_libraries()
-    target, result = segment_study(source, out, model, INTERFACES[interface])
-    for fallback in result.fallbacks:
-        print(fallback)
-    print(f"{target}: {sum(result.seconds.values()):.0f} s")
+def _show_members(bundle: Path, members: Iterable[str]) -> None:
+    print(f"{bundle}: {', '.join(members)}")
+    suggest(f"hnseg infer cases=PATH bundle={bundle} out=predictions")

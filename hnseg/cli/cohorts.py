@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from hnseg.cli.app import Json, Root, Workers, app
+from hnseg.cli.app import DATA, Json, Root, Workers, app, say, suggest
 from hnseg.errors import HnsegError
 from hnseg.files import write_json
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def phantom(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     cases: Annotated[int, typer.Option(min=1, help="How many.")],
@@ -21,15 +21,18 @@ def phantom(
     workers: Workers = None,
 ) -> None:
     """Make a synthetic PET/CT cohort in the HECKTOR layout."""
+    say(f"making {cases} synthetic patients in {out}")
     from hnseg.data.phantom import make_cohort
 
     make_cohort(out, cases, seed, size=size, workers=workers)
     print(f"{cases} cases in {out}")
+    suggest(f"hnseg audit {out}")
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def audit(root: Root, json_file: Json = None, workers: Workers = None) -> None:
     """List a cohort's faults. Exit status 1 if a case is unusable."""
+    say(f"auditing {root}")
     from hnseg.imaging.audit import audit as audit_cases
     from hnseg.imaging.audit import print_audit
     from hnseg.imaging.case import find_orphans, read_cases
@@ -41,9 +44,10 @@ def audit(root: Root, json_file: Json = None, workers: Workers = None) -> None:
         write_json({"cases": [case.as_json() for case in audits], "orphans": orphans}, json_file)
     if not all(case.usable for case in audits):
         raise typer.Exit(1)
+    suggest(f"hnseg propose-heads {root}")
 
 
-@app.command(name="propose-heads")
+@app.command("propose-heads", rich_help_panel=DATA)
 def propose_head_masks(
     root: Root,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: ROOT/heads.")] = None,
@@ -53,6 +57,7 @@ def propose_head_masks(
     workers: Workers = None,
 ) -> None:
     """Write head masks from the CT's anatomy, to correct. Exit status 1 if a CT cannot be read."""
+    say(f"proposing head masks of {count} cases of {root}")
     from hnseg.data.heads import draw_cases, propose_heads, summary
     from hnseg.imaging.case import HEADS, read_cases
 
@@ -64,3 +69,4 @@ def propose_head_masks(
     print(summary(outcomes, out))
     if any(outcome.head is None for outcome in outcomes):
         raise typer.Exit(1)
+    suggest(f"hnseg train stage=localiser model=plainconv fold=all data.root={root} data.head_labels={out}")

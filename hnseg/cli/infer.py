@@ -1,24 +1,66 @@
-"""What infer.py does: checks case list and bundle, segments case by case, says what became of them."""
+"""Commands that segment: infer checks case list and bundle, and says what became of the cases; challenge."""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from omegaconf import DictConfig
+import typer
 
-from hnseg.config import Inference, read_inference
-from hnseg.errors import HnsegError
-from hnseg.imaging.case import Case, mask_file, read_cases, take_shard
+from hnseg.cli.app import HYDRA, INFER, app, say, suggest
+from hnseg.errors import HnsegError, few
+
+if TYPE_CHECKING:
+    from hnseg.config import Inference
+    from hnseg.imaging.case import Case
+
+_OPTIONS = {f"--{key.replace('_', '-')}": key for key in ("cases", "bundle", "out", "ct", "pet", "case_id")}
 
 
-def main(cfg: DictConfig) -> None:
+@app.command(context_settings=HYDRA, rich_help_panel=INFER)
+def infer(context: typer.Context) -> None:
+    """Segment one study (--ct, --pet, --out, --bundle) or a list of cases."""
+    from hnseg.app import run
+
+    run(main, "infer", translate(context.args))
+
+
+def translate(arguments: Sequence[str]) -> list[str]:
+    """The options of hnseg infer as keys: `--ct FILE` is `ct=FILE`.
+
+    Raises:
+        HnsegError: nnU-Net's -i or -o, answered with the call that was meant.
+    """
+    translated, given = [], iter(arguments)
+    habits = {"-i": "cases=PATH", "-o": "out=DIR"}
+    for argument in given:
+        name, sign, value = argument.partition("=")
+        if argument in habits:
+            habits[argument] = habits[argument].partition("=")[0] + "=" + next(given, "PATH")
+        elif name in _OPTIONS:
+            translated.append(f"{_OPTIONS[name]}={value if sign else next(given, '')}")
+        else:
+            translated.append(argument)
+    if set(habits) & set(arguments):
+        call = " ".join(dict.fromkeys([*habits.values(), "bundle=DIR", *translated]))
+        raise HnsegError(f"{' '.join(arguments)}: -i and -o are nnU-Net's; type hnseg infer {call}")
+    return translated
+
+
+def main(cfg: Any) -> None:
     """Checks the case list and the bundle, then segments case by case."""
+    from hnseg.config import read_inference
+
     call = read_inference(cfg)
     cases = read_case_list(call)
     if not (call.bundle / "bundle.yaml").exists():
         raise HnsegError(
             f"bundle={call.bundle}: no bundle.yaml there; make a bundle with hnseg export RUNS --out DIR"
         )
+    say(f"segmenting {few([case.case_id for case in cases])} with {call.bundle} → {call.out}")
 
     from hnseg.devices import pick_devices
     from hnseg.inference.cascade import load_cascades
@@ -38,14 +80,25 @@ def main(cfg: DictConfig) -> None:
     if failed := [outcome.case_id for outcome in outcomes if outcome.status == "error"]:
         print(f"not segmented: {', '.join(sorted(failed))} (reasons in {out}/cases.csv)", file=sys.stderr)
         sys.exit(1)
+    labelled = call.cases is not None and any(case.label for case in cases)
+    suggest(f"hnseg evaluate {call.cases} {out}" if labelled else f"hnseg report {out}")
 
 
 def read_case_list(call: Inference) -> list[Case]:
-    """The cases of this process's shard; with last_stage=localiser those that have no head mask yet.
+    """The case of ct= and pet=, or those of this shard; last_stage=localiser leaves out those with a mask.
 
     Raises:
         HnsegError: No case list, no folder of head masks, a mask for every case, or an impossible shard.
     """
+    from hnseg.imaging.case import Case, center_of, mask_file, read_cases, take_shard
+
+    if call.ct is not None and call.pet is not None:
+        for path in (call.ct, call.pet):
+            if not path.exists():
+                raise HnsegError(f"{path}: no such file; check the path")
+        name = call.case_id or re.sub(r"(__CT|_0000)?(\.nii|\.nii\.gz|\.mha)?$", "", call.ct.name)
+        return [Case(name, call.ct, call.pet, center=center_of(name))]
+    assert call.cases is not None  # Inference has either
     cases, heads = take_shard(read_cases(call.cases, strict=False), call.shard), call.head_masks
     if heads is None:
         return cases
@@ -59,3 +112,22 @@ def read_case_list(call: Inference) -> list[Case]:
             f"head_masks={heads} last_stage=localiser: each of the {len(cases)} cases has a mask; name others"
         )
     return left
+
+
+@app.command(rich_help_panel=INFER)
+def challenge(
+    model: Annotated[Path, typer.Option(metavar="BUNDLE", help="The trained members; only read.")],
+    source: Annotated[Path, typer.Option("--input", metavar="DIR", help="Holds images/ct and images/pet.")],
+    out: Annotated[Path, typer.Option("--output", metavar="DIR", help="The mask goes below it.")],
+    interface: Annotated[Literal["2025", "2026"], typer.Option(help="The edition of HECKTOR.")] = "2025",
+) -> None:
+    """Segment the one study of a grand-challenge container."""
+    say(f"segmenting the study in {source}")
+    from hnseg.inference.grand_challenge import INTERFACES, segment_study
+    from hnseg.processes import silence_libraries
+
+    silence_libraries()
+    target, result = segment_study(source, out, model, INTERFACES[interface])
+    for fallback in result.fallbacks:
+        print(fallback)
+    print(f"{target}: {sum(result.seconds.values()):.0f} s")

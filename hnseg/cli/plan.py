@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hnseg.card import plain
-from hnseg.cli.app import app
+from hnseg.cli.app import TRAIN, app
 from hnseg.files import print_table
 
 
@@ -38,11 +38,11 @@ class Row:
         return [self.name, self.paper, used, mark]
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def plan(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="As for train.py; stage= and model= choose the tables."),
+        typer.Argument(metavar="KEY=VALUE", help="As for hnseg train; stage= and model= choose the tables."),
     ] = None,
 ) -> None:
     """Set the configuration beside the paper's tables. Exit status 1 at an unexplained difference."""
@@ -95,7 +95,7 @@ def choose(overrides: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def compose(overrides: Iterable[str]) -> dict[str, Any]:
-    """The configuration of a command line of train.py."""
+    """The configuration of a command line of hnseg train."""
     from hnseg.config import compose_job
 
     config: dict[str, Any] = plain(compose_job(list(overrides)))

@@ -1,6 +1,6 @@
-"""Commands on masks: evaluate, threshold, ablation, report."""
+"""Commands on masks: evaluate, threshold, tune-postprocess, ablation, report."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,16 +9,21 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from hnseg.cli.app import Json, Root, app
+from hnseg.cli.app import EVALUATE, Json, Root, app, exists, say, suggest
 from hnseg.files import write_json
 
 PAPER = "full,no_cte,srn_cte,resenc_cte,resenc"
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATE)
 def evaluate(
-    truth: Annotated[Path, typer.Argument(metavar="GT_DIR", help="CASE.nii.gz, a HECKTOR folder or a CSV.")],
-    predictions: Annotated[Path, typer.Argument(metavar="PRED_DIR", help="CASE.nii.gz on the same grids.")],
+    truth: Annotated[
+        Path,
+        typer.Argument(metavar="GT_DIR", help="CASE.nii.gz, a HECKTOR folder or a CSV.", callback=exists),
+    ],
+    predictions: Annotated[
+        Path, typer.Argument(metavar="PRED_DIR", help="CASE.nii.gz on the same grids.", callback=exists)
+    ],
     json_file: Json = None,
     overlays: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Draw each case there, on the CT and PET of GT_DIR.")
@@ -35,6 +40,7 @@ def evaluate(
     ] = 0.3,
 ) -> None:
     """Score predicted masks with the official metrics."""
+    say(f"scoring {predictions} against {truth}")
     from hnseg.evaluation.figures import overlay
     from hnseg.evaluation.score import Options, find_masks
     from hnseg.evaluation.score import evaluate as score
@@ -51,11 +57,13 @@ def evaluate(
         predicted = find_masks(predictions)
         for case in track(cases, "drawing", console=Console(stderr=True)):
             overlay(case, predicted[case.case_id], overlays / f"{case.case_id}.png")
+    suggest(f"hnseg report {predictions} --ground-truth {truth}")
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATE)
 def threshold(root: Root, json_file: Json = None) -> None:
     """Score the best SUV threshold that the ground truth can choose."""
+    say(f"trying thresholds on {root}")
     from hnseg.evaluation.threshold import oracle_threshold
     from hnseg.imaging.case import read_cases
 
@@ -65,13 +73,52 @@ def threshold(root: Root, json_file: Json = None) -> None:
         write_json(asdict(result), json_file)
 
 
-@app.command()
+@app.command("tune-postprocess", rich_help_panel=EVALUATE)
+def tune_postprocess(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="The bundle to write the rules into.", callback=exists)
+    ],
+    predictions: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PREDICTIONS",
+            help="What hnseg infer made of ROOT with out_of_fold=true decision.min_component_ml=0 "
+            "decision.node_suv_peak=0.",
+            callback=exists,
+        ),
+    ],
+    root: Root,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be chosen.")] = False,
+) -> None:
+    """Choose volume floors and the nodes' least SUVpeak on out-of-fold predictions.
+
+    A bundle made or extended from this one has its members' own rules again: tune it anew.
+    """
+    say(f"tuning {bundle} on {predictions}")
+    from hnseg.evaluation.tuning import model_card_note, print_tuning, tune
+    from hnseg.models.bundle import Bundle, write_rules
+
+    members = Bundle.load(bundle)
+    tuning = tune(members, predictions, root)
+    print_tuning(tuning)
+    if not dry_run:
+        write_rules(members, replace(members.decision, **tuning.rules), model_card_note(tuning))
+        print(f"{bundle}: rules written")
+        suggest(f"hnseg infer cases=PATH bundle={bundle} out=predictions")
+
+
+@app.command(rich_help_panel=EVALUATE)
 def ablation(
-    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="What train.py sweeps=ablation left.")],
-    data: Annotated[Path, typer.Option(metavar="ROOT", help="The cohort: a HECKTOR folder or a CSV.")],
+    runs: Annotated[
+        Path, typer.Argument(metavar="RUNS", help="What train sweeps=ablation left.", callback=exists)
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(metavar="ROOT", help="The cohort: a HECKTOR folder or a CSV.", callback=exists),
+    ],
     out: Annotated[Path, typer.Option(metavar="OUT", help="Folder to write; again, it goes on there.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for infer.py, for every arm.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for hnseg infer, for every arm.")
     ] = None,
     arms: Annotated[
         str,
@@ -91,6 +138,7 @@ def ablation(
     mode: Annotated[Literal["offline", "online"], typer.Option(help="Of W&B.")] = "offline",
 ) -> None:
     """Score every arm on every case, by members that never saw it, and compare the arms."""
+    say(f"comparing {arms} on {data}")
     from hnseg.evaluation.ablation import find_sources, predict, read_arms, write_ablation
     from hnseg.evaluation.tables import ABLATION, print_tables
     from hnseg.files import require_writable
@@ -122,14 +170,15 @@ def ablation(
     print(f"{out}: {', '.join(chosen)} on {len(cases)} cases; ablation.csv, .md, .tex, .json")
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATE)
 def report(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="What infer.py wrote.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="What hnseg infer wrote.", callback=exists)],
     ground_truth: Annotated[
         Path | None, typer.Option(metavar="ROOT", help="The cohort; default: the one the ablation names.")
     ] = None,
 ) -> None:
     """Write one HTML file with scores, plots and every case's pictures, to open without a network."""
+    say(f"drawing the cases of {out}")
     from hnseg.evaluation.report.page import write_report
 
     drawn, html = write_report(out, ground_truth), out / "report.html"

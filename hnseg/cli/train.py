@@ -1,30 +1,42 @@
-"""What train.py does: checks a job, finds its cases, and trains it in its folder."""
+"""The command train: checks a job, finds its cases, and trains it in its folder."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+import typer
 
-from hnseg.config import read_job
+from hnseg.cli.app import HYDRA, TRAIN, app, suggest
 from hnseg.errors import HnsegError
-from hnseg.training.cohort import find_fold
-from hnseg.training.launch import check_share, find_processes, sweep_overrides, train_in_own_process
-from hnseg.training.runs import RunFolder, record
 
 # Everything heavy is imported where it is used, so that a mistake is answered in a second.
 
 _SWEPT = set[Path]()  # run folders of this process's sweep
 
 
-def main(cfg: DictConfig) -> float:
+@app.command(context_settings=HYDRA, rich_help_panel=TRAIN)
+def train(context: typer.Context) -> None:
+    """Train one stage with one network on one fold, or a sweep of them."""
+    from hnseg.app import run
+
+    run(main, "train", context.args)
+
+
+def main(cfg: Any) -> float:
     """Composes, checks, fits, and returns the validation Dice of the best checkpoint."""
+    from hnseg.config import read_job
+    from hnseg.training.cohort import find_fold
+    from hnseg.training.launch import check_share, find_processes, sweep_overrides, train_in_own_process
+    from hnseg.training.runs import RunFolder, record
+
     job = read_job(cfg)
     settings = record(job)
     fold = find_fold(job)
     folder, processes = RunFolder(job.run_dir), find_processes(job.trainer)
     title = f"{job.arm} {fold.split.title(job.fold)}"
+    processes.say(f"{job.stage.name} · {job.model.name} · fold {job.fold} → {job.run_dir}")
     check_share(job, processes.size, len(fold.validation))
     if sweep_overrides() is not None:
         if folder.path in _SWEPT:  # with overwrite=true it would replace the other's run
@@ -35,12 +47,16 @@ def main(cfg: DictConfig) -> float:
     if not job.overwrite:
         folder.check(settings, fold.split)
     if folder.finished and not job.overwrite:
-        processes.say(f"{title}: finished before, {folder.path} (overwrite=true trains it anew)")
+        processes.say(f"{title}: finished before (overwrite=true trains it anew)")
     elif processes.size > 1 and processes.launcher == "lightning" and (own := sweep_overrides()) is not None:
         train_in_own_process(own)
     else:
         from hnseg.training.fit import train
 
         with folder.locked() if processes.rank == 0 else nullcontext():
-            return train(job, settings, folder, title, fold, processes)["val/dice"]
+            train(job, settings, folder, title, fold, processes)
+    if sweep_overrides() is None and processes.rank == 0:
+        localises = job.stage.name == "localiser"
+        runs, bundle = (folder.path.parent, "localiser") if localises else (folder.path.parents[1], "bundle")
+        suggest(f"hnseg export {runs} --out {bundle}")
     return folder.scores()["val/dice"]

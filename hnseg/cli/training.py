@@ -8,15 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from hnseg.card import plain
-from hnseg.cli.app import Json, app
+from hnseg.cli.app import TRAIN, Json, app, exists, say, suggest
 from hnseg.files import print_table, write_json
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def profile(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="As for train.py; without data.root on synthetic patients."),
+        typer.Argument(
+            metavar="KEY=VALUE", help="As for hnseg train; without data.root on synthetic patients."
+        ),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Batches to measure, after five more.")] = 50,
     json_file: Json = None,
@@ -25,6 +27,10 @@ def profile(
 
     Leaves nothing behind but the cache of data.root (data.cache), which the training takes up.
     """
+    from hnseg.config import compose_job
+
+    exists(compose_job(overrides or []).data.root)
+    say(f"profiling {steps} batches of hnseg train {' '.join(overrides or [])}")
     from hnseg.training.profile import advice
     from hnseg.training.profile import profile as measure
 
@@ -49,14 +55,19 @@ def profile(
     print(f"{found.device.type} in {found.precision}; {found.loading}")
     for line in advice(found):
         print(f"What would help: {line}")
+    suggest(f"hnseg train {' '.join(overrides or [])}")
 
 
-Side = Annotated[Path, typer.Argument(help="A run's folder, or an arm's with several folds.")]
+Side = Annotated[
+    Path, typer.Argument(help="A run's folder, or an arm's with several folds.", callback=exists)
+]
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def runs(
-    root: Annotated[Path, typer.Argument(metavar="[ROOT]", help="Where train.py writes.")] = Path("runs"),
+    root: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where train writes.", callback=exists)
+    ] = Path("runs"),
     json_file: Json = None,
 ) -> None:
     """List runs: how far they are, their best score and the time left."""
@@ -81,7 +92,7 @@ def runs(
         write_json({"runs": plain(found)}, json_file)
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def compare(a: Side, b: Side, json_file: Json = None) -> None:
     """Show what differs between two runs in configuration and score."""
     from hnseg.training.runs import compare_runs
@@ -101,11 +112,11 @@ def compare(a: Side, b: Side, json_file: Json = None) -> None:
         write_json({"settings": settings, "scores": scores, "folds": folds}, json_file)
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def sweep(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A file of sweeps/, without .yaml.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for train.py, for every job.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for hnseg train, for every job.")
     ] = None,
 ) -> None:
     """Print a sweep as a W&B sweep file, for `wandb sweep` and `wandb agent`."""

@@ -53,12 +53,12 @@ def placing_mask(case: Case, stage: Stage, ct: sitk.Image, masks: Path | None) -
     if needs_head(stage):
         raise HnsegError(
             f"{case.case_id}: no head mask {path or 'since data.head_labels is not set'}; hnseg "
-            "propose-heads makes some for the localiser, which then labels the rest (python infer.py "
+            "propose-heads makes some for the localiser, which then labels the rest (hnseg infer "
             "last_stage=localiser out=HEADS)"
         )
     raise HnsegError(
         f"{case.case_id}: no coarse prediction {path}; make them with models that have not seen the case "
-        "(python infer.py last_stage=coarse out_of_fold=true out=COARSE)"
+        "(hnseg infer last_stage=coarse out_of_fold=true out=COARSE)"
     )
 
 
@@ -69,7 +69,7 @@ def place_roi(
     with `decision.fallback=chain`.
 
     `mask` is a head mask, lesion labels or a coarse prediction, and `masks` its folder, None for the case's
-    own labels. Heads that infer.py labelled lie beside its cases.csv.
+    own labels. Heads that hnseg infer labelled lie beside its cases.csv.
     """
     if needs_head(stage):
         manual = masks is None or not (masks / "cases.csv").exists()
@@ -92,7 +92,7 @@ def ml_outside(label: sitk.Image, grid: Grid) -> dict[str, float]:
 
 
 def _searched(masks: Path, case_id: str) -> sitk.Image | None:
-    """The ROI in which infer.py looked for coarse lesions, empty; None without its record, OUT/CASE.json.
+    """The ROI in which hnseg infer looked for coarse lesions, empty; None without its record, OUT/CASE.json.
 
     The brightest PET is sought in it, not in a bladder far below.
     """
@@ -105,7 +105,7 @@ def _searched(masks: Path, case_id: str) -> sitk.Image | None:
     except (ValueError, LookupError, TypeError) as error:
         raise HnsegError(
             f"{path}: not the record of a coarse prediction; make it and the mask anew with "
-            "python infer.py last_stage=coarse out_of_fold=true overwrite=true"
+            "hnseg infer last_stage=coarse out_of_fold=true overwrite=true"
         ) from error
     return grid.image(np.zeros(grid.shape, np.uint8))
 

@@ -27,18 +27,18 @@ from hnseg.models.checkpoint import Checkpoint, Member, checkpoint_file
 from hnseg.training.runs import Run, find_runs
 
 ORACLE = "_oracle_roi"  # ends the names of arms that need the ground truth
-_AGAIN = "python train.py sweeps=ablation data.root=PATH -m trains what is missing"
+_AGAIN = "hnseg train sweeps=ablation data.root=PATH -m trains what is missing"
 
 
 def read_arms(
     names: Sequence[str], overrides: Sequence[str] = (), *, oracle: bool = False
 ) -> dict[str, Inference]:
-    """The call of infer.py that each arm stands for, by the name of the arm's folder.
+    """The call of hnseg infer that each arm stands for, by the name of the arm's folder.
 
     Args:
         names: Of conf/arms. The others are compared with the first, and only the first has probability maps
             unless the overrides say otherwise: the report draws its cases.
-        overrides: As for infer.py.
+        overrides: As for hnseg infer.
         oracle: Whether the ground truth places the fine ROI; the arms' names say so.
 
     Raises:

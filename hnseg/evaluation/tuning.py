@@ -37,7 +37,7 @@ from hnseg.models.bundle import Bundle
 
 MIN_CASES = 10  # fewer say nothing about other cases
 FOLDS, REPEATS = 5, 20  # of the cross-validation
-_COMMAND = "python infer.py out_of_fold=true decision.min_component_ml=0 decision.node_suv_peak=0"
+_COMMAND = "hnseg infer out_of_fold=true decision.min_component_ml=0 decision.node_suv_peak=0"
 
 Counts = NDArray[np.int64]
 
@@ -191,7 +191,7 @@ def tune(bundle: Bundle, predictions: Path, root: Path) -> Tuning:
 
     Args:
         bundle: The bundle.
-        predictions: What infer.py wrote out of fold, without post-processing.
+        predictions: What hnseg infer wrote out of fold, without post-processing.
         root: The cohort; cases without a ground-truth mask are left out.
 
     Raises:
@@ -214,7 +214,7 @@ def require_tunable(predictions: Path, cases: Sequence[Case], identity: str, rul
     """The masks of the cases; refuses those on which nothing can be tuned.
 
     Args:
-        predictions: What infer.py wrote.
+        predictions: What hnseg infer wrote.
         cases: The cohort.
         identity: Of the bundle that is tuned.
         rules: Of that bundle.

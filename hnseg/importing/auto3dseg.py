@@ -121,7 +121,7 @@ def import_auto3dseg(folder: Path, overrides: Sequence[str], out: Path) -> list[
     """Makes bundle members of one algorithm folder, or of all `segresnet_*` of a work directory.
 
     Args:
-        overrides: As for train.py: the stage, and the recipe whose scaling made the network's images.
+        overrides: As for hnseg train: the stage, and the recipe whose scaling made the network's images.
         out: The bundle; it is extended where it exists.
 
     Returns:

@@ -37,7 +37,7 @@ def compose(model: str, network: str, overrides: Sequence[str]) -> tuple[Job, St
 
     Args:
         model: The file of conf/model/ for the folder's network, whose class is `network`.
-        overrides: As for train.py.
+        overrides: As for hnseg train.
 
     Raises:
         HnsegError: Overrides that ask for another network.

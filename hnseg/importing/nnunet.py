@@ -145,7 +145,7 @@ def import_nnunet(
 
     Args:
         folder: Holds plans.json, dataset.json and fold_K/.
-        overrides: As for train.py: the stage, and the recipe whose scaling made the data set's images.
+        overrides: As for hnseg train: the stage, and the recipe whose scaling made the data set's images.
         out: The bundle; it is extended where it exists.
         folds: Numbers of folds, or `all`, which was trained on every case; None takes all that are there.
         checkpoint: Which of a fold's.

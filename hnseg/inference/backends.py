@@ -321,4 +321,4 @@ def convert_bundle(path: Path) -> None:
     for member in members:
         networks(member)
     if notes := [note for member in members if (note := networks.note(member))]:
-        raise HnsegError(f"{path}: whole, but {'; '.join(notes)}; infer.py will do the same")
+        raise HnsegError(f"{path}: whole, but {'; '.join(notes)}; hnseg infer will do the same")

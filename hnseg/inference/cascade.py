@@ -183,7 +183,7 @@ class Cascade:
         networks: Networks,
         lesions: Mapping[str, Path] | None = None,
     ) -> Cascade:
-        """The cascade of a call of infer.py: its arm of the bundle, by its rules."""
+        """The cascade of a call of hnseg infer: its arm of the bundle, by its rules."""
         _require_effect(call.decision.given, bundle)
         bundle = bundle.arm(call.arms.name, plain(call.arms.members))
         bundle = replace(bundle, decision=replace(bundle.decision, **call.decision.given))
@@ -327,13 +327,13 @@ class Cascade:
 
 
 def load_cascades(call: Inference, devices: Sequence[torch.device]) -> list[Cascade]:
-    """The cascade of a call of infer.py on each device."""
+    """The cascade of a call of hnseg infer on each device."""
     bundle = Bundle.load(call.bundle)
     return [Cascade.of(call, bundle, networks_for(call, device)) for device in devices]
 
 
 def networks_for(call: Inference, device: torch.device) -> Networks:
-    """What runs the networks of a call of infer.py on a device."""
+    """What runs the networks of a call of hnseg infer on a device."""
     if call.trainer.threads:
         torch.set_num_threads(call.trainer.threads)
     return make_networks(device, call.backend, call.trainer.precision)

@@ -66,7 +66,7 @@ class Actor:
     """The cascade of a call in a process of its own.
 
     Args:
-        call: Of infer.py; its device is cpu or cuda.
+        call: Of hnseg infer; its device is cpu or cuda.
         folder: The caller's working directory, which paths may be relative to.
     """
 

@@ -180,7 +180,7 @@ class CaseFiles:
             for path in self._masks(EXTENSIONS):
                 if not self._is_ours(path):
                     raise HnsegError(
-                        f"{path.name} is not as infer.py wrote it; move it away, or replace it with "
+                        f"{path.name} is not as hnseg infer wrote it; move it away, or replace it with "
                         "overwrite=true"
                     )
 

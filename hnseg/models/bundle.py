@@ -1,4 +1,4 @@
-"""Trained members → one folder that infer.py loads, with its model card and decision rules."""
+"""Trained members → one folder that hnseg infer loads, with its model card and decision rules."""
 
 from __future__ import annotations
 

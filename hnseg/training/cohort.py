@@ -42,12 +42,12 @@ def require_head_masks(cases: Sequence[Case], data: Data) -> None:
         key = "data.head_masks" if data.head_masks else "data.head_labels"
         raise HnsegError(
             f"{key}={heads}: no head mask of {few(missing)}; train the localiser (fold=all, "
-            "on masks of hnseg propose-heads), have it label every case (python infer.py bundle=HEADS "
+            "on masks of hnseg propose-heads), have it label every case (hnseg infer bundle=HEADS "
             "last_stage=localiser out=DIR), and set data.head_masks=DIR"
         )
 
 
-_COMMAND = "python infer.py last_stage=coarse out_of_fold=true"  # what makes coarse predictions to train on
+_COMMAND = "hnseg infer last_stage=coarse out_of_fold=true"  # what makes coarse predictions to train on
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def read_cohort(data: Data, stage: str) -> tuple[list[Case], Split]:
     """The cases of the configuration, and how they are dealt into folds."""
     if data.root is None:
         raise HnsegError(
-            "data.root names the folder with the PET/CT cases and is not set: python train.py data.root=PATH "
+            "data.root names the folder with the PET/CT cases and is not set: hnseg train data.root=PATH "
             "... (without data, `make demo` makes a synthetic cohort and trains on it)"
         )
     found = read_cases(data.root)
@@ -110,7 +110,9 @@ def find_coarse(folder: Path | None, cases: Sequence[Case], *, train_roi: str) -
             )
         return None
     if not folder.is_dir():
-        raise HnsegError(f"data.coarse={folder}: no such folder; give what infer.py last_stage=coarse wrote")
+        raise HnsegError(
+            f"data.coarse={folder}: no such folder; give what hnseg infer last_stage=coarse wrote"
+        )
     table, names = folder / "cases.csv", sorted(case.case_id for case in cases)
     _, rows = read_table(table, f"make it and the masks anew with {_COMMAND}", ("case_id",))
     out_of_fold = {row["case_id"]: row.get("out_of_fold") == "yes" for row in rows}

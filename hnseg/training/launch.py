@@ -12,7 +12,6 @@ from typing import Literal
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from hnseg.app import REPOSITORY
 from hnseg.config import Job, Trainer
 from hnseg.errors import HnsegError
 
@@ -116,7 +115,7 @@ def train_in_own_process(overrides: Sequence[str]) -> None:
 
     Lightning starts a training's processes with this process's command line, which is the whole sweep's.
     """
-    command = [sys.executable, str(REPOSITORY / "train.py"), *overrides, "hydra.mode=RUN"]
+    command = [sys.executable, "-m", "hnseg", "train", *overrides, "hydra.mode=RUN"]
     # Hydra's switch, which the sweep has set for itself, would show a traceback instead of one line.
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
     status = subprocess.run(command, env=environment, check=False).returncode

@@ -117,7 +117,7 @@ def profile(overrides: Sequence[str], steps: int) -> Profile:
     Leaves nothing behind but a named cohort's cache (`data.cache`), which a training takes up.
 
     Args:
-        overrides: As for train.py.
+        overrides: As for hnseg train.
         steps: How many batches to measure, after a few to warm up.
     """
     silence_libraries()

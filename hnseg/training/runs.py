@@ -278,7 +278,7 @@ def find_runs(root: Path) -> list[Run]:
         HnsegError: No such folder, or a run with a damaged file.
     """
     if not root.is_dir():
-        raise HnsegError(f"{root}: no such folder; give the one that train.py writes to (runs=...)")
+        raise HnsegError(f"{root}: no such folder; give the one that hnseg train writes to (runs=...)")
     runs = []
     for path, below, files in os.walk(root):
         if {"config.json", "run.id"} <= set(files):
@@ -330,7 +330,7 @@ def _settings(path: Path) -> dict[str, Any]:
 def _by_fold(path: Path) -> dict[str, Run]:
     runs = find_runs(path)
     if not runs:
-        raise HnsegError(f"{path}: no run lies there; give a folder that train.py wrote (see hnseg runs)")
+        raise HnsegError(f"{path}: no run lies there; give a folder that hnseg train wrote (see hnseg runs)")
     by_fold = {run.fold: run for run in runs}
     if len(by_fold) < len(runs):
         raise HnsegError(f"{path}: holds runs of several arms; give the folder of one (see hnseg runs)")

@@ -20,7 +20,7 @@ def wandb_sweep(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Args:
         name: Of the sweep.
-        overrides: As for train.py. Several values add to the grid or replace what it has; one goes to
+        overrides: As for hnseg train. Several values add to the grid or replace what it has; one goes to
             every job.
     """
     grid = read_grid(name)
@@ -35,7 +35,6 @@ def wandb_sweep(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     first = [f"{key}={parameter['values'][0]}" for key, parameter in parameters.items()]
     job = compose_job([f"sweeps={name}", *fixed, *first])  # which refuses what does not fit
     return {
-        "program": "train.py",
         "name": name,
         "project": job.logger.project,
         "method": "grid",
@@ -43,8 +42,7 @@ def wandb_sweep(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "parameters": parameters,
         "command": [
             "${env}",
-            "${interpreter}",
-            "${program}",
+            *("hnseg", "train"),
             f"sweeps={name}",
             "hydra.mode=RUN",
             *fixed,

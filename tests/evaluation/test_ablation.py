@@ -183,9 +183,9 @@ def train_on_held_out(runs: Path) -> None:
     [
         (
             lambda runs: shutil.rmtree(runs / "fine_segresnet" / "fine_segresnet_fold_1"),
-            "every fine_segresnet network was trained on A-2; python train.py",
+            "every fine_segresnet network was trained on A-2; hnseg train",
         ),
-        (lambda runs: shutil.rmtree(runs / "coarse_plainconv"), "no run of coarse in folds; python train.py"),
+        (lambda runs: shutil.rmtree(runs / "coarse_plainconv"), "no run of coarse in folds; hnseg train"),
         (
             lambda runs: next(runs.glob("localiser_plainconv/*_fold_0/score.json")).unlink(),
             "localiser_plainconv_fold_0; run the same training command again",

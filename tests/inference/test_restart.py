@@ -118,7 +118,7 @@ def test_a_mask_that_somebody_changed_stays_until_replacing_is_asked_for(
     assert statuses(scans, make_cascade(bundle), out)["A"] == "skipped"
     found = outcomes(scans, make_cascade(bundle, mirror=True), out)
     assert {name: one.status for name, one in found.items()} == {"A": "error", "B": "ok", "C": "ok"}
-    assert f"{drawn} is not as infer.py wrote it; move it away" in found["A"].message
+    assert f"{drawn} is not as hnseg infer wrote it; move it away" in found["A"].message
     assert (out / drawn).read_bytes() == b"corrected by hand"
     assert table(out)["A"]["status"] == "ok"  # of the mask before
     assert statuses(scans, make_cascade(bundle), out, overwrite=True)["A"] == "ok"
@@ -149,7 +149,7 @@ def test_a_mask_that_is_put_there_meanwhile_stays(
     monkeypatch.setattr(Cascade, "__call__", call)
     assert statuses(scans, make_cascade(bundle), out) == {"A": "ok", "B": "error", "C": "ok"}
     assert (out / "B.nii.gz").read_bytes() == b"drawn by hand"
-    assert "B.nii.gz is not as infer.py wrote it" in table(out)["B"]["message"]
+    assert "B.nii.gz is not as hnseg infer wrote it" in table(out)["B"]["message"]
     assert not list(out.glob(".*"))
 
 

@@ -70,7 +70,7 @@ def test_an_altered_or_missing_file_is_named(bundle: Bundle, file: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "listing", [b"", b"[1, 2]", b"a: [", b"format: 2", b"\xff\xfe\x00", b"!!python/object:os.system {}"]
+    "listing", [b"", b"[1, 2]", b"a: [", b"format: 3", b"\xff\xfe\x00", b"!!python/object:os.system {}"]
 )
 def test_a_damaged_listing_is_one_line(bundle: Bundle, listing: bytes) -> None:
     (bundle.path / "bundle.yaml").write_bytes(listing)
@@ -96,7 +96,7 @@ def test_another_format_names_the_command_that_makes_it_anew(bundle: Bundle, tmp
     stored = torch.load(run / "best.ckpt", weights_only=True)
     del stored["hnseg"]["format"]
     torch.save(stored, run / "best.ckpt")
-    with pytest.raises(HnsegError, match=r"best\.ckpt: format 1, hnseg export reads 2"):
+    with pytest.raises(HnsegError, match=r"best\.ckpt: format 1, hnseg export reads 3"):
         export_bundle([run], tmp_path / "other")
 
 

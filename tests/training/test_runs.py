@@ -137,7 +137,7 @@ def test_compare_warns_where_other_cases_were_held_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["runs", "nowhere"], "nowhere: no such folder"),
+        (["runs", "nowhere"], "nowhere: no such file or folder"),
         (["compare", "a/fold_0", "empty"], "empty: no run lies there"),
         (["compare", "a", "c"], "no fold in common"),
         (["compare", "a", "."], "several arms"),

@@ -96,7 +96,7 @@ def agents_commands(path: Path) -> Sequence[str]:
     config = utils.load_sweep_config(str(path))
     first = {key: {"value": one["values"][0]} for key, one in config["parameters"].items()}
     variables = utils.create_sweep_command_args({"args": first})
-    variables |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [config["program"]]}
+    variables |= {"env": ["/usr/bin/env"]}
     command = []
     for chunk in utils.create_sweep_command(config["command"]):
         name = chunk.removeprefix("${").removesuffix("}")
@@ -109,8 +109,8 @@ def test_wandbs_agent_runs_the_sweeps_job(tmp_path: Path) -> None:
     made = hnseg("sweep", "loss", "job=segresnet", "fold=1,2", "logger.mode=online", cwd=tmp_path)
     assert (made.returncode, made.stderr) == (0, "")
     (tmp_path / "sweep.yaml").write_text(made.stdout)
-    env, python, program, *overrides = agents_commands(tmp_path / "sweep.yaml")
-    assert (env, python, program) == ("/usr/bin/env", "python", "train.py")
+    env, hnseg_, train, *overrides = agents_commands(tmp_path / "sweep.yaml")
+    assert (env, hnseg_, train) == ("/usr/bin/env", "hnseg", "train")
     compose_job([])
     cfg = job(*overrides)
     assert cfg.run_dir == "runs/loss/fine_segresnet_dice_ce/fold_1"

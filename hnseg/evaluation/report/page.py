@@ -96,7 +96,7 @@ def write_report(out: Path, truth: Path | None = None) -> list[DrawnCase]:
     """Score the masks of a folder and write OUT/report.html, whole or not at all.
 
     Args:
-        out: What infer.py left, or a folder of arms with their ablation.json. The first arm's cases are
+        out: What hnseg infer left, or a folder of arms with their ablation.json. The first arm's cases are
             drawn, the tables hold all.
         truth: The cohort, with CT and PET; by default the one that the ablation names.
 
