@@ -313,8 +313,8 @@ class Axes:
 class Window:
     """How a volume larger than the patch is shown."""
 
-    tiling: Tiling = "nnunet"  # whose steps and weights
-    overlap: Fraction = 0.5  # share of a window that the next one repeats
+    tiling: Tiling  # whose steps and weights
+    overlap: Fraction  # share of a window that the next one repeats
 
 
 @dataclass(frozen=True, config=_VALUES)
@@ -330,6 +330,7 @@ class Card:
         network: `_target_` and the arguments of its class, `in_channels` and `out_channels` among them.
         patch: (z, y, x).
         trained_on: Case ids; None where they are unknown.
+        trained_on_ct: `digest_voxels` of the CT of each: the same patient under another name.
         window: How a volume larger than the patch is shown.
         recipe: Its name.
         decision: The recipe's rules.
@@ -350,7 +351,8 @@ class Card:
     network: dict[str, Any]
     patch: Shape
     trained_on: tuple[str, ...] | None = None
-    window: Window = Window()
+    trained_on_ct: tuple[str, ...] = ()
+    window: Window = Window("nnunet", 0.5)
     recipe: str = ""
     decision: Decision = Decision()
     axes: Axes = Axes()

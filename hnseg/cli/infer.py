@@ -75,6 +75,7 @@ def main(cfg: Any) -> None:
         outcomes = predict_on_ray(cases, call, options)
     else:
         cascades = load_cascades(call, pick_devices(call.trainer.device))
+        cascades[0].require_out_of_fold([case.case_id for case in cases])
         outcomes = predict_cases(cases, [{out: cascade} for cascade in cascades], options)
     print(summary(outcomes, out))
     if failed := [outcome.case_id for outcome in outcomes if outcome.status == "error"]:

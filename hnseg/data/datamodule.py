@@ -131,9 +131,13 @@ class StageDataModule(L.LightningDataModule):
         self.seed = seed
 
     def prepare_data(self) -> None:
-        """Fills the cache; what has not changed is reused. Called on one process only."""
-        self._train_volumes()
-        self._validation_volumes()
+        """Fills the cache, all cases of a kind of ROI at once; what has not changed is reused.
+
+        Called on one process only.
+        """
+        for coarse in self._rois:
+            cases = [*self.validation, *(self.train if coarse == self._train_roi else ())]
+            self._prepare(list({case.case_id: case for case in cases}.values()), coarse)
 
     def fingerprint(self) -> Fingerprint | None:
         """Measures the constants that the input chain lacks on the training fold, and fills them in."""
@@ -142,6 +146,10 @@ class StageDataModule(L.LightningDataModule):
         fingerprint = Fingerprint.measure(self._train_volumes(), self.spec, self.cache)
         self.spec = fingerprint.fill(self.spec)
         return fingerprint
+
+    def training_scans(self) -> tuple[str, ...]:
+        """`digest_voxels` of the CT of each training case."""
+        return tuple(volume.meta["ct_digest"] for volume in self._train_volumes())
 
     def digest(self) -> str:
         """Digest of the prepared volumes that are trained and validated on."""
@@ -195,12 +203,19 @@ class StageDataModule(L.LightningDataModule):
         return batch
 
     def _validation_volumes(self) -> list[list[StageVolume]]:
-        """With the true ROIs, and with the predicted ones where there are any."""
-        rois = [None] if self.coarse is None else [None, self.coarse]
-        return [self._prepare(self.validation, coarse) for coarse in rois]
+        return [self._prepare(self.validation, coarse) for coarse in self._rois]
 
     def _train_volumes(self) -> list[StageVolume]:
-        return self._prepare(self.train, self.coarse if self.train_roi == "coarse" else None)
+        return self._prepare(self.train, self._train_roi)
+
+    @property
+    def _rois(self) -> list[Path | None]:
+        """What places the validation's: the ground truth, then the coarse predictions where there are any."""
+        return [None] if self.coarse is None else [None, self.coarse]
+
+    @property
+    def _train_roi(self) -> Path | None:
+        return self.coarse if self.train_roi == "coarse" else None
 
     def _prepare(self, cases: Sequence[Case], coarse: Path | None) -> list[StageVolume]:
         return prepare(

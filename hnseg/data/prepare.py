@@ -24,7 +24,7 @@ from hnseg.files import digest, digest_file, replacing
 from hnseg.imaging.audit import check_case
 from hnseg.imaging.case import Case, mask_file
 from hnseg.imaging.grid import Grid
-from hnseg.imaging.images import read_label, read_mask, to_array
+from hnseg.imaging.images import digest_voxels, read_label, read_mask, to_array
 from hnseg.imaging.masks import positions, voxel_ml
 from hnseg.imaging.placement import PlacedRoi, place, place_grid
 from hnseg.imaging.suv import read_scan
@@ -128,7 +128,7 @@ def _digest_volume(volume: StageVolume) -> str:
 
 
 # Raise when an entry would come out differently for the same inputs.
-FORMAT = 6
+FORMAT = 7
 
 
 def prepare(
@@ -269,6 +269,7 @@ def prepare_case(
         "margin": list(margin),
         "ml_outside_roi": ml_outside(label, placed.grid),
         "fallback": placed.fallback,
+        "ct_digest": digest_voxels(ct),
     }
     write_entry(arrays, meta, target)
     return StageVolume(case.case_id, target)

@@ -18,7 +18,7 @@ from hnseg.data.resample import index_box, to_image
 from hnseg.errors import HnsegError
 from hnseg.imaging.case import mask_file
 from hnseg.imaging.grid import Grid, Point, bounds
-from hnseg.imaging.images import from_array, read_label
+from hnseg.imaging.images import digest_voxels, from_array, read_label
 from hnseg.imaging.masks import Box, voxel_ml
 from hnseg.imaging.placement import Fallback, cuts, place, without_pet
 from hnseg.inference.backends import Networks, make_networks
@@ -82,7 +82,7 @@ class Segmentation:
     """What the cascade makes of a case."""
 
     mask: sitk.Image  # uint8 labels on the CT's grid
-    out_of_fold: bool  # no network that was used had been trained on the case
+    out_of_fold: bool  # no network that was used, but for the localiser, had been trained on the case
     decision: Decision  # by which the mask was decided
     lesion_ml_outside_roi: float | None = None  # coarse lesion in no fine cube; None where it places none
     fallbacks: list[Fallback] = field(default_factory=list)  # what placed an ROI where nothing was found
@@ -212,9 +212,11 @@ class Cascade:
         found = head = manual = self._given_head(case_id)
         if self.lesions is not None:
             found = read_label(self.lesions[case_id])
-        ensembles = self._for_case(case_id, without_head=manual is not None)
+        case = case_id, digest_voxels(ct)
+        ensembles = self._for_case(*case, without_head=manual is not None)
         used = [member for ensemble in ensembles for member in ensemble.members]
-        result = Segmentation(ct, not any(member.has_seen(case_id) for member in used), self.decision)
+        seen = {member.stage.name for member in used if member.has_seen(*case)}
+        result = Segmentation(ct, not seen - set(self._only_places), self.decision)
         clock = Clock()
         for ensemble in ensembles:
             clock.begin("resample")
@@ -243,6 +245,8 @@ class Cascade:
         clock.begin("")
         result.seconds = clock.seconds
         result.notes += filter(None, map(self.networks.note, used))
+        if self.out_of_fold and seen:
+            result.notes.append("the localiser was trained on this case: it only places the coarse ROI")
         result.notes += [note for ensemble in ensembles for note in ensemble.notes]
         return result
 
@@ -301,9 +305,23 @@ class Cascade:
             result.lesions = measure(result.mask[x, y, z], pet, classes, maps[:count], votes, grids)
         result.review_reasons = review_reasons(result.lesions, result.notes, result.lesion_ml_outside_roi)
 
-    def _for_case(self, case_id: str, *, without_head: bool) -> list[StageEnsemble]:
+    @property
+    def _only_places(self) -> Sequence[str]:
+        """The localiser where another stage segments: a box of the head holds the same whoever drew it."""
+        return self.names[:1] if self.names[0] == "localiser" != self.names[-1] else ()
+
+    def require_out_of_fold(self, case_ids: Sequence[str]) -> None:
+        """Refuses, before the first case, a list of which a stage can segment nothing out of fold."""
+        if self.out_of_fold:
+            stages = [name for name in self.names if name not in self._only_places]
+            self.bundle.require_out_of_fold(case_ids, stages)
+
+    def _for_case(self, case_id: str, ct_digest: str, *, without_head: bool) -> list[StageEnsemble]:
         """The stages that a case needs, each with the members that may segment it."""
-        bundle = self.bundle.out_of_fold(case_id) if self.out_of_fold else self.bundle
+        bundle = self.bundle.out_of_fold(case_id, ct_digest) if self.out_of_fold else self.bundle
+        for name in self._only_places:
+            if not bundle.of_stage(name):
+                bundle = replace(bundle, members=(*self.bundle.of_stage(name), *bundle.members))
         names = [name for name in self.names if not (without_head and name == "localiser")]
         for name in names:
             if not bundle.of_stage(name):

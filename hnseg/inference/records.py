@@ -53,7 +53,7 @@ class Record:
     bundle: str  # digest of the bundle's members
     stage: str  # the last that ran: localiser, coarse or fine
     rules: Decision | None = None  # the decision by which the mask was made
-    out_of_fold: bool | None = None  # whether no network that made the mask was trained on the case
+    out_of_fold: bool | None = None  # whether no network but the localiser was trained on the case
     mask: str = ""  # name of the mask's file
     mask_sha256: str = ""  # of that file as it was written
     roi: list[dict[str, list[float]]] = field(default_factory=list)  # grids of the last stage, `Grid.to_dict`

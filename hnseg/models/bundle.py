@@ -108,9 +108,26 @@ class Bundle:
         """The members of one stage."""
         return [member for member in self.members if member.stage.name == name]
 
-    def out_of_fold(self, case_id: str) -> Bundle:
-        """The bundle without the members that were trained on a case."""
-        return replace(self, members=tuple(m for m in self.members if not m.has_seen(case_id)))
+    def out_of_fold(self, case_id: str, ct_digest: str = "") -> Bundle:
+        """The bundle without the members that were trained on a case, by its id or its CT."""
+        return replace(self, members=tuple(m for m in self.members if not m.has_seen(case_id, ct_digest)))
+
+    def require_out_of_fold(self, case_ids: Sequence[str], stages: Sequence[str]) -> None:
+        """Refuses cases that no member of a stage can segment out of fold, not one of them.
+
+        Raises:
+            HnsegError: It names what to train.
+        """
+        for stage in stages:
+            members = self.of_stage(stage)
+            if all(member.has_seen(case_id) for member in members for case_id in case_ids):
+                train = " ".join(
+                    f"hnseg train stage={stage} model={members[0].card.model} fold=0-4 -m".split()
+                )
+                raise HnsegError(
+                    f"out_of_fold=true: each {stage} member of {self.path} was trained on each of the "
+                    f"{len(case_ids)} cases; train in folds ({train}), and export those"
+                )
 
     def whole(self) -> Bundle:
         """The bundle with members that predict whole ROIs."""

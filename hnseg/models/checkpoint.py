@@ -48,9 +48,10 @@ class Member:
         """The stage it was trained for."""
         return self.card.stage
 
-    def has_seen(self, case_id: str) -> bool:
-        """Whether it was trained on a case; so counts an imported member whose split is unknown."""
-        return self.card.trained_on is None or case_id in self.card.trained_on
+    def has_seen(self, case_id: str, ct_digest: str = "") -> bool:
+        """Whether it was trained on a case, by id or CT; so counts a member whose split is unknown."""
+        card = self.card
+        return card.trained_on is None or case_id in card.trained_on or ct_digest in card.trained_on_ct
 
     def whole(self) -> Member:
         """The same member, with a patch that holds its stage's whole ROI.

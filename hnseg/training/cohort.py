@@ -64,7 +64,8 @@ def find_fold(job: Job) -> Fold:
     """The cases of a job, and what places its ROIs."""
     cases, split = read_cohort(job.data, job.stage.name)
     train, validation = split.assign(cases, job.fold)
-    both, coarse = [*train, *validation], None
+    # With fold=all they are the same.
+    both, coarse = list({case.case_id: case for case in [*train, *validation]}.values()), None
     if job.stage.placement == "below_head":
         require_head_masks(both, job.data)
     elif job.stage.placement == "lesions":

@@ -222,6 +222,7 @@ def prepare_card(job: Job, fold: Fold, datamodule: StageDataModule, processes: P
     """
     datamodule.cache.mkdir(parents=True, exist_ok=True)
     with nullcontext() if processes.launcher == "lightning" else lock(datamodule.cache, wait=True):
+        datamodule.prepare_data()
         fingerprint = datamodule.fingerprint()
         data = datamodule.digest()
     return job.card(
@@ -230,6 +231,7 @@ def prepare_card(job: Job, fold: Fold, datamodule: StageDataModule, processes: P
         fingerprint=fingerprint and fingerprint.hash,
         data=data,
         trained_on=tuple(case.case_id for case in fold.train),
+        trained_on_ct=datamodule.training_scans(),
     )
 
 

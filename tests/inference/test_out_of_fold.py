@@ -11,7 +11,9 @@ from fabricate import write_case
 from members import card, make_bundle, make_cascade
 from results import table
 
+from hnseg.errors import HnsegError
 from hnseg.imaging.case import read_cases
+from hnseg.imaging.images import digest_voxels, read_image
 from hnseg.inference.predict_cases import predict_cases
 from hnseg.models.bundle import Bundle
 
@@ -86,7 +88,7 @@ def test_without_out_of_fold_all_members_are_asked_and_the_table_tells(cohort: P
 
 
 def test_each_stage_has_members_of_its_own(cohort: Path, tmp_path: Path) -> None:
-    """The localiser knows A-0, whose drawn mask stands for it; B-1 has none, and its coarse fold serves."""
+    """The localiser knows A-2, and only places a box; A-0 has a drawn mask, and B-1 none."""
     (cohort / "heads" / "B-1.nii.gz").unlink()
     (cohort / "heads" / "A-2.nii.gz").unlink()
     head = painter("localiser", 0, 1, ["A-0", "A-2"])
@@ -94,16 +96,42 @@ def test_each_stage_has_members_of_its_own(cohort: Path, tmp_path: Path) -> None
     rows = segment(bundle, cohort, tmp_path / "out", last_stage="coarse", out_of_fold=True)
     assert (painted(tmp_path / "out", "A-0"), rows["A-0"]["out_of_fold"]) == (1, "yes")
     assert (painted(tmp_path / "out", "B-1"), rows["B-1"]["out_of_fold"]) == (2, "yes")
-    assert "every localiser member was trained on it" in rows["A-2"]["message"]
-    # Without out_of_fold, the localiser that knows A-2 and the folds that do are in the table.
+    assert (rows["A-2"]["status"], rows["A-2"]["out_of_fold"]) == ("ok", "yes")
+    assert "the localiser was trained on this case" in rows["A-2"]["message"]
+    heads = segment(bundle, cohort, tmp_path / "heads", last_stage="localiser", out_of_fold=True)
+    assert "every localiser member was trained on it" in heads["A-2"]["message"]
+    # Without out_of_fold, the folds that know A-0 are in the table.
     rows = segment(
         make_bundle(tmp_path / "b", head, folds()[2]), cohort, tmp_path / "b" / "out", last_stage="coarse"
     )
     assert {name: rows[name]["out_of_fold"] for name in ("A-0", "A-2", "C-4")} == {
         "A-0": "no",
-        "A-2": "no",
+        "A-2": "yes",
         "C-4": "yes",
     }
+
+
+def test_a_patient_under_another_name_is_known_by_the_ct(cohort: Path, tmp_path: Path) -> None:
+    """B-1's CT under the name of C-4, in another format and type, was trained on by folds 0 and 2."""
+    known = {case.case_id: digest_voxels(read_image(case.ct)) for case in read_cases(cohort)}
+    members = [one | {"trained_on_ct": [known[case] for case in one["trained_on"]]} for one in folds()]
+    ct = sitk.Cast(read_image(cohort / "B-1" / "B-1__CT.nii.gz"), sitk.sitkFloat32)
+    (cohort / "C-4" / "C-4__CT.nii.gz").unlink()
+    sitk.WriteImage(ct, str(cohort / "C-4" / "C-4__CT.mha"))
+    rows = segment(
+        make_bundle(tmp_path, *members), cohort, tmp_path / "out", last_stage="coarse", out_of_fold=True
+    )
+    assert (painted(tmp_path / "out", "C-4"), rows["C-4"]["out_of_fold"]) == (PAINTS[1], "yes")
+
+
+def test_a_list_of_which_nothing_can_be_segmented_out_of_fold_is_refused_once(
+    cohort: Path, tmp_path: Path
+) -> None:
+    bundle = make_bundle(tmp_path, painter("coarse", 0, 1, CASES))
+    cascade = make_cascade(bundle, head_masks=cohort / "heads", last_stage="coarse", out_of_fold=True)
+    with pytest.raises(HnsegError, match=r"each coarse member .* 4 cases; .*stage=coarse .* fold=0-4"):
+        cascade.require_out_of_fold(CASES)
+    cascade.require_out_of_fold([*CASES, "C-4"])
 
 
 def test_a_member_of_unknown_training_counts_as_having_seen_every_case(cohort: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hnseg.processes import map_cases
 
 FIELDS = ("PatientID", "CenterID", "Age", "Gender", "Weight", "HPV Status")  # of clinical.csv
 RECORD = "phantom.json"
-VERSION = 1  # raise it when the same seed gives other images
+VERSION = 2  # raise it when the same seed gives other images
 FULL_WORKERS = 4  # a whole-body case of full size takes 1.5 GB
 
 
@@ -31,7 +31,7 @@ class PhantomCase:
     """One synthetic patient.
 
     Attributes:
-        case_id: The centre's name and the case's number.
+        case_id: The centre's name, the cohort's seed and the case's number.
         center: The centre's name.
         ct: int16, HU.
         pet: float32, SUV, on a grid of its own.
@@ -67,7 +67,7 @@ def make_case(index: int, seed: int, size: Size = "small", *, center: str | None
     body = build(patient, [lesion.solid for lesion in lesions], rng)
     parts = [*table(patient), *body, *(part for lesion in lesions for part in lesion.parts)]
     grid, pet_grid = draw_grids(grid_rng, centre, patient, size)
-    case_id = f"{centre.name}-{index + 1:03d}"
+    case_id = f"{centre.name}-{seed}{index + 1:03d}"  # of another seed, another
     return PhantomCase(
         case_id,
         centre.name,
