@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
+
 from hnseg.card import plain
 from hnseg.config import Job
 from hnseg.data.splits import Split
@@ -45,8 +47,12 @@ _FREE = (*MACHINE, "data")
 
 
 def record(job: Job) -> dict[str, Any]:
-    """What config.json holds: the configuration, and the digest of the file that a training begins from."""
+    """What config.json holds: the configuration, the file of conf/ behind each of its groups,
+    and the digest of the file that a training begins from."""
     settings: dict[str, Any] = plain(job)
+    if HydraConfig.initialized():
+        chosen = HydraConfig.get().runtime.choices.items()
+        settings["groups"] = {group: file for group, file in chosen if file and "/" not in group}
     if job.init_from is not None:
         if not job.init_from.is_file():
             raise HnsegError(f"init_from={job.init_from}: no such file; give a checkpoint or .safetensors")
@@ -138,12 +144,17 @@ class RunFolder:
         """Refuses to resume a run, or to report it as finished, under other settings or on other folds."""
         if not (self.begun or self.finished):
             return
-        for key, (before, now) in differing_keys(_read(self.config), config).items():
-            if not key.startswith(_FREE):
-                raise HnsegError(
-                    f"{self.path} holds a run with {key}={before}, not {now}; give this one "
-                    "another name=..., or overwrite=true"
-                )
+        differing = differing_keys(_read(self.config), config)
+        keys = [key for key in differing if not key.startswith((*_FREE, "groups."))]
+        if keys:
+            groups = [key for key in differing if key.startswith("groups.")]
+            # A file that differs says in a word what its keys say in many.
+            named = sorted(groups, key="groups.scale".__ne__) or keys
+            values = {key.removeprefix("groups."): differing[key] for key in named}
+            changes = few([f"{key}={before}, not {now}" for key, (before, now) in values.items()])
+            raise HnsegError(
+                f"{self.path} holds a run with {changes}; give this one another name=..., or overwrite=true"
+            )
         folds = _read(self.split)["folds"]
         if folds != [list(fold) for fold in split.folds]:
             raise HnsegError(

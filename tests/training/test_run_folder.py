@@ -56,6 +56,16 @@ def test_other_settings_are_refused_by_name(trained, key, value, before):
         trained.check(changed(key, value), SPLIT)
 
 
+def test_a_trial_at_another_scale_is_named_by_its_scale(folder):
+    """Not by the hundred keys in which it differs."""
+    trial = changed("training.epochs", 2) | {"groups": {"scale": "demo", "optimizer": "short"}}
+    folder.begin(trial, SPLIT)
+    folder.last.write_bytes(b"weights")
+    with pytest.raises(HnsegError, match=r"holds a run with scale=demo, not full"):
+        folder.check(CONFIG | {"groups": {"scale": "full", "optimizer": "nnunet"}}, SPLIT)
+    folder.check(trial | {"groups": {"scale": "full"}}, SPLIT)  # the same keys by other files
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("trainer.device", "cpu"), ("data.workers", 4), ("data.root", "moved"), ("logger.mode", "online")],
