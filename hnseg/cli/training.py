@@ -1,11 +1,11 @@
 """Commands around training: profile, runs, compare, sweep."""
 
 import sys
-from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 
 from hnseg.card import plain
 from hnseg.cli.app import TRAIN, Json, app, exists, say, suggest
@@ -68,28 +68,41 @@ def runs(
     root: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Where train writes.", callback=exists)
     ] = Path("runs"),
+    sort: Annotated[
+        Literal["date", "score", "name", "left"],
+        typer.Option(help="Newest, best or soonest ready first, or by folder."),
+    ] = "date",
     json_file: Json = None,
 ) -> None:
-    """List runs: how far they are, their best score and the time left."""
-    from hnseg.training.runs import find_runs
+    """List runs: when they began, how far they are, their best score and the time left."""
+    from hnseg.training.runs import find_runs, sort_runs
 
-    found = find_runs(root)
+    found = sort_runs(find_runs(root), sort)
     rows = [
         [
             str(run.path.relative_to(root)),
-            run.stage,
-            run.model,
-            run.fold,
+            run.began[:16].replace("T", " "),
             f"{run.epoch}/{run.epochs}",
             "" if run.best is None else f"{run.best:.4f}",
             run.state,
-            "" if not run.seconds_left else str(timedelta(seconds=round(run.seconds_left))),
+            _duration(run.seconds),
+            _duration(run.seconds_left),
         ]
         for run in found
     ]
-    print_table(["run", "stage", "model", "fold", "epoch", "best", "state", "left"], rows)
+    print_table(["run", "began", "epoch", "best", "state", "took", "left"], rows)
     if json_file:
         write_json({"runs": plain(found)}, json_file)
+
+
+def _duration(seconds: float | None) -> str:
+    """Hours and minutes, such as 3:05 h; under an hour, minutes and seconds, such as 3:05 min."""
+    if not seconds:
+        return ""
+    whole, part, unit = (*divmod(round(seconds), 60), "min")
+    if whole >= 60:
+        whole, part, unit = (*divmod(round(seconds / 60), 60), "h")
+    return f"{whole}:{part:02} {unit}"
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -98,9 +111,16 @@ def compare(a: Side, b: Side, json_file: Json = None) -> None:
     from hnseg.training.runs import compare_runs
 
     settings, scores, folds = compare_runs(a, b)
-    rows = [[key, _shown(ours), _shown(theirs), ""] for key, (ours, theirs) in settings.items()]
+    console = Console(soft_wrap=True, highlight=False)
+    shown = {key: tuple(map(_shown, pair)) for key, pair in settings.items()}
+    long = {key: pair for key, pair in shown.items() if max(map(len, pair)) > _WIDEST}
+    rows = [[key, *pair, ""] for key, pair in shown.items() if key not in long]
     rows += [[key, f"{x:.4f}", f"{y:.4f}", f"{y - x:+.4f}"] for key, (x, y) in scores.items()]
-    print_table(["", str(a), str(b), "difference"], rows)
+    console.print(f"A  {a}\nB  {b}", markup=False)
+    if rows:
+        print_table(["", "A", "B", "B − A"], rows)
+    for key, (ours, theirs) in long.items():
+        console.print(f"{key}\n  A  {ours}\n  B  {theirs}", markup=False)
     if not settings:
         print("no setting differs")
     if {"fold", "split.json"} & settings.keys():
@@ -110,6 +130,9 @@ def compare(a: Side, b: Side, json_file: Json = None) -> None:
     )
     if json_file:
         write_json({"settings": settings, "scores": scores, "folds": folds}, json_file)
+
+
+_WIDEST = 24  # characters of a value in the table; a longer one stands below it, unbroken
 
 
 @app.command(rich_help_panel=TRAIN)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -229,6 +231,8 @@ class Run:
         state: `failed` where an error ended it, `stopped` where nothing trains and nothing is finished.
         epoch: Epochs behind it.
         best: val/dice of best.ckpt, None before the first validation.
+        began: Local time, ISO 8601 (YYYY-MM-DDTHH:MM:SS).
+        seconds: That its epochs took, validations included; None before the first is over.
         seconds_left: To its end, or that it would still take; None before its first epoch.
     """
 
@@ -243,6 +247,8 @@ class Run:
     epoch: int
     epochs: int
     best: float | None
+    began: str
+    seconds: float | None
     seconds_left: float | None
 
     @classmethod
@@ -253,6 +259,7 @@ class Run:
         progress = _read(folder.progress) if folder.progress.exists() else {}
         epoch, epochs = progress.get("epoch", 0), config["training"]["epochs"]
         best, left = progress.get("best"), (epochs - epoch) * progress["seconds"] if progress else None
+        began = datetime.fromtimestamp((path / "run.id").stat().st_mtime).isoformat(timespec="seconds")
         state = _state(folder)
         if state == "finished":
             epoch, best, left = epochs, folder.scores()["val/dice"], 0.0
@@ -270,6 +277,8 @@ class Run:
             epoch,
             epochs,
             best,
+            began,
+            epoch * progress["seconds"] if progress else None,
             left,
         )
 
@@ -295,7 +304,23 @@ def find_runs(root: Path) -> list[Run]:
         if {"config.json", "run.id"} <= set(files):
             below.clear()
             runs.append(Run.read(Path(path)))
-    return sorted(runs, key=lambda run: (run.path.parent, run.fold.zfill(9)))
+    return sorted(runs, key=lambda run: (run.path.parent, run.fold.zfill(9), run.path))
+
+
+Order = Literal["date", "score", "name", "left"]
+
+
+def sort_runs(runs: Sequence[Run], order: Order) -> list[Run]:
+    """Runs, the newest, the best or the soonest ready first; those without a score or time left come last."""
+
+    def place(run: Run) -> float:
+        if order == "date":
+            return -datetime.fromisoformat(run.began).timestamp()
+        if order == "score":
+            return math.inf if run.best is None else -run.best
+        return run.seconds_left or math.inf
+
+    return list(runs) if order == "name" else sorted(runs, key=place)
 
 
 def compare_runs(a: Path, b: Path) -> tuple[dict[str, tuple[Any, Any]], dict[str, tuple[float, float]], int]:

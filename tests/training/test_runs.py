@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from entry import hnseg, refused
 
 from hnseg.data.splits import Split
-from hnseg.training.runs import Run, RunFolder, compare_runs, find_runs
+from hnseg.training.runs import Run, RunFolder, compare_runs, find_runs, sort_runs
 
 EPOCH = 30.0  # seconds
 
@@ -82,21 +83,31 @@ def test_runs_are_listed_by_arm_and_fold_and_nothing_else_is(tmp_path: Path) -> 
 
 
 def test_the_command_prints_every_run_and_writes_json(tmp_path: Path) -> None:
-    finish(
-        tmp_path / "runs" / "n" / "localiser_plainconv" / "fold_0",
-        {"val/dice": 0.9},
-        arm="localiser_plainconv",
-    )
+    older = tmp_path / "runs" / "n" / "localiser_plainconv" / "fold_0"
+    finish(older, {"val/dice": 0.9}, arm="localiser_plainconv")
+    began = datetime(2026, 11, 30, 14, 2).timestamp()
+    os.utime(older / "run.id", (began, began))
     begin(tmp_path / "runs" / "n" / "fine_resenc" / "fold_1", 4, 0.5, fold=1)
     done = hnseg("runs", "--json", "runs.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = [line.replace("│", " ").split() for line in done.stdout.splitlines() if line[:1] == "│"]
-    assert rows == [
-        ["n/fine_resenc/fold_1", "fine", "resenc", "1", "4/10", "0.5000", "stopped", "0:03:00"],
-        ["n/localiser_plainconv/fold_0", "localiser", "plainconv", "0", "10/10", "0.9000", "finished"],
-    ]
+    newest, oldest = (line for line in done.stdout.splitlines() if line[:1] == "│")
+    for cell in ("n/fine_resenc/fold_1", "4/10", "0.5000", "stopped", "2:00 min", "3:00 min"):
+        assert cell in newest
+    for cell in ("n/localiser_plainconv/fold_0", "2026-11-30 14:02", "0.9000", "finished", "5:00 min"):
+        assert cell in oldest
     stored = json.loads((tmp_path / "runs.json").read_text())["runs"]
-    assert [run["best"] for run in stored] == [0.5, 0.9]
+    assert [(run["best"], run["seconds_left"]) for run in stored] == [(0.5, 180), (0.9, 0)]
+
+
+def test_runs_are_sorted_by_what_is_asked(tmp_path: Path) -> None:
+    for name, epoch, best in (("a", 2, 0.3), ("b", 8, 0.6), ("c", 0, None)):
+        begin(tmp_path / name, epoch, best)
+        os.utime(tmp_path / name / "run.id", (1e9 + ord(name), 1e9 + ord(name)))
+    finish(tmp_path / "d", {"val/dice": 0.5})
+    runs = find_runs(tmp_path)
+    orders = {"name": "abcd", "date": "dcba", "score": "bdac", "left": "bacd"}
+    for order, names in orders.items():
+        assert "".join(run.path.name for run in sort_runs(runs, order)) == names
 
 
 def test_compare_shows_only_what_differs(tmp_path: Path) -> None:
@@ -111,6 +122,15 @@ def test_compare_shows_only_what_differs(tmp_path: Path) -> None:
     assert "training.patch" in done.stdout
     assert "seed" not in done.stdout
     assert "+0.1000" in done.stdout
+
+
+def test_compare_breaks_neither_keys_nor_paths(tmp_path: Path) -> None:
+    key, path = "augment.transforms.simulate_low_resolution.zoom_lower", f"/data/{'long/' * 40}end"
+    sides = {side: tmp_path / f"{'folder' * 20}_{side}" for side in "ab"}
+    for side, folder in sides.items():
+        finish(folder, {"val/dice": 0.7}, **{key: side, "init_from": path + side})
+    done = hnseg("compare", *sides.values())
+    assert all(text in done.stdout for text in (key, f"A  {sides['a']}", f"B  {path}b"))
 
 
 def test_arms_are_compared_on_the_folds_they_share(tmp_path: Path) -> None:
