@@ -78,7 +78,8 @@ def test_a_run_leaves_what_is_documented(cohort: Path, tmp_path: Path) -> None:
     dice = job(cohort, tmp_path)
     (folder,) = tmp_path.glob("hecktor/fine_resenc_cte/fold_0")
     names = {path.name for path in folder.iterdir()}
-    told = {"config.json", "split.json", "metrics.csv", "score.json", "progress.json"}
+    told = {"config.json", "split.json", "score.json", "progress.json"}
+    told |= {"metrics.csv", "curves.png", "train.log"}
     assert names == {*told, "run.id", "best.ckpt", "last.ckpt"}
     scores = json.loads((folder / "score.json").read_text())
     assert scores["val/dice"] == dice

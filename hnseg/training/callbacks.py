@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from hnseg.training.runs import RunFolder
 
 
 class RunProgress(L.Callback):
-    """Shows how far a run is, on the terminal and in progress.json for `hnseg runs`.
+    """Shows how far a run is: on the terminal, in train.log, and in progress.json for `hnseg runs`.
 
-    A terminal has a bar over all steps; elsewhere, a line is printed about every tenth of the run. The file
-    holds `epoch`, `epochs`, `seconds` an epoch, validation included, and `best`: val/dice of best.ckpt.
+    A terminal has a bar over all steps; elsewhere, a line about every tenth of the run. train.log has
+    a line of each epoch. progress.json holds `epoch`, `epochs`, `seconds` an epoch, validation included, and
+    `best`: val/dice of best.ckpt.
     """
 
     def __init__(self, title: str, folder: RunFolder) -> None:
@@ -52,6 +54,12 @@ class RunProgress(L.Callback):
         total = int(trainer.estimated_stepping_batches)
         self.progress.update(self.task, total=total, completed=trainer.global_step)
         self.progress.start()
+        self.write(f"{self.title}: from epoch {self.done + 1} to {trainer.max_epochs}")
+
+    def write(self, text: str) -> None:
+        """Appends a line with the time to train.log."""
+        with self.folder.log.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self.progress.update(self.task, completed=trainer.global_step)
@@ -59,10 +67,14 @@ class RunProgress(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch, epochs, best = trainer.current_epoch + 1, trainer.max_epochs or 1, self.folder.best
         scores = f"epoch {epoch}/{epochs}"
-        for name in ("train/loss", "val/dice"):
+        validated = (
+            epoch % (trainer.check_val_every_n_epoch or 1) == 0
+        )  # else the last Dice is an earlier epoch's
+        for name in ("train/loss", "val/dice")[: 1 + validated]:
             if name in trainer.callback_metrics:
                 scores += f"  {name.partition('/')[2]} {float(trainer.callback_metrics[name]):.3f}"
         self.progress.update(self.task, scores=scores)
+        self.write(scores)
         if not self.console.is_terminal and (epoch % max(1, epochs // 10) == 0 or epoch == epochs):
             self.console.print(f"{self.title}: {scores}", highlight=False)
         state = {

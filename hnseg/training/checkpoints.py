@@ -10,7 +10,7 @@ from zipfile import BadZipFile, ZipFile
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from hnseg.card import Card
@@ -129,9 +129,9 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        others = ("val", "lr")  # logged by Lightning after validation, and by LearningRateMonitor
-        metrics = trainer.callback_metrics.items()
-        row = {name: float(value) for name, value in metrics if not name.startswith(others)}
+        metrics = trainer.callback_metrics.items()  # Lightning has logged those of the validation
+        row = {name: float(value) for name, value in metrics if not name.startswith("val")}
+        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         for logger in trainer.loggers:
             logger.log_metrics({**row, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
             logger.save()
@@ -156,7 +156,7 @@ def checkpoint_callbacks(
     choice: dict[str, Any] = {"monitor": monitor, "mode": "max", "save_on_train_epoch_end": False}
     best = ModelCheckpoint(folder, filename="best", **choice, **named)
     last = LastCheckpoint(folder, filename="last", save_on_train_epoch_end=True, **named)
-    return [*averages, best, last, LearningRateMonitor()]
+    return [*averages, best, last]
 
 
 def step_of(checkpoint: Path | None) -> int:

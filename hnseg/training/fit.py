@@ -44,6 +44,7 @@ from hnseg.training.checkpoints import (
     validation_scores,
 )
 from hnseg.training.cohort import Fold, head_folder
+from hnseg.training.curves import Curves
 from hnseg.training.launch import ALONE, Processes
 from hnseg.training.loggers import loggers, require_loggers
 from hnseg.training.pictures import Pictures
@@ -276,7 +277,8 @@ def make_callbacks(
         return shared
     spec, paints = datamodule.spec, job.logger.paints
     pictures = [Pictures(folder.path, spec.channel_names, job.logger.pictures_every)] if paints else []
-    return [*shared, RunProgress(title, folder), Throughput(), GateWeights(spec.channel_keys), *pictures]
+    drawn = [Curves(folder, title), *pictures]
+    return [*shared, RunProgress(title, folder), Throughput(), GateWeights(spec.channel_keys), *drawn]
 
 
 def trainer_options(

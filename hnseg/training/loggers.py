@@ -28,7 +28,7 @@ _CHECKOUT = Path(hnseg.__file__).resolve().parents[1]
 
 
 class CsvFile(Logger):
-    """Logs into one file that is replaced as a whole; Lightning's own logger removes it to go on with it.
+    """Logs a row an epoch into one file that is replaced as a whole; Lightning's own removes it to go on.
 
     Args:
         path: The file.
@@ -39,7 +39,7 @@ class CsvFile(Logger):
 
     def __init__(self, path: Path, step: int) -> None:
         super().__init__()
-        self.path, self.saved = path, 0
+        self.path, self.changed = path, False
         remedy = "put it back, or move it away: the run goes on without its rows"
         _, rows = read_table(path, remedy, ("step",))
         try:
@@ -49,16 +49,20 @@ class CsvFile(Logger):
         self.rows: list[dict[str, Any]] = [{key: cell for key, cell in row.items() if cell} for row in kept]
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.rows.append({**metrics, "step": step})
+        if self.rows and int(self.rows[-1]["step"]) == step:  # validation and training of one epoch
+            self.rows[-1].update(metrics)
+        else:
+            self.rows.append({**metrics, "step": step})
+        self.changed = True
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """config.json has them."""
 
     def save(self) -> None:
-        """Replaces the file where rows are new; Lightning asks for it after each."""
-        if len(self.rows) != self.saved:
+        """Replaces the file where a row is new; Lightning asks for it after each."""
+        if self.changed:
             write_table(self.path, sorted({key for row in self.rows for key in row}), self.rows)
-            self.saved = len(self.rows)
+            self.changed = False
 
 
 @contextmanager

@@ -85,8 +85,9 @@ class RunFolder:
     """What a training leaves on disk.
 
     `config.json`, `split.json`, `run.id` (which its checkpoints hold too), `best.ckpt`, `last.ckpt`,
-    `metrics.csv` and `score.json`. While it trains, `previous.ckpt` is the checkpoint before last.ckpt and
-    `progress.json` says how far it is; `failed.txt` has the traceback of the error that ended it.
+    `metrics.csv` and `curves.png`, `train.log` and `score.json`. While it trains, `previous.ckpt` is the
+    checkpoint before last.ckpt and `progress.json` says how far it is; `failed.txt` has the traceback of the
+    error that ended it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,8 +96,8 @@ class RunFolder:
         self.config, self.split, self.progress, self.score = (
             path / f"{name}.json" for name in ("config", "split", "progress", "score")
         )
-        self.metrics, self.failure, self._id = (
-            path / name for name in ("metrics.csv", "failed.txt", "run.id")
+        self.metrics, self.log, self.failure, self._id = (
+            path / name for name in ("metrics.csv", "train.log", "failed.txt", "run.id")
         )
 
     @property
@@ -192,7 +193,7 @@ class RunFolder:
         for name in ("wandb", "tensorboard", "pictures"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         # The configuration goes last: cut off here, the old checkpoints must not pass for another run's.
-        logged = (self.score, self.progress, self.metrics)
+        logged = (self.score, self.progress, self.metrics, self.log)
         checkpoints = (self.previous, self.last, self.best)
         for path in (*logged, *checkpoints, self._id, self.split, self.config):
             path.unlink(missing_ok=True)
