@@ -1,13 +1,14 @@
-"""Commands on cohorts: phantom, audit, propose-heads."""
+"""Commands on cohorts: phantom, audit, propose-heads, cache."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from hnseg.cli.app import DATA, Json, Root, Workers, app, say, suggest
-from hnseg.errors import HnsegError
-from hnseg.files import write_json
+from hnseg.cli.app import DATA, Json, Root, Workers, app, exists, say, suggest
+from hnseg.errors import HnsegError, few
+from hnseg.files import print_table, write_json
 
 
 @app.command(rich_help_panel=DATA)
@@ -70,3 +71,49 @@ def propose_head_masks(
     if any(outcome.head is None for outcome in outcomes):
         raise typer.Exit(1)
     suggest(f"hnseg train stage=localiser model=plainconv fold=all data.root={root} data.head_labels={out}")
+
+
+@app.command(rich_help_panel=DATA)
+def cache(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Of prepared volumes (data.cache).", callback=exists)
+    ] = Path("cache"),
+    runs: Annotated[
+        Path, typer.Option(metavar="DIR", help="Runs whose volumes are of use.", callback=exists)
+    ] = Path("runs"),
+    prune: Annotated[bool, typer.Option("--prune", help="Remove what none of the runs uses.")] = False,
+) -> None:
+    """Show the size of a cache by stage grid and cohort, and what no run uses."""
+    say(f"measuring {folder}")
+    from hnseg.data.cache import remove_entries
+    from hnseg.training.cache_use import find_shares
+
+    shares, strange = find_shares(folder, runs)
+    rows = [
+        [
+            share.folder,
+            share.grid,
+            str(share.cohort or "–"),
+            str(len(share.volumes)),
+            _size(share.bytes),
+            str(share.runs),
+        ]
+        for share in shares
+    ]
+    print_table(["volumes", "grid (x, y, z)", "cohort", "cases", "size", "runs"], rows)
+    unused = [share for share in shares if not share.runs]
+    volumes = [volume for share in unused for volume in share.volumes]
+    spare = f"{len(volumes)} volumes, {_size(sum(share.bytes for share in unused))}"
+    print(f"{folder}: {_size(sum(share.bytes for share in shares))}; used by no run in {runs}: {spare}")
+    if strange:
+        names = few([str(path) for path in strange])
+        print(f"warning: of another version, and counted as using nothing: {names}", file=sys.stderr)
+    if prune:
+        say(f"removing {spare}")
+        remove_entries(volumes)
+    elif volumes:
+        suggest(f"hnseg cache {folder} --runs {runs} --prune")
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.1f}" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

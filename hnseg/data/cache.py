@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +22,9 @@ from hnseg.imaging.masks import voxel_ml
 from hnseg.imaging.suv import sidecar
 
 ARRAYS = ("ct", "pet", "label")
+_STAGE = re.compile(
+    r"(localiser|coarse|fine)-[0-9a-f]{12}"
+)  # folders of entries, as `stage_folder` names them
 
 
 class CacheError(HnsegError):
@@ -35,6 +42,11 @@ class StageVolume:
     def meta(self) -> dict[str, Any]:
         """Of the entry: files' sizes, grid (with margin), margin in voxels (x, y, z), ml outside the ROI."""
         return json.loads((self.folder / "meta.json").read_text())
+
+    @property
+    def bytes(self) -> int:
+        """On the disk."""
+        return sum(file.stat().st_size for file in self.folder.iterdir())
 
     @property
     def margin(self) -> tuple[int, int, int]:
@@ -64,6 +76,30 @@ def entry_folder(folder: Path, case: Case, masks: Path | None) -> Path:
     mask = None if masks is None else mask_file(masks, case.case_id)
     paths = [case.ct, case.pet, case.label, mask, sidecar(case.pet)]
     return folder / case.case_id / digest([case.pet_factor, *map(_state, paths)])
+
+
+def find_entries(cache: Path) -> list[StageVolume]:
+    """All entries of a cache, with what killed processes left of some."""
+    folders = [path for path in sorted(cache.glob("*/*/*")) if _STAGE.fullmatch(path.parents[1].name)]
+    return [StageVolume(path.parent.name, path) for path in folders if path.is_dir()]
+
+
+def remove_entries(volumes: Sequence[StageVolume]) -> None:
+    """Removes entries, and the folders that are empty then.
+
+    Raises:
+        CacheError: One cannot be removed.
+    """
+    for volume in volumes:
+        case = volume.folder.parent
+        try:
+            with lock(case, wait=True):
+                shutil.rmtree(volume.folder)
+        except OSError as error:
+            raise CacheError(f"{volume.folder}: cannot be removed ({error.strerror}); allow it") from error
+        with suppress(OSError):
+            case.rmdir()
+            case.parent.rmdir()
 
 
 def write_entry(arrays: dict[str, NDArray[Any]], meta: dict[str, Any], target: Path) -> None:

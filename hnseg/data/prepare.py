@@ -164,7 +164,7 @@ def prepare(
         HnsegError: Cases that cannot be used, each by name and reason, while the others are kept.
     """
     masks = heads if needs_head(stage) else coarse
-    folder = cache / _folder_name(stage, sampling, modalities, masks, margin_mm)
+    folder = stage_folder(cache, stage, sampling, modalities, masks, margin_mm)
     volumes = [StageVolume(case.case_id, entry_folder(folder, case, masks)) for case in cases]
     missing = [n for n, volume in enumerate(volumes) if not is_whole(volume.folder)]
     if not missing:
@@ -189,15 +189,20 @@ def prepare(
     return volumes
 
 
-def _folder_name(
-    stage: Stage, sampling: Sampling, modalities: Sequence[str], masks: Path | None, margin_mm: float
-) -> str:
-    """Of what holds the entries of a stage and its settings."""
+def stage_folder(
+    cache: Path,
+    stage: Stage,
+    sampling: Sampling,
+    modalities: Sequence[str],
+    masks: Path | None,
+    margin_mm: float,
+) -> Path:
+    """What holds the entries of a stage and its settings; `masks` place its ROI, None: the labels."""
     settings = {"stage": plain(stage), "sampling": plain(sampling), "margin": margin_mm, "format": FORMAT}
     settings["modalities"] = list(modalities)
     if masks is not None:  # a case whose mask is missing has no entry, though it may have one without masks
         settings["masks"] = str(masks.resolve())
-    return f"{stage.name}-{digest(settings)}"
+    return cache / f"{stage.name}-{digest(settings)}"
 
 
 def _report_outside(volumes: Sequence[StageVolume], stage: Stage) -> None:
