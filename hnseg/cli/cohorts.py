@@ -116,4 +116,4 @@ def cache(
 
 
 def _size(size: int) -> str:
-    return f"{size / 2**30:.1f}" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
