@@ -67,9 +67,8 @@ class RunProgress(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch, epochs, best = trainer.current_epoch + 1, trainer.max_epochs or 1, self.folder.best
         scores = f"epoch {epoch}/{epochs}"
-        validated = (
-            epoch % (trainer.check_val_every_n_epoch or 1) == 0
-        )  # else the last Dice is an earlier epoch's
+        # Else the last Dice is an earlier epoch's.
+        validated = epoch % (trainer.check_val_every_n_epoch or 1) == 0
         for name in ("train/loss", "val/dice")[: 1 + validated]:
             if name in trainer.callback_metrics:
                 scores += f"  {name.partition('/')[2]} {float(trainer.callback_metrics[name]):.3f}"
@@ -92,12 +91,14 @@ class RunProgress(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         self.progress.stop()  # gives the terminal back before the error is shown
+        self.write(f"ended by {type(exception).__name__}: {' '.join(str(exception).split())}")
 
 
 class Throughput(L.Callback):
-    """Logs after each epoch's training, without its validation:
+    """Logs after each epoch:
 
-    - `train/samples_per_s`, of all processes together;
+    - `train/samples_per_s` of its training, of all processes together;
+    - `epoch/seconds`, validation included;
     - `memory/peak_mib` of this process so far, and `gpu/peak_mib` of tensors on the GPU.
 
     Lightning's ThroughputMonitor would wait for the GPU after every step, and log a row for each window.
@@ -116,6 +117,7 @@ class Throughput(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         samples = self.samples * trainer.world_size
         measured = {"train/samples_per_s": samples / (self.end - self.start), "memory/peak_mib": peak_mib()}
+        measured["epoch/seconds"] = time.perf_counter() - self.start
         if (peak := gpu_peak_mib(pl_module.device)) is not None:
             measured["gpu/peak_mib"] = peak
         pl_module.log_dict(measured, logger=False)

@@ -128,10 +128,13 @@ class LastCheckpoint(ModelCheckpoint):
     that epoch for good. So training metrics are logged here, and `self.log(..., logger=False)` elsewhere.
     """
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.rate = trainer.optimizers[0].param_groups[0]["lr"]  # the schedule steps before the end
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = trainer.callback_metrics.items()  # Lightning has logged those of the validation
         row = {name: float(value) for name, value in metrics if not name.startswith("val")}
-        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row["lr"] = self.rate
         for logger in trainer.loggers:
             logger.log_metrics({**row, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
             logger.save()

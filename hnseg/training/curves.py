@@ -1,4 +1,4 @@
-"""curves.png: loss, Dice and learning rate of a run, drawn from its metrics.csv."""
+"""curves.png: loss, Dice, learning rate and seconds an epoch of a run, drawn from its metrics.csv."""
 
 from __future__ import annotations
 
@@ -50,32 +50,42 @@ def save_curves(rows: Sequence[Mapping[str, str]], path: Path, title: str) -> No
     """
     columns = {key: np.array([float(row[key] or "nan") for row in rows]) for key in rows[0]}
     epochs = columns["epoch"] + 1
-    figure = Figure(figsize=(9, 9), layout="constrained")
+    figure = Figure(figsize=(9, 10), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
-    loss, dice, rate = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1])
+    panels = figure.subplots(4, 1, sharex=True, height_ratios=[3, 3, 1, 1])
+    loss, dice, rate, pace = panels
     for name in ("train/loss", "train/dice_loss", "train/ce_loss", "val/loss"):
         _line(loss, epochs, columns.get(name), name)
-    for name in sorted(name for name in columns if name.startswith(("val/dice_", "val_coarse/dice_"))):
+    classes = (name for name in columns if name.startswith(("val/dice_", "val_coarse/dice_")))
+    for name in sorted(classes, key=lambda name: (name.partition("/")[0], name.endswith("GTVn"))):
         _line(dice, epochs, columns[name], name, alpha=0.5)
     chosen = next((name for name in ("val_coarse/dice", "val/dice") if name in columns), None)
     if chosen is not None and np.isfinite(columns[chosen]).any():
         measured = np.isfinite(columns[chosen])
         few = measured.sum() <= FEW  # an average would lag behind
         mean, label = columns[chosen][measured], chosen if few else f"{chosen}, averaged"
-        _line(dice, epochs[measured], mean if few else _average(mean), label, linewidth=2)
+        _line(dice, epochs[measured], mean if few else _average(mean), label, color="black", linewidth=2)
         best = int(np.nanargmax(columns[chosen]))
-        dice.axvline(epochs[best], color="grey", linestyle=":", label=f"best: {columns[chosen][best]:.3f}")
+        score = columns[chosen][best]
+        dice.axvline(
+            epochs[best], color="grey", linestyle=":", label=f"best: epoch {epochs[best]:g}: {score:.3f}"
+        )
     _line(rate, epochs, columns.get("lr"), "learning rate")
-    for axes, label in ((loss, "loss"), (dice, "Dice"), (rate, "learning rate")):
+    _line(pace, epochs, columns.get("epoch/seconds"), "seconds an epoch")
+    for axes, label in zip(panels, ("loss", "Dice", "learning\nrate", "seconds\nan epoch"), strict=True):
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     for axes in (loss, dice):
         if axes.has_data():
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    dice.set_ylim(0, 1)
-    rate.set_xlabel("epoch")
-    rate.xaxis.set_major_locator(MaxNLocator(integer=True))
+    dice.set_ylim(-0.02, 1.02)
+    for axes in (rate, pace):
+        axes.set_ylim(bottom=0)
+    pace.set_xlabel("epoch")
+    pace.set_xlim(0.5, epochs[-1] + 0.5)
+    pace.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    figure.align_ylabels(panels)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from entry import job, write_cohort
 from matplotlib.axes import Axes
 from matplotlib.image import imread
 
+from hnseg.files import read_table
 from hnseg.training.curves import save_curves
 
 ROWS = [
@@ -33,4 +35,15 @@ def test_each_value_is_drawn_at_the_epoch_in_which_it_was_measured(
         "val/dice": ([2], [0.25]),
         "learning rate": ([1, 2, 3], [0.01, 0.005, 0.001]),
     }
-    assert imread(tmp_path / "curves.png").shape == (900, 900, 4)
+    assert imread(tmp_path / "curves.png").shape == (1000, 900, 4)
+
+
+def test_a_row_has_the_learning_rate_of_its_epoch(tmp_path: Path) -> None:
+    job(write_cohort(tmp_path / "data"), tmp_path / "runs", "training.epochs=2", "optimizer.step.lr=0.02")
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    _, rows = read_table(metrics, "")
+    half = 0.02 * 0.5**0.9  # nnU-Net's polynomial schedule, half way
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.02, half])
+    assert all(float(row["epoch/seconds"]) > 0 for row in rows)
+    assert (metrics.parent / "curves.png").exists()
+    assert len((metrics.parent / "train.log").read_text().splitlines()) == 3
