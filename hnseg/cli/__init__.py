@@ -6,7 +6,7 @@ Each command imports what it needs when it runs, so that `hnseg --help` answers 
 # ruff: noqa: I001 (commands stand in --help in the order they are imported)
 import sys
 
-from hnseg.cli import cohorts, train, plan, training, infer, scores, bundles  # noqa: F401
+from hnseg.cli import cohorts, train, plan, reproduce, training, infer, scores, bundles  # noqa: F401
 from hnseg.cli.app import app
 from hnseg.errors import HnsegError
 

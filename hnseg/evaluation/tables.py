@@ -16,7 +16,7 @@ ABLATION = "ablation.json"
 Row = Mapping[str, Any]
 
 FOOTNOTE = (
-    f"[from, to]* is interval too narrow: fewer than {FEW} patients. "
+    f"[from, to]*: the interval is too narrow, of fewer than {FEW} patients. "
     f"There is no interval for fewer than {FEWEST} patients, or where too few of them differ."
 )
 _SPREADS: Mapping[Score, str] = {

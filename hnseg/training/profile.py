@@ -14,12 +14,14 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.profilers import SimpleProfiler
 from rich.console import Console
 from rich.progress import Progress
+from torch.utils.flop_counter import FlopCounterMode
 
 from hnseg.config import Job, compose_job
 from hnseg.data.datamodule import Loading
 from hnseg.data.phantom import make_cohort
 from hnseg.devices import Precision, gpu_peak_mib, peak_mib, pick_precision, reset_gpu_peak
 from hnseg.errors import HnsegError
+from hnseg.models.nets import build as build_network
 from hnseg.processes import silence_libraries
 from hnseg.training.cohort import find_fold
 from hnseg.training.fit import check_components, make_datamodule, make_module, pick_machine, trainer_options
@@ -172,6 +174,24 @@ def _measure(job: Job, steps: int, *, synthetic: bool) -> Profile:
         peak_mib=peak_mib(),
         gpu_peak_mib=gpu_peak_mib(device),
     )
+
+
+def training_flops(job: Job, cases: int) -> float:
+    """Floating-point operations of a training's steps, without its validations.
+
+    Args:
+        job: The training.
+        cases: That it trains on.
+    """
+    training, card = job.training, job.card(job.input_spec)
+    with torch.device("meta"):  # shapes alone
+        network = build_network(**card.network)
+        patch = torch.zeros(1, card.network["in_channels"], *training.patch)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(patch)
+    iterations = training.iterations or -(-cases // training.batch_size)
+    # Gradients of activations and of weights each cost what the forward pass does.
+    return 3 * counter.get_total_flops() * training.batch_size * iterations * training.epochs
 
 
 def advice(found: Profile) -> list[str]:
