@@ -157,7 +157,7 @@ def ablation(
     predict(chosen, sources, cases, out, oracle=oracle_roi, checkpoint=checkpoint)
     rows = write_ablation(out, list(chosen), data)
     print_tables(rows)
-    if report and find_spec("ipyniivue"):
+    if report and find_spec("ipyniivue") and find_spec("itables"):
         from hnseg.evaluation.report.page import write_report
 
         write_report(out)

@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -15,7 +16,7 @@ from hnseg.files import replacing
 from hnseg.imaging.case import Case
 from hnseg.imaging.images import read_image, read_mask, to_array
 from hnseg.imaging.masks import voxel_ml
-from hnseg.imaging.slices import PET_COLOURS, Index, Kind, View, draw_slice, legend_lines, planes, suv_scale
+from hnseg.imaging.slices import PET_GREY, PET_WINDOW, Index, Kind, View, draw_slice, legend_lines, planes
 from hnseg.imaging.suv import read_pet
 from hnseg.metrics.lesions import label_lesions
 from hnseg.metrics.official import CLASSES, Overlap
@@ -142,14 +143,14 @@ def overlay(case: Case, prediction: Path, out: Path) -> None:
     figure = Figure(figsize=size, facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
     rows = figure.subplots(2, 3, width_ratios=widths)
-    suv = suv_scale(view.pet)
-    kinds: tuple[Kind, Kind] = ("ct", "fused")
+    kinds: tuple[Kind, Kind] = ("ct", "pet")
     for row, kind in zip(rows, kinds, strict=True):
         for axes, plane in zip(row, through_focus, strict=True):
-            draw_slice(axes, view, plane, kind, suv)
+            draw_slice(axes, view, plane, kind)
             axes.set_title(plane.title if kind == "ct" else "", color="white", fontsize=10)
     figure.suptitle(_title(case.case_id, scan), color="white", fontsize=14)
-    bar = figure.colorbar(ScalarMappable(suv, PET_COLOURS), ax=rows[1].tolist(), pad=0.01, fraction=0.02)
+    scale = ScalarMappable(Normalize(*PET_WINDOW), PET_GREY)
+    bar = figure.colorbar(scale, ax=rows[1].tolist(), pad=0.01, fraction=0.02)
     bar.set_label("PET (SUV)", color="white")
     bar.ax.tick_params(colors="white")
     style = {"ncols": 4, "frameon": False, "labelcolor": "white"}

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from hnseg.metrics.official import CLASSES
 
 CT_WINDOW = (-160.0, 240.0)  # HU, soft tissue
-PET_COLOURS = "hot"
-LEAST_SUV = 5.0  # the PET scale reaches at least so far: noise must not look like uptake
+# A fixed window in inverse grey, as PET is read; a window set by the brightest voxels would be the brain's.
+PET_GREY, PET_WINDOW = "gray_r", (0.0, 10.0)  # SUV
+PET_COLOURS = "hot"  # on CT
 # Ground truth, and a lighter tint for the prediction: where both coincide, each shows beside the other.
 COLOURS = {"GTVp": ("#0a9dff", "#8ff0ff"), "GTVn": ("#1fbf24", "#c8ff5a")}
 SIDES = ("ground truth", "prediction")
@@ -59,13 +60,8 @@ def planes(view: View) -> Iterator[Plane]:
     )
 
 
-def suv_scale(pet: NDArray[np.float32]) -> Normalize:
-    """The scale of a PET (z, y, x) in SUV: from 0 up to all but its thousandth brightest voxel."""
-    return Normalize(0, max(LEAST_SUV, float(np.percentile(pet, 99.9))))
-
-
-def draw_slice(axes: Axes, view: View, plane: Plane, kind: Kind, suv: Normalize) -> None:
-    """One slice of CT, of PET (white is hot), or of CT with PET on it, and the contours of both masks.
+def draw_slice(axes: Axes, view: View, plane: Plane, kind: Kind) -> None:
+    """One slice of CT, of PET (black is hot), or of CT with PET on it, and the contours of both masks.
 
     Contours are solid for the ground truth and dashed for the prediction, with a colour for each class.
     """
@@ -78,27 +74,35 @@ def draw_slice(axes: Axes, view: View, plane: Plane, kind: Kind, suv: Normalize)
         "interpolation": "bilinear",
     }
     if kind == "pet":
-        axes.imshow(pet, cmap="gray", norm=suv, **layout)
+        axes.imshow(pet, cmap=PET_GREY, vmin=PET_WINDOW[0], vmax=PET_WINDOW[1], **layout)
     else:
         axes.imshow(ct, cmap="gray", vmin=CT_WINDOW[0], vmax=CT_WINDOW[1], **layout)
     if kind == "fused":
-        opacity = 0.75 * np.sqrt(np.clip(suv(pet), 0, 1))
-        axes.imshow(pet, cmap=PET_COLOURS, norm=suv, alpha=opacity, **layout)
+        suv = Normalize(*PET_WINDOW, clip=True)
+        axes.imshow(pet, cmap=PET_COLOURS, norm=suv, alpha=0.75 * np.sqrt(suv(pet)), **layout)
     for side, labels in enumerate((view.truth, view.prediction)):
-        _draw_contours(axes, labels[plane.index], plane.edge, side)
-    axes.set_axis_off()
-    letter: dict[str, Any] = {"color": "#ffd75e", "fontsize": 10, "ha": "center", "va": "center"}
-    for text, (x, y) in zip(plane.sides, ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02)), strict=True):
-        axes.text(x, y, text, transform=axes.transAxes, **letter)
+        _draw_contours(axes, labels[plane.index], plane.edge, side, on_white=kind == "pet")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_color("#6b7280")
+    letter: dict[str, Any] = {"color": "#b45309" if kind == "pet" else "#ffd75e", "fontsize": 10}
+    edges = ((0.01, 0.5), (0.99, 0.5), (0.5, 0.99), (0.5, 0.01))
+    aligned = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
+    for text, (x, y), (ha, va) in zip(plane.sides, edges, aligned, strict=True):
+        axes.text(x, y, text, transform=axes.transAxes, ha=ha, va=va, **letter)
 
 
-def _draw_contours(axes: Axes, labels: NDArray[np.uint8], edge: tuple[float, float], side: int) -> None:
-    """Contours of both classes of a slice, of the ground truth (side 0) or the prediction (1)."""
+def _draw_contours(
+    axes: Axes, labels: NDArray[np.uint8], edge: tuple[float, float], side: int, *, on_white: bool
+) -> None:
+    """Contours of both classes of a slice, of the ground truth (side 0) or the prediction (1).
+
+    Light tints do not show on white, where both sides have the dark one.
+    """
     x, y = ((np.arange(size) + 0.5) * mm for size, mm in zip(labels.shape[::-1], edge, strict=True))
     for name, label in CLASSES.items():
         mask = labels == label
         if mask.any() and not mask.all():
-            style: Any = {"colors": COLOURS[name][side], "linestyles": [LINES[side]]}
+            style: Any = {"colors": COLOURS[name][0 if on_white else side], "linestyles": [LINES[side]]}
             axes.contour(x, y, mask, [0.5], linewidths=1.6, **style)
 
 

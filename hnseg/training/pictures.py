@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hnseg.files import replacing
-from hnseg.imaging.slices import CT_WINDOW, LEAST_SUV, Kind, View, draw_slice, planes, suv_scale
+from hnseg.imaging.slices import CT_WINDOW, PET_WINDOW, Kind, View, draw_slice, planes
 
 CASES = 3
 
@@ -90,7 +90,7 @@ class Pictures(L.Callback):
         pet = np.zeros_like(ct) if self.pet is None else image[self.pet].float().cpu().numpy()
         view = View(
             ct=_scaled(ct, *CT_WINDOW),
-            pet=_scaled(pet, 0, LEAST_SUV),
+            pet=_scaled(pet, *PET_WINDOW),
             truth=labels,
             prediction=predicted.cpu().numpy().astype(np.uint8),
             spacing=spacing,
@@ -103,7 +103,7 @@ class Pictures(L.Callback):
         figure = Figure(figsize=(4 * len(kinds), height), facecolor="black", layout="constrained")
         FigureCanvasAgg(figure)
         for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-            draw_slice(axes, view, axial, kind, suv_scale(view.pet))
+            draw_slice(axes, view, axial, kind)
         return figure
 
 

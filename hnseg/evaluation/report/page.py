@@ -15,28 +15,32 @@ from rich.progress import track
 from hnseg import __version__
 from hnseg.errors import HnsegError
 from hnseg.evaluation.figures import Scan, find_lesions
+from hnseg.evaluation.report.libraries import datatables, licences, niivue
 from hnseg.evaluation.report.pictures import (
+    FUSED,
     Calibration,
     Picture,
     agreement,
     best_overlaps,
+    by_centre,
     lesion_picture,
     maximum_projection,
     reliability,
     sizes,
 )
-from hnseg.evaluation.report.viewer import niivue_licence, niivue_module, viewer_volumes
+from hnseg.evaluation.report.viewer import viewer_volumes
 from hnseg.evaluation.score import MM3_PER_ML, CaseScore, CohortScore, evaluate, find_masks
-from hnseg.evaluation.tables import ABLATION, FOOTNOTE, Table, ablation_rows, make_tables
+from hnseg.evaluation.tables import ABLATION, FOOTNOTE, ablation_rows, make_tables
 from hnseg.files import replacing, require_writable
 from hnseg.imaging.case import Case, mask_file, read_cases
 from hnseg.imaging.images import read_image, to_array
 from hnseg.imaging.slices import COLOURS
 from hnseg.inference.records import read_records
-from hnseg.metrics.official import CLASSES
+from hnseg.metrics.official import CLASSES, TITLES
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_PICTURES = 20  # of a case: a mask of dust would fill the page
+WORST = 3  # cases on the first screen
 VIEWER_CHARACTERS = 100_000_000  # of all volumes: browsers open no page of gigabytes
 
 
@@ -46,12 +50,12 @@ class CaseRow:
 
     Attributes:
         score: Its scores.
-        review_reason: Why a reader should review it first, '' for none.
+        reasons: Why a reader should review it first.
         agreement: Share of members that agree, 0 to 1, of the lesion where it is least; None if unknown.
     """
 
     score: CaseScore
-    review_reason: str
+    reasons: Sequence[str]
     agreement: float | None
 
     @property
@@ -63,7 +67,7 @@ class CaseRow:
 
     @property
     def cells(self) -> list[str]:
-        """Dice, volumes and HD95 by class, nodes found, false and missed, and the rest, as text."""
+        """Dice, volumes, HD95 by class; nodes found, false and missed; the least agreement, as text."""
         cells = []
         for name, overlap in self.score.counts.overlaps.items():
             distance = self.score.distances[name]
@@ -74,7 +78,7 @@ class CaseRow:
                 _number(distance and distance.hd95, 1),
             ]
         counts = map(str, self.score.counts.lesions)
-        return [*cells, *counts, _number(self.agreement, 2), self.review_reason]
+        return [*cells, *counts, _number(self.agreement, 2)]
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -86,6 +90,7 @@ class DrawnCase:
     """A case of the page."""
 
     row: CaseRow
+    thumbnail: Picture | None  # the largest lesion, where the case is on the first screen
     projection: Picture  # PET from the front
     lesions: list[Picture]  # the largest of each class first
     undrawn: int  # lesions without a picture
@@ -107,7 +112,7 @@ def write_report(out: Path, truth: Path | None = None) -> list[DrawnCase]:
         HnsegError: No cohort, or CT or PET missing.
     """
     # Whatever can be refused is refused before the long work.
-    module, html = niivue_module(), out / "report.html"
+    modules, html = {"niivue": niivue(), "datatables": datatables()}, out / "report.html"
     folders, truth = _find_arms(out, truth)
     require_writable(html)
     cases = {case.case_id: case for case in read_cases(truth)}
@@ -122,20 +127,29 @@ def write_report(out: Path, truth: Path | None = None) -> list[DrawnCase]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    sources = ((TEMPLATES / name).read_text() for name in ("page.css", "tables.js", "viewer.js"))
+    sources = ((TEMPLATES / name).read_text() for name in ("page.css", "page.js", "viewer.js"))
     styles, *scripts = sources
+    cohort, tables = arms[first], make_tables(ablation_rows(arms))
+    volumes = [plot for name in CLASSES if (plot := agreement(name, cohort.cases))]
     page = environment.get_template("page.html").stream(
         title=out.resolve().name,
         version=__version__,
-        arm=first,
-        tables=[*make_tables(ablation_rows(arms)), case_table(rows)],
+        arm=first if len(arms) > 1 else "",
+        scores=[(TITLES[score], interval) for score, interval in cohort.intervals.items()],
+        cohort=cohort,
+        dice_plot=by_centre(cohort.cases),
+        worst=sorted((case for case in drawn if case.thumbnail), key=lambda case: case.row.dice),
+        tables=tables if len(arms) > 1 else tables[1:],  # the first screen has a single arm's scores
         footnote=FOOTNOTE,
-        plots=[plot for name in CLASSES if (plot := agreement(name, arms[first].cases))] + plots,
+        plots=volumes + plots,
+        case_columns=case_columns(several=len(arms) > 1),
+        rows=[(name, row) for name, arm in rows.items() for row in arm],
         cases=drawn,
         links={case.row.score.case_id: f"case-{number}" for number, case in enumerate(drawn, start=1)},
         without_viewer=sum(case.volumes is None for case in drawn),
-        module=module,
-        licence=niivue_licence(),
+        modules=modules,
+        licences=licences(),
+        legend=[(name, *COLOURS[name]) for name in CLASSES],
         colours=dict(zip(("truth", "prediction"), zip(*COLOURS.values(), strict=True), strict=True)),
         styles=styles,
         scripts=scripts,
@@ -154,6 +168,7 @@ def draw_cases(
     drawn: list[DrawnCase] = []
     nodes: list[tuple[float, float]] = []
     calibrations = {name: Calibration() for name in CLASSES}
+    worst = sorted(rows, key=lambda row: row.dice)[:WORST]
     for row in track(rows, "drawing", console=Console(stderr=True)):
         case_id = row.score.case_id
         scan = Scan.read(cases[case_id], masks[case_id])
@@ -161,8 +176,10 @@ def draw_cases(
         room -= len(volumes)
         findings = find_lesions(scan)
         pictures = [lesion_picture(scan, finding) for finding in findings[:MOST_PICTURES]]
+        largest = max(findings, key=lambda lesion: (lesion.truth_ml, lesion.predicted_ml), default=None)
+        thumbnail = lesion_picture(scan, largest, FUSED) if row in worst and largest else None
         undrawn, shown = len(findings) - len(pictures), volumes if room > 0 else None
-        drawn.append(DrawnCase(row, maximum_projection(scan), pictures, undrawn, shown))
+        drawn.append(DrawnCase(row, thumbnail, maximum_projection(scan), pictures, undrawn, shown))
         nodes += best_overlaps(scan)
         for name, calibration in calibrations.items():
             path = mask_file(folder / "maps" / case_id, f"probability_{name}")
@@ -191,20 +208,17 @@ def sort_cases(cohort: CohortScore, folder: Path) -> list[CaseRow]:
         record = records.get(score.case_id)
         lesions = record.lesions if record else []
         agreements = [lesion.agreement for lesion in lesions if lesion.agreement is not None]
-        reasons = "; ".join(record.review_reasons) if record else ""
+        reasons = record.review_reasons if record else []
         rows.append(CaseRow(score, reasons, min(agreements, default=None)))
-    return sorted(rows, key=lambda row: (not row.review_reason, row.dice, row.score.case_id))
+    return sorted(rows, key=lambda row: (not row.reasons, row.dice, row.score.case_id))
 
 
-def case_table(arms: Mapping[str, Sequence[CaseRow]]) -> Table:
-    """Every case of every arm."""
-    measures = "Dice", "true ml", "predicted ml", "HD95 mm"
-    headings = ["Case", "Arm", "Centre", *(f"{name} {measure}" for name in CLASSES for measure in measures)]
-    headings += ["GTVn found", "false", "missed", "Least agreement", "Review reason"]
-    rows = [
-        [row.score.case_id, name, row.score.center, *row.cells] for name, arm in arms.items() for row in arm
-    ]
-    return Table("Cases: those to review first, then from the worst Dice on", headings, rows)
+def case_columns(*, several: bool) -> list[tuple[str, list[str]]]:
+    """The headings of the table of cases, in groups, with the arm where there are several."""
+    measures = ["Dice", "true ml", "predicted ml", "HD95 mm"]
+    groups = [("", ["Case", *(["Arm"] if several else []), "Centre"])]
+    groups += [(name, measures) for name in CLASSES]
+    return [*groups, ("GTVn nodes", ["found", "false", "missed"]), ("", ["Least agreement", "Review first"])]
 
 
 def _policy(scripts: list[str]) -> str:

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,16 +18,17 @@ from hnseg.evaluation.figures import LesionFinding, Scan
 from hnseg.evaluation.score import MM3_PER_ML, CaseScore, Options
 from hnseg.imaging.grid import Grid, bounds
 from hnseg.imaging.masks import voxel_ml
-from hnseg.imaging.slices import COLOURS, Kind, draw_slice, legend_lines, planes, suv_scale
+from hnseg.imaging.slices import COLOURS, PET_GREY, PET_WINDOW, Kind, draw_slice, planes
 from hnseg.metrics.lesions import overlapping_lesions
 from hnseg.metrics.official import CLASSES, GTVN
 
-WIDTH = 10.0  # inches
-DPI = 80
-LESION_MM = 140.0  # edge of the part of a slice around a lesion
+PANEL = 2.3  # inches
+DPI = 120
+LESION_MM = 120.0  # edge of the part of a slice around a lesion
 MIP_MM = 3.0  # PET does not resolve less
-MIP_SUV = 10.0  # black in the projection
-KINDS: tuple[tuple[Kind, str], ...] = (("ct", "CT"), ("pet", "PET"), ("fused", "CT and PET"))
+Kinds = Sequence[tuple[Kind, str]]  # with their titles
+FUSED: Kinds = (("fused", ""),)
+KINDS: Kinds = (("ct", "CT"), ("pet", "PET"), ("fused", "CT and PET"))
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,18 @@ class Picture:
     caption: str
 
 
-def lesion_picture(scan: Scan, finding: LesionFinding) -> Picture:
-    """CT, PET and both, axial through a finding."""
+def lesion_picture(scan: Scan, finding: LesionFinding, kinds: Kinds = KINDS) -> Picture:
+    """CT, PET and both, or what is asked for, axial through a finding."""
     view = scan.view(finding.voxel, LESION_MM)
-    axial, suv = next(planes(view)), suv_scale(view.pet)
+    axial = next(planes(view))
     rows, columns = view.ct[axial.index].shape
     ratio = rows * axial.edge[1] / (columns * axial.edge[0])
-    figure = Figure(figsize=(WIDTH, WIDTH / 3 * ratio + 0.8), facecolor="black", layout="constrained")
-    for axes, (kind, title) in zip(figure.subplots(1, 3), KINDS, strict=True):
-        draw_slice(axes, view, axial, kind, suv)
-        scale = "" if kind == "ct" else f", SUV 0 to {suv.vmax:.1f}"
-        axes.set_title(f"{title}{scale}", color="white", fontsize=9)
-    style = {"ncols": 4, "frameon": False, "labelcolor": "white", "fontsize": 8}
-    figure.legend(handles=legend_lines(), loc="outside lower center", **style)
+    size = (PANEL * len(kinds), PANEL * ratio + 0.28 * any(title for _, title in kinds))
+    figure = Figure(figsize=size, facecolor="black", layout="constrained")
+    panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+    for axes, (kind, title) in zip(panels, kinds, strict=True):
+        draw_slice(axes, view, axial, kind)
+        axes.set_title(title, color="white", fontsize=11)
     if not finding.predicted_ml:
         volumes = f"missed: true {finding.truth_ml:.2f} ml"
     elif not finding.truth_ml:
@@ -58,7 +59,7 @@ def lesion_picture(scan: Scan, finding: LesionFinding) -> Picture:
     else:
         volumes = f"true {finding.truth_ml:.2f} ml, predicted {finding.predicted_ml:.2f} ml"
     title = f"{finding.name}, {volumes}"
-    alt = f"{axial.title} through {title}: CT, PET and both, with contours"
+    alt = f"{axial.title} through {title}, with contours"
     return Picture(_jpeg(figure), alt, f"{title}. {axial.title}")
 
 
@@ -69,9 +70,10 @@ def maximum_projection(scan: Scan) -> Picture:
     grid = Grid.centred((low + high) / 2, size.tolist(), [MIP_MM] * 3)
     suv = to_grid(scan.pet, grid, fill=NO_SUV).max(axis=1)
     width, height = size[0] * MIP_MM, size[2] * MIP_MM
-    figure = Figure(figsize=(4.0, min(4.0 * height / width, 9.0)), layout="constrained")
+    figure = Figure(figsize=(2.6, min(2.6 * height / width, 6.0)), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(suv, cmap="gray_r", vmin=0, vmax=MIP_SUV, origin="lower", extent=(0, width, 0, height))
+    shade: dict[str, Any] = {"cmap": PET_GREY, "vmin": PET_WINDOW[0], "vmax": PET_WINDOW[1]}
+    axes.imshow(suv, origin="lower", extent=(0, width, 0, height), **shade)
     for mask, style in ((scan.truth, "solid"), (scan.prediction, "dashed")):
         labels = label_to_grid(mask, grid)
         for name, label in CLASSES.items():
@@ -81,7 +83,7 @@ def maximum_projection(scan: Scan) -> Picture:
                 # The dark tint for both: light ones do not show on white.
                 axes.contour(x, z, seen, [0.5], colors=COLOURS[name][0], linestyles=style, linewidths=1.2)
     axes.set_axis_off()
-    caption = f"PET maximum-intensity projection from the front; black is SUV {MIP_SUV:g} and more"
+    caption = f"PET maximum-intensity projection from the front; black is SUV {PET_WINDOW[1]:g} and more"
     return Picture(_jpeg(figure), f"{caption}, with the contours of the masks", caption)
 
 
@@ -125,6 +127,28 @@ def limits_of_agreement(differences: NDArray[np.float64]) -> tuple[float, float]
     """Bias, and distance of the 95 % limits of agreement from it (Bland & Altman, Lancet 1986;327:307)."""
     spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
     return float(np.mean(differences)), LIMITS * spread
+
+
+def by_centre(cases: Sequence[CaseScore]) -> Picture:
+    """The Dice of each case by class and centre, with the median of each group."""
+    centres = sorted({case.center for case in cases})
+    figure = Figure(figsize=(6.4, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, (colour, _)) in enumerate(COLOURS.items()):
+        for place, centre in enumerate(centres):
+            scored = [case.counts.overlaps[name].dice for case in cases if case.center == centre]
+            dice = np.array([value for value in scored if value is not None])
+            if len(dice):
+                x = place + 0.4 * number - 0.2
+                spread = np.linspace(-0.1, 0.1, len(dice)) if len(dice) > 1 else np.zeros(1)
+                axes.plot(x + spread, dice, "o", color=colour, markersize=4, alpha=0.6)
+                axes.hlines(np.median(dice), x - 0.15, x + 0.15, color=colour, linewidth=2.5)
+        axes.plot([], [], "o", color=colour, label=name)
+    axes.set_xticks(range(len(centres)), [centre or "no centre" for centre in centres])
+    axes.set(ylabel="Dice", ylim=(-0.03, 1.03), xlim=(-0.5, len(centres) - 0.5))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    words = "Dice of each case by class and centre; a bar is the median"
+    return _as_svg(figure, words)
 
 
 def best_overlaps(scan: Scan) -> list[tuple[float, float]]:
@@ -211,11 +235,17 @@ def reliability(name: str, calibration: Calibration) -> Picture | None:
 
 def _svg(draw: Callable[[Axes], None], title: str, words: str) -> Picture:
     figure = Figure(figsize=SIZE, layout="constrained")
-    FigureCanvasSVG(figure)
     axes = figure.subplots()
     axes.set_title(title)
-    axes.grid(alpha=0.3)
     draw(axes)
+    return _as_svg(figure, words)
+
+
+def _as_svg(figure: Figure, words: str) -> Picture:
+    FigureCanvasSVG(figure)
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     uri = f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"

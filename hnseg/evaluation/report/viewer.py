@@ -1,10 +1,6 @@
-"""NiiVue, the viewer of the page, and the volumes it shows."""
+"""The volumes that the page's viewer shows."""
 
 import base64
-import gzip
-import re
-from importlib.metadata import distribution
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,42 +8,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from hnseg.data.resample import AIR_HU, NO_SUV, label_to_grid, to_grid
-from hnseg.errors import HnsegError
 from hnseg.evaluation.figures import Scan
 from hnseg.imaging.grid import Grid, bounds
 from hnseg.imaging.masks import positions
-
-REMEDY = "install the extra: pip install -e '.[report]'"
-# ipyniivue's bundle is a module that exports only its widget. The viewer's class follows this message, under
-# the name that the minifier gave it.
-_CLASS = re.compile(r"Creating new Niivue instance.{0,200}?=\s*new ([\w$]+)\(", re.DOTALL)
-
-
-def niivue_module() -> str:
-    """The bundle as a module that exports `Niivue`, gzip in base64.
-
-    Compressed it is half as large, and a page that unpacks it into a blob imports it from disk, which
-    browsers refuse a file.
-
-    Raises:
-        HnsegError: ipyniivue is not installed, or the class is not found in its bundle.
-    """
-    spec = find_spec("ipyniivue")
-    if spec is None or spec.origin is None:
-        raise HnsegError(f"hnseg report: ipyniivue, which holds the viewer, is not installed; {REMEDY}")
-    bundle = Path(spec.origin).parent / "static" / "widget.js"
-    source = bundle.read_text(encoding="utf-8")
-    name = _CLASS.search(source)
-    if name is None:
-        raise HnsegError(f"{bundle}: holds no Niivue class that hnseg knows; {REMEDY} -c constraints.txt")
-    module = f"{source}\nexport {{ {name[1]} as Niivue }};\n"
-    return base64.b64encode(gzip.compress(module.encode(), mtime=0)).decode()
-
-
-def niivue_licence() -> str:
-    """The licence that goes with the bundle, which every copy must carry."""
-    return distribution("ipyniivue").read_text("licenses/LICENSE") or "BSD-2-Clause"
-
 
 MARGIN_MM = 25.0  # of anatomy around the lesions
 LEAST_MM = 120.0  # smallest edge of the box: less does not show the whole neck

@@ -69,7 +69,7 @@ def test_cases_to_review_come_first_and_then_the_worst(ablation_text):
 
 def test_names_and_reasons_are_escaped(ablation_text):
     parsed = Page(ablation_text)
-    assert len([tag for tag, _ in parsed.elements if tag == "script"]) == 2 + 2 + 3  # code, data, volumes
+    assert len([tag for tag, _ in parsed.elements if tag == "script"]) == 2 + 3 + 3  # code, data, volumes
     assert "alert(1)" not in "".join(text for _, text in parsed.data)
     assert "members disagree &lt;script&gt;alert(1)&lt;/script&gt;" in ablation_text
 
@@ -85,7 +85,9 @@ def test_nothing_is_loaded_from_outside_and_the_viewer_carries_its_licence(ablat
 def test_pictures_and_tables_can_be_read_aloud(ablation_text):
     elements = Page(ablation_text).elements
     assert all(attributes.get("alt") for tag, attributes in elements if tag == "img")
-    assert all(attributes.get("scope") in ("col", "row") for tag, attributes in elements if tag == "th")
+    assert all(
+        attributes.get("scope") in ("col", "colgroup", "row") for tag, attributes in elements if tag == "th"
+    )
     headings = [int(tag[1]) for tag, _ in elements if re.fullmatch(r"h[1-6]", tag)]
     assert all(after - before <= 1 for before, after in pairwise(headings))
 
@@ -172,6 +174,6 @@ def test_mistakes_are_refused_with_a_remedy_before_the_long_work(predictions, co
     (tmp_path / "report.html").mkdir()
     with pytest.raises(HnsegError, match=r"report\.html: cannot be written"):
         page.write_report(tmp_path, cohort)
-    monkeypatch.setattr("hnseg.evaluation.report.viewer.find_spec", lambda name: None)
+    monkeypatch.setattr("hnseg.evaluation.report.libraries.find_spec", lambda name: None)
     with pytest.raises(HnsegError, match=r"ipyniivue.*\[report\]"):
         page.write_report(predictions, cohort)

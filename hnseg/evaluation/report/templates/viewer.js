@@ -8,13 +8,8 @@ const range = (name) => control(name).value.split(",").map(Number);
 const colours = JSON.parse(document.getElementById("colours").textContent);
 let loading = null;
 
-const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-
 async function start() {
-  const packed = new Blob([bytes(document.getElementById("niivue").textContent)]).stream();
-  const source = await new Response(packed.pipeThrough(new DecompressionStream("gzip"))).blob();
-  const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-  const { Niivue } = await import(url);
+  const { Niivue } = await unpack("niivue");
   const niivue = new Niivue({
     logLevel: "error",
     isRadiologicalConvention: true,
@@ -63,7 +58,7 @@ async function show(details) {
   }
   control("truth").disabled = !("truth" in files);
   update(niivue);
-  say(`${details.querySelector("h3").textContent} is shown.`);
+  say(`${details.querySelector("h3").textContent.trim()} is shown.`);
 }
 
 for (const button of document.querySelectorAll("button.view")) {
