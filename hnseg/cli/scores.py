@@ -174,12 +174,30 @@ def ablation(
 def report(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="What hnseg infer wrote.", callback=exists)],
     ground_truth: Annotated[
-        Path | None, typer.Option(metavar="ROOT", help="The cohort; default: the one the ablation names.")
+        Path | None,
+        typer.Option(
+            metavar="ROOT", help="The labelled cohort; default: the one the ablation names.", callback=exists
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="ROOT", help="Or patients without ground truth: no scores.", callback=exists),
+    ] = None,
+    overlays: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw each case there as a PNG too, with --data.")
     ] = None,
 ) -> None:
     """Write one HTML file with scores, plots and every case's pictures, to open without a network."""
     say(f"drawing the cases of {out}")
+    from hnseg.evaluation.figures import overlay
     from hnseg.evaluation.report.page import write_report
+    from hnseg.evaluation.score import find_masks
+    from hnseg.imaging.case import read_cases
 
-    drawn, html = write_report(out, ground_truth), out / "report.html"
+    drawn, html = write_report(out, ground_truth, data), out / "report.html"
     print(f"{html}: {len(drawn)} cases, {html.stat().st_size / 1e6:.1f} MB")
+    if data and overlays:
+        masks = find_masks(out)
+        for case in read_cases(data, strict=False):
+            if case.case_id in masks:
+                overlay(replace(case, label=None), masks[case.case_id], overlays / f"{case.case_id}.png")

@@ -1,6 +1,7 @@
 """A case with its masks: its lesions, and its picture through the largest with contours of both masks."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cc3d
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from hnseg.files import replacing
-from hnseg.imaging.case import Case
+from hnseg.imaging.case import Case, stem
 from hnseg.imaging.images import read_image, read_mask, to_array
 from hnseg.imaging.masks import voxel_ml
 from hnseg.imaging.slices import PET_GREY, PET_WINDOW, Index, Kind, View, draw_slice, legend_lines, planes
@@ -32,22 +33,33 @@ class Scan:
     Attributes:
         ct: In HU.
         pet: In SUV, on a grid of its own.
-        truth: Ground-truth labels on the CT's grid.
+        truth: Ground-truth labels on the CT's grid, all 0 where there is no ground truth.
         prediction: Labels on the CT's grid.
+        labelled: Whether there is a ground truth.
+        maps: Probabilities and uncertainty on the CT's grid, by the name of their file.
     """
 
     ct: sitk.Image
     pet: sitk.Image
     truth: sitk.Image
     prediction: sitk.Image
+    labelled: bool = True
+    maps: Mapping[str, sitk.Image] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, case: Case, prediction: Path) -> "Scan":
-        """Read a labelled case and its prediction, which must lie on the CT's grid, and turn them to LPS."""
-        assert case.label is not None
-        ct = read_image(case.ct)
-        images = ct, read_pet(case), read_mask(case.label, ct), read_mask(prediction, ct)
-        return cls(*(sitk.DICOMOrient(image, "LPS") for image in images))
+    def read(cls, case: Case, prediction: Path, maps: Path | None = None) -> "Scan":
+        """Read a case, its prediction and a folder of maps, all on the CT's grid, and turn them to LPS."""
+        ct, found = read_image(case.ct), sorted(maps.iterdir()) if maps and maps.is_dir() else []
+        predicted = read_mask(prediction, ct)
+        truth = read_mask(case.label, ct) if case.label else predicted * 0
+        return cls(
+            ct=_turned(ct),
+            pet=_turned(read_pet(case)),
+            truth=_turned(truth),
+            prediction=_turned(predicted),
+            labelled=case.label is not None,
+            maps={stem(path): _turned(read_image(path)) for path in found},
+        )
 
     def masks(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Labels (z, y, x) of the ground truth and of the prediction."""
@@ -84,7 +96,12 @@ class Scan:
             spacing=ct.GetSpacing(),
             focus=(x, y, z),
             focus_mm=self.ct.TransformIndexToPhysicalPoint(focus),
+            maps={name: to_array(cut(image)) for name, image in self.maps.items()},
         )
+
+
+def _turned(image: sitk.Image) -> sitk.Image:
+    return sitk.DICOMOrient(image, "LPS")
 
 
 @dataclass(frozen=True)
@@ -129,7 +146,7 @@ def overlay(case: Case, prediction: Path, out: Path) -> None:
     Contours are solid for the ground truth and dashed for the prediction, with a colour for each class.
 
     Args:
-        case: CT, PET and label, in any orientation.
+        case: CT, PET and, where known, label, in any orientation.
         prediction: Label map on the CT's grid.
         out: The PNG to write, whole or not at all.
     """
@@ -154,13 +171,17 @@ def overlay(case: Case, prediction: Path, out: Path) -> None:
     bar.set_label("PET (SUV)", color="white")
     bar.ax.tick_params(colors="white")
     style = {"ncols": 4, "frameon": False, "labelcolor": "white"}
-    figure.legend(handles=legend_lines(), loc="outside lower center", **style)
+    figure.legend(handles=legend_lines(labelled=scan.labelled), loc="outside lower center", **style)
     with replacing(out) as temporary:
         figure.savefig(temporary, format="png", dpi=110, facecolor="black")
 
 
 def _title(case_id: str, scan: Scan) -> str:
     truth, prediction = scan.masks()
+    if not scan.labelled:
+        ml = voxel_ml(scan.ct.GetSpacing())
+        sizes = (f"{n} {np.count_nonzero(prediction == c) * ml:.1f} ml" for n, c in CLASSES.items())
+        return "   ".join([case_id, *sizes])
     dice = {n: Overlap.of(prediction == c, truth == c, 1.0).dice for n, c in CLASSES.items()}
     words = (f"{n} in neither" if d is None else f"{n} Dice {d:.2f}" for n, d in dice.items())
     return "   ".join([case_id, *words])

@@ -1,7 +1,7 @@
 """Slices of CT, PET and both with the contours of ground truth and prediction, as every picture has them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ PET_COLOURS = "hot"  # on CT
 COLOURS = {"GTVp": ("#0a9dff", "#8ff0ff"), "GTVn": ("#1fbf24", "#c8ff5a")}
 SIDES = ("ground truth", "prediction")
 LINES: tuple[Any, Any] = ("solid", (0, (3, 2)))
+MAP_COLOURS = "viridis"
 Kind = Literal["ct", "pet", "fused"]
 Index = tuple[int, int, int]  # a voxel's, (x, y, z)
 
@@ -35,6 +36,7 @@ class View:
     spacing: tuple[float, float, float]  # (x, y, z) in mm
     focus: Index  # the voxel that the slices run through
     focus_mm: tuple[float, float, float]  # the same in patient space (x, y, z), LPS mm
+    maps: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # probabilities, uncertainty
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def planes(view: View) -> Iterator[Plane]:
     )
 
 
-def draw_slice(axes: Axes, view: View, plane: Plane, kind: Kind) -> None:
-    """One slice of CT, of PET (black is hot), or of CT with PET on it, and the contours of both masks.
+def draw_slice(axes: Axes, view: View, plane: Plane, kind: str) -> None:
+    """One slice of CT, of PET (black is hot), or of CT with PET or a map of the view on it, and the contours.
 
     Contours are solid for the ground truth and dashed for the prediction, with a colour for each class.
     """
@@ -80,6 +82,9 @@ def draw_slice(axes: Axes, view: View, plane: Plane, kind: Kind) -> None:
     if kind == "fused":
         suv = Normalize(*PET_WINDOW, clip=True)
         axes.imshow(pet, cmap=PET_COLOURS, norm=suv, alpha=0.75 * np.sqrt(suv(pet)), **layout)
+    if kind in view.maps:
+        share = np.clip(view.maps[kind][plane.index], 0, 1)
+        axes.imshow(share, cmap=MAP_COLOURS, vmin=0, vmax=1, alpha=0.8 * np.sqrt(share), **layout)
     for side, labels in enumerate((view.truth, view.prediction)):
         _draw_contours(axes, labels[plane.index], plane.edge, side, on_white=kind == "pet")
     axes.set(xticks=[], yticks=[])
@@ -106,10 +111,10 @@ def _draw_contours(
             axes.contour(x, y, mask, [0.5], linewidths=1.6, **style)
 
 
-def legend_lines() -> list[Line2D]:
-    """A line for each class of ground truth and prediction."""
+def legend_lines(*, labelled: bool = True) -> list[Line2D]:
+    """A line for each class of ground truth, where there is one, and prediction."""
     return [
         Line2D([], [], label=f"{name} {SIDES[side]}", lw=1.8, color=COLOURS[name][side], ls=LINES[side])
         for name in CLASSES
-        for side in range(2)
+        for side in range(0 if labelled else 1, 2)
     ]

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from hnseg.evaluation.figures import LesionFinding, Scan
 from hnseg.evaluation.score import MM3_PER_ML, CaseScore, Options
 from hnseg.imaging.grid import Grid, bounds
 from hnseg.imaging.masks import voxel_ml
-from hnseg.imaging.slices import COLOURS, PET_GREY, PET_WINDOW, Kind, draw_slice, planes
+from hnseg.imaging.slices import COLOURS, PET_GREY, PET_WINDOW, draw_slice, planes
 from hnseg.metrics.lesions import overlapping_lesions
 from hnseg.metrics.official import CLASSES, GTVN
 
@@ -26,9 +26,10 @@ PANEL = 2.3  # inches
 DPI = 120
 LESION_MM = 120.0  # edge of the part of a slice around a lesion
 MIP_MM = 3.0  # PET does not resolve less
-Kinds = Sequence[tuple[Kind, str]]  # with their titles
-FUSED: Kinds = (("fused", ""),)
-KINDS: Kinds = (("ct", "CT"), ("pet", "PET"), ("fused", "CT and PET"))
+FUSED = {"fused": ""}
+KINDS = {"ct": "CT", "pet": "PET", "fused": "CT and PET"}
+MAPS = {"entropy": "Entropy", "mutual_information": "Mutual information"}
+COLUMNS = 3  # of panels
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,30 @@ class Picture:
     caption: str
 
 
-def lesion_picture(scan: Scan, finding: LesionFinding, kinds: Kinds = KINDS) -> Picture:
-    """CT, PET and both, or what is asked for, axial through a finding."""
+def lesion_picture(scan: Scan, finding: LesionFinding, kinds: Mapping[str, str] | None = None) -> Picture:
+    """An axial slice through a finding: CT, PET, both and the maps that there are, or the kinds asked for.
+
+    Args:
+        scan: The case.
+        finding: The lesion.
+        kinds: Titles by kind of `draw_slice`.
+    """
     view = scan.view(finding.voxel, LESION_MM)
+    maps = {f"probability_{finding.name}": f"{finding.name} probability", **MAPS}
+    kinds = kinds or KINDS | {name: title for name, title in maps.items() if name in view.maps}
     axial = next(planes(view))
     rows, columns = view.ct[axial.index].shape
     ratio = rows * axial.edge[1] / (columns * axial.edge[0])
-    size = (PANEL * len(kinds), PANEL * ratio + 0.28 * any(title for _, title in kinds))
+    across, down = min(len(kinds), COLUMNS), -(-len(kinds) // COLUMNS)
+    size = PANEL * across, down * (PANEL * ratio + 0.28 * any(kinds.values()))
     figure = Figure(figsize=size, facecolor="black", layout="constrained")
-    panels = figure.subplots(1, len(kinds), squeeze=False)[0]
-    for axes, (kind, title) in zip(panels, kinds, strict=True):
+    for place, (kind, title) in enumerate(kinds.items(), start=1):
+        axes = figure.add_subplot(down, across, place)
         draw_slice(axes, view, axial, kind)
         axes.set_title(title, color="white", fontsize=11)
-    if not finding.predicted_ml:
+    if not scan.labelled:
+        volumes = f"{finding.predicted_ml:.2f} ml"
+    elif not finding.predicted_ml:
         volumes = f"missed: true {finding.truth_ml:.2f} ml"
     elif not finding.truth_ml:
         volumes = f"false: predicted {finding.predicted_ml:.2f} ml"
@@ -129,26 +141,29 @@ def limits_of_agreement(differences: NDArray[np.float64]) -> tuple[float, float]
     return float(np.mean(differences)), LIMITS * spread
 
 
-def by_centre(cases: Sequence[CaseScore]) -> Picture:
-    """The Dice of each case by class and centre, with the median of each group."""
-    centres = sorted({case.center for case in cases})
+Measured = Mapping[str, Sequence[tuple[str, float]]]  # (centre, value) of each case, by class
+
+
+def by_centre(measured: Measured, measure: str) -> Picture:
+    """A value of each case by class and centre, with the median of each group."""
+    centres = sorted({centre for values in measured.values() for centre, _ in values})
     figure = Figure(figsize=(6.4, 3.5), layout="constrained")
     axes = figure.subplots()
-    for number, (name, (colour, _)) in enumerate(COLOURS.items()):
+    for number, (name, values) in enumerate(measured.items()):
+        colour = COLOURS[name][0]
         for place, centre in enumerate(centres):
-            scored = [case.counts.overlaps[name].dice for case in cases if case.center == centre]
-            dice = np.array([value for value in scored if value is not None])
-            if len(dice):
+            group = np.array([value for own, value in values if own == centre])
+            if len(group):
                 x = place + 0.4 * number - 0.2
-                spread = np.linspace(-0.1, 0.1, len(dice)) if len(dice) > 1 else np.zeros(1)
-                axes.plot(x + spread, dice, "o", color=colour, markersize=4, alpha=0.6)
-                axes.hlines(np.median(dice), x - 0.15, x + 0.15, color=colour, linewidth=2.5)
+                spread = np.linspace(-0.1, 0.1, len(group)) if len(group) > 1 else np.zeros(1)
+                axes.plot(x + spread, group, "o", color=colour, markersize=4, alpha=0.6)
+                axes.hlines(np.median(group), x - 0.15, x + 0.15, color=colour, linewidth=2.5)
         axes.plot([], [], "o", color=colour, label=name)
     axes.set_xticks(range(len(centres)), [centre or "no centre" for centre in centres])
-    axes.set(ylabel="Dice", ylim=(-0.03, 1.03), xlim=(-0.5, len(centres) - 0.5))
+    axes.set(ylabel=measure, xlim=(-0.5, max(len(centres), 1) - 0.5))
+    axes.set_ylim(bottom=-0.03, top=1.03 if measure == "Dice" else None)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    words = "Dice of each case by class and centre; a bar is the median"
-    return _as_svg(figure, words)
+    return _as_svg(figure, f"{measure} of each case by class and centre; a bar is the median")
 
 
 def best_overlaps(scan: Scan) -> list[tuple[float, float]]:

@@ -36,7 +36,7 @@ def viewer_grid(scan: Scan) -> Grid:
 
 
 def viewer_volumes(scan: Scan) -> dict[str, str]:
-    """NIfTI files in base64, by name: `ct` (HU), `pet` (SUV), `prediction` and `truth`."""
+    """NIfTI files in base64, by name: `ct` (HU), `pet` (SUV), `prediction`, and `truth` if there is one."""
     grid = viewer_grid(scan)
     hu = np.clip(to_grid(scan.ct, grid, fill=AIR_HU, antialias=True), *HU_RANGE)
     suv = to_grid(scan.pet, grid, fill=NO_SUV)
@@ -44,8 +44,9 @@ def viewer_volumes(scan: Scan) -> dict[str, str]:
         "ct": (np.rint(hu / HU_STEP) * HU_STEP).astype(np.int16),
         "pet": (np.rint(suv / SUV_STEP) * SUV_STEP).astype(np.float32),
         "prediction": label_to_grid(scan.prediction, grid),
-        "truth": label_to_grid(scan.truth, grid),
     }
+    if scan.labelled:
+        arrays["truth"] = label_to_grid(scan.truth, grid)
     return {name: _nifti(grid.image(array)) for name, array in arrays.items()}
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -18,6 +19,8 @@ from hnseg.evaluation.report import page
 from hnseg.evaluation.report.pictures import Calibration, best_overlaps, lesion_picture, limits_of_agreement
 from hnseg.evaluation.report.viewer import viewer_grid
 from hnseg.evaluation.score import evaluate
+from hnseg.imaging.case import read_cases
+from hnseg.imaging.images import to_array
 from hnseg.imaging.masks import positions
 
 
@@ -165,6 +168,29 @@ def test_the_command_writes_beside_the_masks_and_says_where_there_is_no_room(
     text = (predictions / "report.html").read_text(encoding="utf-8")
     assert "3 of 3 cases have still pictures alone" in text
     assert not [kind for kind, _ in Page(text).data if kind == "volumes"]
+
+
+def test_new_patients_are_shown_without_ground_truth(predictions, cohort, tmp_path):
+    done = hnseg("report", predictions, "--data", cohort, "--overlays", tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (predictions / "report.html").read_text(encoding="utf-8")
+    assert "Dice by centre" not in text
+    (table,) = Page(text).tables
+    assert table[2][2:7] == ["0", "0.00", "3", "3.00", "0.50"]  # the record's lesions of 1 ml
+    assert '"truth":' not in "".join(data for kind, data in Page(text).data if kind == "volumes")
+    assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_maps_are_drawn_beside_the_lesion(predictions, cohort):
+    case = next(case for case in read_cases(cohort) if case.case_id == "A-1")
+    scan = Scan.read(replace(case, label=None), predictions / "A-1.nii.gz", predictions / "maps" / "A-1")
+    assert not to_array(scan.truth).any()
+    tumour = find_lesions(scan)[0]
+    x, y, z = tumour.voxel
+    assert to_array(scan.maps["probability_GTVp"])[z, y, x] == pytest.approx(0.8)
+    plain = lesion_picture(replace(scan, maps={}), tumour)
+    assert len(lesion_picture(scan, tumour).uri) > len(plain.uri)
+    assert plain.caption.startswith("GTVp, 0.77 ml")
 
 
 def test_mistakes_are_refused_with_a_remedy_before_the_long_work(predictions, cohort, tmp_path, monkeypatch):
