@@ -240,11 +240,13 @@ def write_json(content: Any, path: Path) -> None:
 def print_table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", console: Console | None = None
 ) -> None:
-    """Print a table, columns of numbers aligned to the right."""
+    """Print a table: names in the first column whole, columns of numbers aligned to the right."""
     table = Table(title=escape(title) or None)
     for index, heading in enumerate(headings):
         numbers = all(re.fullmatch(r"[-−+]?[\d.]*|–", row[index]) for row in rows)
-        table.add_column(escape(heading), justify="right" if numbers else "left", overflow="fold")
+        table.add_column(
+            escape(heading), justify="right" if numbers else "left", overflow="fold", no_wrap=not index
+        )
     for row in rows:
         table.add_row(*map(escape, row))
     (console or table_console()).print(table)

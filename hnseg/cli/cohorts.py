@@ -8,7 +8,7 @@ import typer
 
 from hnseg.cli.app import DATA, Json, Root, Workers, app, exists, say, suggest
 from hnseg.errors import HnsegError, few
-from hnseg.files import print_table, write_json
+from hnseg.files import print_table, write_json, write_table
 
 
 @app.command(rich_help_panel=DATA)
@@ -31,11 +31,18 @@ def phantom(
 
 
 @app.command(rich_help_panel=DATA)
-def audit(root: Root, json_file: Json = None, workers: Workers = None) -> None:
+def audit(
+    root: Root,
+    json_file: Json = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write the whole table here.")
+    ] = None,
+    workers: Workers = None,
+) -> None:
     """List a cohort's faults. Exit status 1 if a case is unusable."""
     say(f"auditing {root}")
     from hnseg.imaging.audit import audit as audit_cases
-    from hnseg.imaging.audit import print_audit
+    from hnseg.imaging.audit import audit_table, print_audit
     from hnseg.imaging.case import find_orphans, read_cases
 
     audits = audit_cases(read_cases(root, strict=False), workers)
@@ -43,6 +50,9 @@ def audit(root: Root, json_file: Json = None, workers: Workers = None) -> None:
     print_audit(audits, orphans)
     if json_file:
         write_json({"cases": [case.as_json() for case in audits], "orphans": orphans}, json_file)
+    if csv_file:
+        table = audit_table(audits)
+        write_table(csv_file, list(table[0]), table)
     if not all(case.usable for case in audits):
         raise typer.Exit(1)
     suggest(f"hnseg propose-heads {root}")

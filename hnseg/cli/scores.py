@@ -38,6 +38,9 @@ def evaluate(
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="IoU above which a node counts as found.")
     ] = 0.3,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out cases without prediction, and count them.")
+    ] = False,
 ) -> None:
     """Score predicted masks with the official metrics."""
     say(f"scoring {predictions} against {truth}")
@@ -47,17 +50,32 @@ def evaluate(
     from hnseg.evaluation.tables import print_scores
     from hnseg.imaging.case import read_cases
 
+    if made_by := _maker(truth):
+        say(f"warning: {truth} is what {made_by} wrote; the ground truth comes first: GT_DIR PRED_DIR")
     cases = [case for case in read_cases(truth) if case.label] if overlays else []  # before the long work
     choices: Any = {"empty": empty, "matching": matching, "connectivity": int(connectivity)}
-    cohort = score(truth, predictions, Options(threshold=threshold, **choices))
+    options = Options(threshold=threshold, **choices)
+    cohort = score(truth, predictions, options, allow_missing=allow_missing)
     print_scores(cohort)
     if json_file:
         write_json(cohort.to_json(), json_file)
     if overlays:
         predicted = find_masks(predictions)
         for case in track(cases, "drawing", console=Console(stderr=True)):
+            if case.case_id in cohort.missing:
+                continue
             overlay(case, predicted[case.case_id], overlays / f"{case.case_id}.png")
     suggest(f"hnseg report {predictions} --ground-truth {truth}")
+
+
+def _maker(truth: Path) -> str | None:
+    """The command that wrote a folder of masks or a bundle, which is no ground truth."""
+    if (truth / "bundle.yaml").exists():
+        return "hnseg export"
+    table = truth / "cases.csv"
+    # A cohort may have a list of that name, without a status.
+    written = table.exists() and "status" in table.read_text(errors="replace").partition("\n")[0].split(",")
+    return "hnseg infer" if written else None
 
 
 @app.command(rich_help_panel=EVALUATE)

@@ -101,11 +101,13 @@ class CohortScore:
         options: How it was scored.
         cases: One entry a patient, sorted by case.
         extra: Predictions without ground truth, left out.
+        missing: Cases with ground truth and without prediction, left out.
     """
 
     options: Options
     cases: list[CaseScore]
     extra: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
     @cached_property
     def official(self) -> Scores:
@@ -147,12 +149,15 @@ class CohortScore:
                 "centers": {name: center.official for name, center in self.centers.items()},
                 "options": asdict(self.options),
                 "extra_predictions": self.extra,
+                "missing_predictions": self.missing,
             },
             "cases": {case.case_id: case.to_json(self.options.empty) for case in self.cases},
         }
 
 
-def evaluate(truth: Path, predictions: Path, options: Options | None = None) -> CohortScore:
+def evaluate(
+    truth: Path, predictions: Path, options: Options | None = None, *, allow_missing: bool = False
+) -> CohortScore:
     """Score every case that has a ground-truth mask.
 
     Args:
@@ -160,6 +165,7 @@ def evaluate(truth: Path, predictions: Path, options: Options | None = None) -> 
             or a CSV with labels.
         predictions: Folder of the same, on the grids of the ground truth.
         options: By default the challenge's.
+        allow_missing: Leave out cases without prediction, such as those not segmented yet.
 
     Raises:
         HnsegError: No case, predictions missing or on another grid, labels other than 0, 1 and 2, files that
@@ -170,10 +176,11 @@ def evaluate(truth: Path, predictions: Path, options: Options | None = None) -> 
         raise HnsegError(
             f"{truth}: no case to score; expected CASE.nii.gz or CASE/CASE.nii.gz in it, or a CSV's labels"
         )
-    if missing := [case_id for case_id in true if case_id not in predicted]:
+    missing = [case_id for case_id in true if case_id not in predicted]
+    if missing and (not allow_missing or len(missing) == len(true)):
         raise HnsegError(
             f"{predictions}: no prediction for {len(missing)} of {len(true)} cases ({few(missing)}); "
-            f"predict them, or take them out of {truth}"
+            "predict them, or score the others with --allow-missing"
         )
     options = options or Options()
 
@@ -182,9 +189,9 @@ def evaluate(truth: Path, predictions: Path, options: Options | None = None) -> 
 
     # Reading and distance transforms release Python's lock, so threads do; a whole-body case takes 1.3 GB.
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
-        results = pool.map(score, true)
-        cases = list(track(results, "Scoring", total=len(true), console=Console(stderr=True)))
-    return CohortScore(options, cases, extra=sorted(predicted.keys() - true.keys()))
+        there = [case_id for case_id in true if case_id in predicted]
+        cases = list(track(pool.map(score, there), "Scoring", total=len(there), console=Console(stderr=True)))
+    return CohortScore(options, cases, extra=sorted(predicted.keys() - true.keys()), missing=missing)
 
 
 def _score_case(case_id: str, truth: Path, center: str, prediction: Path, options: Options) -> CaseScore:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from hnseg.errors import few
 from hnseg.evaluation.score import CohortScore
 from hnseg.evaluation.statistics import FEW, FEWEST, Interval, borda_ranks, compare, holm
 from hnseg.files import print_table, replacing, table_console, write_table
@@ -61,6 +62,9 @@ def print_scores(cohort: CohortScore, console: Console | None = None) -> None:
     rows = [[str(c), *(_number(spread[c, matching]) for matching in MATCHINGS)] for c in CONNECTIVITIES]
     title = f"GTVn F1agg, IoU threshold {cohort.options.threshold:g}"
     Table(title, ["Connectivity", *MATCHINGS], rows).print(console)
+    if cohort.missing:
+        text = f"Warning: left out without a prediction: {len(cohort.missing)} ({few(cohort.missing)})"
+        console.print(text, style="yellow", markup=False)
     if cohort.extra:
         names = ", ".join(cohort.extra)
         warning = f"Warning: {len(cohort.extra)} predictions without ground truth left out: {names}"

@@ -285,7 +285,8 @@ _STYLE = {"error": "bold red", "warning": "yellow"}
 
 
 def print_audit(audits: Sequence[CaseAudit], orphans: Sequence[str] = ()) -> None:
-    """Print a cohort's audit to stdout, and the files and folders that belong to no case."""
+    """Print a cohort's audit to stdout, faulty cases first, and what belongs to no case."""
+    audits = sorted(audits, key=lambda checked: (checked.usable, not checked.findings))
     console = table_console()
     headings = (*_HEADINGS, *(f"{name} n, ml" for name in CLASSES), "usable")
     print_table(headings, [_row(checked) for checked in audits], "cases", console)
@@ -296,6 +297,26 @@ def print_audit(audits: Sequence[CaseAudit], orphans: Sequence[str] = ()) -> Non
         console.print(line, highlight=False, soft_wrap=True)
     bad = sum(not checked.usable for checked in audits)
     console.print(f"{len(audits)} cases, {len(audits) - bad} usable, {bad} not; {len(orphans)} orphans")
+
+
+def audit_table(audits: Sequence[CaseAudit]) -> list[dict[str, str]]:
+    """The audit as rows of a CSV file; sizes and spacings are x, y, z."""
+    rows = []
+    for checked in audits:
+        texts = {level: "; ".join(i.text for i in checked.findings if i.level == level) for level in _STYLE}
+        row = {"case_id": checked.case.case_id, "center": checked.case.center}
+        row |= {"usable": "yes" if checked.usable else "no", "errors": texts["error"]}
+        row |= {"warnings": texts["warning"]}
+        for name, grid in (("ct", checked.ct), ("pet", checked.pet)):
+            row[f"{name}_size"] = "" if grid is None else " ".join(map(str, grid.size))
+            row[f"{name}_spacing_mm"] = "" if grid is None else " ".join(f"{s:.4g}" for s in grid.spacing_mm)
+            row[f"{name}_orientation"] = "" if grid is None else grid.orientation
+        row["overlap"] = "" if checked.overlap is None else f"{checked.overlap:.3f}"
+        for name in CLASSES:
+            row[f"{name}_lesions"] = str(checked.components.get(name, ""))
+            row[f"{name}_ml"] = f"{checked.volumes_ml[name]:.2f}" if name in checked.volumes_ml else ""
+        rows.append(row)
+    return rows
 
 
 def _row(checked: CaseAudit) -> list[str]:

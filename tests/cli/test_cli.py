@@ -47,6 +47,7 @@ def test_help_lists_every_command_in_groups_without_heavy_imports():
         ["import-nnunet", "nowhere", "--out", "bundle"],
         ["import-monai", "nowhere", "--out", "bundle"],
         ["audit", "nowhere"],
+        ["cache", "nowhere"],
         ["runs", "nowhere"],
         ["profile", "data.root=nowhere"],
         ["train", "data.root=nowhere"],

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from entry import hnseg, refused
 from fabricate import volume
 from rich.console import Console
 
@@ -151,6 +152,25 @@ def test_what_cannot_be_scored_is_refused_by_name(folders, masks, tmp_path):
         name.unlink()
     with pytest.raises(HnsegError, match=r"predictions: .*2 of 3 cases \(CHUM-002, MDA-001\)"):
         evaluate(truth, predictions)
+
+
+def test_missing_predictions_are_left_out_where_allowed_and_counted(folders, tmp_path):
+    truth, predictions = folders
+    (predictions / "CHUM-002.nii.gz").unlink()
+    assert "--allow-missing" in refused(hnseg("evaluate", truth, predictions))
+    done = hnseg("evaluate", truth, predictions, "--allow-missing", "--json", tmp_path / "scores.json")
+    assert done.returncode == 0, done.stderr
+    assert "left out without a prediction: 1 (CHUM-002)" in done.stdout
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["official"]["missing_predictions"] == ["CHUM-002"]
+    assert sorted(scores["cases"]) == ["CHUM-001", "MDA-001"]
+
+
+def test_masks_of_infer_given_as_ground_truth_are_called_so(folders):
+    truth, predictions = folders
+    (predictions / "cases.csv").write_text("case_id,status,seconds\n")
+    assert "is what hnseg infer wrote" in hnseg("evaluate", predictions, truth).stderr
+    assert "warning" not in hnseg("evaluate", truth, predictions).stderr
 
 
 def test_scoring_does_not_wait_for_torch():

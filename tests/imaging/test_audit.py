@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from entry import hnseg
 from fabricate import ct_image, label_image, pet_image, volume, write_case
 
+from hnseg.files import read_table
 from hnseg.imaging.audit import audit, audit_case, check_case, overlap, print_audit
 from hnseg.imaging.case import find_orphans, read_cases
 
@@ -153,6 +155,19 @@ def test_repeated_images_are_found_between_cases_and_across_workers(tmp_path, ca
     out = capsys.readouterr().out
     for words in ("GTVp", "B: CT is identical", "notes: belongs to no case", "3 cases, 3 usable, 0 not"):
         assert words in out
+
+
+def test_faulty_cases_come_first_with_whole_ids_and_the_csv_has_all(tmp_path):
+    name = "a-very-long-name-of-a-case-of-some-hospital"
+    write_case(tmp_path / "data", "A-1")
+    write_case(tmp_path / "data", name, seed=1, pet=None)
+    done = hnseg("audit", tmp_path / "data", "--csv", tmp_path / "audit.csv", "--workers", 1)
+    assert done.returncode == 1
+    assert 0 <= done.stdout.index(f"│ {name} │") < done.stdout.index("│ A-1 ")
+    _, rows = read_table(tmp_path / "audit.csv", "")
+    assert [(row["case_id"], row["usable"]) for row in rows] == [("A-1", "yes"), (name, "no")]
+    assert (rows[0]["GTVn_lesions"], rows[0]["ct_size"], rows[0]["errors"]) == ("2", "40 40 30", "")
+    assert "PT.nii.gz" in rows[1]["errors"]
 
 
 def test_orphans_are_what_belongs_to_no_case(tmp_path):
