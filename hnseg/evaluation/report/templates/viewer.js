@@ -6,6 +6,7 @@ const say = (text) => { document.getElementById("viewer-status").textContent = t
 const control = (name) => viewer.querySelector(`[name=${name}]`);
 const range = (name) => control(name).value.split(",").map(Number);
 const colours = JSON.parse(document.getElementById("colours").textContent);
+const NARROW = 700; // pixels
 let loading = null;
 
 async function start() {
@@ -14,9 +15,10 @@ async function start() {
     logLevel: "error",
     isRadiologicalConvention: true,
     dragAndDropEnabled: false,
-    multiplanarLayout: 3, // a row
+    multiplanarLayout: innerWidth < NARROW ? 1 : 3, // a column or a row
     multiplanarShowRender: 0, // never
     crosshairColor: [1, 1, 0, 0.4],
+    crosshairWidth: 0.3,
   });
   await niivue.attachToCanvas(document.getElementById("canvas"));
   return niivue;
