@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help: ## the targets
 	@sed -n "s/^\([a-z-]*\):.*## /\1: /p" $(MAKEFILE_LIST) | awk -F": " '{ printf "  make %-16s%s\n", $$1, $$2 }'
 
-.PHONY: help demo reproduce open-data test test-slow setup check clean-demo clean-reproduce
+.PHONY: docs help demo reproduce open-data test test-slow setup check clean-demo clean-reproduce
 
 demo: .venv/ready ## the whole pipeline on a synthetic cohort, 7 to 14 minutes on 2 cores
 	$(BIN)/hnseg phantom $(DEMO)/data/train --cases 80 --seed 0
@@ -76,3 +76,6 @@ setup: .venv/ready-dev ## .venv with everything for development
 .venv/ready-dev: .venv/uv pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	touch $@ .venv/ready .venv/ready-report
+
+docs: .venv/ready-dev ## the documentation in site/, with no broken link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -98,14 +98,15 @@ def conf(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Gains conf/ and sweeps/.")],
 ) -> None:
     """Copy the configuration files out for editing; HNSEG_CONF=DIR in the environment uses them."""
-    from shutil import copytree
+    from shutil import copytree, ignore_patterns
 
     from hnseg.app import HOME
 
     for name in ("conf", "sweeps"):
         if (out / name).exists():
             raise HnsegError(f"{out / name}: is there already; name another folder")
-        copytree(HOME / name, out / name, ignore=lambda *_: ["__init__.py", "__pycache__", "local.yaml"])
+        copytree(HOME / name, out / name, ignore=ignore_patterns("__init__.py", "__pycache__"))
+    (out / "conf" / "local.yaml").unlink(missing_ok=True)  # the user's own of this installation
     print(f"{out}: conf/, sweeps/")
     suggest(f"HNSEG_CONF={out} hnseg train --cfg job")
 

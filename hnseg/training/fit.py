@@ -21,7 +21,7 @@ from lightning.fabric.plugins.environments import (
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from hnseg.card import Card, plain
+from hnseg.card import Card, Stage, plain
 from hnseg.config import Job, build, building
 from hnseg.data.augment import Compose, RandomHeadTruncation
 from hnseg.data.datamodule import StageDataModule, choose_loading
@@ -111,7 +111,7 @@ def train(
     scores = validation_scores(folder.best)
     if processes.rank == 0:
         folder.finish(scores)
-    processes.say(f"{title}: {_summary(scores)}, {folder.best}")
+    processes.say(f"{title}: {_summary(scores, job.stage)}, {folder.best}")
     return scores
 
 
@@ -326,9 +326,11 @@ def _environment(processes: Processes) -> ClusterEnvironment:
     return TorchElasticEnvironment() if processes.launcher == "torchrun" else LightningEnvironment()
 
 
-def _summary(scores: dict[str, float]) -> str:
+def _summary(scores: dict[str, float], stage: Stage) -> str:
     """The validation Dice, and in which ROIs: those placed by the ground truth flatter the pipeline."""
-    text = f"val/dice {scores['val/dice']:.4f} in ROIs placed by the ground truth"
+    text = f"val/dice {scores['val/dice']:.4f}"
+    if stage.placement == "lesions":
+        text += " in ROIs placed by the ground truth"
     if "val_coarse/dice" in scores:
         text += f", {scores['val_coarse/dice']:.4f} in ROIs placed by coarse predictions"
     return text
