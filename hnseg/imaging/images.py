@@ -123,6 +123,18 @@ def from_array(array: np.ndarray, like: sitk.Image) -> sitk.Image:
     return image
 
 
+def part_of(image: sitk.Image, array: np.ndarray, first: Sequence[int]) -> sitk.Image:
+    """An image of `array` (z, y, x) that lies in `image` from a voxel (x, y, z) on.
+
+    To slice `image` takes a millisecond, which adds up over the components of a mask.
+    """
+    part = sitk.GetImageFromArray(array)
+    part.SetSpacing(image.GetSpacing())
+    part.SetDirection(image.GetDirection())
+    part.SetOrigin(image.TransformIndexToPhysicalPoint([int(i) for i in first]))
+    return part
+
+
 def digest_voxels(ct: sitk.Image) -> str:
     """Knows a CT again under another name or in another file: SHA-256 of its size and voxels in whole HU."""
     array = np.rint(sitk.GetArrayViewFromImage(ct)).astype(np.int16)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hnseg.card import Decision
 from hnseg.data.resample import index_box
-from hnseg.imaging.images import from_array, to_array
+from hnseg.imaging.images import from_array, part_of, to_array
 from hnseg.imaging.masks import Box, positions
 from hnseg.imaging.suv import PEAK_RADIUS_MM, sphere_means
 from hnseg.metrics.lesions import label_lesions
@@ -97,8 +97,9 @@ def components(labels: sitk.Image, label: int) -> Iterator[tuple[Box, sitk.Image
     numbered, count = label_lesions(to_array(labels) == label)
     boxes = cc3d.statistics(numbered)["bounding_boxes"]
     for number in range(1, count + 1):
-        z, y, x = box = boxes[number]
-        yield box, from_array((numbered[box] == number).astype(np.uint8), labels[x, y, z])
+        box = boxes[number]
+        inside = (numbered[box] == number).astype(np.uint8)
+        yield box, part_of(labels, inside, [side.start for side in reversed(box)])
 
 
 class Uptake(NamedTuple):
@@ -127,11 +128,14 @@ def uptake(component: sitk.Image, pet: sitk.Image) -> Uptake | None:
     box = index_box(pet, points, margin=int(np.ceil(PEAK_RADIUS_MM / min(pet.GetSpacing()))) + 1)
     if box is None:
         return None
-    suv = pet[tuple(slice(a, b) for a, b in box)]
-    values = sitk.GetArrayFromImage(suv).astype(np.float64)
+    seen = sitk.GetArrayViewFromImage(pet)[tuple(slice(a, b) for a, b in reversed(box))]
+    suv, values = part_of(pet, seen, [a for a, _ in box]), seen.astype(np.float64)
     mean = sphere_means(values, pet.GetSpacing())
-    held = sitk.GetArrayFromImage(sitk.Resample(component, suv, sitk.Transform(), sitk.sitkNearestNeighbor))
-    inside = held > 0
+    resample = sitk.ResampleImageFilter()
+    resample.SetReferenceImage(suv)
+    resample.SetInterpolator(sitk.sitkNearestNeighbor)
+    resample.SetNumberOfWorkUnits(1)  # to start more takes longer than the few voxels
+    inside = sitk.GetArrayFromImage(resample.Execute(component)) > 0
     if not inside.any():
         middle = suv.TransformPhysicalPointToIndex(points.mean(axis=0).tolist())[::-1]
         if not all(0 <= i < n for i, n in zip(middle, mean.shape, strict=True)):
