@@ -48,7 +48,9 @@ class StandIn:
         self.probabilities = self.uncertainty = False
         self.networks = SimpleNamespace(device=torch.device("cpu"), precision="float32")
 
-    def __call__(self, ct: sitk.Image, pet: sitk.Image, case_id: str = "") -> Segmentation:
+    def __call__(
+        self, ct: sitk.Image, pet: sitk.Image, case_id: str = "", cache: None = None
+    ) -> Segmentation:
         """A mask of zeros on the CT's grid."""
         grid = Grid.centred((0.0, 0.0, 0.0), (32, 32, 32), (1.0, 1.0, 1.0))
         result = Segmentation(sitk.Image(ct.GetSize(), sitk.sitkUInt8), True, self.decision)

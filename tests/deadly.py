@@ -9,6 +9,7 @@ import torch
 from members import Pointwise
 
 from hnseg.inference.cascade import Cascade, Segmentation
+from hnseg.inference.ensemble import LogitsCache
 
 
 class Deadly(Pointwise):
@@ -24,9 +25,11 @@ def failing(deadly: str, error: BaseException) -> Callable[..., Segmentation]:
     """A `Cascade.__call__` that raises an error on the case `deadly`."""
     work = Cascade.__call__
 
-    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
+    def call(
+        self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str, cache: LogitsCache | None
+    ) -> Segmentation:
         if case_id == deadly:
             raise error
-        return work(self, ct, pet, case_id)
+        return work(self, ct, pet, case_id, cache)
 
     return call

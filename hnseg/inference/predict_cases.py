@@ -228,9 +228,9 @@ class _Task:
         """Runs the networks, folder by folder; the images are let go of."""
         assert self.scan is not None
         scan, self.scan = self.scan, None
-        shared: dict[str, LogitsCache] = {"cache": {}} if len(self.folders) > 1 else {}
+        cache: LogitsCache | None = {} if len(self.folders) > 1 else None
         try:
-            return [(files, *_predict(files, cascades[files.out], scan, shared)) for files in self.folders]
+            return [(files, *_predict(files, cascades[files.out], scan, cache)) for files in self.folders]
         except BaseException:  # Ctrl-C: of all others `_predict` makes records
             self.release()
             raise
@@ -247,13 +247,13 @@ class _Task:
 
 
 def _predict(
-    files: CaseFiles, cascade: Cascade, scan: Future[_Scan], shared: dict[str, LogitsCache]
+    files: CaseFiles, cascade: Cascade, scan: Future[_Scan], cache: LogitsCache | None
 ) -> tuple[Record, Segmentation | None]:
     device, seconds = cascade.networks.device, dict[str, float]()
     reset_gpu_peak(device)
     try:
         ct, pet, notes, seconds["read"] = scan.result()
-        result = cascade(ct, pet, files.case_id, **shared)
+        result = cascade(ct, pet, files.case_id, cache)
     except Exception as error:
         return replace(files.blank, message=_explain(error), seconds=seconds, memory_mib=peak_mib()), None
     record = replace(

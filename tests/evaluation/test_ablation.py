@@ -50,10 +50,10 @@ def asked(runs, cohort, tmp_path_factory) -> tuple[Path, list[tuple[str, Member]
     out, asked, case = tmp_path_factory.mktemp("out") / "ablation", [], ""
     segment, network = Cascade.__call__, Networks.__call__
 
-    def segment_noted(self, ct, pet, case_id="", **shared):
+    def segment_noted(self, ct, pet, case_id="", cache=None):
         nonlocal case
         case = case_id
-        return segment(self, ct, pet, case_id, **shared)
+        return segment(self, ct, pet, case_id, cache)
 
     def network_noted(self, member):
         asked.append((case, member))

@@ -8,6 +8,7 @@ from fabricate import write_case
 from members import HOT, WHOLE, card, make_bundle
 
 from hnseg.inference.cascade import Cascade, Segmentation
+from hnseg.inference.ensemble import LogitsCache
 from hnseg.models.bundle import Bundle
 
 
@@ -28,9 +29,11 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The cases that the networks saw."""
     work, seen = Cascade.__call__, []
 
-    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
+    def call(
+        self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str, cache: LogitsCache | None
+    ) -> Segmentation:
         seen.append(case_id)
-        return work(self, ct, pet, case_id)
+        return work(self, ct, pet, case_id, cache)
 
     monkeypatch.setattr(Cascade, "__call__", call)
     return seen

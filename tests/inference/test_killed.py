@@ -20,6 +20,7 @@ from results import contents, record, table
 
 from hnseg.inference import predict_cases as loop
 from hnseg.inference.cascade import Cascade, Segmentation
+from hnseg.inference.ensemble import LogitsCache
 from hnseg.models.bundle import Bundle
 
 KILLS = 20
@@ -92,10 +93,12 @@ def kill_amid(patch: pytest.MonkeyPatch, amid: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return read(case)
 
-    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
+    def call(
+        self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str, cache: LogitsCache | None
+    ) -> Segmentation:
         if case_id == "B":
             os.kill(os.getpid(), signal.SIGKILL)
-        return segment(self, ct, pet, case_id)
+        return segment(self, ct, pet, case_id, cache)
 
     if amid == "reading":
         patch.setattr(loop, "read_scan", reading)
@@ -147,12 +150,14 @@ def test_processes_on_one_folder_share_its_cases(
     out.mkdir()
     together = multiprocessing.get_context("fork").Barrier(3)
 
-    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
+    def call(
+        self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str, cache: LogitsCache | None
+    ) -> Segmentation:
         with (tmp_path / "seen.txt").open("a") as file:
             file.write(f"{case_id} {os.getpid()}\n")
         if not waited:
             waited.append(together.wait(120))
-        return segment(self, ct, pet, case_id)
+        return segment(self, ct, pet, case_id, cache)
 
     waited = list[int]()
     monkeypatch.setattr(Cascade, "__call__", call)

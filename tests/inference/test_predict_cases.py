@@ -23,6 +23,7 @@ from hnseg.imaging.case import Case, read_cases, take_shard
 from hnseg.inference import predict_cases as loop
 from hnseg.inference import records
 from hnseg.inference.cascade import Cascade, Segmentation
+from hnseg.inference.ensemble import LogitsCache
 from hnseg.models.bundle import Bundle
 
 
@@ -90,7 +91,9 @@ def test_the_next_case_is_read_and_the_last_written_while_the_networks_work(
         read[case.case_id].set()
         return images
 
-    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
+    def call(
+        self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str, cache: LogitsCache | None
+    ) -> Segmentation:
         n = names.index(case_id)
         assert all(read[after].wait(20) for after in names[n + 1 : n + 2])
         for before in names[:n][-1:]:
@@ -99,7 +102,7 @@ def test_the_next_case_is_read_and_the_last_written_while_the_networks_work(
         assert begun == names[: n + 2]
         gc.collect()
         assert not any(held() for held in results[: max(n - 1, 0)])  # memory stays flat
-        result = network(self, ct, pet, case_id)
+        result = network(self, ct, pet, case_id, cache)
         results.append(ref(result))
         return result
 
@@ -210,11 +213,13 @@ def test_two_devices_at_once_leave_what_one_leaves(
     statuses(tmp_path / "scans", make_cascade(bundle), tmp_path / "one")
     work, both, seen = Cascade.__call__, Barrier(2, timeout=300), dict[Cascade, list[str]]()
 
-    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
+    def call(
+        self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str, cache: LogitsCache | None
+    ) -> Segmentation:
         seen.setdefault(self, []).append(case_id)
         if len(seen[self]) == 1:
             both.wait()
-        return work(self, ct, pet, case_id)
+        return work(self, ct, pet, case_id, cache)
 
     monkeypatch.setattr(Cascade, "__call__", call)
     devices = [{tmp_path / "two": make_cascade(bundle)} for _ in range(2)]

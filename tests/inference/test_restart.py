@@ -13,6 +13,7 @@ from members import HOT, WHOLE, card, make_bundle, make_cascade
 from results import contents, table
 
 from hnseg.inference.cascade import Cascade, Segmentation
+from hnseg.inference.ensemble import LogitsCache
 from hnseg.models.bundle import Bundle
 
 
@@ -141,10 +142,12 @@ def test_a_mask_that_is_put_there_meanwhile_stays(
 ) -> None:
     segment, out = Cascade.__call__, tmp_path / "out"
 
-    def call(self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str) -> Segmentation:
+    def call(
+        self: Cascade, ct: sitk.Image, pet: sitk.Image, case_id: str, cache: LogitsCache | None
+    ) -> Segmentation:
         if case_id == "B":
             (out / "B.nii.gz").write_bytes(b"drawn by hand")
-        return segment(self, ct, pet, case_id)
+        return segment(self, ct, pet, case_id, cache)
 
     monkeypatch.setattr(Cascade, "__call__", call)
     assert statuses(scans, make_cascade(bundle), out) == {"A": "ok", "B": "error", "C": "ok"}
