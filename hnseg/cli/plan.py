@@ -44,6 +44,9 @@ def plan(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="As for hnseg train; stage= and model= choose the tables."),
     ] = None,
+    differences: Annotated[
+        bool, typer.Option("--differences", help="Only rows where the two differ.")
+    ] = False,
 ) -> None:
     """Set the configuration beside the paper's tables. Exit status 1 at an unexplained difference."""
     tables, rest = choose(overrides or [])
@@ -55,7 +58,9 @@ def plan(
     for name, table in tables.items():
         compared = compare(name, table["rows"], configs[table["stage"], table["model"]])
         title = f"{name}: {table['title']} (stage={table['stage']} model={table['model']})"
-        print_table(["Property", "Paper", "hnseg", ""], [row.cells for row in compared], title)
+        shown = [row.cells for row in compared if not (differences and row.same)]
+        if shown:
+            print_table(["Property", "Paper", "hnseg", ""], shown, title)
         rows += compared
     explained = sum(not row.same and row.reason is not None for row in rows)
     different = sum(not row.same and row.reason is None for row in rows)

@@ -49,7 +49,7 @@ def profile(
     if found.gpu_peak_mib is not None:
         figures.append(f"on the GPU {found.gpu_peak_mib / 1024:.1f} GiB")
     if found.hours is not None:
-        figures.append(f"{training.epochs} epochs take {found.hours:.3g} hours and their validations")
+        figures.append(f"{training.epochs} epochs take {_duration(3600 * found.hours)} and their validations")
     patients = "synthetic patients" if found.synthetic else found.job.data.root
     print(f"On {patients}: {', '.join(figures)}")
     print(f"{found.device.type} in {found.precision}; {found.loading}")

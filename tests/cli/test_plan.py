@@ -66,6 +66,15 @@ def test_a_difference_is_marked_and_status_1():
     assert last.endswith("3 DIFFERENT")
 
 
+def test_differences_alone_are_shown_when_asked():
+    whole, brief = (hnseg("plan", "stage=coarse", *option) for option in ((), ("--differences",)))
+    rows = [line for line in brief.stdout.splitlines() if line.startswith("│")]
+    assert "│ same" not in brief.stdout
+    assert "erratum: Five entries for the six" in brief.stdout
+    assert 0 < len(rows) < len(whole.stdout.splitlines()) / 2
+    assert brief.stdout.splitlines()[-1] == whole.stdout.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
