@@ -18,6 +18,8 @@ PET_GREY, PET_WINDOW = "gray_r", (0.0, 10.0)  # SUV
 PET_COLOURS = "hot"  # on CT
 # Ground truth, and a lighter tint for the prediction: where both coincide, each shows beside the other.
 COLOURS = {"GTVp": ("#0a9dff", "#8ff0ff"), "GTVn": ("#1fbf24", "#c8ff5a")}
+# Light tints do not show on a PET in grey: there the prediction has a darker one.
+ON_WHITE = {"GTVp": ("#0a9dff", "#08406b"), "GTVn": ("#1fbf24", "#0c5210")}
 SIDES = ("ground truth", "prediction")
 LINES: tuple[Any, Any] = ("solid", (0, (3, 2)))
 MAP_COLOURS = "viridis"
@@ -99,15 +101,15 @@ def draw_slice(axes: Axes, view: View, plane: Plane, kind: str) -> None:
 def _draw_contours(
     axes: Axes, labels: NDArray[np.uint8], edge: tuple[float, float], side: int, *, on_white: bool
 ) -> None:
-    """Contours of both classes of a slice, of the ground truth (side 0) or the prediction (1).
-
-    Light tints do not show on white, where both sides have the dark one.
-    """
+    """Contours of both classes of a slice, of the ground truth (side 0) or the prediction (1)."""
     x, y = ((np.arange(size) + 0.5) * mm for size, mm in zip(labels.shape[::-1], edge, strict=True))
     for name, label in CLASSES.items():
         mask = labels == label
         if mask.any() and not mask.all():
-            style: Any = {"colors": COLOURS[name][0 if on_white else side], "linestyles": [LINES[side]]}
+            style: Any = {
+                "colors": (ON_WHITE if on_white else COLOURS)[name][side],
+                "linestyles": [LINES[side]],
+            }
             axes.contour(x, y, mask, [0.5], linewidths=1.6, **style)
 
 

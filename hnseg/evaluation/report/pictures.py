@@ -18,7 +18,7 @@ from hnseg.evaluation.figures import LesionFinding, Scan
 from hnseg.evaluation.score import MM3_PER_ML, CaseScore, Options
 from hnseg.imaging.grid import Grid, bounds
 from hnseg.imaging.masks import voxel_ml
-from hnseg.imaging.slices import COLOURS, PET_GREY, PET_WINDOW, draw_slice, planes
+from hnseg.imaging.slices import COLOURS, ON_WHITE, PET_GREY, PET_WINDOW, draw_slice, planes
 from hnseg.metrics.lesions import overlapping_lesions
 from hnseg.metrics.official import CLASSES, GTVN
 
@@ -86,14 +86,13 @@ def maximum_projection(scan: Scan) -> Picture:
     axes = figure.subplots()
     shade: dict[str, Any] = {"cmap": PET_GREY, "vmin": PET_WINDOW[0], "vmax": PET_WINDOW[1]}
     axes.imshow(suv, origin="lower", extent=(0, width, 0, height), **shade)
-    for mask, style in ((scan.truth, "solid"), (scan.prediction, "dashed")):
+    for side, (mask, style) in enumerate(((scan.truth, "solid"), (scan.prediction, "dashed"))):
         labels = label_to_grid(mask, grid)
         for name, label in CLASSES.items():
             seen = (labels == label).any(axis=1)
             if seen.any() and not seen.all():
                 x, z = ((np.arange(n) + 0.5) * MIP_MM for n in seen.shape[::-1])
-                # The dark tint for both: light ones do not show on white.
-                axes.contour(x, z, seen, [0.5], colors=COLOURS[name][0], linestyles=style, linewidths=1.2)
+                axes.contour(x, z, seen, [0.5], colors=ON_WHITE[name][side], linestyles=style, linewidths=1.2)
     axes.set_axis_off()
     caption = f"PET maximum-intensity projection from the front; black is SUV {PET_WINDOW[1]:g} and more"
     return Picture(_jpeg(figure), f"{caption}, with the contours of the masks", caption)
