@@ -227,14 +227,23 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
         writer.writerows(rows)
 
 
+def write_text(text: str, path: Path) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        HnsegError: The folder cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(content: Any, path: Path) -> None:
     """Write plain values as JSON, whole or not at all.
 
     Raises:
         HnsegError: The folder cannot be written.
     """
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(json.dumps(content, indent=1) + "\n", path)
 
 
 def print_table(

@@ -1,5 +1,7 @@
 """infer.py as typed: mistakes told at once, bad cases reported while the others finish, the exit status."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -58,6 +60,31 @@ def test_impossible_settings_are_told(bundle: Path, tmp_path: Path, change: str,
     with pytest.raises(HnsegError, match=message):
         load("infer").main(compose_job("infer", *given, *CPU, *change.split()))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_same_call_answers_before_it_imports_torch_and_notices_what_changes(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_case(tmp_path / "scans", "A-3")
+    call = [f"cases={tmp_path / 'scans'}", f"bundle={bundle}", f"out={tmp_path / 'out'}"]
+    infer(*call)
+    code = "import sys; from hnseg.cli import main; sys.argv[0] = 'hnseg'\n"
+    code += "try: main()\nfinally: print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "infer", *call, *CPU]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "1 of 1 cases segmented" in done.stdout
+    assert done.stdout.endswith("False\n")
+    record_before = (tmp_path / "out" / "A-3.json").stat().st_mtime_ns
+    for change in (
+        lambda: (tmp_path / "out" / "A-3.nii.gz").unlink(),
+        lambda: os.utime(tmp_path / "scans" / "A-3" / "A-3__PT.nii.gz", ns=(1, 1)),
+    ):
+        change()
+        infer(*call)
+        after = (tmp_path / "out" / "A-3.json").stat().st_mtime_ns
+        assert after > record_before
+        record_before = after
+    capsys.readouterr()
 
 
 def test_one_study_is_segmented_as_in_a_list(bundle: Path, tmp_path: Path) -> None:

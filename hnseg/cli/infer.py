@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from hnseg import __version__
 from hnseg.cli.app import HYDRA, INFER, app, say, suggest
 from hnseg.errors import HnsegError, few
+from hnseg.files import digest, write_text
 
 if TYPE_CHECKING:
     from hnseg.config import Inference
     from hnseg.imaging.case import Case
-
+LAST = ".last"  # in a folder of masks: the state of the last call that segmented all of its cases
 _OPTIONS = {f"--{key.replace('_', '-')}": key for key in ("cases", "bundle", "out", "ct", "pet", "case_id")}
 
 
@@ -60,6 +66,11 @@ def main(cfg: Any) -> None:
         raise HnsegError(
             f"bundle={call.bundle}: no bundle.yaml there; make a bundle with hnseg export RUNS --out DIR"
         )
+    state, last = _state(call, cases), call.out / LAST
+    if not call.overwrite and last.is_file() and last.read_text() == state and _has_masks(call, cases):
+        count = f"{len(cases)} of {len(cases)} cases segmented: {call.out}"
+        print(f"{count} ({len(cases)} skipped, finished before; overwrite=true segments all)")
+        return
     say(f"segmenting {few([case.case_id for case in cases])} with {call.bundle} → {call.out}")
 
     from hnseg.devices import pick_devices
@@ -81,8 +92,43 @@ def main(cfg: Any) -> None:
     if failed := [outcome.case_id for outcome in outcomes if outcome.status == "error"]:
         print(f"not segmented: {', '.join(sorted(failed))} (reasons in {out}/cases.csv)", file=sys.stderr)
         sys.exit(1)
+    if all(outcome.status in ("ok", "skipped") for outcome in outcomes):
+        write_text(state, last)
     labelled = call.cases is not None and any(case.label for case in cases)
     suggest(f"hnseg evaluate {call.cases} {out}" if labelled else f"hnseg report {out}")
+
+
+def _state(call: Inference, cases: Sequence[Case]) -> str:
+    """Digest of what a call's masks depend on: its settings, and names, sizes and times of its files.
+
+    It stands for the digests in the records, for which a bundle's gigabytes are read.
+    """
+    from hnseg.imaging.case import mask_file
+    from hnseg.imaging.suv import sidecar
+
+    files = sorted(call.bundle.rglob("*"))
+    for case in cases:
+        files += [case.ct, case.pet, sidecar(case.pet)]
+        files += [mask_file(call.head_masks, case.case_id)] if call.head_masks else []
+    stats = [(str(path), stat) for path in files if (stat := _stat(path)) is not None]
+    machine = [__version__, version("torch"), platform.node()]  # which choose precision and device
+    settings = call.model_dump(mode="json", exclude={"overwrite"})
+    return digest([machine, settings, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]], 32)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    with suppress(OSError):
+        return path.stat()
+    return None
+
+
+def _has_masks(call: Inference, cases: Sequence[Case]) -> bool:
+    """Whether each case has its record and its mask."""
+    return all(
+        (call.out / f"{case.case_id}{ending}").is_file()
+        for case in cases
+        for ending in (".json", f".{call.format}")
+    )
 
 
 def read_case_list(call: Inference) -> list[Case]:

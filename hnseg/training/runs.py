@@ -23,7 +23,7 @@ from hnseg.card import plain
 from hnseg.config import Job
 from hnseg.data.splits import Split
 from hnseg.errors import HnsegError, few
-from hnseg.files import digest_file, is_locked, lock, remove_leftovers, replacing, write_json
+from hnseg.files import digest_file, is_locked, lock, remove_leftovers, write_json, write_text
 
 # Keys of the machine and of what is logged: they do not change a run's result.
 MACHINE = (
@@ -136,7 +136,7 @@ class RunFolder:
                 except Exception as error:
                     if self.config.exists() and not self.finished:
                         with suppress(HnsegError):  # it would hide the first
-                            _write(self.failure, traceback.format_exc())
+                            write_text(traceback.format_exc(), self.failure)
                     _clear_frames(error)
                     raise
         finally:
@@ -174,7 +174,7 @@ class RunFolder:
             write_json(config, self.config)
         if not self._id.exists():
             agents = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
-            _write(self._id, agents or secrets.token_hex(8))
+            write_text(agents or secrets.token_hex(8), self._id)
         split.write(self.split)
         self.failure.unlink(missing_ok=True)
 
@@ -212,11 +212,6 @@ def _clear_frames(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 State = Literal["finished", "running", "failed", "stopped"]
