@@ -72,3 +72,14 @@ def test_marked_blocks_run(page: Path, tiny: dict[str, str], tmp_path: Path) -> 
         )
         done = subprocess.run(command, cwd=tmp_path, env=os.environ | tiny, capture_output=True, text=True)
         assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+@pytest.mark.slow
+def test_notebooks_run_in_order(tiny: dict[str, str], tmp_path: Path) -> None:
+    for name in ("train_on_phantoms", "compare_runs", "segment"):
+        script = ROOT / "docs" / "notebooks" / f"{name}.py"
+        command = [sys.executable, str(script)]
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ | tiny, capture_output=True, text=True)
+        assert done.returncode == 0, f"{name}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert (tmp_path / "rates.png").exists()
+    assert (tmp_path / "mask.nii.gz").exists()

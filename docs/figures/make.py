@@ -102,7 +102,11 @@ def channels(of: Job) -> str:
 
 def overlay(demo: Path) -> None:
     """A case of the demo with ground truth and prediction, as `hnseg evaluate --overlays` drew it."""
-    shutil.copy(demo / "overlays" / f"{CASE}.png", HERE / "overlay.png")
+    from PIL import Image
+
+    picture = Image.open(demo / "overlays" / f"{CASE}.png")
+    picture.thumbnail((1000, 1000))
+    picture.quantize(128).save(HERE / "overlay.png", optimize=True)
 
 
 def report(demo: Path) -> None:

@@ -66,12 +66,12 @@ def main(cfg: Any) -> None:
         raise HnsegError(
             f"bundle={call.bundle}: no bundle.yaml there; make a bundle with hnseg export RUNS --out DIR"
         )
+    say(f"segmenting {few([case.case_id for case in cases])} with {call.bundle} → {call.out}")
     state, last = _state(call, cases), call.out / LAST
     if not call.overwrite and last.is_file() and last.read_text() == state and _has_masks(call, cases):
         count = f"{len(cases)} of {len(cases)} cases segmented: {call.out}"
         print(f"{count} ({len(cases)} skipped, finished before; overwrite=true segments all)")
         return
-    say(f"segmenting {few([case.case_id for case in cases])} with {call.bundle} → {call.out}")
 
     from hnseg.devices import pick_devices
     from hnseg.inference.cascade import load_cascades
