@@ -122,6 +122,7 @@ class RunFolder:
         Raises:
             HnsegError: The folder cannot be made.
         """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -140,8 +141,9 @@ class RunFolder:
                     _clear_frames(error)
                     raise
         finally:
-            with suppress(OSError):
-                self.path.rmdir()  # where nothing was begun
+            with suppress(OSError):  # a run that was begun is not empty
+                for folder in made:
+                    folder.rmdir()
 
     def check(self, config: dict[str, Any], split: Split) -> None:
         """Refuses to resume a run, or to report it as finished, under other settings or on other folds."""

@@ -92,6 +92,12 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
         pass
 
 
+def test_a_run_that_was_refused_leaves_no_folder(folder):
+    with pytest.raises(HnsegError), folder.locked():
+        raise HnsegError("trainer.device=cuda: no GPU")
+    assert not folder.path.parent.exists()
+
+
 def test_overwriting_starts_another_run_and_leaves_other_files(trained):
     before = trained.id
     trained.best.write_bytes(b"old")
