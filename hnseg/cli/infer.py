@@ -94,8 +94,11 @@ def main(cfg: Any) -> None:
         sys.exit(1)
     if all(outcome.status in ("ok", "skipped") for outcome in outcomes):
         write_text(state, last)
-    labelled = call.cases is not None and any(case.label for case in cases)
-    suggest(f"hnseg evaluate {call.cases} {out}" if labelled else f"hnseg report {out}")
+    if call.cases is not None:
+        labelled = any(case.label for case in cases)
+        suggest(
+            f"hnseg evaluate {call.cases} {out}" if labelled else f"hnseg report {out} --data {call.cases}"
+        )
 
 
 def _state(call: Inference, cases: Sequence[Case]) -> str:
