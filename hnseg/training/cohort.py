@@ -77,8 +77,8 @@ def read_cohort(data: Data, stage: str) -> tuple[list[Case], Split]:
     """The cases of the configuration, and how they are dealt into folds."""
     if data.root is None:
         raise HnsegError(
-            "data.root names the folder with the PET/CT cases and is not set: hnseg train data.root=PATH "
-            "... (without data, `make demo` makes a synthetic cohort and trains on it)"
+            "data.root names the folder with the PET/CT cases and is not set: add data.root=PATH, or set "
+            "HNSEG_DATA in the environment; without data, `make demo` makes a synthetic cohort"
         )
     found = read_cases(data.root)
     if data.root.is_dir() and (ignored := find_orphans(data.root)):

@@ -255,6 +255,6 @@ def test_export_converts_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (cached,) = folders(bundle / "cache")
     assert backends.converted(Bundle.load(bundle).members[0]).parent.name == cached
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
-    done = CliRunner().invoke(app, ["export", "runs", "--out", str(tmp_path / "new"), "--convert"])
+    done = CliRunner().invoke(app, ["export", str(tmp_path), "--out", str(tmp_path / "new"), "--convert"])
     assert "hnseg[openvino]', or export without it" in str(done.exception)
     assert not (tmp_path / "new").exists()
