@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
-TRAIN := $(BIN)/python train.py experiment=demo
+TRAIN := $(BIN)/hnseg train experiment=demo
 export OMP_WAIT_POLICY ?= PASSIVE
 
 help: ## the targets
@@ -10,30 +10,32 @@ help: ## the targets
 
 .PHONY: docs help demo reproduce open-data test test-slow setup check clean-demo clean-reproduce
 
-demo: .venv/ready ## the whole pipeline on a synthetic cohort, 7 to 14 minutes on 2 cores
+demo: .venv/ready-report ## the whole pipeline on a synthetic cohort, 7 to 14 minutes on 2 cores
 	$(BIN)/hnseg phantom $(DEMO)/data/train --cases 80 --seed 0
 	$(BIN)/hnseg phantom $(DEMO)/data/test --cases 12 --seed 1
 	$(TRAIN) stage=localiser model=plainconv fold=all
 	$(TRAIN) stage=coarse model=plainconv fold=all
 	$(TRAIN) stage=fine model=resenc,segresnet fold=0-1 -m
 	$(BIN)/hnseg export $(DEMO)/train --out $(DEMO)/bundle
-	$(BIN)/python infer.py cases=$(DEMO)/data/test bundle=$(DEMO)/bundle out=$(DEMO)/predictions
+	$(BIN)/hnseg infer cases=$(DEMO)/data/test bundle=$(DEMO)/bundle out=$(DEMO)/predictions
 	$(BIN)/hnseg threshold $(DEMO)/data/test --json $(DEMO)/threshold.json
 	$(BIN)/hnseg evaluate $(DEMO)/data/test $(DEMO)/predictions --json $(DEMO)/scores.json --overlays $(DEMO)/overlays
+	$(BIN)/hnseg report $(DEMO)/predictions --ground-truth $(DEMO)/data/test
 	@echo "In $(DEMO)/: data, train (runs), bundle, predictions/CASE.nii.gz, scores.json, overlays/CASE.png"
+	@echo "Look at $(DEMO)/predictions/report.html in a browser"
 
 REPRODUCE := runs/reproduce
 reproduce: .venv/ready-report ## the ablation on a synthetic cohort, from sweep to report, at most 20 minutes on 2 cores
 	$(BIN)/hnseg phantom $(REPRODUCE)/data --cases 40 --seed 0
-	$(BIN)/python train.py experiment=reproduce sweeps=ablation fold=0-1
+	$(BIN)/hnseg train experiment=reproduce sweeps=ablation fold=0-1
 	$(BIN)/hnseg ablation $(REPRODUCE)/train --data $(REPRODUCE)/data --arms full,no_cte,srn_cte,resenc_cte,resenc --out $(REPRODUCE)/ablation
 	@echo "In $(REPRODUCE)/: data, train (runs), ablation/ARM/CASE.nii.gz, ablation/ablation.{csv,md,tex}, ablation/report.html"
 
 OPEN := runs/open_data
 open-data: .venv/ready ## the fine stage on open sarcoma PET/CT: make open-data DATA=PATH
-	$(BIN)/python train.py experiment=open_data data.root="$(DATA)" fold=0-3 -m
+	$(BIN)/hnseg train experiment=open_data data.root="$(DATA)" fold=0-3 -m
 	$(BIN)/hnseg export $(OPEN)/fine_plainconv --out $(OPEN)/bundle --checkpoint ema
-	$(BIN)/python infer.py cases="$(DATA)" bundle=$(OPEN)/bundle out_of_fold=true out=$(OPEN)/predictions
+	$(BIN)/hnseg infer cases="$(DATA)" bundle=$(OPEN)/bundle out_of_fold=true out=$(OPEN)/predictions
 	$(BIN)/hnseg evaluate "$(DATA)" $(OPEN)/predictions --json $(OPEN)/scores.json
 
 clean-demo: ## start the demo anew; without it, finished steps are skipped

@@ -20,7 +20,7 @@ SHORTER = ["training.epochs=2", "training.iterations=2", "training.validate_ever
 def demo_commands() -> list[list[str]]:
     """The commands of `make demo`, on less."""
     smaller = [[SMALLER.get(word, word) for word in command] for command in commands("demo")]
-    return [command + SHORTER * (command[0] == "train.py") for command in smaller]
+    return [command + SHORTER * (command[:2] == ["hnseg", "train"]) for command in smaller]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_scores_have_the_documented_form(demo: Path) -> None:
 
 
 def test_the_same_training_command_again_is_over_at_once(demo: Path) -> None:
-    commands = [command for command in demo_commands() if command[0] == "train.py"]
+    commands = [command for command in demo_commands() if command[:2] == ["hnseg", "train"]]
     done = run(*commands[-1], cwd=demo.parents[1])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished before") == 4

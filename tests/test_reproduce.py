@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import SimpleITK as sitk
-from entry import ROOT, run
+from entry import run
 from makefile import commands
 from scores_by_hand import official_scores
 from wandb_files import offline_runs
@@ -41,7 +41,7 @@ Row = dict[str, Any]
 def kill_in(run_dir: Path, arguments: Sequence[str], cwd: Path) -> None:
     """Trains until a run has its first checkpoint, and kills the sweep with all its processes there."""
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
+        [sys.executable, "-m", *arguments],
         cwd=cwd,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
