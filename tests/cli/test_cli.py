@@ -3,8 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 
-import pytest
 import SimpleITK as sitk
 from entry import hnseg, refused, run
 from fabricate import ct_image, label_image, pet_image, write_case
@@ -14,20 +14,23 @@ from hnseg.cli import app
 HEAVY = "{'torch', 'SimpleITK', 'monai', 'matplotlib', 'scipy'} & set(sys.modules)"
 
 
-def imported(*arguments: str) -> tuple[str, str, str]:
-    """What a process of its own prints on stdout and stderr, and the heavy packages that it imported."""
+def imported(*commands: Sequence[str]) -> tuple[str, str, str]:
+    """What commands print on stdout and stderr in one process, and the heavy packages that it imported."""
     code = (
-        f"import sys; sys.argv = ['hnseg', *{arguments!r}]\n"
-        "from hnseg.cli import main\n"
-        f"try: main()\nfinally: print('heavy:', {HEAVY})"
+        "import sys\nfrom hnseg.cli import main\n"
+        f"for command in {commands!r}:\n"
+        "    sys.argv = ['hnseg', *command]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: print('status', end.code)\n"
+        f"print('heavy:', {HEAVY})"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     out, _, heavy = done.stdout.rpartition("heavy: ")
     return out, done.stderr, heavy.strip()
 
 
 def test_help_lists_every_command_in_groups_without_heavy_imports():
-    out, _, heavy = imported("--help")
+    out, _, heavy = imported(["--help"])
     assert heavy == "set()"
     groups = [*map(out.index, ("─ Data ─", "─ Train ─", "─ Infer ─", "─ Evaluate ─", "─ Share ─"))]
     assert groups == sorted(groups)
@@ -36,29 +39,28 @@ def test_help_lists_every_command_in_groups_without_heavy_imports():
         assert f"│ {command.name or command.callback.__name__} " in out
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["export", "nowhere", "--out", "bundle"],
-        ["evaluate", "nowhere", "nowhere"],
-        ["report", "nowhere"],
-        ["ablation", "nowhere", "--data", "nowhere", "--out", "out"],
-        ["tune-postprocess", "nowhere", "nowhere", "nowhere"],
-        ["import-nnunet", "nowhere", "--out", "bundle"],
-        ["import-monai", "nowhere", "--out", "bundle"],
-        ["audit", "nowhere"],
-        ["cache", "nowhere"],
-        ["runs", "nowhere"],
-        ["profile", "data.root=nowhere"],
-        ["train", "data.root=nowhere"],
-        ["infer", "cases=nowhere", "bundle=nowhere", "out=out"],
-        ["infer", "--ct", "nowhere", "--pet", "nowhere", "--bundle", "nowhere", "--out", "out"],
-    ],
-    ids=lambda arguments: arguments[0],
-)
-def test_a_wrong_path_is_refused_before_anything_heavy_is_imported(arguments):
-    _, err, heavy = imported(*arguments)
-    assert "nowhere: no such f" in err.splitlines()[-1]
+WRONG = [
+    ["export", "nowhere", "--out", "bundle"],
+    ["evaluate", "nowhere", "nowhere"],
+    ["report", "nowhere"],
+    ["ablation", "nowhere", "--data", "nowhere", "--out", "out"],
+    ["tune-postprocess", "nowhere", "nowhere", "nowhere"],
+    ["import-nnunet", "nowhere", "--out", "bundle"],
+    ["import-monai", "nowhere", "--out", "bundle"],
+    ["audit", "nowhere"],
+    ["cache", "nowhere"],
+    ["runs", "nowhere"],
+    ["profile", "data.root=nowhere"],
+    ["train", "data.root=nowhere"],
+    ["infer", "cases=nowhere", "bundle=nowhere", "out=out"],
+    ["infer", "--ct", "nowhere", "--pet", "nowhere", "--bundle", "nowhere", "--out", "out"],
+]
+
+
+def test_a_wrong_path_is_refused_before_anything_heavy_is_imported():
+    out, err, heavy = imported(*WRONG)
+    refusals = [line for line in err.splitlines() if "error: nowhere: no such f" in line]
+    assert len(refusals) == out.count("status 2\n") == len(WRONG)
     assert heavy == "set()"
 
 
