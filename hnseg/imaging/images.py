@@ -137,8 +137,11 @@ def part_of(image: sitk.Image, array: np.ndarray, first: Sequence[int]) -> sitk.
 
 def digest_voxels(ct: sitk.Image) -> str:
     """Knows a CT again under another name or in another file: SHA-256 of its size and voxels in whole HU."""
-    array = np.rint(sitk.GetArrayViewFromImage(ct)).astype(np.int16)
-    return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()[:16]
+    array = sitk.GetArrayViewFromImage(ct)
+    voxels = np.ascontiguousarray(array if array.dtype.kind in "iu" else np.rint(array), np.int16)
+    digest = hashlib.sha256(repr(voxels.shape).encode())
+    digest.update(voxels.data)
+    return digest.hexdigest()[:16]
 
 
 def same_grid(a: sitk.Image, b: sitk.Image, tolerance: float = 1e-3) -> bool:
