@@ -180,6 +180,14 @@ def _read_nifti(path: Path) -> sitk.Image:
             shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
         except (HeaderDataError, KeyError, ValueError) as error:
             raise HnsegError(f"{path}: its header is not NIfTI; copy or convert it again") from error
+        slope, inter = (float(header[field]) for field in ("scl_slope", "scl_inter"))
+        if header["bitpix"] != 8 * dtype.itemsize or offset < header.sizeof_hdr + 4:
+            raise HnsegError(
+                f"{path}: its header contradicts itself (datatype {header['datatype']} with bitpix "
+                f"{header['bitpix']}, voxels from byte {offset} on); convert it again"
+            )
+        if slope == 0 and inter != 0:
+            raise HnsegError(f"{path}: scl_slope 0 with scl_inter {inter:g} is no scale; convert it again")
         if dtype.kind not in "iuf":
             raise HnsegError(f"{path}: several values a voxel (RGB or complex); give one scalar image")
         spacing = np.array(header.get_zooms()[:3], np.float64)
@@ -206,28 +214,73 @@ def _read_nifti(path: Path) -> sitk.Image:
     return image
 
 
+# MetaIO's types of an element, whose long has four bytes everywhere.
+_ELEMENTS = {
+    **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4"},
+    **{"MET_UINT": "u4", "MET_LONG": "i4", "MET_ULONG": "u4", "MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
+}
+_HEADER = re.compile(rb"((?:[^\n]*\n)*?)ElementDataFile *= *LOCAL *\r?\n")
+
+
 def _read_metaimage(path: Path) -> sitk.Image:
-    """MetaImage by ITK, which raises on what is cut short, but not on a damaged zlib stream."""
-    content = path.read_bytes()
-    packed = re.search(
-        rb"CompressedData\s*=\s*True.*?ElementDataFile\s*=\s*LOCAL\r?\n", content[:10_000], re.DOTALL
-    )
-    if packed:
-        zlib.decompress(content[packed.end() :], wbits=47)  # zlib or gzip
-    del content
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("MetaImageIO")
-    reader.SetFileName(str(path))
+    """MetaImage in one file: lines of a header, then the voxels, which zlib may have packed.
+
+    ITK's own reader ends the process on some headers, and reads noise where CompressedDataSize is wrong.
+    """
+    with path.open("rb") as file:
+        header = _HEADER.match(file.read(1 << 14))
+        if header is None:
+            raise HnsegError(f"{path}: cut short, or its header is not MetaImage; copy it again")
+        fields = _fields(path, header[1].decode("latin-1"))
+        file.seek(header.end())
+        content = file.read()
+
+    def numbers(default: str, *keys: str) -> list[float]:
+        given = (fields[key] for key in keys if key in fields)
+        return [float(number) for number in next(given, default).split()]
+
     try:
-        reader.ReadImageInformation()
-        if (count := reader.GetNumberOfComponents()) != 1:
-            raise HnsegError(
-                f"{path}: {count} values a voxel (vector, RGB or complex); give one scalar image"
-            )
-        _require_volume(path, reader.GetSize(), reader.GetSpacing())
-        return reader.Execute()
-    except RuntimeError as error:
-        raise HnsegError(f"{path}: cut short, or its header is not MetaImage; copy it again") from error
+        size = [int(n) for n in fields["DimSize"].split()]
+        first = numbers("0 0 0", "Offset", "Origin", "Position")
+        steps = numbers("1 1 1", "ElementSpacing", "ElementSize")
+        matrix = numbers("1 0 0 0 1 0 0 0 1", "TransformMatrix", "Rotation", "Orientation")
+        dtype = np.dtype(_ELEMENTS[fields["ElementType"]])
+        axes = np.reshape(matrix, (3, 3)) if len(size) == 3 else np.eye(3)  # along i, j, k, a row each
+        big = "True" in (fields.get("BinaryDataByteOrderMSB"), fields.get("ElementByteOrderMSB"))
+    except (KeyError, ValueError) as error:
+        raise HnsegError(f"{path}: its MetaImage header lacks {error}; convert it again") from error
+    if (count := fields.get("ElementNumberOfChannels", "1")) != "1":
+        raise HnsegError(f"{path}: {count} values a voxel (vector, RGB or complex); give one scalar image")
+    if fields.get("BinaryData", "True") != "True" or fields.get("HeaderSize", "0") != "0":
+        raise HnsegError(f"{path}: its voxels are text, or do not follow the header; convert it again")
+    _require_volume(path, size, steps)
+    if not np.allclose(axes @ axes.T, np.eye(3), atol=1e-3):
+        raise HnsegError(f"{path}: its axes are not orthonormal; resample it")
+    needed = prod(size) * dtype.itemsize
+    if fields.get("CompressedData") == "True":
+        unpacking = zlib.decompressobj(wbits=47)  # zlib or gzip, which carry a checksum
+        content = unpacking.decompress(content, needed + 1)
+        if len(content) == needed and not unpacking.eof:  # the checksum is still to be read
+            content += unpacking.decompress(unpacking.unconsumed_tail, 1)
+    if len(content) != needed:
+        raise EOFError(f"{len(content)} of {needed} bytes of voxels")
+    voxels = np.frombuffer(content, dtype.newbyteorder(">" if big else "<")).reshape(size[::-1])
+    image = sitk.GetImageFromArray(voxels.astype(dtype, copy=False))
+    image.SetSpacing(steps)
+    image.SetOrigin(first)
+    image.SetDirection(axes.T.ravel().tolist())
+    return image
+
+
+def _fields(path: Path, header: str) -> dict[str, str]:
+    """Key → value of the lines of a MetaImage header."""
+    fields: dict[str, str] = {}
+    for line in header.splitlines():
+        key, sign, value = (part.strip() for part in line.partition("="))
+        if not sign or key in fields:
+            raise HnsegError(f"{path}: its header is not MetaImage (line {line[:40]!r}); convert it again")
+        fields[key] = value
+    return fields
 
 
 def _require_volume(path: Path, size: Sequence[int], spacing: Sequence[float]) -> None:

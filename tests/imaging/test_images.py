@@ -124,6 +124,66 @@ def test_a_sheared_nifti_is_refused(tmp_path):
     assert "orthonormal" in refusal(path)
 
 
+def edit(path: Path, old: bytes, new: bytes) -> Path:
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b"NDims = 3", b"NDims = 3\nNDims = 2", "NDims = 2"),  # ends a process of ITK
+        (b"ObjectType = Image", b"N" * 300 + b" = Image\nno sign", "no sign"),
+        (b"TransformMatrix = 1 0 0 0 1 0", b"TransformMatrix = 1 0 0 0.5 1 0", "orthonormal"),
+        (b"TransformMatrix = 1 0 0", b"TransformMatrix = 2 0 0", "orthonormal"),
+        (b"DimSize = 16 14 12", b"DimSize = 16 14 13", "cut short"),
+        (b"DimSize = 16 14 12", b"DimSize = 16 14 11", "cut short or damaged"),
+        (b"ElementType = MET_FLOAT", b"ElementType = MET_STRING", "MET_STRING"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_metaimage_whose_header_is_wrong_is_refused(tmp_path, old, new, words, packed):
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(noise(), str(path), useCompression=packed)
+    assert words in refusal(edit(path, old, new))
+
+
+@pytest.mark.parametrize("change", [b"CompressedDataSize = 17\n", b""])
+def test_a_metaimage_is_read_whole_whatever_the_size_that_its_header_says(tmp_path, change):
+    """ITK reads noise, or nothing; the stream has its own end and checksum."""
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(noise(), str(path), useCompression=True)
+    (line,) = [line for line in path.read_bytes().splitlines(True) if line.startswith(b"CompressedDataSize")]
+    np.testing.assert_array_equal(to_array(read_image(edit(path, line, change))), to_array(noise()))
+
+
+def test_a_metaimage_of_either_order_of_bytes_is_read(tmp_path):
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(noise(np.int16), str(path))
+    head, mark, voxels = path.read_bytes().partition(b"ElementDataFile = LOCAL\n")
+    head = head.replace(b"BinaryDataByteOrderMSB = False", b"BinaryDataByteOrderMSB = True")
+    path.write_bytes(head + mark + np.frombuffer(voxels, "<i2").astype(">i2").tobytes())
+    np.testing.assert_array_equal(to_array(read_image(path)), to_array(noise(np.int16)))
+
+
+@pytest.mark.parametrize(
+    ("offset", "field", "words"),
+    [
+        (72, struct.pack("<h", 8), "bitpix 8"),  # half a CT would be read
+        (108, struct.pack("<f", 300), "from byte 300"),
+        (112, struct.pack("<2f", 0, 5), "scl_slope 0 with scl_inter 5"),
+    ],
+)
+def test_a_nifti_whose_header_contradicts_itself_is_refused(tmp_path, offset, field, words):
+    path = tmp_path / "a.nii"
+    sitk.WriteImage(noise(), str(path))
+    content = path.read_bytes()
+    path.write_bytes(content[:offset] + field + content[offset + len(field) :])
+    assert words in refusal(path)
+
+
 @pytest.mark.parametrize(("dtype", "value"), [(np.uint8, 3), (np.int16, -1), (np.float64, 0.9999999)])
 def test_other_label_values_are_named(tmp_path, dtype, value):
     values = np.zeros((4, 5, 6), dtype)
