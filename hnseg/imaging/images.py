@@ -88,10 +88,15 @@ def read_label(path: Path) -> sitk.Image:
 
 
 def read_mask(path: Path, ct: sitk.Image) -> sitk.Image:
-    """Read a label map; HnsegError if it is not on the grid of `ct`."""
+    """Read a label map onto the grid of `ct`, which a rounded header may miss by a hundredth of a voxel.
+
+    Raises:
+        HnsegError: It is on another grid.
+    """
     mask = read_label(path)
     if not same_grid(mask, ct):
         raise HnsegError(f"{path}: is not on the CT's grid; resample it, nearest neighbour, or remove it")
+    mask.CopyInformation(ct)
     return mask
 
 
@@ -144,7 +149,7 @@ def digest_voxels(ct: sitk.Image) -> str:
     return digest.hexdigest()[:16]
 
 
-def same_grid(a: sitk.Image, b: sitk.Image, tolerance: float = 1e-3) -> bool:
+def same_grid(a: sitk.Image, b: sitk.Image, tolerance: float = 0.05) -> bool:
     """Whether two images have one size and coinciding corner voxels, within a tolerance in voxels of `a`."""
     if a.GetSize() != b.GetSize():
         return False

@@ -11,7 +11,15 @@ import SimpleITK as sitk
 from fabricate import ct_image, volume
 
 from hnseg.errors import HnsegError
-from hnseg.imaging.images import from_array, read_image, read_label, same_grid, to_array, write_image
+from hnseg.imaging.images import (
+    from_array,
+    read_image,
+    read_label,
+    read_mask,
+    same_grid,
+    to_array,
+    write_image,
+)
 
 FORMATS = [".nii.gz", ".nii", ".mha"]
 
@@ -200,11 +208,20 @@ def test_arrays_are_zyx_and_keep_the_geometry():
     assert same_grid(from_array(array, image), image)
 
 
+def test_a_mask_whose_header_was_rounded_lies_on_the_ct(tmp_path):
+    ct = ct_image()
+    mask = sitk.Cast(ct * 0, sitk.sitkUInt8)
+    mask.SetOrigin([value + 0.02 for value in ct.GetOrigin()])
+    sitk.WriteImage(mask, str(tmp_path / "a.nii.gz"))
+    read = read_mask(tmp_path / "a.nii.gz", ct)
+    assert (read.GetOrigin(), read.GetSpacing()) == (ct.GetOrigin(), ct.GetSpacing())
+
+
 def test_same_grid_sees_every_part_of_the_geometry():
     image = ct_image()
     for change in ("SetOrigin", "SetSpacing"):
         other = sitk.Image(image)
-        getattr(other, change)([value + 0.01 for value in getattr(other, change.replace("Set", "Get"))()])
+        getattr(other, change)([value + 0.2 for value in getattr(other, change.replace("Set", "Get"))()])
         assert not same_grid(image, other)
     other = sitk.Image(image)
     other.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
