@@ -27,6 +27,8 @@ Fraction = Annotated[float, Field(strict=True, ge=0, lt=1)]
 # A name or folder may be called 2025, which Hydra reads as a number.
 Written = BeforeValidator(lambda value: str(value) if type(value) is int else value)
 Name = Annotated[str, Written, Field(strict=True, min_length=1)]
+# Of a member, whose folder in a bundle it names: no path.
+FolderName = Annotated[Name, Field(max_length=200, pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$")]
 
 Shape = tuple[Count, Count, Count]
 Bounds = tuple[Number, Number]  # rising
@@ -343,7 +345,7 @@ class Card:
         scores: Of its validation.
     """
 
-    name: Name
+    name: FolderName
     model: Name
     fold: int | str
     stage: Stage

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from hnseg.card import Card, Decision, plain
+from hnseg.card import Card, Decision, FolderName, plain
 from hnseg.errors import HnsegError
 from hnseg.files import digest, digest_file, replacing, replacing_folder, restore
 from hnseg.models.checkpoint import FORMAT, Checkpoint, Member, Trained, read_card, read_checkpoint
@@ -35,7 +35,7 @@ class _Listing(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
     format: int
-    members: dict[str, _Digests]
+    members: dict[FolderName, _Digests]
     decision: Decision
 
     @classmethod

@@ -9,10 +9,11 @@ import yaml
 from entry import ROOT
 from members import TINY, card, make_bundle, write_run
 
-from hnseg.card import Decision
+from hnseg.card import Decision, plain
 from hnseg.errors import HnsegError
 from hnseg.models import nets
 from hnseg.models.bundle import Bundle, export_bundle
+from hnseg.models.checkpoint import read_card
 
 
 @pytest.fixture
@@ -66,6 +67,17 @@ def test_an_altered_or_missing_file_is_named(bundle: Bundle, file: str) -> None:
         Bundle.load(bundle.path)
     path.unlink()
     with pytest.raises(HnsegError, match=rf"{file}: missing"):
+        Bundle.load(bundle.path)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "..", "a/b", "a\\b", "x" * 300])
+def test_a_members_name_is_no_path(tmp_path: Path, bundle: Bundle, name: str) -> None:
+    with pytest.raises(HnsegError, match="name="):
+        read_card({**plain(bundle.members[0].card), "name": name}, tmp_path / "best.ckpt")
+    listing = yaml.safe_load((bundle.path / "bundle.yaml").read_text())
+    listing["members"][name] = listing["members"].popitem()[1]
+    (bundle.path / "bundle.yaml").write_text(yaml.safe_dump(listing))
+    with pytest.raises(HnsegError, match=r"bundle\.yaml: damaged \(members"):
         Bundle.load(bundle.path)
 
 
