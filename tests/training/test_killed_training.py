@@ -28,7 +28,11 @@ def metrics(folder: Path) -> list[dict[str, str]]:
     """Rows as they lie on disk, without those of the machine's time and memory."""
     with (folder / "metrics.csv").open(newline="") as file:
         return [
-            {key: value for key, value in row.items() if key.startswith(("train/loss", "val", "lr", "epoch"))}
+            {
+                key: value
+                for key, value in row.items()
+                if key.startswith(("train/loss", "val", "lr")) or key == "epoch"
+            }
             for row in csv.DictReader(file)
         ]
 

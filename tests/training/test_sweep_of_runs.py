@@ -39,7 +39,7 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def test_a_killed_sweep_started_again_finishes_with_the_same_runs(cohort: Path, tmp_path: Path) -> None:
-    arguments = sweep(cohort, tmp_path / "runs")
+    arguments = [*sweep(cohort, tmp_path / "runs"), "logger=wandb"]
     first, second = (tmp_path / "runs" / ARM / f"fold_{fold}" for fold in (0, 1))
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
     process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL)
@@ -50,7 +50,7 @@ def test_a_killed_sweep_started_again_finishes_with_the_same_runs(cohort: Path, 
     epoch = torch.load(second / "last.ckpt", weights_only=True)["epoch"]
     kept = (first / "last.ckpt").read_bytes()
 
-    listed = hnseg("runs", "--json", "runs.json", cwd=tmp_path)
+    listed = hnseg("runs", "--sort", "name", "--json", "runs.json", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     states = [one["state"] for one in json.loads((tmp_path / "runs.json").read_text())["runs"]]
     assert states == ["finished", "stopped"]
