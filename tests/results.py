@@ -29,6 +29,7 @@ def contents(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()
     }
+    found.pop(".last", None)  # of the call, with its paths
     for name in [name for name in found if name.endswith(".json")]:
         found[name] = _common(json.loads(found[name]))
     return found | {"cases.csv": {name: _common(row) for name, row in table(out).items()}}

@@ -209,6 +209,7 @@ def test_a_terminated_run_says_so_and_ends_as_the_shell_expects(cohort: Path, tm
 @pytest.mark.slow
 def test_a_killed_run_resumes(cohort: Path, tmp_path: Path) -> None:
     settings = [*tiny("resenc", cohort, tmp_path), "training.epochs=400", "training.iterations=2"]
+    settings.append("logger=wandb")
     command = [sys.executable, str(ROOT / "train.py"), "stage=fine", *settings]
     last = tmp_path / "hecktor" / "fine_resenc_cte" / "fold_0" / "last.ckpt"
     process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL)

@@ -54,9 +54,12 @@ def main(cfg: Any) -> float:
         from hnseg.training.fit import train
 
         with folder.locked() if processes.rank == 0 else nullcontext():
-            train(job, settings, folder, title, fold, processes)
-    if sweep_overrides() is None and processes.rank == 0:
-        localises = job.stage.name == "localiser"
-        runs, bundle = (folder.path.parent, "localiser") if localises else (folder.path.parents[1], "bundle")
-        suggest(f"hnseg export {runs} --out {bundle}")
+            dice = train(job, settings, folder, title, fold, processes)["val/dice"]
+        if processes.rank == 0 and sweep_overrides() is None:
+            localises = job.stage.name == "localiser"
+            runs, bundle = (
+                (folder.path.parent, "localiser") if localises else (folder.path.parents[1], "bundle")
+            )
+            suggest(f"hnseg export {runs} --out {bundle}")
+        return dice
     return folder.scores()["val/dice"]

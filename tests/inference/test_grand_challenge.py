@@ -127,7 +127,7 @@ def test_the_dockerfiles_command_keeps_to_the_platforms_limits(
     before = listing(model)
     ended = rehearsal.run(*entry_point(), "--interface", edition)
     assert ended.code == 0, ended.stderr
-    assert ended.stderr == ""
+    assert ended.stderr == "segmenting the study in /input\n"
     assert ended.peak < 15 * 2**30
     assert listing(model) == before
     made = listing(rehearsal.folder / "tmp" / "cache")

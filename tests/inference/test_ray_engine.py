@@ -115,9 +115,10 @@ def test_ray_leaves_what_one_process_leaves_which_does_not_do_it_again(place: Pa
     done = infer("ray", *RAY)
     assert (done.returncode, done.stdout) == (1, "6 of 7 cases segmented: ray\n")
     said = [line for line in done.stderr.splitlines() if not line.startswith("Segmenting")]
-    assert len(said) == 2
-    assert said[0].startswith("B-bad: error: scans/B-bad/B-bad__PT.nii.gz: ")
-    assert said[1] == "not segmented: B-bad (reasons in ray/cases.csv)"
+    assert len(said) == 3
+    assert said[0].startswith("segmenting A-0, ")
+    assert said[1].startswith("B-bad: error: scans/B-bad/B-bad__PT.nii.gz: ")
+    assert said[2] == "not segmented: B-bad (reasons in ray/cases.csv)"
     assert contents(place / "ray") == contents(place / "local")
     assert "6 skipped" in infer("ray", "engine=local").stdout
 
